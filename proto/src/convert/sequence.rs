@@ -1,0 +1,168 @@
+//! `foggara.cluster.v1`: sequences between a front door and a driver.
+
+use super::WireError;
+use crate::sequence::{SequenceEnd, SequenceEvent, SequenceParams, SequenceRequest, TokenOutput};
+use crate::wire::cluster as wire;
+
+impl From<SequenceParams> for wire::SequenceParams {
+    fn from(p: SequenceParams) -> Self {
+        Self {
+            max_tokens: p.max_tokens,
+            temperature: p.temperature,
+            top_p: p.top_p,
+            top_k: p.top_k,
+            seed: p.seed,
+            stop_token_ids: p.stop_token_ids,
+            logprobs: p.logprobs,
+            prompt_logprobs: p.prompt_logprobs,
+        }
+    }
+}
+
+impl From<wire::SequenceParams> for SequenceParams {
+    fn from(p: wire::SequenceParams) -> Self {
+        Self {
+            max_tokens: p.max_tokens,
+            temperature: p.temperature,
+            top_p: p.top_p,
+            top_k: p.top_k,
+            seed: p.seed,
+            stop_token_ids: p.stop_token_ids,
+            logprobs: p.logprobs,
+            prompt_logprobs: p.prompt_logprobs,
+        }
+    }
+}
+
+impl wire::SubmitRequest {
+    /// A request for the driver that holds `driver_epoch` of `group`.
+    pub fn new(group: u64, driver_epoch: u64, request: SequenceRequest) -> Self {
+        Self {
+            group,
+            driver_epoch,
+            request_id: request.request_id,
+            tokens: request.tokens,
+            prompt_len: u32::try_from(request.prompt_len).unwrap_or(u32::MAX),
+            params: Some(request.params.into()),
+        }
+    }
+}
+
+impl TryFrom<wire::SubmitRequest> for SequenceRequest {
+    type Error = WireError;
+
+    fn try_from(r: wire::SubmitRequest) -> Result<Self, WireError> {
+        let params = r.params.ok_or_else(|| WireError::new("params", "missing"))?;
+        let prompt_len = checked_prompt_len(r.prompt_len, r.tokens.len())?;
+        Ok(Self { request_id: r.request_id, tokens: r.tokens, prompt_len, params: params.into() })
+    }
+}
+
+/// `prompt_len` must lie in `1..=tokens`.
+pub(super) fn checked_prompt_len(prompt_len: u32, tokens: usize) -> Result<usize, WireError> {
+    let prompt_len = prompt_len as usize;
+    if prompt_len == 0 || prompt_len > tokens {
+        return Err(WireError::new("prompt_len", format!("{prompt_len} is not in 1..={tokens}")));
+    }
+    Ok(prompt_len)
+}
+
+impl From<TokenOutput> for wire::TokenOutput {
+    fn from(t: TokenOutput) -> Self {
+        let top = t.top.into_iter().map(|(token, logprob)| wire::TokenChoice { token, logprob }).collect();
+        Self { token: t.token, logprob: t.logprob, top }
+    }
+}
+
+impl From<wire::TokenOutput> for TokenOutput {
+    fn from(t: wire::TokenOutput) -> Self {
+        let top = t.top.into_iter().map(|c| (c.token, c.logprob)).collect();
+        Self { token: t.token, logprob: t.logprob, top }
+    }
+}
+
+/// The wire value of an end.
+pub(super) fn end_to_wire(end: Option<SequenceEnd>) -> i32 {
+    let end = match end {
+        None => wire::SequenceEnd::Unspecified,
+        Some(SequenceEnd::StopToken) => wire::SequenceEnd::StopToken,
+        Some(SequenceEnd::Length) => wire::SequenceEnd::Length,
+    };
+    end.into()
+}
+
+/// The end a wire value stands for.
+pub(super) fn end_from_wire(end: i32) -> Result<Option<SequenceEnd>, WireError> {
+    match wire::SequenceEnd::try_from(end) {
+        Ok(wire::SequenceEnd::Unspecified) => Ok(None),
+        Ok(wire::SequenceEnd::StopToken) => Ok(Some(SequenceEnd::StopToken)),
+        Ok(wire::SequenceEnd::Length) => Ok(Some(SequenceEnd::Length)),
+        Err(_) => Err(WireError::new("end", format!("unknown value {end}"))),
+    }
+}
+
+impl From<SequenceEvent> for wire::SequenceEvent {
+    fn from(e: SequenceEvent) -> Self {
+        Self {
+            prompt: e.prompt.into_iter().map(Into::into).collect(),
+            tokens: e.tokens.into_iter().map(Into::into).collect(),
+            end: end_to_wire(e.end),
+        }
+    }
+}
+
+impl TryFrom<wire::SequenceEvent> for SequenceEvent {
+    type Error = WireError;
+
+    fn try_from(e: wire::SequenceEvent) -> Result<Self, WireError> {
+        Ok(Self {
+            prompt: e.prompt.into_iter().map(Into::into).collect(),
+            tokens: e.tokens.into_iter().map(Into::into).collect(),
+            end: end_from_wire(e.end)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params() -> SequenceParams {
+        SequenceParams {
+            max_tokens: 7,
+            temperature: 0.5,
+            top_p: 0.9,
+            top_k: 3,
+            seed: 11,
+            stop_token_ids: vec![2],
+            logprobs: Some(4),
+            prompt_logprobs: true,
+        }
+    }
+
+    #[test]
+    fn a_request_survives_the_wire() {
+        let request =
+            SequenceRequest { request_id: "r".into(), tokens: vec![1, 2, 3], prompt_len: 2, params: params() };
+        let wire = wire::SubmitRequest::new(5, 9, request.clone());
+        assert_eq!((wire.group, wire.driver_epoch), (5, 9));
+        assert_eq!(SequenceRequest::try_from(wire), Ok(request));
+    }
+
+    #[test]
+    fn a_prompt_length_outside_the_tokens_is_refused() {
+        for (prompt_len, ok) in [(0, false), (1, true), (3, true), (4, false)] {
+            assert_eq!(checked_prompt_len(prompt_len, 3).is_ok(), ok, "{prompt_len}");
+        }
+    }
+
+    #[test]
+    fn events_survive_the_wire_and_unknown_ends_are_refused() {
+        for end in [None, Some(SequenceEnd::StopToken), Some(SequenceEnd::Length)] {
+            let token = TokenOutput { token: 4, logprob: Some(-0.25), top: vec![(4, -0.25), (9, -2.0)] };
+            let event = SequenceEvent { prompt: vec![token.clone()], tokens: vec![token], end };
+            assert_eq!(SequenceEvent::try_from(wire::SequenceEvent::from(event.clone())), Ok(event));
+        }
+        assert!(end_from_wire(77).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! `foggara.worker.v1`: step plans and reports between a driver and a leader.
+
+use super::WireError;
+use super::sequence::{checked_prompt_len, end_from_wire, end_to_wire};
+use crate::step::{Chunk, Grant, GroupLimits, Join, SequenceOutput, StepPlan, StepReport, StepTiming};
+use crate::wire::worker as wire;
+
+impl From<StepPlan> for wire::StepPlan {
+    fn from(p: StepPlan) -> Self {
+        let join = |j: Join| wire::Join {
+            sequence: j.sequence,
+            tokens: j.tokens,
+            prompt_len: u32::try_from(j.prompt_len).unwrap_or(u32::MAX),
+            params: Some(j.params.into()),
+        };
+        Self {
+            driver_epoch: p.driver_epoch,
+            number: p.number,
+            drops: p.drops,
+            joins: p.joins.into_iter().map(join).collect(),
+            grants: p.grants.into_iter().map(|g| wire::Grant { sequence: g.sequence, blocks: g.blocks }).collect(),
+            chunks: p.chunks.into_iter().map(|c| wire::Chunk { sequence: c.sequence, tokens: c.tokens }).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::StepPlan> for StepPlan {
+    type Error = WireError;
+
+    fn try_from(p: wire::StepPlan) -> Result<Self, WireError> {
+        let join = |j: wire::Join| {
+            let params = j.params.ok_or_else(|| WireError::new("joins.params", "missing"))?;
+            let prompt_len = checked_prompt_len(j.prompt_len, j.tokens.len())?;
+            Ok(Join { sequence: j.sequence, tokens: j.tokens, prompt_len, params: params.into() })
+        };
+        Ok(Self {
+            driver_epoch: p.driver_epoch,
+            number: p.number,
+            drops: p.drops,
+            joins: p.joins.into_iter().map(join).collect::<Result<_, WireError>>()?,
+            grants: p.grants.into_iter().map(|g| Grant { sequence: g.sequence, blocks: g.blocks }).collect(),
+            chunks: p.chunks.into_iter().map(|c| Chunk { sequence: c.sequence, tokens: c.tokens }).collect(),
+        })
+    }
+}
+
+impl From<StepReport> for wire::StepReport {
+    fn from(r: StepReport) -> Self {
+        let output = |o: SequenceOutput| wire::SequenceOutput {
+            sequence: o.sequence,
+            prompt: o.prompt.into_iter().map(Into::into).collect(),
+            token: o.token.map(Into::into),
+            end: end_to_wire(o.end),
+        };
+        Self {
+            driver_epoch: r.driver_epoch,
+            number: r.number,
+            outputs: r.outputs.into_iter().map(output).collect(),
+            timing: Some(wire::StepTiming {
+                rows: r.timing.rows,
+                wait_us: r.timing.wait_us,
+                compute_us: r.timing.compute_us,
+                collective_us: r.timing.collective_us,
+                sample_us: r.timing.sample_us,
+            }),
+        }
+    }
+}
+
+impl TryFrom<wire::StepReport> for StepReport {
+    type Error = WireError;
+
+    fn try_from(r: wire::StepReport) -> Result<Self, WireError> {
+        let output = |o: wire::SequenceOutput| {
+            Ok(SequenceOutput {
+                sequence: o.sequence,
+                prompt: o.prompt.into_iter().map(Into::into).collect(),
+                token: o.token.map(Into::into),
+                end: end_from_wire(o.end)?,
+            })
+        };
+        let t = r.timing.unwrap_or_default();
+        Ok(Self {
+            driver_epoch: r.driver_epoch,
+            number: r.number,
+            outputs: r.outputs.into_iter().map(output).collect::<Result<_, WireError>>()?,
+            timing: StepTiming {
+                rows: t.rows,
+                wait_us: t.wait_us,
+                compute_us: t.compute_us,
+                collective_us: t.collective_us,
+                sample_us: t.sample_us,
+            },
+        })
+    }
+}
+
+impl From<GroupLimits> for wire::Attached {
+    fn from(l: GroupLimits) -> Self {
+        Self { kv_blocks: l.kv_blocks, block_size: l.block_size, max_step_rows: l.max_step_rows }
+    }
+}
+
+impl TryFrom<wire::Attached> for GroupLimits {
+    type Error = WireError;
+
+    fn try_from(a: wire::Attached) -> Result<Self, WireError> {
+        if a.block_size == 0 || a.max_step_rows == 0 {
+            return Err(WireError::new("attached", "block_size and max_step_rows must be at least 1"));
+        }
+        Ok(Self { kv_blocks: a.kv_blocks, block_size: a.block_size, max_step_rows: a.max_step_rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sequence::{SequenceEnd, SequenceParams, TokenOutput};
+
+    #[test]
+    fn plans_and_reports_survive_the_wire() {
+        let params = SequenceParams {
+            max_tokens: 1,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 3,
+            stop_token_ids: vec![],
+            logprobs: None,
+            prompt_logprobs: false,
+        };
+        let plan = StepPlan {
+            driver_epoch: 4,
+            number: 2,
+            drops: vec![1],
+            joins: vec![Join { sequence: 8, tokens: vec![5, 6], prompt_len: 2, params }],
+            grants: vec![Grant { sequence: 8, blocks: vec![0, 3] }],
+            chunks: vec![Chunk { sequence: 8, tokens: 2 }],
+        };
+        assert_eq!(StepPlan::try_from(wire::StepPlan::from(plan.clone())), Ok(plan));
+        let report = StepReport {
+            driver_epoch: 4,
+            number: 2,
+            outputs: vec![SequenceOutput {
+                sequence: 8,
+                prompt: vec![],
+                token: Some(TokenOutput { token: 1, logprob: None, top: vec![] }),
+                end: Some(SequenceEnd::Length),
+            }],
+            timing: StepTiming { rows: 2, wait_us: 1, compute_us: 9, collective_us: 4, sample_us: 1 },
+        };
+        assert_eq!(StepReport::try_from(wire::StepReport::from(report.clone())), Ok(report));
+    }
+
+    #[test]
+    fn a_join_without_params_is_refused() {
+        let join = wire::Join { sequence: 1, tokens: vec![1], prompt_len: 1, params: None };
+        let plan = wire::StepPlan { joins: vec![join], ..Default::default() };
+        assert_eq!(StepPlan::try_from(plan).map_err(|e| e.field), Err("joins.params"));
+    }
+}

@@ -1,0 +1,67 @@
+//! One sequence on its way through the cluster: what is asked of it and what comes out.
+
+/// What the sampler needs to know of a sequence. Defaults are already filled in, limits already checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequenceParams {
+    /// Tokens to generate at most, counted from the end of the prompt.
+    pub max_tokens: u32,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// In (0, 1].
+    pub top_p: f32,
+    /// 0: all tokens.
+    pub top_k: u32,
+    /// Key of the counter-based random numbers.
+    pub seed: u64,
+    /// Every token id that ends the sequence.
+    pub stop_token_ids: Vec<u32>,
+    /// Alternatives to report with each token; `None`: no log-probabilities.
+    pub logprobs: Option<u32>,
+    /// Report the log-probabilities of the prompt too.
+    pub prompt_logprobs: bool,
+}
+
+/// A sequence as a front door hands it to a driver, and a driver to a leader.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequenceRequest {
+    /// The client's name for it, unique in the cluster.
+    pub request_id: String,
+    /// The prompt, then what was already generated (when a stream goes on after a fault).
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` are the prompt.
+    pub prompt_len: usize,
+    /// How to sample.
+    pub params: SequenceParams,
+}
+
+/// A token with what is known of its probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenOutput {
+    /// Its id.
+    pub token: u32,
+    /// Natural logarithm of its probability before temperature and truncation; absent unless asked for, and for the
+    /// first token of a prompt.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens at this position, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a sequence ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SequenceEnd {
+    /// It sampled one of its stop tokens (the last token reported).
+    StopToken,
+    /// It reached `max_tokens` or the context.
+    Length,
+}
+
+/// News of one sequence.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SequenceEvent {
+    /// Log-probabilities of prompt tokens, in order, when asked for.
+    pub prompt: Vec<TokenOutput>,
+    /// Sampled tokens, in order.
+    pub tokens: Vec<TokenOutput>,
+    /// Set in the last event.
+    pub end: Option<SequenceEnd>,
+}

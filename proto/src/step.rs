@@ -1,0 +1,113 @@
+//! The step protocol between a driver (on a coordinator) and a group's leader (rank 0): numbered plans one way, numbered
+//! reports the other.
+
+use crate::sequence::{SequenceEnd, SequenceParams, TokenOutput};
+
+/// Names a sequence between one driver and its leader. Never reused within a driver epoch.
+pub type SequenceId = u64;
+
+/// Index of a KV block in every rank's pool.
+pub type BlockId = u32;
+
+/// One step, as a change of what the leader already knows.
+///
+/// Order of effect: drops, joins, grants, chunks. Every sequence that has all its known tokens in the cache, has not ended
+/// and is not dropped samples one more token in each step, without being named.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepPlan {
+    /// The driver's lease; older ones are ignored.
+    pub driver_epoch: u64,
+    /// Counts up by one from 1 within a driver epoch.
+    pub number: u64,
+    /// Forgotten; their blocks may be granted again in this very plan.
+    pub drops: Vec<SequenceId>,
+    /// New sequences.
+    pub joins: Vec<Join>,
+    /// KV blocks, used in the order in which they were granted.
+    pub grants: Vec<Grant>,
+    /// Prefill work of this step.
+    pub chunks: Vec<Chunk>,
+}
+
+/// A sequence enters the group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Join {
+    /// Its name from now on.
+    pub sequence: SequenceId,
+    /// The prompt, then what was already generated.
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` are the prompt.
+    pub prompt_len: usize,
+    /// How to sample.
+    pub params: SequenceParams,
+}
+
+/// More KV blocks for a sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// In the order of use.
+    pub blocks: Vec<BlockId>,
+}
+
+/// How many more of a sequence's known tokens go through the model in this step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// At least 1.
+    pub tokens: u32,
+}
+
+/// What a step produced.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepReport {
+    /// Of the plan.
+    pub driver_epoch: u64,
+    /// Of the plan.
+    pub number: u64,
+    /// One entry for each sequence that has news.
+    pub outputs: Vec<SequenceOutput>,
+    /// Where the leader's time went.
+    pub timing: StepTiming,
+}
+
+/// News of one sequence in one step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequenceOutput {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// Log-probabilities of prompt tokens, when asked for.
+    pub prompt: Vec<TokenOutput>,
+    /// The sampled token, if this step sampled one.
+    pub token: Option<TokenOutput>,
+    /// Set when the sequence ended with this step.
+    pub end: Option<SequenceEnd>,
+}
+
+/// Where the leader's time in a step went, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepTiming {
+    /// Tokens that went through the model.
+    pub rows: u32,
+    /// Waiting for the plan.
+    pub wait_us: u32,
+    /// The forward pass, collectives included.
+    pub compute_us: u32,
+    /// Of it, inside collectives.
+    pub collective_us: u32,
+    /// Sampling.
+    pub sample_us: u32,
+}
+
+/// What a driver learns about a group when it attaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// KV blocks in each rank's pool.
+    pub kv_blocks: u32,
+    /// Tokens in a block.
+    pub block_size: u32,
+    /// Most rows of one step.
+    pub max_step_rows: u32,
+}
