@@ -1,0 +1,57 @@
+//! Second phase: every sequence that decodes gets a row, and a block when it comes to a block's end.
+
+use foggara_proto::step::{Grant, StepPlan};
+
+use super::Batcher;
+
+impl Batcher {
+    /// Returns the number of rows that decode in this step.
+    pub(super) fn plan_decodes(&mut self, plan: &mut StepPlan) -> usize {
+        let mut rows = 0;
+        let mut place = 0;
+        // Preemption takes from the end of `running`, so places before `place` never move.
+        while place < self.running.len() {
+            let id = self.running[place];
+            let Some(sequence) = self.sequences.get(&id) else { unreachable!("running sequences are known") };
+            if !sequence.decodes() {
+                place += 1;
+                continue;
+            }
+            let missing = self.blocks_for(sequence.planned + 1).saturating_sub(sequence.blocks.len());
+            let granted = loop {
+                if let Some(blocks) = self.pool.take(missing) {
+                    break Some(blocks);
+                }
+                if !self.preempt_last_decoding_after(place) {
+                    break None;
+                }
+            };
+            let Some(blocks) = granted else {
+                // Nobody behind it to take from: it makes room itself.
+                self.preempt(place);
+                continue;
+            };
+            let sequence = self.sequences.get_mut(&id).expect("looked up above");
+            sequence.planned += 1;
+            if !blocks.is_empty() {
+                sequence.blocks.extend_from_slice(&blocks);
+                plan.grants.push(Grant { sequence: id, blocks });
+            }
+            rows += 1;
+            place += 1;
+        }
+        rows
+    }
+
+    /// Preempts the decoding sequence that entered last, if it stands behind `place`.
+    fn preempt_last_decoding_after(&mut self, place: usize) -> bool {
+        let victim = self.running.iter().rposition(|id| self.sequences.get(id).is_some_and(|s| s.decodes()));
+        match victim {
+            Some(victim) if victim > place => {
+                self.preempt(victim);
+                true
+            }
+            _ => false,
+        }
+    }
+}

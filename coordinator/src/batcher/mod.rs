@@ -1,0 +1,199 @@
+//! Continuous batching: events in (submitted, cancelled, reported), [`StepPlan`]s out.
+//!
+//! Pure: no clock, no I/O, no randomness. The driver owns one [`Batcher`] for each group it drives, sends its plans to the
+//! group's leader and feeds it the reports. Plans are made ahead of the reports ([`PLANS_AHEAD`]), so the leader never
+//! waits: the batcher knows where every sequence will stand after the steps in flight, all but which of them will have
+//! ended, and the leader skips those.
+//!
+//! A step plan is made in phases, each in its own file: `drops`, `decodes`, `prefills`; `reports` is the way back.
+
+mod blocks;
+mod decodes;
+mod drops;
+mod prefills;
+mod reports;
+mod sequence;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use foggara_proto::sequence::SequenceParams;
+use foggara_proto::step::{SequenceId, StepPlan};
+
+use blocks::BlockPool;
+use sequence::{Phase, Sequence};
+
+pub use reports::ReportError;
+
+/// Plans that may be in flight: the one being executed and the next.
+pub const PLANS_AHEAD: usize = 2;
+
+/// What bounds a group's batches. Every field is at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// KV blocks in the pool.
+    pub kv_blocks: u32,
+    /// Tokens in a block.
+    pub block_size: u32,
+    /// Rows (tokens) of one step.
+    pub step_rows: u32,
+    /// Of them, for prefill while other sequences decode: what their next token may wait for.
+    pub prefill_rows_beside_decodes: u32,
+    /// Sequences in the group at once.
+    pub sequences: u32,
+    /// Sequences waiting to get in.
+    pub queue: usize,
+}
+
+/// Why a sequence was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The bounded queue is full.
+    #[error("{limit} sequences wait already")]
+    QueueFull {
+        /// The bound.
+        limit: usize,
+    },
+    /// It could never fit, even alone.
+    #[error("needs {needed} tokens of KV cache; the group has {available}")]
+    TooLong {
+        /// Prompt and answer together.
+        needed: usize,
+        /// The whole pool.
+        available: usize,
+    },
+}
+
+/// How full a group is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Occupancy {
+    /// Sequences in the group.
+    pub running: usize,
+    /// Sequences waiting.
+    pub waiting: usize,
+    /// Blocks nobody holds.
+    pub free_blocks: u32,
+    /// Blocks held by sequences.
+    pub live_blocks: u32,
+    /// Sequences preempted since the start.
+    pub preemptions: u64,
+}
+
+/// The batcher of one group.
+#[derive(Debug)]
+pub struct Batcher {
+    driver_epoch: u64,
+    limits: Limits,
+    pool: BlockPool,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    /// In order of arrival; a preempted sequence comes back to the front.
+    waiting: VecDeque<SequenceId>,
+    /// In order of entry: the last is the first to be preempted.
+    running: Vec<SequenceId>,
+    /// To be named in the next plan's drops.
+    dropping: Vec<SequenceId>,
+    /// Numbers of the plans on their way, oldest first.
+    in_flight: VecDeque<u64>,
+    last_number: u64,
+    preemptions: u64,
+}
+
+impl Batcher {
+    /// A batcher with an empty pool for the holder of `driver_epoch`.
+    pub fn new(driver_epoch: u64, limits: Limits) -> Self {
+        Self {
+            driver_epoch,
+            limits,
+            pool: BlockPool::new(limits.kv_blocks),
+            sequences: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            dropping: Vec::new(),
+            in_flight: VecDeque::new(),
+            last_number: 0,
+            preemptions: 0,
+        }
+    }
+
+    /// Queues a sequence. `tokens` is the prompt (the first `prompt_len`) and what was generated before; ids must be new.
+    pub fn submit(
+        &mut self,
+        id: SequenceId,
+        tokens: Vec<u32>,
+        prompt_len: usize,
+        params: SequenceParams,
+    ) -> Result<(), Refusal> {
+        let sequence = Sequence::new(tokens, prompt_len, params);
+        let available = self.limits.kv_blocks as usize * self.limits.block_size as usize;
+        let needed = sequence.most_positions();
+        if needed > available {
+            return Err(Refusal::TooLong { needed, available });
+        }
+        // What a free slot takes in the very next plan is not waiting.
+        let slots = (self.limits.sequences as usize).saturating_sub(self.running.len());
+        if self.waiting.len() >= self.limits.queue + slots {
+            return Err(Refusal::QueueFull { limit: self.limits.queue });
+        }
+        let earlier = self.sequences.insert(id, sequence);
+        debug_assert!(earlier.is_none(), "sequence id {id} used twice");
+        self.waiting.push_back(id);
+        Ok(())
+    }
+
+    /// Forgets a sequence; its blocks come back with the next plan. Unknown ids are ignored.
+    pub fn cancel(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        match sequence.phase {
+            Phase::Waiting => {
+                self.waiting.retain(|&waiting| waiting != id);
+                self.sequences.remove(&id);
+            }
+            // Already named in a drop: nothing of it is left at the leader.
+            Phase::Preempted { .. } => {
+                self.sequences.remove(&id);
+            }
+            Phase::Running | Phase::Ended => sequence.phase = Phase::Ended,
+        }
+    }
+
+    /// The next step, or `None` while there is nothing to do or enough plans are in flight.
+    pub fn plan(&mut self) -> Option<StepPlan> {
+        if self.in_flight.len() >= PLANS_AHEAD {
+            return None;
+        }
+        let mut plan = StepPlan { driver_epoch: self.driver_epoch, ..StepPlan::default() };
+        self.collect_ended();
+        let decoding = self.plan_decodes(&mut plan);
+        let prefilling = self.plan_prefills(&mut plan, decoding);
+        plan.drops = self.take_drops();
+        if decoding + prefilling == 0 && plan.drops.is_empty() {
+            return None;
+        }
+        self.last_number += 1;
+        plan.number = self.last_number;
+        self.in_flight.push_back(plan.number);
+        Some(plan)
+    }
+
+    /// How full the group is.
+    pub fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            running: self.running.len(),
+            waiting: self.sequences.len() - self.running.len(),
+            free_blocks: self.pool.free(),
+            live_blocks: self.limits.kv_blocks - self.pool.free(),
+            preemptions: self.preemptions,
+        }
+    }
+
+    /// Whether nothing is known, held or in flight.
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty() && self.in_flight.is_empty() && self.dropping.is_empty()
+    }
+
+    /// Blocks that `positions` tokens take.
+    fn blocks_for(&self, positions: usize) -> usize {
+        positions.div_ceil(self.limits.block_size as usize)
+    }
+}

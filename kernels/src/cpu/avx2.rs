@@ -1,0 +1,185 @@
+//! Lanes in AVX2 registers, with FMA and F16C.
+//!
+//! SAFETY of this whole file: values of [`F32x8`] are made only inside functions that the `simd!` macro enters after it has
+//! found AVX2, FMA and F16C; every pointer comes from a reference to an array of just the size that is read or written, and
+//! all loads and stores are unaligned ones.
+
+use std::arch::x86_64::*;
+
+use super::lanes::Lanes;
+
+/// Eight floats in a register.
+#[derive(Debug, Clone, Copy)]
+pub struct F32x8(__m256);
+
+/// Broadcasts the four activations that belong to vector `v`.
+#[inline(always)]
+fn four(a: &[i8; 32], v: usize) -> __m256i {
+    let bytes = [a[v * 4], a[v * 4 + 1], a[v * 4 + 2], a[v * 4 + 3]].map(|x| x as u8);
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_set1_epi32(i32::from_le_bytes(bytes)) }
+}
+
+/// Sums pairs of 16-bit lanes into 32 bits.
+#[inline(always)]
+fn widen(x: __m256i) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_madd_epi16(x, _mm256_set1_epi16(1)) }
+}
+
+/// Signed codes times activations over the vectors `FROM..TO`. |code| × 127 × 2 ≤ 32,512 fits 16 bits.
+#[inline(always)]
+fn signed<const FROM: usize, const TO: usize>(codes: &[__m256i; 8], a: &[i8; 32]) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let mut sum = _mm256_setzero_si256();
+        for v in FROM..TO {
+            let products =
+                _mm256_maddubs_epi16(_mm256_abs_epi8(codes[v]), _mm256_sign_epi8(four(a, v), codes[v]));
+            sum = _mm256_add_epi32(sum, widen(products));
+        }
+        sum
+    }
+}
+
+impl Lanes for F32x8 {
+    type Codes = __m256i;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(from: &[f32; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[u16; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)))
+        }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; 8]) {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u16; 8]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0))
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    fn exp2_integer(self) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvttps_epi32(self.0), _mm256_set1_epi32(127));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
+        }
+    }
+    #[inline(always)]
+    fn unpack4(from: &[u8; 128]) -> [__m256i; 8] {
+        // SAFETY: see the head of the file; the four loads cover the 128 bytes.
+        unsafe {
+            let low = _mm256_set1_epi8(15);
+            let packed: [__m256i; 4] =
+                std::array::from_fn(|v| _mm256_loadu_si256(from.as_ptr().add(v * 32).cast()));
+            std::array::from_fn(|v| {
+                if v < 4 {
+                    _mm256_and_si256(packed[v], low)
+                } else {
+                    _mm256_and_si256(_mm256_srli_epi16::<4>(packed[v - 4]), low)
+                }
+            })
+        }
+    }
+    #[inline(always)]
+    fn load8(from: &[u8; 256]) -> [__m256i; 8] {
+        // SAFETY: see the head of the file; the eight loads cover the 256 bytes.
+        std::array::from_fn(|v| unsafe { _mm256_loadu_si256(from.as_ptr().add(v * 32).cast()) })
+    }
+    #[inline(always)]
+    fn dot_u4(codes: &[__m256i; 8], a: &[i8; 32]) -> Self {
+        // 15 × 127 × 2 × 8 = 30,480: all eight products of a lane are summed in 16 bits.
+        // SAFETY: see the head of the file.
+        unsafe {
+            let mut sum = _mm256_maddubs_epi16(codes[0], four(a, 0));
+            for v in 1..8 {
+                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes[v], four(a, v)));
+            }
+            Self(_mm256_cvtepi32_ps(widen(sum)))
+        }
+    }
+    #[inline(always)]
+    fn dot_i8(codes: &[__m256i; 8], a: &[i8; 32]) -> (Self, Self) {
+        let (first, second) = (signed::<0, 4>(codes, a), signed::<4, 8>(codes, a));
+        // SAFETY: see the head of the file.
+        unsafe { (Self(_mm256_cvtepi32_ps(first)), Self(_mm256_cvtepi32_ps(second))) }
+    }
+    #[inline(always)]
+    fn dot_i8_whole(codes: &[__m256i; 8], a: &[i8; 32]) -> Self {
+        let sum = signed::<0, 8>(codes, a);
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_cvtepi32_ps(sum) })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+}

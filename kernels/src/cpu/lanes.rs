@@ -1,0 +1,85 @@
+//! Eight floats at a time: the vocabulary in which the kernels are written.
+//!
+//! [`Lanes`] has two implementations that agree bit for bit: AVX2 (`avx2.rs`) and plain Rust (`portable.rs`). Each method is
+//! one rounding (or none), so an algorithm written over it has one result.
+
+/// Eight f32 lanes and the integer products that end in them.
+pub trait Lanes: Copy {
+    /// Thirty-two 8-bit codes: four consecutive columns of each of eight rows.
+    type Codes: Copy;
+
+    /// All lanes `x`.
+    fn splat(x: f32) -> Self;
+    /// Reads 8 floats.
+    fn load(from: &[f32; 8]) -> Self;
+    /// Reads 8 IEEE half floats, given by their bits.
+    fn load_f16(from: &[u16; 8]) -> Self;
+    /// Reads 8 bfloat16, given by their bits.
+    fn load_bf16(from: &[u16; 8]) -> Self;
+    /// Writes 8 floats.
+    fn store(self, to: &mut [f32; 8]);
+    /// Rounds to half floats (to nearest, ties to even).
+    fn store_f16(self, to: &mut [u16; 8]);
+    /// `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// `self - other`.
+    fn sub(self, other: Self) -> Self;
+    /// `self * other`.
+    fn mul(self, other: Self) -> Self;
+    /// `self / other`.
+    fn div(self, other: Self) -> Self;
+    /// The greater; `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// The lesser; `other` where either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// `self * b + c` with one rounding.
+    fn fma(self, b: Self, c: Self) -> Self;
+    /// To the nearest integer, ties to even.
+    fn round(self) -> Self;
+    /// 2^self for integers in -126..=127.
+    fn exp2_integer(self) -> Self;
+
+    /// Splits 128 bytes of packed 4-bit codes into the 8 vectors of a block.
+    fn unpack4(from: &[u8; 128]) -> [Self::Codes; 8];
+    /// Reads the 8 vectors of a block of 8-bit codes.
+    fn load8(from: &[u8; 256]) -> [Self::Codes; 8];
+    /// For each row, the exact sum over 32 columns of unsigned codes below 16 times `a` (each within ±127).
+    fn dot_u4(codes: &[Self::Codes; 8], a: &[i8; 32]) -> Self;
+    /// For each row, the exact sums of signed codes times `a` (each within ±127) over columns 0..16 and 16..32.
+    fn dot_i8(codes: &[Self::Codes; 8], a: &[i8; 32]) -> (Self, Self);
+    /// For each row, the exact sum of signed codes times `a` over 32 columns.
+    fn dot_i8_whole(codes: &[Self::Codes; 8], a: &[i8; 32]) -> Self;
+
+    /// Sum of the lanes: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut l = [0.0; 8];
+        self.store(&mut l);
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+
+    /// Greatest of the lanes.
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        let mut l = [0.0; 8];
+        self.store(&mut l);
+        l.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// e^self, within 2 units in the last place; 0 below about -87.3, infinity never (clamped at e^88).
+    ///
+    /// Cody and Waite's reduction (Software Manual for the Elementary Functions, 1980) and a degree 6 polynomial.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        let lowest = Self::splat(-87.336_54);
+        let x = self.min(Self::splat(88.0)).max(lowest);
+        let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.fma(Self::splat(-0.693_359_4), x);
+        let r = n.fma(Self::splat(2.121_944_4e-4), r);
+        let mut p = Self::splat(1.0 / 720.0);
+        for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = p.fma(r, Self::splat(coefficient));
+        }
+        p.mul(n.exp2_integer())
+    }
+}

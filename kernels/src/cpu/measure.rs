@@ -1,0 +1,93 @@
+//! Quick measurements of what this machine gives: reported when a worker joins, and the denominators of benchmarks.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::lanes::Lanes;
+use super::simd;
+
+/// Larger than any last-level cache share that would flatter the figure.
+const BUFFER_BYTES: usize = 64 << 20;
+
+/// Bytes read per second from memory by `threads` threads together, measured for about `millis`.
+pub fn read_bandwidth(threads: usize, millis: u64) -> u64 {
+    let count = threads.max(1);
+    let len = BUFFER_BYTES / 4 / count;
+    // Written, so that every page is one of its own and not the shared page of zeros.
+    let buffers: Vec<Vec<f32>> = (0..count).map(|i| vec![i as f32 + 1.0; len]).collect();
+    rate(buffers, millis, |buffer| {
+        black_box(sum(buffer));
+        buffer.len() as u64 * 4
+    })
+}
+
+/// Float operations per second of `threads` threads together (a fused multiply-add is two), measured for about `millis`.
+pub fn fma_rate(threads: usize, millis: u64) -> u64 {
+    let inputs = vec![vec![0.5f32; 8]; threads.max(1)];
+    rate(inputs, millis, |input| {
+        black_box(chains(input));
+        (CHAIN_ROUNDS * CHAINS * 8 * 2) as u64
+    })
+}
+
+/// Runs `work` on each input in a thread of its own until the time is up; returns the sum of what it returned, per second.
+fn rate<T: Send>(inputs: Vec<T>, millis: u64, work: impl Fn(&T) -> u64 + Sync) -> u64 {
+    let wanted = Duration::from_millis(millis);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = inputs
+            .into_iter()
+            .map(|input| {
+                let work = &work;
+                scope.spawn(move || {
+                    let started = Instant::now();
+                    let mut done = 0;
+                    while done == 0 || started.elapsed() < wanted {
+                        done += work(&input);
+                    }
+                    done as f64 / started.elapsed().as_secs_f64()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("the measurement does not panic")).sum::<f64>()
+            as u64
+    })
+}
+
+simd! { fn sum(x: &[f32]) -> f32 => sum_body }
+
+#[inline(always)]
+fn sum_body<L: Lanes>(x: &[f32]) -> f32 {
+    let mut sums = [L::splat(0.0); 8];
+    for chunk in x.chunks_exact(64) {
+        for (sum, lanes) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *sum = sum.add(L::load(lanes));
+        }
+    }
+    sums.into_iter().fold(L::splat(0.0), L::add).sum()
+}
+
+const CHAINS: usize = 10;
+const CHAIN_ROUNDS: usize = 20_000;
+
+simd! { fn chains(x: &[f32]) -> f32 => chains_body }
+
+#[inline(always)]
+fn chains_body<L: Lanes>(x: &[f32]) -> f32 {
+    let factor = L::splat(x[0]);
+    let mut chains = [factor; CHAINS];
+    for _ in 0..CHAIN_ROUNDS {
+        for chain in &mut chains {
+            *chain = chain.fma(factor, factor);
+        }
+    }
+    chains.into_iter().fold(L::splat(0.0), L::add).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn measurements_are_of_this_world() {
+        assert!(super::read_bandwidth(2, 5) > 100_000_000);
+        assert!(super::fma_rate(2, 5) > 100_000_000);
+    }
+}

@@ -1,0 +1,144 @@
+//! The paged cache of keys and values of one rank.
+
+use half::f16;
+
+use crate::error::KernelError;
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvType {
+    /// As computed.
+    F32,
+    /// Rounded to half precision.
+    F16,
+}
+
+impl KvType {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Storage of one kind of element. Zeroed memory comes lazily from the system, so blocks never written cost nothing.
+#[derive(Debug)]
+pub(crate) enum Store {
+    F32 { keys: Vec<f32>, values: Vec<f32> },
+    F16 { keys: Vec<u16>, values: Vec<u16> },
+}
+
+/// Keys and values of all layers, in blocks of `block_size` positions.
+///
+/// Within a block of one head, keys are stored dimension by dimension (so that scores of neighbouring positions are lanes)
+/// and values position by position, padded to whole vectors.
+#[derive(Debug)]
+pub struct KvCache {
+    pub(crate) store: Store,
+    layers: usize,
+    blocks: usize,
+    pub(crate) block_size: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// `head_dim` rounded up to whole vectors.
+    pub(crate) value_stride: usize,
+}
+
+impl KvCache {
+    /// A cache of `blocks` blocks. `block_size` must be a multiple of 8.
+    ///
+    /// # Errors
+    /// If the sizes are not usable, or do not fit in memory's address range.
+    pub fn new(
+        layers: usize,
+        blocks: usize,
+        block_size: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        ty: KvType,
+    ) -> Result<Self, KernelError> {
+        let wrong = |reason: &str| {
+            let sizes =
+                format!("{layers} layers × {blocks} blocks × {block_size} × {kv_heads} heads × {head_dim}");
+            KernelError::new("KV cache", format!("{sizes}: {reason}"))
+        };
+        if block_size == 0 || !block_size.is_multiple_of(8) {
+            return Err(wrong("the block size must be a multiple of 8"));
+        }
+        let value_stride = head_dim.next_multiple_of(8);
+        let total = |width: usize| {
+            [layers, blocks, kv_heads, block_size].iter().try_fold(width, |a, b| a.checked_mul(*b))
+        };
+        let (Some(keys), Some(values)) = (total(head_dim), total(value_stride)) else {
+            return Err(wrong("too large"));
+        };
+        if values.checked_mul(ty.bytes()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(wrong("too large"));
+        }
+        let store = match ty {
+            KvType::F32 => Store::F32 { keys: vec![0.0; keys], values: vec![0.0; values] },
+            KvType::F16 => Store::F16 { keys: vec![0; keys], values: vec![0; values] },
+        };
+        Ok(Self { store, layers, blocks, block_size, kv_heads, head_dim, value_stride })
+    }
+
+    /// Positions in a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Blocks in the cache.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Bytes of one block over all layers.
+    pub fn bytes_per_block(&self) -> usize {
+        let element = match self.store {
+            Store::F32 { .. } => KvType::F32.bytes(),
+            Store::F16 { .. } => KvType::F16.bytes(),
+        };
+        self.layers * self.kv_heads * self.block_size * (self.head_dim + self.value_stride) * element
+    }
+
+    /// Index of a head's part of a block.
+    pub(crate) fn cell(&self, layer: usize, block: u32, head: usize) -> usize {
+        debug_assert!(layer < self.layers && (block as usize) < self.blocks && head < self.kv_heads);
+        (layer * self.blocks + block as usize) * self.kv_heads + head
+    }
+
+    /// Stores the keys and values (each `kv_heads × head_dim`) of the position `offset` of `block`.
+    ///
+    /// # Panics
+    /// If the place does not exist.
+    pub fn write(&mut self, layer: usize, block: u32, offset: usize, k: &[f32], v: &[f32]) {
+        let (size, dim, stride) = (self.block_size, self.head_dim, self.value_stride);
+        assert!(
+            offset < size && k.len() == self.kv_heads * dim && v.len() == k.len(),
+            "KV cache: offset {offset}"
+        );
+        for head in 0..self.kv_heads {
+            let cell = self.cell(layer, block, head);
+            let (k, v) = (&k[head * dim..][..dim], &v[head * dim..][..dim]);
+            let (key_at, value_at) = (cell * dim * size, (cell * size + offset) * stride);
+            match &mut self.store {
+                Store::F32 { keys, values } => {
+                    for (d, k) in k.iter().enumerate() {
+                        keys[key_at + d * size + offset] = *k;
+                    }
+                    values[value_at..][..dim].copy_from_slice(v);
+                }
+                Store::F16 { keys, values } => {
+                    for (d, k) in k.iter().enumerate() {
+                        keys[key_at + d * size + offset] = f16::from_f32(*k).to_bits();
+                    }
+                    for (to, v) in values[value_at..][..dim].iter_mut().zip(v) {
+                        *to = f16::from_f32(*v).to_bits();
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The ops: one file each, holding the contract and the kernel.
+
+pub mod activations;
+pub mod attention;
+pub mod blocks;
+pub mod dequantize;
+pub mod kv_cache;
+pub mod matmul;
+pub mod panels;
+pub mod rms_norm;
+pub mod rope;
+pub mod softmax;
+pub mod swiglu;

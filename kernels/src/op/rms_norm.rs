@@ -1,0 +1,83 @@
+//! Root-mean-square normalisation (Zhang and Sennrich, 2019), and adding the residual.
+
+use crate::cpu::lanes::Lanes;
+use crate::cpu::pool::ThreadPool;
+use crate::cpu::shared_slice::SharedSlice;
+use crate::cpu::simd;
+
+/// `out[t, i] = x[t, i] / sqrt(mean(x[t]²) + eps) · weight[i]` for `rows` rows of `weight.len()`.
+///
+/// Squares are summed in eight lanes, then pairwise: one order on every machine.
+///
+/// # Panics
+/// If `x` or `out` is shorter than that.
+pub fn rms_norm(pool: &ThreadPool, x: &[f32], rows: usize, weight: &[f32], eps: f32, out: &mut [f32]) {
+    let cols = weight.len();
+    let out = SharedSlice::new(&mut out[..rows * cols]);
+    pool.run(rows, |t| {
+        // SAFETY: each task has a row of its own.
+        let out = unsafe { out.part(t * cols, cols) };
+        rms_norm_row(&x[t * cols..][..cols], weight, eps, out);
+    });
+}
+
+simd! { fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body }
+
+#[inline(always)]
+fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let (whole, rest) = x.as_chunks::<8>();
+    let mut squares = L::splat(0.0);
+    for chunk in whole {
+        let x = L::load(chunk);
+        squares = x.fma(x, squares);
+    }
+    let tail = rest.iter().fold(0.0f32, |sum, x| x * x + sum);
+    let mean = (squares.sum() + tail) / x.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    let lanes = L::splat(scale);
+    let at = whole.len() * 8;
+    for ((x, w), out) in whole.iter().zip(weight.as_chunks::<8>().0).zip(out.as_chunks_mut::<8>().0) {
+        L::load(x).mul(lanes).mul(L::load(w)).store(out);
+    }
+    for ((x, w), out) in rest.iter().zip(&weight[at..]).zip(&mut out[at..]) {
+        *out = x * scale * w;
+    }
+}
+
+/// `x += y`, element by element.
+pub fn add_assign(x: &mut [f32], y: &[f32]) {
+    debug_assert_eq!(x.len(), y.len());
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::portable;
+
+    #[test]
+    fn agrees_with_double_precision_and_across_lanes() {
+        for cols in [1, 7, 8, 64, 100] {
+            let x: Vec<f32> = (0..cols * 3).map(|i| ((i * 29 % 83) as f32 - 41.0) * 0.07).collect();
+            let weight: Vec<f32> = (0..cols).map(|i| 0.5 + i as f32 * 0.01).collect();
+            let mut out = vec![0.0; cols * 3];
+            rms_norm(&ThreadPool::new(2), &x, 3, &weight, 1e-5, &mut out);
+            for t in 0..3 {
+                let row = &x[t * cols..][..cols];
+                let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / cols as f64;
+                for i in 0..cols {
+                    let exact = f64::from(row[i]) / (mean + 1e-5).sqrt() * f64::from(weight[i]);
+                    assert!(
+                        (f64::from(out[t * cols + i]) - exact).abs() <= 1e-6 * exact.abs() + 1e-9,
+                        "{cols}"
+                    );
+                }
+                let mut plain = vec![0.0; cols];
+                rms_norm_body::<portable::F32x8>(row, &weight, 1e-5, &mut plain);
+                assert_eq!(plain, out[t * cols..][..cols]);
+            }
+        }
+    }
+}
