@@ -1,0 +1,427 @@
+//! Collectives through shared memory, for ranks of one host.
+//!
+//! Calls are made of *phases*. In a phase a rank puts data into its slot (two slots, used in turn) and publishes the phase's
+//! number; readers wait for the number, read, and say when they are through. A slot is written again two phases later, once
+//! every rank is through with what it held. So a small all-reduce is one exchange: everyone writes, everyone reads all.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::segment::{SLOT_BYTES, Segment, sleep, wake};
+use super::{AbortHandle, Collective, CollectiveError, CollectiveStats, MAX_BROADCAST, SpinPolicy, part_of};
+
+/// Up to here (and always for two ranks) every rank sums the whole vector itself: one exchange. Above it each rank reduces
+/// a part and a second exchange spreads the parts.
+const DIRECT_BYTES: usize = 64 << 10;
+
+/// First and longest sleep between looks at whether the peer still lives.
+const FIRST_SLEEP: Duration = Duration::from_millis(5);
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// How to join a group.
+#[derive(Debug, Clone)]
+pub struct ShmConfig {
+    /// Unique for the group and its epoch: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// This rank.
+    pub rank: usize,
+    /// Ranks in the group.
+    pub size: usize,
+    /// How to wait.
+    pub spin: SpinPolicy,
+    /// How long to wait for the other ranks to join.
+    pub connect_timeout: Duration,
+    /// Where the segment's file is made: a memory file system.
+    pub dir: PathBuf,
+}
+
+impl ShmConfig {
+    /// The usual settings: `/dev/shm`, 30 s to join.
+    pub fn new(name: impl Into<String>, rank: usize, size: usize) -> Self {
+        Self {
+            name: name.into(),
+            rank,
+            size,
+            spin: SpinPolicy::default(),
+            connect_timeout: Duration::from_secs(30),
+            dir: PathBuf::from("/dev/shm"),
+        }
+    }
+}
+
+/// Joins the group; returns once every rank has.
+///
+/// # Errors
+/// If the segment cannot be made, or a rank does not come in time.
+pub fn connect(config: &ShmConfig) -> Result<Box<dyn Collective>, CollectiveError> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if config.name.is_empty() || !config.name.chars().all(valid) || config.rank >= config.size {
+        let what = format!("shared memory `{}` for rank {} of {}", config.name, config.rank, config.size);
+        return Err(CollectiveError::io(what, "not a valid name or rank"));
+    }
+    let segment = Segment::join(&config.dir, &config.name, config.rank, config.size, config.connect_timeout)?;
+    Ok(Box::new(Shm {
+        segment: Arc::new(segment),
+        rank: config.rank,
+        spin: config.spin.duration(),
+        deadline: None,
+        phase: 0,
+        reason: Arc::new(Mutex::new(None)),
+        stats: CollectiveStats::default(),
+    }))
+}
+
+/// Numbers of the calls, for the check that ranks agree.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Call {
+    AllReduce = 1,
+    Spread,
+    Gather,
+    Broadcast,
+    Barrier,
+}
+
+impl Call {
+    fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce | Self::Spread => "all_reduce",
+            Self::Gather => "gather",
+            Self::Broadcast => "broadcast",
+            Self::Barrier => "barrier",
+        }
+    }
+}
+
+struct Shm {
+    segment: Arc<Segment>,
+    rank: usize,
+    spin: Duration,
+    deadline: Option<Duration>,
+    /// Number of the current phase. Wraps around; compared by distance.
+    phase: u32,
+    reason: Arc<Mutex<Option<String>>>,
+    stats: CollectiveStats,
+}
+
+/// Whether a counter has come to `phase`, across wrap-around.
+fn reached(counter: u32, phase: u32) -> bool {
+    counter.wrapping_sub(phase) as i32 >= 0
+}
+
+impl Shm {
+    fn aborted(&self) -> Option<CollectiveError> {
+        let by = self.segment.header().aborted.load(Ordering::Relaxed);
+        (by != 0).then(|| {
+            let reason = self.reason.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+            CollectiveError::Aborted(reason.unwrap_or_else(|| format!("by rank {}", by - 1)))
+        })
+    }
+
+    /// Waits until the word of `peer` has come to `phase`.
+    fn wait(&self, call: Call, peer: usize, word: &AtomicU32, phase: u32) -> Result<(), CollectiveError> {
+        if reached(word.load(Ordering::Acquire), phase) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let mut nap = FIRST_SLEEP;
+        while started.elapsed() < self.spin {
+            for _ in 0..16 {
+                if reached(word.load(Ordering::Acquire), phase) {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+        }
+        let sleepers = &self.segment.control(peer).sleepers;
+        sleepers.fetch_add(1, Ordering::SeqCst);
+        let outcome = loop {
+            let seen = word.load(Ordering::SeqCst);
+            if reached(seen, phase) {
+                break Ok(());
+            }
+            if let Some(error) = self.aborted() {
+                break Err(error);
+            }
+            if self.deadline.is_some_and(|deadline| started.elapsed() > deadline) {
+                break Err(CollectiveError::Timeout {
+                    op: call.name(),
+                    rank: peer,
+                    waited: self.deadline.unwrap_or_default(),
+                });
+            }
+            if let Some(reason) = self.segment.is_gone(peer) {
+                // It may have done its part just before.
+                let late = reached(word.load(Ordering::SeqCst), phase);
+                break if late {
+                    Ok(())
+                } else {
+                    Err(CollectiveError::PeerLost { rank: peer, reason: reason.into() })
+                };
+            }
+            sleep(word, seen, nap);
+            nap = (nap * 2).min(LONGEST_SLEEP).min(self.deadline.unwrap_or(LONGEST_SLEEP).max(FIRST_SLEEP));
+        };
+        sleepers.fetch_sub(1, Ordering::SeqCst);
+        outcome
+    }
+
+    fn tell(&self, word: &AtomicU32) {
+        word.store(self.phase, Ordering::SeqCst);
+        if self.segment.control(self.rank).sleepers.load(Ordering::SeqCst) > 0 {
+            wake(word);
+        }
+    }
+
+    /// Starts the next phase with `write` filling this rank's slot; `len` and `call` are checked by readers.
+    fn publish(
+        &mut self,
+        call: Call,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(), CollectiveError> {
+        self.phase = self.phase.wrapping_add(1);
+        if let Some(error) = self.aborted() {
+            return Err(error);
+        }
+        // This slot was last read in the phase before the last.
+        for peer in (0..self.segment.size).filter(|peer| *peer != self.rank) {
+            self.wait(call, peer, &self.segment.control(peer).done, self.phase.wrapping_sub(2))?;
+        }
+        let slot = self.segment.slot(self.rank, self.phase);
+        // SAFETY: the slot is this rank's own, and every reader of what it held is through (just waited for).
+        write(unsafe { std::slice::from_raw_parts_mut(slot.as_ptr(), SLOT_BYTES) });
+        let me = self.segment.control(self.rank);
+        me.call.store((call as u64) << 56 | len as u64, Ordering::Relaxed);
+        self.tell(&me.published);
+        Ok(())
+    }
+
+    /// Waits for the slot of `peer` in this phase. With `len`, the peer must be in the same call.
+    fn peer(&self, call: Call, peer: usize, len: Option<usize>) -> Result<&[u8], CollectiveError> {
+        let control = self.segment.control(peer);
+        self.wait(call, peer, &control.published, self.phase)?;
+        let theirs = control.call.load(Ordering::Relaxed);
+        let agrees =
+            theirs >> 56 == call as u64 && len.is_none_or(|len| theirs & ((1 << 56) - 1) == len as u64);
+        // The word may be of the peer's next phase already; only then the two may differ.
+        if !agrees && control.published.load(Ordering::Relaxed) == self.phase {
+            let reason = format!("{} of {len:?} bytes here, call {} there", call.name(), theirs >> 56);
+            return Err(CollectiveError::Mismatch { rank: peer, reason });
+        }
+        let slot = self.segment.slot(peer, self.phase);
+        // SAFETY: published (just waited for); its owner writes it again only when this rank is done with the phase.
+        Ok(unsafe { std::slice::from_raw_parts(slot.as_ptr(), SLOT_BYTES) })
+    }
+
+    fn done(&self) {
+        self.tell(&self.segment.control(self.rank).done);
+    }
+
+    /// Sums `data` (one slot at most) over ranks in rank order, every rank by itself.
+    fn reduce_direct(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let bytes = size_of_val(data);
+        self.publish(Call::AllReduce, bytes, |slot| {
+            slot[..bytes].copy_from_slice(bytemuck::cast_slice(data))
+        })?;
+        for rank in 0..self.segment.size {
+            self.peer(Call::AllReduce, rank, Some(bytes))?;
+        }
+        self.sum(data, 0);
+        self.done();
+        Ok(())
+    }
+
+    /// Writes to `out` the sum of everyone's published elements `from..`, in rank order.
+    fn sum(&self, out: &mut [f32], from: usize) {
+        for rank in 0..self.segment.size {
+            let slot = self.segment.slot(rank, self.phase);
+            // SAFETY: as in `peer`, which the caller has called for every rank in this phase; `from` and the length were
+            // checked against the slot when they were written.
+            let part: &[f32] =
+                unsafe { std::slice::from_raw_parts(slot.as_ptr().cast::<f32>().add(from), out.len()) };
+            if rank == 0 {
+                out.copy_from_slice(part);
+            } else {
+                crate::op::rms_norm::add_assign(out, part);
+            }
+        }
+    }
+
+    /// As [`reduce_direct`](Self::reduce_direct), each rank summing a part, then everyone collecting the parts.
+    fn reduce_in_parts(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let (bytes, size) = (size_of_val(data), self.segment.size);
+        self.publish(Call::AllReduce, bytes, |slot| {
+            slot[..bytes].copy_from_slice(bytemuck::cast_slice(data))
+        })?;
+        for rank in 0..size {
+            self.peer(Call::AllReduce, rank, Some(bytes))?;
+        }
+        let mine = part_of(data.len(), size, self.rank);
+        self.sum(&mut data[mine.clone()], mine.start);
+        self.done();
+        let part = &data[mine];
+        self.publish(Call::Spread, bytes, |slot| {
+            slot[..size_of_val(part)].copy_from_slice(bytemuck::cast_slice(part));
+        })?;
+        for rank in (0..size).filter(|rank| *rank != self.rank) {
+            let theirs = part_of(data.len(), size, rank);
+            let slot = self.peer(Call::Spread, rank, Some(bytes))?;
+            bytemuck::cast_slice_mut(&mut data[theirs.clone()]).copy_from_slice(&slot[..theirs.len() * 4]);
+        }
+        self.done();
+        Ok(())
+    }
+
+    fn counted(
+        &mut self,
+        bytes: usize,
+        f: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        let started = Instant::now();
+        let outcome = f(self);
+        self.stats.calls += 1;
+        self.stats.bytes += bytes as u64;
+        self.stats.nanos += u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        outcome
+    }
+}
+
+impl Collective for Shm {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn size(&self) -> usize {
+        self.segment.size
+    }
+    fn kind(&self) -> &'static str {
+        "shm"
+    }
+    fn set_deadline(&mut self, deadline: Option<Duration>) {
+        self.deadline = deadline;
+    }
+
+    fn all_reduce(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.counted(size_of_val(data), |this| {
+            let direct = this.segment.size == 2 || size_of_val(data) <= DIRECT_BYTES;
+            for chunk in data.chunks_mut(SLOT_BYTES / 4) {
+                if direct { this.reduce_direct(chunk)? } else { this.reduce_in_parts(chunk)? }
+            }
+            Ok(())
+        })
+    }
+
+    fn gather(&mut self, send: &[f32], counts: &[usize], recv: &mut [f32]) -> Result<(), CollectiveError> {
+        let per_phase = SLOT_BYTES / 4;
+        let phases = counts.iter().copied().max().unwrap_or(0).div_ceil(per_phase);
+        self.counted(size_of_val(send), |this| {
+            for phase in 0..phases {
+                let part =
+                    |count: usize| (phase * per_phase).min(count)..((phase + 1) * per_phase).min(count);
+                let mine = &send[part(send.len())];
+                this.publish(Call::Gather, size_of_val(mine), |slot| {
+                    slot[..size_of_val(mine)].copy_from_slice(bytemuck::cast_slice(mine));
+                })?;
+                if this.rank == 0 {
+                    let mut start = 0;
+                    for (rank, count) in counts.iter().enumerate() {
+                        let range = part(*count);
+                        let bytes = range.len() * 4;
+                        let to = &mut recv[start + range.start..start + range.end];
+                        let slot = this.peer(Call::Gather, rank, Some(bytes))?;
+                        bytemuck::cast_slice_mut(to).copy_from_slice(&slot[..bytes]);
+                        start += count;
+                    }
+                }
+                this.done();
+            }
+            Ok(())
+        })
+    }
+
+    fn broadcast(&mut self, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        const FIRST: usize = SLOT_BYTES - 8;
+        if self.rank == 0 && bytes.len() > MAX_BROADCAST {
+            return Err(CollectiveError::io(
+                "broadcast",
+                format!("{} bytes, at most {MAX_BROADCAST}", bytes.len()),
+            ));
+        }
+        let sent = if self.rank == 0 { bytes.len() } else { 0 };
+        self.counted(sent, |this| {
+            let mut at = 0;
+            let mut total = bytes.len();
+            let mut first = true;
+            while first || at < total {
+                let room = if first { FIRST } else { SLOT_BYTES };
+                if this.rank == 0 {
+                    let part = &bytes[at..total.min(at + room)];
+                    this.publish(Call::Broadcast, part.len(), |slot| {
+                        let slot = if first {
+                            slot[..8].copy_from_slice(&(total as u64).to_ne_bytes());
+                            &mut slot[8..]
+                        } else {
+                            slot
+                        };
+                        slot[..part.len()].copy_from_slice(part);
+                    })?;
+                    at += part.len();
+                } else {
+                    this.publish(Call::Broadcast, 0, |_| ())?;
+                    let slot = this.peer(Call::Broadcast, 0, None)?;
+                    let slot = if first {
+                        let length: [u8; 8] = *slot.first_chunk().expect("a slot is longer than 8 bytes");
+                        total = usize::try_from(u64::from_ne_bytes(length))
+                            .unwrap_or(usize::MAX)
+                            .min(MAX_BROADCAST);
+                        bytes.clear();
+                        &slot[8..]
+                    } else {
+                        slot
+                    };
+                    let part = &slot[..room.min(total - at)];
+                    bytes.extend_from_slice(part);
+                    at += part.len();
+                }
+                this.done();
+                first = false;
+            }
+            Ok(())
+        })
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.counted(0, |this| {
+            this.publish(Call::Barrier, 0, |_| ())?;
+            for rank in 0..this.segment.size {
+                this.peer(Call::Barrier, rank, Some(0))?;
+            }
+            this.done();
+            Ok(())
+        })
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        let (segment, reason, rank) = (Arc::clone(&self.segment), Arc::clone(&self.reason), self.rank);
+        AbortHandle::new(move |why| {
+            reason
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .get_or_insert_with(|| why.to_owned());
+            segment.abort(rank);
+        })
+    }
+
+    fn stats(&self) -> CollectiveStats {
+        self.stats
+    }
+}
+
+impl Drop for Shm {
+    /// Peers that wait for this rank, or come to, must not wait for ever.
+    fn drop(&mut self) {
+        self.segment.leave(self.rank);
+    }
+}

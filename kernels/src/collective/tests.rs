@@ -1,0 +1,242 @@
+//! Both implementations against the same expectations: results, order, faults.
+
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Shm,
+    Tcp,
+}
+
+/// Connects a group in one process and runs `f` on every rank's thread.
+fn group<R: Send>(kind: Kind, size: usize, f: impl Fn(Box<dyn Collective>) -> R + Sync) -> Vec<R> {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = format!("foggara-test-{}-{number}", std::process::id());
+    let listeners: Vec<_> =
+        (0..size).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().expect("bound")).collect();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let (peers, name, f) = (peers.clone(), name.clone(), &f);
+                scope.spawn(move || {
+                    let collective = match kind {
+                        Kind::Shm => shm::connect(&shm::ShmConfig::new(name, rank, size)),
+                        Kind::Tcp => tcp::connect(&tcp::TcpConfig {
+                            rank,
+                            group_key: [7; 16],
+                            peers,
+                            listener,
+                            spin: SpinPolicy::default(),
+                            connect_timeout: Duration::from_secs(30),
+                        }),
+                    };
+                    f(collective.expect("the group connects"))
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+    })
+}
+
+fn value(rank: usize, i: usize) -> f32 {
+    ((i * 31 + rank * 17) % 1009) as f32 * 0.001 + rank as f32 * 1e-4
+}
+
+#[test]
+fn all_reduce_sums_in_rank_order_bit_for_bit() {
+    for size in [2, 3, 4, 5] {
+        for len in [0, 1, 5, 576, 16_400, 700_000] {
+            let expected: Vec<u32> = (0..len)
+                .map(|i| (1..size).fold(value(0, i), |sum, rank| sum + value(rank, i)).to_bits())
+                .collect();
+            for kind in [Kind::Shm, Kind::Tcp] {
+                let results = group(kind, size, |mut c| {
+                    let mut data: Vec<f32> = (0..len).map(|i| value(c.rank(), i)).collect();
+                    c.all_reduce(&mut data).expect("all ranks are there");
+                    data
+                });
+                for data in results {
+                    let bits: Vec<u32> = data.iter().map(|x| x.to_bits()).collect();
+                    assert!(bits == expected, "{kind:?} {size} ranks, {len} elements");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gather_concatenates_parts_of_any_length() {
+    for kind in [Kind::Shm, Kind::Tcp] {
+        for counts in [vec![3, 0, 5], vec![0, 300_000, 2], vec![1, 1], vec![0, 0]] {
+            let total: usize = counts.iter().sum();
+            let results = group(kind, counts.len(), |mut c| {
+                let send: Vec<f32> = (0..counts[c.rank()]).map(|i| value(c.rank(), i)).collect();
+                let mut recv = vec![0.0; if c.rank() == 0 { total } else { 0 }];
+                c.gather(&send, &counts, &mut recv).expect("all ranks are there");
+                recv
+            });
+            let expected: Vec<f32> = counts
+                .iter()
+                .enumerate()
+                .flat_map(|(rank, count)| (0..*count).map(move |i| value(rank, i)))
+                .collect();
+            assert!(results[0] == expected, "{kind:?} {counts:?}");
+        }
+    }
+}
+
+#[test]
+fn broadcast_and_barrier_in_any_order_and_length() {
+    for kind in [Kind::Shm, Kind::Tcp] {
+        let lens = [0usize, 1, 7, 1 << 20, (1 << 20) - 8, 3_000_000, 5, 0];
+        group(kind, 3, |mut c| {
+            for (round, len) in lens.into_iter().enumerate() {
+                let message: Vec<u8> = (0..len).map(|i| (i * 7 + round) as u8).collect();
+                let mut bytes = if c.rank() == 0 { message.clone() } else { vec![9; 100] };
+                c.broadcast(&mut bytes).expect("all ranks are there");
+                assert!(bytes == message, "{kind:?} {len}");
+                if round % 2 == 0 {
+                    c.barrier().expect("all ranks are there");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn thousands_of_mixed_calls_stay_in_step() {
+    for kind in [Kind::Shm, Kind::Tcp] {
+        group(kind, 3, |mut c| {
+            for round in 0..2000usize {
+                let mut data = [value(c.rank(), round), 1.0];
+                c.all_reduce(&mut data).expect("all ranks are there");
+                assert_eq!(
+                    data[0].to_bits(),
+                    ((value(0, round) + value(1, round)) + value(2, round)).to_bits()
+                );
+                let mut bytes = if c.rank() == 0 { vec![round as u8; round % 50] } else { vec![] };
+                c.broadcast(&mut bytes).expect("all ranks are there");
+                assert_eq!(bytes.len(), round % 50);
+            }
+            assert_eq!(c.stats().calls, 4000);
+        });
+    }
+}
+
+#[test]
+fn an_abort_reaches_every_blocked_rank() {
+    for kind in [Kind::Shm, Kind::Tcp] {
+        let errors = group(kind, 3, |mut c| {
+            if c.rank() == 1 {
+                // The others sleep by now or will: either way they must come out.
+                c.abort_handle().abort("enough");
+                return c.barrier().expect_err("aborted");
+            }
+            c.broadcast(&mut vec![1])
+                .and_then(|()| c.barrier())
+                .and_then(|()| c.barrier())
+                .expect_err("the group ended")
+        });
+        assert_eq!(errors[1], CollectiveError::Aborted("enough".into()), "{kind:?}");
+        for error in [&errors[0], &errors[2]] {
+            let told = matches!(error, CollectiveError::Aborted(_) | CollectiveError::PeerLost { .. });
+            assert!(told, "{kind:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_is_noticed_and_a_deadline_ends_a_wait() {
+    for kind in [Kind::Shm, Kind::Tcp] {
+        let errors = group(kind, 2, |mut c| {
+            if c.rank() == 1 {
+                return None;
+            }
+            Some(c.barrier().expect_err("the other rank has left"))
+        });
+        let error = errors[0].clone().expect("rank 0 waited");
+        assert!(
+            matches!(error, CollectiveError::Aborted(_) | CollectiveError::PeerLost { .. }),
+            "{kind:?}: {error}"
+        );
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let receiver = std::sync::Mutex::new(receiver);
+        let errors = group(kind, 2, |mut c| {
+            if c.rank() == 1 {
+                // Stays in the group without taking part until rank 0 has given up.
+                receiver.lock().expect("one rank").recv().expect("rank 0 tells");
+                return None;
+            }
+            c.set_deadline(Some(Duration::from_millis(30)));
+            let error = c.barrier().expect_err("nobody else calls");
+            sender.send(()).expect("rank 1 waits");
+            Some(error)
+        });
+        let timed_out = matches!(errors[0], Some(CollectiveError::Timeout { op: "barrier", rank: 1, .. }));
+        assert!(timed_out, "{kind:?}: {:?}", errors[0]);
+    }
+}
+
+#[test]
+fn different_calls_are_a_mismatch() {
+    for kind in [Kind::Shm, Kind::Tcp] {
+        let errors = group(kind, 2, |mut c| {
+            let outcome = if c.rank() == 0 { c.barrier() } else { c.all_reduce(&mut [1.0, 2.0]) };
+            outcome.expect_err("they disagree")
+        });
+        let mismatch = errors.iter().any(|e| matches!(e, CollectiveError::Mismatch { .. }));
+        assert!(mismatch, "{kind:?}: {errors:?}");
+    }
+}
+
+#[test]
+fn strangers_on_the_port_do_not_disturb_a_group() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let peers = vec![listener.local_addr().expect("bound"), other.local_addr().expect("bound")];
+    let config = |rank: usize, listener: TcpListener, key: u8| tcp::TcpConfig {
+        rank,
+        group_key: [key; 16],
+        peers: peers.clone(),
+        listener,
+        spin: SpinPolicy::Park,
+        connect_timeout: Duration::from_secs(20),
+    };
+    std::thread::scope(|scope| {
+        let address = peers[0];
+        let mut stranger = TcpStream::connect(address).expect("the port listens");
+        std::io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n").expect("sent");
+        let wrong_key = config(1, other.try_clone().expect("a second handle"), 8);
+        let wrong = tcp::TcpConfig { connect_timeout: Duration::from_millis(200), ..wrong_key };
+        let first = scope.spawn(|| tcp::connect(&config(0, listener, 7)).expect("connects").barrier());
+        assert!(tcp::connect(&wrong).is_err(), "the wrong key");
+        let mut second = tcp::connect(&config(1, other, 7)).expect("connects");
+        second.barrier().expect("both are there");
+        first.join().expect("no panic").expect("both are there");
+    });
+}
+
+#[test]
+fn nothing_is_left_in_the_file_system_and_a_stale_segment_is_no_obstacle() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(dir.path().join("left-over"), b"stale").expect("written");
+    let config =
+        |rank| shm::ShmConfig { dir: dir.path().into(), ..shm::ShmConfig::new("left-over", rank, 2) };
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| shm::connect(&config(1)).expect("connects").barrier());
+        shm::connect(&config(0)).expect("connects").barrier().expect("both are there");
+        second.join().expect("no panic").expect("both are there");
+    });
+    assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0);
+    let started = Instant::now();
+    let alone = shm::ShmConfig { connect_timeout: Duration::from_millis(50), ..config(1) };
+    assert!(matches!(shm::connect(&alone), Err(CollectiveError::PeerLost { rank: 0, .. })));
+    assert!(started.elapsed() >= Duration::from_millis(50));
+}
