@@ -1,1 +1,27 @@
-//! .
+//! Checkpoints as data, for coordinators and workers alike: GGUF files and Hugging Face folders, their tensors by role,
+//! their architecture as an [`ArchSpec`], their tokenizer's vocabulary, and which bytes make which slice.
+//!
+//! Knows no device and no network. Tensor data stays in the file: it is memory-mapped and read slice by slice.
+#![deny(unsafe_code)]
+
+pub mod arch;
+mod checkpoint;
+pub mod dtype;
+mod error;
+mod gguf;
+mod hf;
+mod mmap;
+mod roles;
+mod slice;
+pub mod slices;
+pub mod spec;
+pub mod tokenizer;
+
+pub use checkpoint::Checkpoint;
+pub use dtype::DType;
+pub use error::ModelError;
+pub use roles::TensorRole;
+pub use slice::{TensorInfo, TensorSlice};
+pub use slices::{RankSlice, plan_slices};
+pub use spec::{ArchSpec, RopeSpec, RopeStyle};
+pub use tokenizer::{SpecialTokens, TokenizerSource};

@@ -1,0 +1,71 @@
+//! Frequencies of the rotary embedding, with the scalings for longer contexts.
+
+/// How a model stretches its positions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Positions divided by `factor` (Chen et al., "Extending Context Window of LLMs via Position Interpolation", 2023).
+    Linear {
+        /// How much longer the context is.
+        factor: f64,
+    },
+    /// Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth step between (the model's own
+    /// reference implementation, `apply_scaling`).
+    Llama3 {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths longer than original / this are stretched fully.
+        low: f64,
+        /// Wavelengths shorter than original / this are kept.
+        high: f64,
+        /// Positions before stretching.
+        original: f64,
+    },
+}
+
+/// Radians per position of each pair of `dims` rotated elements, computed in f64.
+pub(crate) fn inv_freq(theta: f64, dims: usize, scaling: RopeScaling) -> Vec<f32> {
+    (0..dims / 2)
+        .map(|pair| {
+            let frequency = theta.powf(-((2 * pair) as f64) / dims as f64);
+            scaled(frequency, scaling) as f32
+        })
+        .collect()
+}
+
+fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Llama3 { factor, low, high, original } => {
+            let wavelength = std::f64::consts::TAU / frequency;
+            if wavelength < original / high {
+                frequency
+            } else if wavelength > original / low {
+                frequency / factor
+            } else {
+                let smooth = (original / wavelength - low) / (high - low);
+                (1.0 - smooth) * frequency / factor + smooth * frequency
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalings_do_what_they_say() {
+        let plain = inv_freq(10_000.0, 8, RopeScaling::None);
+        assert_eq!(plain, [1.0, 0.1, 0.01, 0.001]);
+        assert_eq!(inv_freq(10_000.0, 8, RopeScaling::Linear { factor: 4.0 })[1], 0.025);
+        let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 64.0 };
+        let scaled = inv_freq(10_000.0, 8, llama3);
+        assert_eq!(scaled[0], 1.0, "a wavelength of 6 positions is kept");
+        assert_eq!(scaled[3], 0.001 / 8.0, "one of 6,283 is stretched");
+        // Wavelength 62.8 lies between 16 and 64: smooth = (64/62.83 - 1) / 3.
+        assert!((f64::from(scaled[1]) - 0.1 * (0.125 + 0.875 * (64.0 / (std::f64::consts::TAU * 10.0) - 1.0) / 3.0)).abs() < 1e-8);
+    }
+}

@@ -1,0 +1,111 @@
+//! Hugging Face folders: config.json, safetensors (one file or an index of shards), tokenizer files.
+
+mod config;
+mod tensors;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::checkpoint::{Parts, TokenizerPlace};
+use crate::error::ModelError;
+use crate::roles::{HF_GLOBAL, HF_LAYER};
+use crate::tokenizer::SpecialTokens;
+
+/// Largest JSON file that is read (tokenizer.json is not read here).
+const MAX_JSON: u64 = 64 << 20;
+
+/// Opens a Hugging Face folder.
+pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
+    let config_path = path.join("config.json");
+    let config = read_json(&config_path)?;
+    let mut spec = config::spec(&config_path, &config)?;
+    let tensors = tensors::open(path)?;
+    // A checkpoint may carry an output layer although its configuration ties it; then it uses the tied one, as
+    // transformers does. One that says it is untied must have it.
+    if !spec.tied_output && !tensors.contains_key(HF_GLOBAL[2]) && config.get("tie_word_embeddings").is_none() {
+        spec.tied_output = true;
+    }
+    let tokenizer_config = optional_json(&path.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
+    let generation = optional_json(&path.join("generation_config.json"))?.unwrap_or(Value::Null);
+    let tokenizer = path.join("tokenizer.json");
+    let name = path.canonicalize().unwrap_or_else(|_| path.into());
+    let name = name.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Parts {
+        path: path.into(),
+        name,
+        spec,
+        special: special(&config, &generation, &tokenizer_config),
+        chat_template: chat_template(path, &tokenizer_config)?,
+        tensors,
+        global_names: HF_GLOBAL,
+        layer_prefix: "model.layers.",
+        layer_names: HF_LAYER,
+        tokenizer: tokenizer.is_file().then_some(TokenizerPlace::Json(tokenizer)),
+    })
+}
+
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    let metadata = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
+    if metadata.len() > MAX_JSON {
+        return Err(ModelError::corrupt(path, format!("{} bytes of JSON, at most {MAX_JSON}", metadata.len())));
+    }
+    let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| ModelError::corrupt(path, format!("not valid JSON: {e}")))
+}
+
+fn optional_json(path: &Path) -> Result<Option<Value>, ModelError> {
+    if path.is_file() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+/// One id or a list of them.
+fn ids(value: Option<&Value>) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+fn special(config: &Value, generation: &Value, tokenizer_config: &Value) -> SpecialTokens {
+    let mut eos = ids(generation.get("eos_token_id"));
+    for id in ids(config.get("eos_token_id")) {
+        if !eos.contains(&id) {
+            eos.push(id);
+        }
+    }
+    let first = |key: &str| ids(config.get(key)).first().or(ids(generation.get(key)).first()).copied();
+    // A token is a text, or an object that has it as its content.
+    let text = |key: &str| {
+        let token = tokenizer_config.get(key)?;
+        token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+    };
+    SpecialTokens {
+        bos: first("bos_token_id"),
+        eos,
+        pad: first("pad_token_id"),
+        add_bos: None,
+        bos_text: text("bos_token"),
+        eos_text: text("eos_token"),
+    }
+}
+
+/// From its own file, or the tokenizer's configuration: a text, or a list of named ones of which "default" is taken.
+fn chat_template(path: &Path, tokenizer_config: &Value) -> Result<Option<String>, ModelError> {
+    let own = path.join("chat_template.jinja");
+    if own.is_file() {
+        return std::fs::read_to_string(&own).map(Some).map_err(|e| ModelError::io(&own, e));
+    }
+    let named = |template: &Value| {
+        (template.get("name")?.as_str()? == "default").then(|| template.get("template")?.as_str().map(str::to_owned))?
+    };
+    Ok(match tokenizer_config.get("chat_template") {
+        Some(Value::String(template)) => Some(template.clone()),
+        Some(Value::Array(templates)) => templates.iter().find_map(named),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;
