@@ -14,6 +14,8 @@ fn main() {
         .compile_protos(&files[..2], &["proto"])
         .and_then(|()| tonic_prost_build::configure().compile_protos(&files, &["proto"]));
     if let Err(reason) = built {
-        panic!("could not compile the .proto files; is protoc installed (`cargo xtask setup` does it)? {reason}");
+        panic!(
+            "could not compile the .proto files; is protoc installed (`cargo xtask setup` does it)? {reason}"
+        );
     }
 }

@@ -109,7 +109,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor) and [`TensorInfo::slice`].
-    pub fn slice(&self, role: TensorRole, rows: Range<usize>, cols: Range<usize>) -> Result<TensorSlice, ModelError> {
+    pub fn slice(
+        &self,
+        role: TensorRole,
+        rows: Range<usize>,
+        cols: Range<usize>,
+    ) -> Result<TensorSlice, ModelError> {
         self.tensor(role)?.slice(rows, cols)
     }
 
@@ -179,7 +184,8 @@ impl Checkpoint {
                 (TensorRole::Down(l), s.hidden, s.ffn),
             ]);
             if s.attention_bias {
-                let biases = [(TensorRole::QBias(l), q), (TensorRole::KBias(l), kv), (TensorRole::VBias(l), kv)];
+                let biases =
+                    [(TensorRole::QBias(l), q), (TensorRole::KBias(l), kv), (TensorRole::VBias(l), kv)];
                 expected.extend(biases.map(|(role, cols)| (role, 1, cols)));
             }
         }

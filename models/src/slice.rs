@@ -53,7 +53,9 @@ impl TensorInfo {
             cols_stored: blocks * block,
             col_skip: cols.start - first * block,
             file: Arc::clone(&self.file),
-            start: self.range.start + rows.start * self.dtype.row_bytes(self.cols) + first * self.dtype.block_bytes(),
+            start: self.range.start
+                + rows.start * self.dtype.row_bytes(self.cols)
+                + first * self.dtype.block_bytes(),
             stride: self.dtype.row_bytes(self.cols),
         })
     }
@@ -107,8 +109,12 @@ impl TensorSlice {
             let row = self.row(i);
             match self.dtype {
                 DType::F32 => values.extend(row.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-                DType::F16 => values.extend(row.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-                DType::BF16 => values.extend(row.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+                DType::F16 => {
+                    values.extend(row.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()))
+                }
+                DType::BF16 => {
+                    values.extend(row.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()))
+                }
                 other => {
                     let reason = format!("a vector of type {other}; F32, F16 and BF16 can be read");
                     return Err(ModelError::tensor(self.file.path(), "vector", reason));

@@ -38,7 +38,11 @@ pub struct Granularity {
 ///
 /// # Errors
 /// If `tp` is not within `1..=64`.
-pub fn plan_slices(spec: &ArchSpec, granularity: Granularity, tp: usize) -> Result<Vec<RankSlice>, ModelError> {
+pub fn plan_slices(
+    spec: &ArchSpec,
+    granularity: Granularity,
+    tp: usize,
+) -> Result<Vec<RankSlice>, ModelError> {
     if tp == 0 || tp > MAX_TP {
         return Err(ModelError::Slices(format!("tp is {tp}, must be within 1..={MAX_TP}")));
     }

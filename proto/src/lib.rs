@@ -5,6 +5,7 @@
 //! met only by the handlers at the edge of each process.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod convert;
 pub mod sequence;
 pub mod step;

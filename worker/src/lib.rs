@@ -1,1 +1,13 @@
-//! .
+//! A worker: one rank of a group. It joins a coordinator, is given a slice of a model, and executes step plans.
+#![forbid(unsafe_code)]
+
+mod capabilities;
+pub mod decoder;
+pub mod engine;
+mod group;
+mod rpc;
+mod run;
+mod session;
+pub mod weights;
+
+pub use run::{WorkerConfig, WorkerError, run};

@@ -31,6 +31,30 @@ fn log_sum_exp_body<L: Lanes>(x: &[f32]) -> f32 {
     (f64::from(greatest) + total.ln()) as f32
 }
 
+simd! {
+    /// `out[i] = e^((x[i] - shift) · scale)`: the weights a sampler draws from, for `shift` the greatest logit and `scale`
+    /// one over the temperature.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn exp_scaled(x: &[f32], shift: f32, scale: f32, out: &mut [f32]) => exp_scaled_body
+}
+
+#[inline(always)]
+fn exp_scaled_body<L: Lanes>(x: &[f32], shift: f32, scale: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "exp_scaled");
+    let (whole, rest) = x.as_chunks::<8>();
+    let (outs, out_rest) = out.as_chunks_mut::<8>();
+    let (shift, scale) = (L::splat(shift), L::splat(scale));
+    for (x, out) in whole.iter().zip(outs) {
+        L::load(x).sub(shift).mul(scale).exp().store(out);
+    }
+    let (mut last, mut lanes) = ([0.0; 8], [0.0; 8]);
+    last[..rest.len()].copy_from_slice(rest);
+    L::load(&last).sub(shift).mul(scale).exp().store(&mut lanes);
+    out_rest.copy_from_slice(&lanes[..out_rest.len()]);
+}
+
 /// Index of the greatest element, the first of equals; NaN is never the greatest. 0 for an empty row.
 pub fn argmax(x: &[f32]) -> usize {
     // The greatest of each run first (which vectorises), then its place.
@@ -53,6 +77,19 @@ mod tests {
             assert_eq!(got.to_bits(), log_sum_exp_body::<portable::F32x8>(&x).to_bits());
         }
         assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn exp_scaled_agrees_with_double_precision_and_across_lanes() {
+        let x: Vec<f32> = (0..37).map(|i| i as f32 * 0.7 - 20.0).collect();
+        let (mut out, mut plain) = (vec![0.0; 37], vec![0.0; 37]);
+        exp_scaled(&x, 5.2, 1.25, &mut out);
+        exp_scaled_body::<portable::F32x8>(&x, 5.2, 1.25, &mut plain);
+        assert_eq!(out, plain);
+        for (x, got) in x.iter().zip(&out) {
+            let exact = (f64::from((x - 5.2) * 1.25)).exp();
+            assert!((f64::from(*got) - exact).abs() <= 1e-6 * exact, "{x}");
+        }
     }
 
     #[test]

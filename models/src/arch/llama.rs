@@ -2,4 +2,5 @@
 
 use super::Architecture;
 
-pub(crate) const LLAMA: Architecture = Architecture { family: "llama", gguf: "llama", hf: "LlamaForCausalLM" };
+pub(crate) const LLAMA: Architecture =
+    Architecture { family: "llama", gguf: "llama", hf: "LlamaForCausalLM" };

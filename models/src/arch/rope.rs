@@ -66,6 +66,11 @@ mod tests {
         assert_eq!(scaled[0], 1.0, "a wavelength of 6 positions is kept");
         assert_eq!(scaled[3], 0.001 / 8.0, "one of 6,283 is stretched");
         // Wavelength 62.8 lies between 16 and 64: smooth = (64/62.83 - 1) / 3.
-        assert!((f64::from(scaled[1]) - 0.1 * (0.125 + 0.875 * (64.0 / (std::f64::consts::TAU * 10.0) - 1.0) / 3.0)).abs() < 1e-8);
+        assert!(
+            (f64::from(scaled[1])
+                - 0.1 * (0.125 + 0.875 * (64.0 / (std::f64::consts::TAU * 10.0) - 1.0) / 3.0))
+                .abs()
+                < 1e-8
+        );
     }
 }

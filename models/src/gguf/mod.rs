@@ -45,7 +45,9 @@ impl Gguf {
         }
         let (tensor_count, entry_count) = (cursor.u64().map_err(corrupt)?, cursor.u64().map_err(corrupt)?);
         if tensor_count > MAX_ENTRIES || entry_count > MAX_ENTRIES {
-            return Err(corrupt(format!("header says {tensor_count} tensors and {entry_count} metadata entries")));
+            return Err(corrupt(format!(
+                "header says {tensor_count} tensors and {entry_count} metadata entries"
+            )));
         }
         let mut metadata = BTreeMap::new();
         for _ in 0..entry_count {
@@ -57,9 +59,11 @@ impl Gguf {
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
-            Some(value) => value.as_u64().filter(|a| a.is_power_of_two() && *a <= 1 << 20).ok_or_else(|| {
-                corrupt("metadata `general.alignment` is not a power of two up to 2^20".into())
-            })?,
+            Some(value) => {
+                value.as_u64().filter(|a| a.is_power_of_two() && *a <= 1 << 20).ok_or_else(|| {
+                    corrupt("metadata `general.alignment` is not a power of two up to 2^20".into())
+                })?
+            }
         };
         let mut table = Vec::new();
         for _ in 0..tensor_count {
@@ -96,7 +100,12 @@ impl Gguf {
     }
 
     /// An entry that may be absent, but not of another type.
-    fn optional<T>(&self, key: &str, what: &str, get: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, ModelError> {
+    fn optional<T>(
+        &self,
+        key: &str,
+        what: &str,
+        get: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(value) => get(value).map(Some).ok_or_else(|| self.missing(key, what)),
@@ -104,7 +113,12 @@ impl Gguf {
     }
 
     /// The elements of an array entry; empty if absent.
-    fn array<T>(&self, key: &str, what: &str, read: impl Fn(&Array, &[u8]) -> Result<Vec<T>, String>) -> Result<Vec<T>, ModelError> {
+    fn array<T>(
+        &self,
+        key: &str,
+        what: &str,
+        read: impl Fn(&Array, &[u8]) -> Result<Vec<T>, String>,
+    ) -> Result<Vec<T>, ModelError> {
         match self.metadata.get(key) {
             None => Ok(Vec::new()),
             Some(Value::Array(array)) => read(array, self.file.bytes())
@@ -147,7 +161,8 @@ impl Entry {
         if !self.offset.is_multiple_of(alignment) {
             return Err(wrong(format!("offset {} is not aligned to {alignment}", self.offset)));
         }
-        let bytes = (cols / dtype.block_elems()).checked_mul(dtype.block_bytes()).and_then(|b| b.checked_mul(rows));
+        let bytes =
+            (cols / dtype.block_elems()).checked_mul(dtype.block_bytes()).and_then(|b| b.checked_mul(rows));
         let bytes = bytes.ok_or_else(|| wrong("too large".into()))?;
         let start = data.checked_add(self.offset).and_then(|s| usize::try_from(s).ok());
         let range = start.and_then(|start| Some(start..start.checked_add(bytes)?));

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::value::Value;
 use super::Gguf;
+use super::value::Value;
 use crate::arch::rope::{RopeScaling, inv_freq};
 use crate::arch::{ARCHITECTURES, supported};
 use crate::checkpoint::Parts;
@@ -50,14 +50,16 @@ pub(crate) fn vocabulary(path: &Path) -> Result<TokenizerSource, ModelError> {
         model: gguf.optional(&key("model"), "a text", Value::as_text)?.unwrap_or_default(),
         pre: gguf.optional(&key("pre"), "a text", Value::as_text)?.unwrap_or_default(),
         tokens: gguf.array(&key("tokens"), "an array of texts", |a, b| a.read(b, text))?,
-        scores: gguf.array(&key("scores"), "an array of numbers", |a, b| a.read(b, |v| v.as_f64().map(|f| f as f32)))?,
-        token_types: gguf.array(&key("token_type"), "an array of numbers", |a, b| a.read(b, |v| {
-            match v {
+        scores: gguf.array(&key("scores"), "an array of numbers", |a, b| {
+            a.read(b, |v| v.as_f64().map(|f| f as f32))
+        })?,
+        token_types: gguf.array(&key("token_type"), "an array of numbers", |a, b| {
+            a.read(b, |v| match v {
                 Value::Signed(v) => i32::try_from(v).ok(),
                 Value::Unsigned(v) => i32::try_from(v).ok(),
                 _ => None,
-            }
-        }))?,
+            })
+        })?,
         merges: gguf.array(&key("merges"), "an array of texts", |a, b| a.read(b, text))?,
         add_space_prefix: gguf.optional(&key("add_space_prefix"), "true or false", Value::as_bool)?,
         unknown: gguf.optional(&key("unknown_token_id"), "a token id", Value::as_u32)?,
@@ -78,7 +80,8 @@ fn spec(gguf: &Gguf, family: &'static str, arch: &str) -> Result<ArchSpec, Model
         }
     }
     let optional = |name: &str| gguf.optional(&key(name), "a whole number", Value::as_u64);
-    let as_usize = |value: Option<u64>, default: usize| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(default);
+    let as_usize =
+        |value: Option<u64>, default: usize| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(default);
     let head_dim = as_usize(optional("attention.key_length")?, hidden / heads);
     if as_usize(optional("attention.value_length")?, head_dim) != head_dim {
         return Err(unsupported("values of another width than keys".into()));
@@ -97,7 +100,8 @@ fn spec(gguf: &Gguf, family: &'static str, arch: &str) -> Result<ArchSpec, Model
         context: count("context_length")?,
         norm_eps: gguf
             .optional(&key("attention.layer_norm_rms_epsilon"), "a number", Value::as_f64)?
-            .ok_or_else(|| gguf.missing(&key("attention.layer_norm_rms_epsilon"), "a number"))? as f32,
+            .ok_or_else(|| gguf.missing(&key("attention.layer_norm_rms_epsilon"), "a number"))?
+            as f32,
         rope: rope(gguf, arch, head_dim)?,
         tied_output: !gguf.tensors.contains_key(GGUF_GLOBAL[2]),
         attention_bias: gguf.tensors.contains_key("blk.0.attn_q.bias"),
@@ -111,7 +115,10 @@ fn rope(gguf: &Gguf, arch: &str, head_dim: usize) -> Result<RopeSpec, ModelError
     let dims = gguf.optional(&key("dimension_count"), "a whole number", Value::as_u64)?;
     let dims = dims.and_then(|d| usize::try_from(d).ok()).unwrap_or(head_dim);
     if dims > head_dim || dims % 2 != 0 {
-        return Err(ModelError::corrupt(gguf.path(), format!("{dims} rotated elements in heads of {head_dim}")));
+        return Err(ModelError::corrupt(
+            gguf.path(),
+            format!("{dims} rotated elements in heads of {head_dim}"),
+        ));
     }
     let scaling = match gguf.optional(&key("scaling.type"), "a text", Value::as_text)?.as_deref() {
         None | Some("none") => match number("scale_linear")? {
@@ -120,7 +127,10 @@ fn rope(gguf: &Gguf, arch: &str, head_dim: usize) -> Result<RopeSpec, ModelError
         },
         Some("linear") => RopeScaling::Linear { factor: number("scaling.factor")?.unwrap_or(1.0) },
         Some(other) => {
-            return Err(ModelError::unsupported(gguf.path(), format!("rope scaling `{other}` (none and linear are)")));
+            return Err(ModelError::unsupported(
+                gguf.path(),
+                format!("rope scaling `{other}` (none and linear are)"),
+            ));
         }
     };
     let mut inv_freq = inv_freq(theta, dims, scaling);
@@ -147,7 +157,8 @@ fn special(gguf: &Gguf) -> Result<SpecialTokens, ModelError> {
         eos.extend(id(name)?.filter(|id| !eos.contains(id)));
     }
     let sentencepiece = gguf.optional(&key("model"), "a text", Value::as_text)?.as_deref() == Some("llama");
-    let add_bos = gguf.optional(&key("add_bos_token"), "true or false", Value::as_bool)?.unwrap_or(sentencepiece);
+    let add_bos =
+        gguf.optional(&key("add_bos_token"), "true or false", Value::as_bool)?.unwrap_or(sentencepiece);
     let text = |id: Option<u32>| -> Result<Option<String>, ModelError> {
         let Some(id) = id else { return Ok(None) };
         let tokens = gguf.array(&key("tokens"), "an array of texts", |a, b| a.read(b, |v| v.as_text()))?;

@@ -64,7 +64,8 @@ struct Config<'a> {
 
 impl Config<'_> {
     fn wrong(&self, field: &str, what: &str) -> ModelError {
-        let found = self.json.get(field).map_or_else(|| "is missing".into(), |v| format!("is {v}, not {what}"));
+        let found =
+            self.json.get(field).map_or_else(|| "is missing".into(), |v| format!("is {v}, not {what}"));
         ModelError::corrupt(self.path, format!("field `{field}` {found}"))
     }
 
@@ -133,7 +134,9 @@ pub(super) fn spec(path: &Path, json: &Value) -> Result<ArchSpec, ModelError> {
 
 /// A field nobody here knows may change numbers, unless it is empty or off.
 fn refuse_unknown(config: &Config<'_>) -> Result<(), ModelError> {
-    let Some(fields) = config.json.as_object() else { return Err(config.wrong("architectures", "in an object")) };
+    let Some(fields) = config.json.as_object() else {
+        return Err(config.wrong("architectures", "in an object"));
+    };
     for (field, value) in fields {
         let off = match value {
             Value::Null | Value::Bool(false) => true,
@@ -142,7 +145,9 @@ fn refuse_unknown(config: &Config<'_>) -> Result<(), ModelError> {
             _ => false,
         };
         if !off && !KNOWN.contains(&field.as_str()) {
-            return Err(config.unsupported(format!("field `{field}` ({value}): what it changes is not known here")));
+            return Err(
+                config.unsupported(format!("field `{field}` ({value}): what it changes is not known here"))
+            );
         }
     }
     if config.flag("rope_interleaved")? == Some(true) {
@@ -155,10 +160,13 @@ fn rope(config: &Config<'_>, head_dim: usize) -> Result<RopeSpec, ModelError> {
     // Newer files keep everything in `rope_parameters`; older ones have `rope_theta` and `rope_scaling`.
     let parameters = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
     let number = |name: &str| parameters.and_then(|p| p.get(name)).and_then(Value::as_f64);
-    let theta = number("rope_theta").or_else(|| config.get("rope_theta").and_then(Value::as_f64)).unwrap_or(10_000.0);
+    let theta =
+        number("rope_theta").or_else(|| config.get("rope_theta").and_then(Value::as_f64)).unwrap_or(10_000.0);
     let kind = parameters.and_then(|p| p.get("rope_type").or_else(|| p.get("type")));
     let required = |name: &str| {
-        let missing = || ModelError::corrupt(config.path, format!("rope parameter `{name}` is missing or not a number"));
+        let missing = || {
+            ModelError::corrupt(config.path, format!("rope parameter `{name}` is missing or not a number"))
+        };
         number(name).ok_or_else(missing)
     };
     if number("partial_rotary_factor").is_some_and(|factor| factor != 1.0) {
@@ -174,7 +182,9 @@ fn rope(config: &Config<'_>, head_dim: usize) -> Result<RopeSpec, ModelError> {
             original: required("original_max_position_embeddings")?,
         },
         Some(other) => {
-            return Err(config.unsupported(format!("rope type `{other}` (default, linear and llama3 are served)")));
+            return Err(
+                config.unsupported(format!("rope type `{other}` (default, linear and llama3 are served)"))
+            );
         }
     };
     Ok(RopeSpec { style: RopeStyle::Half, inv_freq: inv_freq(theta, head_dim, scaling), scale: 1.0 })

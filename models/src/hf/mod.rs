@@ -23,7 +23,8 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
     let tensors = tensors::open(path)?;
     // A checkpoint may carry an output layer although its configuration ties it; then it uses the tied one, as
     // transformers does. One that says it is untied must have it.
-    if !spec.tied_output && !tensors.contains_key(HF_GLOBAL[2]) && config.get("tie_word_embeddings").is_none() {
+    if !spec.tied_output && !tensors.contains_key(HF_GLOBAL[2]) && config.get("tie_word_embeddings").is_none()
+    {
         spec.tied_output = true;
     }
     let tokenizer_config = optional_json(&path.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
@@ -48,7 +49,10 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
 fn read_json(path: &Path) -> Result<Value, ModelError> {
     let metadata = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
     if metadata.len() > MAX_JSON {
-        return Err(ModelError::corrupt(path, format!("{} bytes of JSON, at most {MAX_JSON}", metadata.len())));
+        return Err(ModelError::corrupt(
+            path,
+            format!("{} bytes of JSON, at most {MAX_JSON}", metadata.len()),
+        ));
     }
     let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
     serde_json::from_slice(&bytes).map_err(|e| ModelError::corrupt(path, format!("not valid JSON: {e}")))
@@ -98,7 +102,8 @@ fn chat_template(path: &Path, tokenizer_config: &Value) -> Result<Option<String>
         return std::fs::read_to_string(&own).map(Some).map_err(|e| ModelError::io(&own, e));
     }
     let named = |template: &Value| {
-        (template.get("name")?.as_str()? == "default").then(|| template.get("template")?.as_str().map(str::to_owned))?
+        (template.get("name")?.as_str()? == "default")
+            .then(|| template.get("template")?.as_str().map(str::to_owned))?
     };
     Ok(match tokenizer_config.get("chat_template") {
         Some(Value::String(template)) => Some(template.clone()),

@@ -26,7 +26,8 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelE
     }
     let json = read_json(&index)?;
     let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| ModelError::corrupt(&index, "field `weight_map` is missing or not an object"))?;
+    let map =
+        map.ok_or_else(|| ModelError::corrupt(&index, "field `weight_map` is missing or not an object"))?;
     let files: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
     let mut tensors = BTreeMap::new();
     for file in files {
@@ -55,12 +56,18 @@ fn read(path: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
-            other => return Err(wrong(format!("stored as {other:?}, which is not supported (F32, F16 and BF16 are)"))),
+            other => {
+                return Err(wrong(format!(
+                    "stored as {other:?}, which is not supported (F32, F16 and BF16 are)"
+                )));
+            }
         };
         let (rows, cols) = match info.shape[..] {
             [cols] => (1, cols),
             [rows, cols] => (rows, cols),
-            ref other => return Err(wrong(format!("has shape {other:?}; vectors and matrices are expected"))),
+            ref other => {
+                return Err(wrong(format!("has shape {other:?}; vectors and matrices are expected")));
+            }
         };
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
         if range.end > file.bytes().len() || range.len() != dtype.row_bytes(cols) * rows {

@@ -142,8 +142,12 @@ mod tests {
 
     #[test]
     fn a_request_survives_the_wire() {
-        let request =
-            SequenceRequest { request_id: "r".into(), tokens: vec![1, 2, 3], prompt_len: 2, params: params() };
+        let request = SequenceRequest {
+            request_id: "r".into(),
+            tokens: vec![1, 2, 3],
+            prompt_len: 2,
+            params: params(),
+        };
         let wire = wire::SubmitRequest::new(5, 9, request.clone());
         assert_eq!((wire.group, wire.driver_epoch), (5, 9));
         assert_eq!(SequenceRequest::try_from(wire), Ok(request));

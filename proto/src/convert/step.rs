@@ -18,8 +18,16 @@ impl From<StepPlan> for wire::StepPlan {
             number: p.number,
             drops: p.drops,
             joins: p.joins.into_iter().map(join).collect(),
-            grants: p.grants.into_iter().map(|g| wire::Grant { sequence: g.sequence, blocks: g.blocks }).collect(),
-            chunks: p.chunks.into_iter().map(|c| wire::Chunk { sequence: c.sequence, tokens: c.tokens }).collect(),
+            grants: p
+                .grants
+                .into_iter()
+                .map(|g| wire::Grant { sequence: g.sequence, blocks: g.blocks })
+                .collect(),
+            chunks: p
+                .chunks
+                .into_iter()
+                .map(|c| wire::Chunk { sequence: c.sequence, tokens: c.tokens })
+                .collect(),
         }
     }
 }

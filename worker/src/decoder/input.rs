@@ -1,0 +1,216 @@
+//! What every rank needs to know of a step, and its form on the way from the leader to the others.
+
+use std::ops::Range;
+
+use foggara_proto::step::BlockId;
+
+use super::span;
+
+/// Consecutive positions of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// The sequence's place in the block tables.
+    pub slot: u32,
+    /// First position.
+    pub start: u32,
+    /// Rows.
+    pub len: u32,
+    /// Rows from this one on want logits (`len`: none).
+    pub logits_from: u32,
+}
+
+impl Segment {
+    /// Its positions.
+    pub fn positions(&self) -> Range<usize> {
+        span(self.start, self.len)
+    }
+}
+
+/// One step: changes of the block tables, then rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepInput {
+    /// Slots whose blocks are forgotten.
+    pub drops: Vec<u32>,
+    /// Blocks added to slots.
+    pub grants: Vec<(u32, Vec<BlockId>)>,
+    /// The rows' sequences and positions.
+    pub segments: Vec<Segment>,
+    /// The rows' tokens, segment after segment.
+    pub tokens: Vec<u32>,
+}
+
+/// A step that cannot be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("step input: {0}")]
+pub struct InputError(String);
+
+/// Bounds of what a step may refer to.
+const MAX_SLOTS: u32 = 1 << 16;
+
+impl StepInput {
+    /// Whether running it would change or compute anything.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty() && self.drops.is_empty() && self.grants.is_empty()
+    }
+
+    /// The position of each row.
+    pub fn positions(&self) -> Vec<u32> {
+        self.segments.iter().flat_map(|segment| segment.start..segment.start + segment.len).collect()
+    }
+
+    /// Indices of the rows that want logits.
+    pub fn logit_rows(&self) -> Vec<usize> {
+        let mut first = 0;
+        let mut rows = Vec::new();
+        for segment in &self.segments {
+            rows.extend(first + segment.logits_from as usize..first + segment.len as usize);
+            first += segment.len as usize;
+        }
+        rows
+    }
+
+    /// Whether it can be run on `tables` (its own changes made) with this vocabulary and block size.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub fn check(&self, tables: &BlockTables, vocab: usize, block_size: usize) -> Result<(), InputError> {
+        let rows: usize = self.segments.iter().map(|segment| segment.len as usize).sum();
+        if rows != self.tokens.len() {
+            return Err(InputError(format!("{} tokens for {rows} rows", self.tokens.len())));
+        }
+        if let Some(token) = self.tokens.iter().find(|token| **token as usize >= vocab) {
+            return Err(InputError(format!("token {token} of a vocabulary of {vocab}")));
+        }
+        for segment in &self.segments {
+            let room = tables.blocks(segment.slot).len() * block_size;
+            if segment.positions().end > room || segment.logits_from > segment.len {
+                return Err(InputError(format!("{segment:?} in blocks for {room} positions")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Little-endian words: four counts, then the four lists.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        let mut put =
+            |word: usize| bytes.extend_from_slice(&u32::try_from(word).unwrap_or(u32::MAX).to_le_bytes());
+        for count in [self.drops.len(), self.grants.len(), self.segments.len(), self.tokens.len()] {
+            put(count);
+        }
+        self.drops.iter().for_each(|slot| put(*slot as usize));
+        for (slot, blocks) in &self.grants {
+            put(*slot as usize);
+            put(blocks.len());
+            blocks.iter().for_each(|block| put(*block as usize));
+        }
+        for s in &self.segments {
+            [s.slot, s.start, s.len, s.logits_from].into_iter().for_each(|word| put(word as usize));
+        }
+        self.tokens.iter().for_each(|token| put(*token as usize));
+    }
+
+    /// The reverse of [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// If the bytes are not such a message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InputError> {
+        let mut words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
+        let mut next =
+            || words.next().ok_or_else(|| InputError(format!("{} bytes are too few", bytes.len())));
+        let counts = [next()?, next()?, next()?, next()?];
+        let drops = (0..counts[0]).map(|_| next()).collect::<Result<_, _>>()?;
+        let mut grants = Vec::new();
+        for _ in 0..counts[1] {
+            let (slot, count) = (next()?, next()?);
+            grants.push((slot, (0..count).map(|_| next()).collect::<Result<_, _>>()?));
+        }
+        let mut segments = Vec::new();
+        for _ in 0..counts[2] {
+            segments.push(Segment { slot: next()?, start: next()?, len: next()?, logits_from: next()? });
+        }
+        let tokens = (0..counts[3]).map(|_| next()).collect::<Result<_, _>>()?;
+        Ok(Self { drops, grants, segments, tokens })
+    }
+}
+
+/// The blocks of every sequence, by slot; the same on every rank.
+#[derive(Debug, Default)]
+pub struct BlockTables {
+    slots: Vec<Vec<BlockId>>,
+}
+
+impl BlockTables {
+    /// Makes a step's changes.
+    ///
+    /// # Errors
+    /// If a slot or block does not exist.
+    pub fn apply(&mut self, input: &StepInput, total_blocks: usize) -> Result<(), InputError> {
+        for slot in &input.drops {
+            if let Some(blocks) = self.slots.get_mut(*slot as usize) {
+                blocks.clear();
+            }
+        }
+        for (slot, blocks) in &input.grants {
+            if *slot >= MAX_SLOTS || blocks.iter().any(|block| *block as usize >= total_blocks) {
+                return Err(InputError(format!("blocks {blocks:?} of {total_blocks} for slot {slot}")));
+            }
+            let slot = *slot as usize;
+            if self.slots.len() <= slot {
+                self.slots.resize_with(slot + 1, Vec::new);
+            }
+            self.slots[slot].extend_from_slice(blocks);
+        }
+        Ok(())
+    }
+
+    /// The blocks of a slot, in order.
+    pub fn blocks(&self, slot: u32) -> &[BlockId] {
+        self.slots.get(slot as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input() -> StepInput {
+        StepInput {
+            drops: vec![4],
+            grants: vec![(1, vec![7, 2]), (3, vec![])],
+            segments: vec![
+                Segment { slot: 1, start: 0, len: 3, logits_from: 2 },
+                Segment { slot: 3, start: 9, len: 1, logits_from: 1 },
+            ],
+            tokens: vec![5, 6, 7, 8],
+        }
+    }
+
+    #[test]
+    fn steps_survive_the_way_to_the_other_ranks() {
+        let mut bytes = vec![1, 2, 3];
+        input().encode(&mut bytes);
+        assert_eq!(StepInput::decode(&bytes), Ok(input()));
+        for len in 0..bytes.len() - 3 {
+            assert!(StepInput::decode(&bytes[..len]).is_err(), "{len} bytes");
+        }
+        assert_eq!(input().positions(), [0, 1, 2, 9]);
+        assert_eq!(input().logit_rows(), [2]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut tables = BlockTables::default();
+        assert!(tables.apply(&input(), 7).is_err(), "block 7 of 7");
+        let mut tables = BlockTables::default();
+        tables.apply(&input(), 8).expect("blocks exist");
+        assert_eq!(tables.blocks(1), [7, 2]);
+        assert!(input().check(&tables, 9, 2).is_err(), "slot 3 has no blocks");
+        let one = StepInput { segments: input().segments[..1].to_vec(), tokens: vec![5, 6, 7], ..input() };
+        assert_eq!(one.check(&tables, 9, 2), Ok(()));
+        assert!(one.check(&tables, 7, 2).is_err(), "token 7 of 7");
+        assert!(one.check(&tables, 9, 1).is_err(), "three positions in two blocks of one");
+        tables.apply(&StepInput { drops: vec![1], ..StepInput::default() }, 8).expect("a drop");
+        assert!(tables.blocks(1).is_empty());
+    }
+}

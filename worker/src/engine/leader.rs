@@ -1,0 +1,142 @@
+//! Rank 0: takes plans from the driver, runs them with the other ranks, samples, and reports.
+
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use foggara_proto::step::{StepPlan, StepReport, StepTiming};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::follower::STEP_DEADLINE;
+use super::{Engine, EngineError, SequenceTable};
+use crate::decoder::StepInput;
+
+/// What reaches the leader's thread.
+#[derive(Debug)]
+pub enum EngineEvent {
+    /// A driver has taken over; whatever an earlier one had here is forgotten.
+    Attach {
+        /// Its lease.
+        driver_epoch: u64,
+        /// Where its reports go. Dropped when a plan does not make sense.
+        reports: UnboundedSender<StepReport>,
+    },
+    /// The driver's next step.
+    Plan(StepPlan),
+    /// The group is dissolved.
+    Stop,
+}
+
+struct Driver {
+    epoch: u64,
+    last_plan: u64,
+    reports: UnboundedSender<StepReport>,
+}
+
+/// Leads the group until it ends.
+///
+/// # Errors
+/// Why it ended, unless it was asked to.
+pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), EngineError> {
+    engine.collective.set_deadline(Some(STEP_DEADLINE));
+    let mut table = SequenceTable::new(engine.decoder.spec().vocab);
+    let mut driver: Option<Driver> = None;
+    let mut bytes = Vec::new();
+    loop {
+        let waiting = Instant::now();
+        // The sender lives as long as the worker holds the group.
+        let Ok(event) = events.recv() else { return Ok(()) };
+        match event {
+            EngineEvent::Stop => return Ok(()),
+            EngineEvent::Attach { driver_epoch, reports } => {
+                let newer = driver.as_ref().is_none_or(|current| current.epoch < driver_epoch);
+                if newer {
+                    let input = table.clear();
+                    run(&mut engine, &input, &mut bytes, &mut |_, _| ())?;
+                    driver = Some(Driver { epoch: driver_epoch, last_plan: 0, reports });
+                }
+            }
+            EngineEvent::Plan(plan) => {
+                let Some(current) = driver.as_mut().filter(|d| d.epoch == plan.driver_epoch) else {
+                    continue;
+                };
+                if plan.number <= current.last_plan {
+                    continue;
+                }
+                let waited = waiting.elapsed();
+                match step(&mut engine, &mut table, current, plan, &mut bytes, waited)? {
+                    // The driver is gone: the next one attaches.
+                    Outcome::Done => {}
+                    Outcome::Nonsense(reason) => {
+                        tracing::error!(
+                            reason,
+                            "a step plan does not make sense; the driver is disconnected"
+                        );
+                        driver = None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Done,
+    Nonsense(String),
+}
+
+fn step(
+    engine: &mut Engine,
+    table: &mut SequenceTable,
+    driver: &mut Driver,
+    plan: StepPlan,
+    bytes: &mut Vec<u8>,
+    waited: Duration,
+) -> Result<Outcome, EngineError> {
+    if plan.number != driver.last_plan + 1 {
+        return Ok(Outcome::Nonsense(format!("plan {} follows plan {}", plan.number, driver.last_plan)));
+    }
+    let number = plan.number;
+    let input = match table.begin(plan) {
+        Ok(input) => input,
+        Err(error) => return Ok(Outcome::Nonsense(error.to_string())),
+    };
+    driver.last_plan = number;
+    let started = Instant::now();
+    let collective_before = engine.collective.stats().nanos;
+    let mut sampling = Duration::ZERO;
+    run(engine, &input, bytes, &mut |row, logits| {
+        let began = Instant::now();
+        table.take_logits(row, logits);
+        sampling += began.elapsed();
+    })?;
+    let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
+    let collective = Duration::from_nanos(engine.collective.stats().nanos - collective_before);
+    let timing = StepTiming {
+        rows: u32::try_from(input.tokens.len()).unwrap_or(u32::MAX),
+        wait_us: micros(waited),
+        compute_us: micros(started.elapsed().saturating_sub(sampling)),
+        collective_us: micros(collective),
+        sample_us: micros(sampling),
+    };
+    let report = StepReport { driver_epoch: driver.epoch, number, outputs: table.finish(), timing };
+    // A driver that has gone away is replaced by one that attaches anew.
+    driver.reports.send(report).ok();
+    Ok(Outcome::Done)
+}
+
+/// Runs a step on every rank.
+fn run(
+    engine: &mut Engine,
+    input: &StepInput,
+    bytes: &mut Vec<u8>,
+    on_logits: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), EngineError> {
+    if input.is_empty() {
+        return Ok(());
+    }
+    if engine.collective.size() > 1 {
+        input.encode(bytes);
+        engine.collective.broadcast(bytes)?;
+    }
+    engine.run(input, on_logits)
+}

@@ -1,0 +1,105 @@
+//! Executing step plans: the sequence table and the sampler on the leader, the same steps on every other rank.
+
+mod follower;
+mod leader;
+mod sampler;
+mod sequences;
+
+use foggara_kernels::collective::{Collective, CollectiveError};
+use foggara_kernels::op::kv_cache::KvType;
+use foggara_models::{DType, TensorRole};
+
+use crate::decoder::{BlockTables, Decoder, InputError, Segment, StepInput};
+
+pub use follower::follow;
+pub use leader::{EngineEvent, lead};
+pub use sampler::sample;
+pub use sequences::{PlanError, SequenceTable};
+
+/// Why an engine ended.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The group's ranks lost each other.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// Ranks do not agree about a step.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The checked step gave nonsense.
+    #[error("the check of the group failed: {0}")]
+    Check(String),
+}
+
+/// One rank: decoder, tables and its end of the collectives.
+pub struct Engine {
+    /// The model.
+    pub decoder: Decoder,
+    /// Blocks by slot.
+    pub tables: BlockTables,
+    /// The other ranks.
+    pub collective: Box<dyn Collective>,
+    /// Positions in a block.
+    pub block_size: usize,
+}
+
+impl Engine {
+    /// Applies and runs a step on this rank.
+    fn run(
+        &mut self,
+        input: &StepInput,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.tables.apply(input, self.decoder.blocks())?;
+        input.check(&self.tables, self.decoder.spec().vocab, self.block_size)?;
+        self.decoder.forward(input, &self.tables, &mut *self.collective, on_logits)?;
+        Ok(())
+    }
+
+    /// One real step on every rank, collectives included, before the group may call itself ready.
+    ///
+    /// # Errors
+    /// If ranks disagree, or the logits are not finite.
+    pub fn check(&mut self) -> Result<(), EngineError> {
+        // Everyone is there, in the place it believes.
+        let size = self.collective.size();
+        let mut ranks = vec![0.0f32; size];
+        ranks[self.collective.rank()] = 1.0;
+        self.collective.all_reduce(&mut ranks)?;
+        if ranks.iter().any(|count| *count != 1.0) {
+            return Err(EngineError::Check(format!("ranks answered {ranks:?} times")));
+        }
+        let input = StepInput {
+            drops: vec![],
+            grants: vec![(0, vec![0])],
+            segments: vec![Segment { slot: 0, start: 0, len: 1, logits_from: 0 }],
+            tokens: vec![0],
+        };
+        let mut finite = true;
+        self.run(&input, &mut |_, logits| finite &= logits.iter().all(|logit| logit.is_finite()))?;
+        self.tables.apply(&StepInput { drops: vec![0], ..StepInput::default() }, self.decoder.blocks())?;
+        if !finite {
+            return Err(EngineError::Check(
+                "logits of a first token are not finite: corrupt weights?".into(),
+            ));
+        }
+        self.collective.barrier()?;
+        Ok(())
+    }
+}
+
+/// The cache's precision for a deployment's `kv_dtype` ("auto", "f16", "f32").
+///
+/// # Errors
+/// If it is none of these.
+pub fn kv_type(choice: &str, model: &foggara_models::Checkpoint) -> Result<KvType, String> {
+    match choice {
+        "f16" => Ok(KvType::F16),
+        "f32" => Ok(KvType::F32),
+        // A checkpoint in f32 is served as exactly as it was stored.
+        "auto" | "" => match model.tensor(TensorRole::Embedding).map(|tensor| tensor.dtype) {
+            Ok(DType::F32) => Ok(KvType::F32),
+            _ => Ok(KvType::F16),
+        },
+        other => Err(format!("kv_dtype `{other}` is not one of auto, f16, f32")),
+    }
+}

@@ -1,0 +1,242 @@
+//! The leader's sequence table: from plans to steps, from logits to outputs.
+
+use std::collections::BTreeMap;
+
+use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
+use foggara_proto::step::{SequenceId, SequenceOutput, StepPlan};
+
+use super::sampler;
+use crate::decoder::{Segment, StepInput};
+
+/// A plan that refers to what is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("sequence {sequence}: {reason}")]
+pub struct PlanError {
+    sequence: SequenceId,
+    reason: String,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    slot: u32,
+    tokens: Vec<u32>,
+    prompt_len: usize,
+    params: SequenceParams,
+    /// Positions in the cache.
+    cached: usize,
+    ended: bool,
+}
+
+impl Sequence {
+    fn decodes(&self) -> bool {
+        !self.ended && self.cached > 0 && self.cached + 1 == self.tokens.len()
+    }
+}
+
+/// What one row of logits is for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    sequence: SequenceId,
+    /// Position of the row.
+    position: usize,
+}
+
+/// The sequences of a group, as its leader knows them.
+#[derive(Debug)]
+pub struct SequenceTable {
+    vocab: usize,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    free_slots: Vec<u32>,
+    slots: u32,
+    /// Of the step being run: rows with logits, in order.
+    wanted: Vec<Wanted>,
+    /// Of the step being run.
+    outputs: Vec<SequenceOutput>,
+    scratch: Vec<f32>,
+}
+
+impl SequenceTable {
+    /// An empty table.
+    pub fn new(vocab: usize) -> Self {
+        Self {
+            vocab,
+            sequences: BTreeMap::new(),
+            free_slots: Vec::new(),
+            slots: 0,
+            wanted: Vec::new(),
+            outputs: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Forgets everything; returns the step that tells the other ranks.
+    pub fn clear(&mut self) -> StepInput {
+        let drops = self.sequences.values().map(|sequence| sequence.slot).collect();
+        let fresh = Self::new(self.vocab);
+        *self = Self { free_slots: std::mem::take(&mut self.free_slots), slots: self.slots, ..fresh };
+        self.free_slots.extend(&drops);
+        StepInput { drops, ..StepInput::default() }
+    }
+
+    /// Takes in a plan; returns the step it stands for.
+    ///
+    /// # Errors
+    /// If it refers to sequences, tokens or work that do not exist. The table is unusable then until
+    /// [`clear`](Self::clear).
+    pub fn begin(&mut self, plan: StepPlan) -> Result<StepInput, PlanError> {
+        let mut input = StepInput::default();
+        for id in plan.drops {
+            let sequence = self.sequences.remove(&id).ok_or_else(|| unknown(id, "dropped"))?;
+            self.free_slots.push(sequence.slot);
+            input.drops.push(sequence.slot);
+        }
+        for join in plan.joins {
+            self.join(join)?;
+        }
+        for grant in plan.grants {
+            let sequence = self
+                .sequences
+                .get(&grant.sequence)
+                .ok_or_else(|| unknown(grant.sequence, "granted blocks"))?;
+            input.grants.push((sequence.slot, grant.blocks));
+        }
+        let mut chunks: BTreeMap<SequenceId, u32> = BTreeMap::new();
+        for chunk in plan.chunks {
+            *chunks.entry(chunk.sequence).or_default() += chunk.tokens;
+        }
+        if let Some(id) = chunks.keys().find(|id| !self.sequences.contains_key(id)) {
+            return Err(unknown(*id, "given work"));
+        }
+        self.wanted.clear();
+        self.outputs.clear();
+        for (id, sequence) in &mut self.sequences {
+            let rows = match chunks.get(id) {
+                Some(rows) => *rows as usize,
+                None if sequence.decodes() => 1,
+                None => continue,
+            };
+            let start = sequence.cached;
+            if rows == 0 || start + rows > sequence.tokens.len() || sequence.ended {
+                let reason = format!("{rows} rows after {start} of {} tokens", sequence.tokens.len());
+                return Err(PlanError { sequence: *id, reason });
+            }
+            add_segment(&mut input, &mut self.wanted, *id, sequence, rows);
+            if sequence.params.prompt_logprobs && start == 0 {
+                // Nothing precedes the first token.
+                let first = TokenOutput { token: sequence.tokens[0], logprob: None, top: Vec::new() };
+                self.outputs.push(SequenceOutput {
+                    sequence: *id,
+                    prompt: vec![first],
+                    token: None,
+                    end: None,
+                });
+            }
+            sequence.cached += rows;
+        }
+        Ok(input)
+    }
+
+    fn join(&mut self, join: foggara_proto::step::Join) -> Result<(), PlanError> {
+        let id = join.sequence;
+        let wrong = |reason: String| PlanError { sequence: id, reason };
+        if let Some(token) = join.tokens.iter().find(|token| **token as usize >= self.vocab) {
+            return Err(wrong(format!("token {token} of a vocabulary of {}", self.vocab)));
+        }
+        if self.sequences.contains_key(&id) {
+            return Err(wrong("joined twice".into()));
+        }
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.slots += 1;
+            self.slots - 1
+        });
+        let sequence = Sequence {
+            slot,
+            tokens: join.tokens,
+            prompt_len: join.prompt_len,
+            params: join.params,
+            cached: 0,
+            ended: false,
+        };
+        self.sequences.insert(id, sequence);
+        Ok(())
+    }
+
+    /// Takes the logits of the `row`-th row that wanted them.
+    pub fn take_logits(&mut self, row: usize, logits: &[f32]) {
+        let Some(wanted) = self.wanted.get(row).copied() else { return };
+        let Some(sequence) = self.sequences.get_mut(&wanted.sequence) else { return };
+        let next = wanted.position + 1;
+        let output = output_of(&mut self.outputs, wanted.sequence);
+        if next < sequence.tokens.len() {
+            // A token that is known already: of the prompt, if its probability is asked for.
+            if sequence.params.prompt_logprobs && next < sequence.prompt_len {
+                let token = sequence.tokens[next] as usize;
+                output.prompt.push(sampler::describe(
+                    logits,
+                    token,
+                    Some(sequence.params.logprobs.unwrap_or(0)),
+                ));
+            }
+            return;
+        }
+        let most = sequence.params.max_tokens as usize;
+        let generated = sequence.tokens.len() - sequence.prompt_len;
+        if generated < most {
+            let sampled = sampler::sample(logits, &sequence.params, next, &mut self.scratch);
+            sequence.tokens.push(sampled.token);
+            if sequence.params.stop_token_ids.contains(&sampled.token) {
+                output.end = Some(SequenceEnd::StopToken);
+            }
+            output.token = Some(sampled);
+        }
+        if output.end.is_none() && generated + 1 >= most {
+            output.end = Some(SequenceEnd::Length);
+        }
+        sequence.ended = output.end.is_some();
+    }
+
+    /// What the step produced.
+    pub fn finish(&mut self) -> Vec<SequenceOutput> {
+        std::mem::take(&mut self.outputs)
+    }
+}
+
+fn unknown(sequence: SequenceId, what: &str) -> PlanError {
+    PlanError { sequence, reason: format!("{what}, but it is not here") }
+}
+
+/// The output of a sequence in this step; rows come sequence by sequence, so it is the last or a new one.
+fn output_of(outputs: &mut Vec<SequenceOutput>, id: SequenceId) -> &mut SequenceOutput {
+    let place = outputs.iter().rposition(|output| output.sequence == id);
+    let place = place.unwrap_or_else(|| {
+        outputs.push(SequenceOutput { sequence: id, prompt: Vec::new(), token: None, end: None });
+        outputs.len() - 1
+    });
+    &mut outputs[place]
+}
+
+fn add_segment(
+    input: &mut StepInput,
+    wanted: &mut Vec<Wanted>,
+    id: SequenceId,
+    sequence: &Sequence,
+    rows: usize,
+) {
+    let start = sequence.cached;
+    let end = start + rows;
+    let whole = sequence.params.prompt_logprobs && start + 1 < sequence.prompt_len;
+    let logits_from = match (whole, end == sequence.tokens.len()) {
+        (true, _) => 0,
+        (false, true) => rows - 1,
+        (false, false) => rows,
+    };
+    let word = |value: usize| u32::try_from(value).expect("sequences are shorter than 2^32");
+    input.segments.push(Segment {
+        slot: sequence.slot,
+        start: word(start),
+        len: word(rows),
+        logits_from: word(logits_from),
+    });
+    input.tokens.extend_from_slice(&sequence.tokens[start..end]);
+    wanted.extend((start + logits_from..end).map(|position| Wanted { sequence: id, position }));
+}

@@ -1,0 +1,322 @@
+//! The rank this worker holds: loading it, running it on a thread of its own, and letting it go.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use foggara_kernels::ThreadPool;
+use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
+use foggara_models::Checkpoint;
+use foggara_proto::step::GroupLimits;
+use foggara_proto::wire::worker as wire;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::decoder::{BlockTables, CacheConfig, Decoder};
+use crate::engine::{Engine, EngineEvent, follow, kv_type, lead};
+use crate::weights::RankWeights;
+
+/// How long ranks wait for each other after they have loaded.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two reports of how far loading is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The rank held at the moment.
+struct Held {
+    assign: wire::Assign,
+    ready: bool,
+    events: mpsc::Sender<EngineEvent>,
+    /// Newest driver that has attached.
+    driver_epoch: u64,
+    cancelled: Arc<AtomicBool>,
+    abort: Arc<Mutex<Option<AbortHandle>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    fn is(&self, group: u64, epoch: u64) -> bool {
+        self.assign.group == group && self.assign.epoch == epoch
+    }
+
+    /// Makes the rank's thread end. Returns at once.
+    fn stop(&self, reason: &str) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        if let Some(abort) = &*lock(&self.abort) {
+            abort.abort(reason);
+        }
+        // A thread that has ended already does not listen, which is as good.
+        self.events.send(EngineEvent::Stop).ok();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Holds at most one rank.
+#[derive(Clone)]
+pub(crate) struct GroupHost {
+    held: Arc<Mutex<Option<Held>>>,
+    news: UnboundedSender<wire::WorkerMessage>,
+    listener: Arc<TcpListener>,
+    threads: usize,
+}
+
+impl GroupHost {
+    /// `listener` is where TCP collectives are accepted; `news` go to the coordinator.
+    pub(crate) fn new(
+        listener: TcpListener,
+        threads: usize,
+        news: UnboundedSender<wire::WorkerMessage>,
+    ) -> Self {
+        Self { held: Arc::default(), news, listener: Arc::new(listener), threads }
+    }
+
+    /// What is held, for a coordinator that does not know.
+    pub(crate) fn held(&self) -> Option<wire::Held> {
+        lock(&self.held).as_ref().map(|held| wire::Held {
+            group: held.assign.group,
+            epoch: held.assign.epoch,
+            rank: held.assign.rank,
+            ready: held.ready,
+        })
+    }
+
+    /// Starts to load a rank; lets go of any other. The same assignment again only repeats what there is to say.
+    pub(crate) fn assign(&self, assign: wire::Assign) {
+        let mut slot = lock(&self.held);
+        if let Some(held) = slot.as_ref().filter(|held| held.is(assign.group, assign.epoch)) {
+            if held.ready {
+                self.tell(ready(&held.assign));
+            }
+            return;
+        }
+        let before = slot.take().and_then(|mut held| {
+            held.stop("another assignment");
+            held.thread.take()
+        });
+        tracing::info!(
+            group = assign.group,
+            epoch = assign.epoch,
+            rank = assign.rank,
+            size = assign.size,
+            "assigned"
+        );
+        let (events, receiver) = mpsc::channel();
+        let (cancelled, abort) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+        let rank = Rank {
+            host: self.clone(),
+            assign: assign.clone(),
+            cancelled: Arc::clone(&cancelled),
+            abort: Arc::clone(&abort),
+        };
+        let thread = std::thread::Builder::new().name(format!("rank-{}", assign.rank)).spawn(move || {
+            // The old rank's memory is needed for the new one's.
+            if let Some(before) = before {
+                before.join().ok();
+            }
+            rank.live(&receiver);
+        });
+        match thread {
+            Ok(thread) => {
+                let thread = Some(thread);
+                *slot =
+                    Some(Held { assign, ready: false, events, driver_epoch: 0, cancelled, abort, thread });
+            }
+            Err(error) => self.tell(failed(&assign, &format!("starting a thread: {error}"))),
+        }
+    }
+
+    /// Lets go of a group, if it is the one held.
+    pub(crate) fn release(&self, group: u64, epoch: u64, reason: &str) {
+        let mut slot = lock(&self.held);
+        if slot.as_ref().is_some_and(|held| held.is(group, epoch)) {
+            tracing::info!(group, epoch, reason, "released");
+            if let Some(held) = slot.take() {
+                held.stop(reason);
+            }
+        }
+    }
+
+    /// Lets go of whatever is held, and waits until it has ended.
+    pub(crate) fn shut_down(&self) {
+        let held = lock(&self.held).take();
+        if let Some(mut held) = held {
+            held.stop("the worker stops");
+            if let Some(thread) = held.thread.take() {
+                thread.join().ok();
+            }
+        }
+    }
+
+    /// A driver takes over the group led from here.
+    pub(crate) fn attach(
+        &self,
+        attach: &wire::Attach,
+    ) -> Result<(mpsc::Sender<EngineEvent>, GroupLimits), AttachError> {
+        let mut slot = lock(&self.held);
+        let held = slot.as_mut().filter(|held| held.is(attach.group, attach.group_epoch) && held.ready);
+        let held = held.ok_or(AttachError::NotHere { group: attach.group, epoch: attach.group_epoch })?;
+        if held.assign.rank != 0 {
+            return Err(AttachError::NotLeader { rank: held.assign.rank });
+        }
+        if attach.driver_epoch < held.driver_epoch {
+            return Err(AttachError::OldDriver { epoch: attach.driver_epoch, newer: held.driver_epoch });
+        }
+        held.driver_epoch = attach.driver_epoch;
+        let limits = GroupLimits {
+            kv_blocks: held.assign.kv_blocks,
+            block_size: held.assign.block_size,
+            max_step_rows: held.assign.max_step_rows,
+        };
+        Ok((held.events.clone(), limits))
+    }
+
+    fn tell(&self, message: wire::worker_message::Message) {
+        // Nobody listens only when the worker is stopping.
+        self.news.send(wire::WorkerMessage { message: Some(message) }).ok();
+    }
+}
+
+/// Why a driver may not attach.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    #[error("group {group} of epoch {epoch} is not ready here")]
+    NotHere { group: u64, epoch: u64 },
+    #[error("rank {rank} does not lead its group")]
+    NotLeader { rank: u32 },
+    #[error("driver epoch {epoch} is older than {newer}")]
+    OldDriver { epoch: u64, newer: u64 },
+}
+
+fn ready(assign: &wire::Assign) -> wire::worker_message::Message {
+    let (group, epoch, rank) = (assign.group, assign.epoch, assign.rank);
+    wire::worker_message::Message::Ready(wire::RankReady { group, epoch, rank })
+}
+
+fn failed(assign: &wire::Assign, reason: &str) -> wire::worker_message::Message {
+    let (group, epoch, rank) = (assign.group, assign.epoch, assign.rank);
+    wire::worker_message::Message::Failed(wire::RankFailed { group, epoch, rank, reason: reason.into() })
+}
+
+/// A rank on its thread.
+struct Rank {
+    host: GroupHost,
+    assign: wire::Assign,
+    cancelled: Arc<AtomicBool>,
+    abort: Arc<Mutex<Option<AbortHandle>>>,
+}
+
+impl Rank {
+    fn live(&self, events: &mpsc::Receiver<EngineEvent>) {
+        // A panic in a kernel must be told like any other failure, not leave the group waiting.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(events)));
+        let outcome = outcome.unwrap_or_else(|_| Err("this rank panicked; its log says where".into()));
+        let mut slot = lock(&self.host.held);
+        let still_held = slot.as_ref().is_some_and(|held| held.is(self.assign.group, self.assign.epoch));
+        if still_held && !self.cancelled.load(Ordering::SeqCst) {
+            *slot = None;
+            drop(slot);
+            let reason = outcome.err().unwrap_or_else(|| "the rank ended".into());
+            tracing::error!(group = self.assign.group, rank = self.assign.rank, reason, "rank failed");
+            self.host.tell(failed(&self.assign, &reason));
+        }
+    }
+
+    fn run(&self, events: &mpsc::Receiver<EngineEvent>) -> Result<(), String> {
+        let started = Instant::now();
+        let mut engine = self.prepare()?;
+        engine.check().map_err(|e| e.to_string())?;
+        let seconds = started.elapsed().as_secs_f64();
+        {
+            let mut slot = lock(&self.host.held);
+            let Some(held) = slot.as_mut().filter(|held| held.is(self.assign.group, self.assign.epoch))
+            else {
+                return Ok(());
+            };
+            held.ready = true;
+        }
+        tracing::info!(group = self.assign.group, rank = self.assign.rank, seconds, "ready");
+        self.host.tell(ready(&self.assign));
+        let outcome = if self.assign.rank == 0 { lead(engine, events) } else { follow(engine) };
+        outcome.map_err(|e| e.to_string())
+    }
+
+    /// Loads the slice and connects the group.
+    fn prepare(&self) -> Result<Engine, String> {
+        let a = &self.assign;
+        let (rank, size) = (a.rank as usize, a.size as usize);
+        if rank >= size {
+            return Err(format!("rank {rank} of {size}"));
+        }
+        let model = Checkpoint::open(Path::new(&a.model_path)).map_err(|e| e.to_string())?;
+        let slices = model.slices(size).map_err(|e| e.to_string())?;
+        let mut last = Instant::now();
+        let mut progress = |loaded_bytes, total_bytes| {
+            if last.elapsed() > PROGRESS_INTERVAL {
+                last = Instant::now();
+                let (group, epoch) = (a.group, a.epoch);
+                let told = wire::LoadProgress { group, epoch, loaded_bytes, total_bytes };
+                self.host.tell(wire::worker_message::Message::Progress(told));
+            }
+            !self.cancelled.load(Ordering::SeqCst)
+        };
+        let weights = RankWeights::load(&model, &slices[rank], &mut progress).map_err(|e| e.to_string())?;
+        tracing::info!(bytes = weights.bytes(), model = a.model_path, "weights loaded");
+        let collective = self.connect(rank, size).map_err(|e| e.to_string())?;
+        *lock(&self.abort) = Some(collective.abort_handle());
+        if self.cancelled.load(Ordering::SeqCst) {
+            return Err("cancelled".into());
+        }
+        let cache = CacheConfig {
+            blocks: a.kv_blocks as usize,
+            block_size: a.block_size as usize,
+            ty: kv_type(&a.kv_dtype, &model)?,
+        };
+        let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
+        let decoder =
+            Decoder::new(model.spec(), &slices, rank, weights, cache, pool).map_err(|e| e.to_string())?;
+        Ok(Engine { decoder, tables: BlockTables::default(), collective, block_size: a.block_size as usize })
+    }
+
+    /// Spinning only pays while every waiting thread has a core to itself.
+    fn spin(&self) -> SpinPolicy {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.assign.threads_on_host as usize > cores { SpinPolicy::Park } else { SpinPolicy::default() }
+    }
+
+    fn connect(&self, rank: usize, size: usize) -> Result<Box<dyn Collective>, String> {
+        let a = &self.assign;
+        if size == 1 {
+            return Ok(Box::<Solo>::default());
+        }
+        let key: [u8; 16] =
+            a.group_key[..].try_into().map_err(|_| "the group key is not 16 bytes".to_string())?;
+        if a.collective == "shm" {
+            let unique: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            let config = shm::ShmConfig {
+                spin: self.spin(),
+                connect_timeout: CONNECT_TIMEOUT,
+                ..shm::ShmConfig::new(format!("foggara-{}-{}-{unique}", a.group, a.epoch), rank, size)
+            };
+            return shm::connect(&config).map_err(|e| e.to_string());
+        }
+        let peers: Vec<SocketAddr> = a
+            .peers
+            .iter()
+            .map(|peer| crate::run::resolve(peer).map_err(|e| format!("collective address `{peer}`: {e}")))
+            .collect::<Result<_, _>>()?;
+        let listener = self.host.listener.try_clone().map_err(|e| format!("collective listener: {e}"))?;
+        let config = tcp::TcpConfig {
+            rank,
+            group_key: key,
+            peers,
+            listener,
+            spin: self.spin(),
+            connect_timeout: CONNECT_TIMEOUT,
+        };
+        tcp::connect(&config).map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,136 @@
+//! Starting a worker, and stopping it.
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::worker::rank_server::RankServer;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+
+use crate::capabilities;
+use crate::group::GroupHost;
+use crate::rpc::{MAX_MESSAGE_BYTES, RankService};
+use crate::session::{Session, hello};
+
+/// How to run a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Coordinators to join: host:port of any of them.
+    pub join: Vec<String>,
+    /// Where the worker's service listens; port 0 takes any.
+    pub listen: SocketAddr,
+    /// Host under which others reach this worker; the listening address if not given.
+    pub advertise: Option<String>,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Shown to coordinators and asked of them.
+    pub token: ClusterToken,
+}
+
+/// Why a worker cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A port could not be had.
+    #[error("listening on {addr}: {reason}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// The system's answer.
+        reason: String,
+    },
+    /// The cluster does not want this worker.
+    #[error("coordinator {coordinator} refused this worker: {reason}")]
+    Refused {
+        /// Who.
+        coordinator: String,
+        /// Why.
+        reason: String,
+    },
+    /// The service broke down.
+    #[error("serving: {0}")]
+    Serve(String),
+    /// The settings make no sense.
+    #[error("{field}: {reason}")]
+    Config {
+        /// Which setting.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Runs a worker until `shutdown` completes or the cluster refuses it.
+///
+/// # Errors
+/// Why it could not run.
+pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    if config.join.is_empty() {
+        return Err(WorkerError::Config { field: "join", reason: "name at least one coordinator".into() });
+    }
+    if config.threads == 0 {
+        return Err(WorkerError::Config { field: "threads", reason: "must be at least 1".into() });
+    }
+    if !config.listen.ip().is_loopback() && !config.token.is_set() {
+        let reason = format!("{} is not loopback: that needs a cluster token", config.listen);
+        return Err(WorkerError::Config { field: "listen", reason });
+    }
+    let wrong =
+        |addr: SocketAddr| move |e: std::io::Error| WorkerError::Listen { addr, reason: e.to_string() };
+    let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(wrong(config.listen))?;
+    let addr = listener.local_addr().map_err(wrong(config.listen))?;
+    let any_port = SocketAddr::new(config.listen.ip(), 0);
+    let collective = TcpListener::bind(any_port).map_err(wrong(any_port))?;
+    let collective_port = collective.local_addr().map_err(wrong(any_port))?.port();
+    let host = config.advertise.clone().unwrap_or_else(|| bracketed(config.listen));
+    let threads = config.threads;
+    let measured = tokio::task::spawn_blocking(move || capabilities::measure(threads)).await;
+    let measured = measured.map_err(|e| WorkerError::Serve(format!("measuring this machine: {e}")))?;
+    tracing::info!(
+        %addr,
+        threads,
+        cpu = measured.cpu,
+        gb_per_second = measured.read_bytes_per_second as f64 / 1e9,
+        gflops = measured.flops as f64 / 1e9,
+        "worker started"
+    );
+    let (news, received) = mpsc::unbounded_channel();
+    let group = GroupHost::new(collective, threads, news);
+    let session = Session {
+        hello: hello(format!("{host}:{}", addr.port()), format!("{host}:{collective_port}"), measured),
+        token: config.token.clone(),
+        host: group.clone(),
+        news: received,
+        coordinators: config.join,
+    };
+    let service = RankServer::new(RankService { host: group.clone() })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let service = InterceptedService::new(service, config.token.required());
+    let serve = Server::builder()
+        .tcp_nodelay(true)
+        .add_service(service)
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    let outcome = tokio::select! {
+        served = serve => served.map_err(|e| WorkerError::Serve(e.to_string())),
+        refused = session.keep() => Err(refused),
+        () = shutdown => Ok(()),
+    };
+    // Joins the rank's thread, which may be in the middle of a step.
+    tokio::task::spawn_blocking(move || group.shut_down()).await.ok();
+    outcome
+}
+
+fn bracketed(addr: SocketAddr) -> String {
+    match addr.ip() {
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+    }
+}
+
+/// The first address a name stands for.
+pub(crate) fn resolve(name: &str) -> std::io::Result<SocketAddr> {
+    name.to_socket_addrs()?.next().ok_or_else(|| std::io::Error::other("no address"))
+}
