@@ -23,7 +23,6 @@ impl Batcher {
         });
     }
 
-
     /// Drops the running sequence at `place` so that it waits again.
     pub(super) fn preempt(&mut self, place: usize) {
         let id = self.running.remove(place);

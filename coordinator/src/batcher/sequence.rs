@@ -38,7 +38,15 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(tokens: Vec<u32>, prompt_len: usize, params: SequenceParams) -> Self {
         let joined_with = tokens.len();
-        Self { tokens, prompt_len, params, phase: Phase::Waiting, blocks: Vec::new(), planned: 0, joined_with }
+        Self {
+            tokens,
+            prompt_len,
+            params,
+            phase: Phase::Waiting,
+            blocks: Vec::new(),
+            planned: 0,
+            joined_with,
+        }
     }
 
     /// Cache positions it can come to need: the last sampled token is never fed back.

@@ -20,8 +20,14 @@ fn params(max_tokens: u32) -> SequenceParams {
     }
 }
 
-const LIMITS: Limits =
-    Limits { kv_blocks: 64, block_size: 4, step_rows: 16, prefill_rows_beside_decodes: 8, sequences: 8, queue: 100 };
+const LIMITS: Limits = Limits {
+    kv_blocks: 64,
+    block_size: 4,
+    step_rows: 16,
+    prefill_rows_beside_decodes: 8,
+    sequences: 8,
+    queue: 100,
+};
 
 /// What a leader would hold of a sequence.
 struct Held {
@@ -65,11 +71,16 @@ impl ModelLeader {
             assert!(self.held.insert(join.sequence, held).is_none(), "{} joined twice", join.sequence);
         }
         for grant in &plan.grants {
-            self.held.get_mut(&grant.sequence).expect("granted to a known sequence").blocks.extend(&grant.blocks);
+            self.held
+                .get_mut(&grant.sequence)
+                .expect("granted to a known sequence")
+                .blocks
+                .extend(&grant.blocks);
         }
         self.check_blocks(limits);
         self.rows = 0;
-        let mut report = StepReport { driver_epoch: plan.driver_epoch, number: plan.number, ..Default::default() };
+        let mut report =
+            StepReport { driver_epoch: plan.driver_epoch, number: plan.number, ..Default::default() };
         let chunks: BTreeMap<_, _> = plan.chunks.iter().map(|c| (c.sequence, c.tokens as usize)).collect();
         for chunk in chunks.keys() {
             assert!(self.held.contains_key(chunk), "chunk of an unknown sequence");
@@ -83,7 +94,10 @@ impl ModelLeader {
             held.cached += rows;
             self.rows += rows;
             assert!(held.cached <= held.tokens.len(), "{id}: prefill past the known tokens");
-            assert!(held.cached <= held.blocks.len() * limits.block_size as usize, "{id}: written outside its blocks");
+            assert!(
+                held.cached <= held.blocks.len() * limits.block_size as usize,
+                "{id}: written outside its blocks"
+            );
             if held.cached < held.tokens.len() {
                 continue;
             }
@@ -99,7 +113,12 @@ impl ModelLeader {
             let token = token.map(|token| TokenOutput { token, logprob: None, top: vec![] });
             report.outputs.push(SequenceOutput { sequence: *id, prompt: vec![], token, end });
         }
-        assert!(self.rows <= limits.step_rows as usize, "{} rows in a step of {}", self.rows, limits.step_rows);
+        assert!(
+            self.rows <= limits.step_rows as usize,
+            "{} rows in a step of {}",
+            self.rows,
+            limits.step_rows
+        );
         report
     }
 
@@ -205,8 +224,14 @@ fn with_little_memory_sequences_are_preempted_and_still_come_out_the_same() {
 
 #[test]
 fn one_row_steps_and_one_token_blocks_work() {
-    let limits =
-        Limits { kv_blocks: 80, block_size: 1, step_rows: 3, prefill_rows_beside_decodes: 1, sequences: 2, queue: 100 };
+    let limits = Limits {
+        kv_blocks: 80,
+        block_size: 1,
+        step_rows: 3,
+        prefill_rows_beside_decodes: 1,
+        sequences: 2,
+        queue: 100,
+    };
     for seed in 0..10 {
         run(limits, seed, 20);
     }

@@ -1,0 +1,405 @@
+//! raft-rs on a thread of its own: inputs in, messages and applied state out.
+//!
+//! The order of effects is raft-rs's: messages that need no durability first, then one durable transaction, then the
+//! messages that promise it, then what is committed is applied.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use prost011::Message as _;
+use raft::prelude::{Entry, EntryType, Message, MessageType};
+use raft::{RawNode, ReadOnlyOption, StateRole};
+use tokio::sync::{oneshot, watch};
+
+use super::handle::{ClusterHandle, Input, PeerProgress, RaftStatus, Role};
+use super::state::Envelope;
+use super::store::{Identity, LogStore};
+use super::transport::Transport;
+use super::{ClusterError, ClusterState, Outcome, StoreError, codec};
+
+/// Inputs waiting for the Raft thread.
+const INPUTS: usize = 4096;
+/// Inputs taken in before the next look at what raft wants done.
+const INPUT_BATCH: usize = 256;
+const MAX_MESSAGE_BYTES: u64 = 1 << 20;
+const MAX_UNCOMMITTED_BYTES: u64 = 64 << 20;
+
+/// How to run a member.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Messages of other clusters are refused.
+    pub cluster_id: String,
+    /// This coordinator.
+    pub id: u64,
+    /// Every coordinator, this one included.
+    pub members: Vec<u64>,
+    /// Where the store lies.
+    pub data_dir: PathBuf,
+    /// Raft's clock: an election begins after 10 to 20 ticks without a leader, heartbeats are sent every 2.
+    pub tick: Duration,
+    /// Entries between snapshots.
+    pub snapshot_every: u64,
+}
+
+impl ClusterConfig {
+    /// The usual settings: 50 ms ticks, a snapshot every 2,000 entries.
+    pub fn new(cluster_id: &str, id: u64, members: Vec<u64>, data_dir: PathBuf) -> Self {
+        let tick = Duration::from_millis(50);
+        Self { cluster_id: cluster_id.into(), id, members, data_dir, tick, snapshot_every: 2000 }
+    }
+}
+
+/// Opens the store and starts the member's thread.
+///
+/// # Errors
+/// If the store cannot be used, or the configuration makes no sense.
+pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<ClusterHandle, ClusterError> {
+    let mut voters = config.members.clone();
+    voters.sort_unstable();
+    voters.dedup();
+    if config.id == 0 || !voters.contains(&config.id) || voters.len() != config.members.len() {
+        let reason =
+            format!("coordinator {} is not one of the distinct members {:?}", config.id, config.members);
+        return Err(ClusterError::Invalid(reason));
+    }
+    let identity = Identity { cluster_id: config.cluster_id.clone(), id: config.id, voters: voters.clone() };
+    let store = LogStore::open(&config.data_dir, &identity)?;
+    let state = match store.snapshot_data() {
+        [] => ClusterState::default(),
+        bytes => codec::decode(bytes)
+            .map_err(|e| ClusterError::Invalid(format!("the snapshot in the store: {e}")))?,
+    };
+    let applied = store.snapshot_index();
+    let raft_config = raft::Config {
+        id: config.id,
+        election_tick: 10,
+        heartbeat_tick: 2,
+        applied,
+        max_size_per_msg: MAX_MESSAGE_BYTES,
+        max_inflight_msgs: 256,
+        check_quorum: true,
+        pre_vote: true,
+        read_only_option: ReadOnlyOption::Safe,
+        max_uncommitted_size: MAX_UNCOMMITTED_BYTES,
+        ..raft::Config::default()
+    };
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let invalid = |e: raft::Error| ClusterError::Invalid(format!("starting raft: {e}"));
+    let mut raw = RawNode::new(&raft_config, store, &logger).map_err(invalid)?;
+    if voters.len() == 1 {
+        // Nobody to wait for.
+        raw.campaign().map_err(invalid)?;
+    }
+    let (inputs, receiver) = sync_channel(INPUTS);
+    let state = Arc::new(state);
+    let (state_out, state_in) = watch::channel(Arc::clone(&state));
+    let (status_out, status_in) =
+        watch::channel(RaftStatus { id: config.id, applied, ..RaftStatus::default() });
+    let node = Node {
+        raw,
+        state,
+        applied,
+        members: voters,
+        snapshot_every: config.snapshot_every.max(1),
+        transport: Arc::clone(&transport),
+        proposals: HashMap::new(),
+        reads: HashMap::new(),
+        next_read: 0,
+        state_out,
+        status_out,
+        elections: 0,
+    };
+    let tick = config.tick;
+    std::thread::Builder::new()
+        .name("raft".into())
+        .spawn(move || node.run(&receiver, tick))
+        .map_err(|e| ClusterError::Invalid(format!("starting a thread: {e}")))?;
+    Ok(ClusterHandle {
+        id: config.id,
+        cluster_id: config.cluster_id.as_str().into(),
+        inputs,
+        state: state_in,
+        status: status_in,
+        transport,
+    })
+}
+
+struct Node {
+    raw: RawNode<LogStore>,
+    state: Arc<ClusterState>,
+    applied: u64,
+    members: Vec<u64>,
+    snapshot_every: u64,
+    transport: Arc<dyn Transport>,
+    /// Writes proposed here, by request id.
+    proposals: HashMap<String, Vec<oneshot::Sender<Result<Outcome, ClusterError>>>>,
+    /// Reads asked for here, by context.
+    reads: HashMap<Vec<u8>, oneshot::Sender<u64>>,
+    next_read: u64,
+    state_out: watch::Sender<Arc<ClusterState>>,
+    status_out: watch::Sender<RaftStatus>,
+    elections: u64,
+}
+
+impl Node {
+    fn run(mut self, inputs: &Receiver<Input>, tick: Duration) {
+        let outcome = self.serve(inputs, tick);
+        let reason = match outcome {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(reason, "the control plane's store has failed; this coordinator must stop");
+        self.status_out.send_modify(|status| {
+            status.role = Role::Follower;
+            status.failed = Some(reason);
+        });
+    }
+
+    fn serve(&mut self, inputs: &Receiver<Input>, tick: Duration) -> Result<(), StoreError> {
+        let mut next_tick = Instant::now() + tick;
+        loop {
+            let mut input = match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            for _ in 0..INPUT_BATCH {
+                match input {
+                    Some(Input::Stop) => return Ok(()),
+                    Some(input) => self.take(input)?,
+                    None => break,
+                }
+                input = inputs.try_recv().ok();
+            }
+            if let Some(Input::Stop) = input {
+                return Ok(());
+            } else if let Some(input) = input {
+                self.take(input)?;
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                self.raw.tick();
+                // A process that was stopped for a while does not owe ticks: it must not depose a leader on waking.
+                next_tick = (next_tick + tick).max(now);
+            }
+            while self.raw.has_ready() {
+                self.ready()?;
+            }
+            self.publish();
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), StoreError> {
+        match input {
+            Input::Propose { request_id, bytes, reply } => {
+                if self.raw.raft.state != StateRole::Leader || self.raw.propose(Vec::new(), bytes).is_err() {
+                    reply.send(Err(ClusterError::NotLeader { id: self.raw.raft.id })).ok();
+                } else {
+                    self.proposals.entry(request_id).or_default().push(reply);
+                }
+            }
+            Input::Step(bytes) => self.step(&bytes)?,
+            Input::Read { reply } => {
+                self.next_read += 1;
+                let context = self.next_read.to_le_bytes().to_vec();
+                // Those that nobody waits for any more.
+                self.reads.retain(|_, reply| !reply.is_closed());
+                self.reads.insert(context.clone(), reply);
+                self.raw.read_index(context);
+            }
+            Input::Unreachable(peer) => self.raw.report_unreachable(peer),
+            Input::Transfer => {
+                let matched = |id: u64| self.raw.raft.prs().get(id).map_or(0, |progress| progress.matched);
+                let others = self.members.iter().copied().filter(|id| *id != self.raw.raft.id);
+                if let Some(best) = others.max_by_key(|id| matched(*id)) {
+                    self.raw.transfer_leader(best);
+                }
+            }
+            Input::Stop => {}
+        }
+        Ok(())
+    }
+
+    /// A message of another member. raft-rs takes its messages on trust, so nonsense is kept from it here.
+    fn step(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let Ok(message) = Message::decode(bytes) else {
+            tracing::warn!("a raft message that cannot be decoded was dropped");
+            return Ok(());
+        };
+        let id = self.raw.raft.id;
+        let foreign = message.to != id || message.from == id || !self.members.contains(&message.from);
+        let local = matches!(
+            message.msg_type(),
+            MessageType::MsgHup
+                | MessageType::MsgBeat
+                | MessageType::MsgUnreachable
+                | MessageType::MsgSnapStatus
+                | MessageType::MsgCheckQuorum
+        );
+        if foreign || local {
+            tracing::warn!(
+                from = message.from,
+                to = message.to,
+                "a raft message that does not belong here was dropped"
+            );
+            return Ok(());
+        }
+        let last = self.raw.raft.raft_log.last_index();
+        if message.msg_type() == MessageType::MsgHeartbeat
+            && message.commit > last
+            && message.term >= self.raw.raft.term
+        {
+            return Err(StoreError {
+                path: PathBuf::from("raft.redb"),
+                reason: format!(
+                    "the leader says that this coordinator acknowledged entry {}, but its log ends at {last}: its disk has \
+                     lost writes. Remove the coordinator from the cluster and add it under a new id",
+                    message.commit
+                ),
+            });
+        }
+        // What raft refuses (a stale term, an unknown sender) it may refuse.
+        self.raw.step(message).ok();
+        Ok(())
+    }
+
+    fn send(&self, messages: Vec<Message>) {
+        let mut by_peer: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
+        for message in messages {
+            by_peer.entry(message.to).or_default().push(message.encode_to_vec());
+        }
+        for (to, messages) in by_peer {
+            self.transport.send(to, messages);
+        }
+    }
+
+    fn ready(&mut self) -> Result<(), StoreError> {
+        let mut ready = self.raw.ready();
+        self.send(ready.take_messages());
+        for read in ready.take_read_states() {
+            if let Some(reply) = self.reads.remove(&read.request_ctx) {
+                reply.send(read.index).ok();
+            }
+        }
+        let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
+        if ready.must_sync() || snapshot.is_some() {
+            let entries = ready.take_entries();
+            self.raw.mut_store().persist(&entries, ready.hs(), snapshot.as_ref())?;
+        }
+        if let Some(snapshot) = snapshot {
+            self.install(&snapshot)?;
+        }
+        self.send(ready.take_persisted_messages());
+        self.apply(ready.take_committed_entries())?;
+        let mut light = self.raw.advance(ready);
+        self.send(light.take_messages());
+        self.apply(light.take_committed_entries())?;
+        self.raw.advance_apply();
+        Ok(())
+    }
+
+    /// The state of a snapshot from the leader becomes ours.
+    fn install(&mut self, snapshot: &raft::prelude::Snapshot) -> Result<(), StoreError> {
+        let state: ClusterState = match &snapshot.data[..] {
+            [] => ClusterState::default(),
+            bytes => codec::decode(bytes).map_err(|e| StoreError {
+                path: PathBuf::from("raft.redb"),
+                reason: format!("the leader's snapshot cannot be read: {e}"),
+            })?,
+        };
+        self.applied = snapshot.get_metadata().index;
+        self.state = Arc::new(state);
+        self.state_out.send_replace(Arc::clone(&self.state));
+        Ok(())
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut replies = Vec::new();
+        let state = Arc::make_mut(&mut self.state);
+        for entry in entries {
+            self.applied = entry.index;
+            // An empty entry is a new leader's first.
+            if entry.data.is_empty() || entry.entry_type() != EntryType::EntryNormal {
+                continue;
+            }
+            let envelope: Envelope = codec::decode(&entry.data).map_err(|e| StoreError {
+                path: PathBuf::from("raft.redb"),
+                reason: format!("committed entry {} cannot be read: {e}", entry.index),
+            })?;
+            let outcome = state.apply(&envelope);
+            if let Some(waiting) = self.proposals.remove(&envelope.request_id) {
+                replies.push((waiting, outcome));
+            }
+        }
+        self.state_out.send_replace(Arc::clone(&self.state));
+        // Who asked sees the state that has their write in it.
+        self.publish();
+        for (waiting, outcome) in replies {
+            for reply in waiting {
+                reply.send(Ok(outcome.clone())).ok();
+            }
+        }
+        if self.applied - self.raw.store().snapshot_index() >= self.snapshot_every {
+            let bytes = codec::encode(&*self.state).map_err(|e| StoreError {
+                path: PathBuf::from("raft.redb"),
+                reason: format!("taking a snapshot: {e}"),
+            })?;
+            self.raw.mut_store().compact(self.applied, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Tells where this member stands, if that has changed.
+    fn publish(&mut self) {
+        let raft = &self.raw.raft;
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        };
+        if role != Role::Leader && !self.proposals.is_empty() {
+            // Their fate is unknown; who asked tries again under the same id.
+            for reply in self.proposals.drain().flat_map(|(_, waiting)| waiting) {
+                reply.send(Err(ClusterError::NotLeader { id: raft.id })).ok();
+            }
+        }
+        let progress = |(id, p): (&u64, &raft::Progress)| PeerProgress {
+            id: *id,
+            matched: p.matched,
+            active: p.recent_active,
+        };
+        let peers = match role {
+            Role::Leader => raft.prs().iter().filter(|(id, _)| **id != raft.id).map(progress).collect(),
+            _ => Vec::new(),
+        };
+        let before = self.status_out.borrow().term;
+        self.elections += u64::from(raft.term > before);
+        let store = self.raw.store();
+        let status = RaftStatus {
+            id: raft.id,
+            role,
+            term: raft.term,
+            leader: (raft.leader_id != 0).then_some(raft.leader_id),
+            commit: raft.raft_log.committed,
+            applied: self.applied,
+            elections: self.elections,
+            syncs: store.syncs,
+            sync_seconds: store.sync_seconds,
+            peers,
+            failed: None,
+        };
+        self.status_out.send_if_modified(|current| {
+            let changed = *current != status;
+            if changed {
+                *current = status;
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,453 @@
+//! What the cluster knows: pure, deterministic, changed by commands only.
+//!
+//! `apply` has no clock, no randomness and no I/O: whatever a command needs of these is in the command.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+/// Most notes, and the sizes of one.
+pub const MAX_NOTES: usize = 10_000;
+/// Bytes of a note's key.
+pub const MAX_NOTE_KEY: usize = 256;
+/// Bytes of a note's value.
+pub const MAX_NOTE_VALUE: usize = 64 << 10;
+/// Most deployments.
+pub const MAX_DEPLOYMENTS: usize = 256;
+/// Most workers.
+pub const MAX_WORKERS: usize = 4096;
+/// Writes remembered, so that one that is sent again is applied once.
+const REMEMBERED_REQUESTS: usize = 4096;
+
+/// A coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// gRPC address.
+    pub addr: String,
+    /// HTTP address.
+    pub http_addr: String,
+    /// Process id on its host.
+    pub pid: u32,
+}
+
+/// What a worker can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Capabilities {
+    /// Threads that compute.
+    pub threads: u32,
+    /// Memory it may use.
+    pub memory_bytes: u64,
+    /// Measured read bandwidth.
+    pub read_bytes_per_second: u64,
+    /// Measured float operations per second.
+    pub flops: u64,
+    /// Processor and instruction set.
+    pub cpu: String,
+    /// Version of its program.
+    pub version: String,
+}
+
+/// A worker process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its service.
+    pub addr: String,
+    /// Where its TCP collectives listen.
+    pub collective_addr: String,
+    /// Same id: same shared memory.
+    pub host: String,
+    /// Process id on its host.
+    pub pid: u32,
+    /// Unique for the process.
+    pub incarnation: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// The group it belongs to.
+    pub group: Option<u64>,
+}
+
+/// A model to be served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// File or folder, on every machine.
+    pub model_path: String,
+    /// Ranks of a replica.
+    pub tp: u32,
+    /// Replicas wanted.
+    pub replicas: u32,
+    /// Tokens of KV cache of a replica; 0: chosen by the placement.
+    pub kv_tokens: u64,
+    /// "auto", "f16" or "f32".
+    pub kv_dtype: String,
+    /// "auto", "shm" or "tcp".
+    pub collective: String,
+    /// Unix seconds at which it was made.
+    pub created: i64,
+}
+
+/// How a group's ranks reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CollectiveKind {
+    /// One rank.
+    Solo,
+    /// Shared memory.
+    Shm,
+    /// TCP.
+    Tcp,
+}
+
+impl CollectiveKind {
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Solo => "solo",
+            Self::Shm => "shm",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// The right to drive a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverLease {
+    /// Who.
+    pub coordinator: u64,
+    /// Newer leases have greater epochs.
+    pub epoch: u64,
+}
+
+/// The workers that hold one replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Name of its deployment.
+    pub deployment: String,
+    /// Of its formation.
+    pub epoch: u64,
+    /// Worker of each rank.
+    pub ranks: Vec<u64>,
+    /// Ranks that have loaded and passed the checked step.
+    pub ready: BTreeSet<u32>,
+    /// How they reach each other.
+    pub collective: CollectiveKind,
+    /// Blocks of each rank's KV cache.
+    pub kv_blocks: u32,
+    /// Positions of a block.
+    pub block_size: u32,
+    /// Known to its ranks only.
+    pub key: [u8; 16],
+    /// Who drives it.
+    pub driver: Option<DriverLease>,
+}
+
+impl Group {
+    /// Whether every rank is ready.
+    pub fn is_ready(&self) -> bool {
+        self.ready.len() == self.ranks.len()
+    }
+}
+
+/// A change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A coordinator says where it is.
+    RegisterMember {
+        /// Its id.
+        id: u64,
+        /// Where.
+        member: Member,
+    },
+    /// A worker has joined. The same incarnation registers once.
+    RegisterWorker(Worker),
+    /// A worker's session has ended for good; its group ends with it.
+    WorkerLost {
+        /// Its id.
+        id: u64,
+    },
+    /// A model is to be served; replaces nothing.
+    PutDeployment {
+        /// The name it is served under.
+        name: String,
+        /// What to serve.
+        deployment: Deployment,
+    },
+    /// A model is not to be served any more; its groups end.
+    RemoveDeployment {
+        /// Its name.
+        name: String,
+    },
+    /// Idle workers become a group.
+    FormGroup {
+        /// Whose replica.
+        deployment: String,
+        /// Worker of each rank.
+        ranks: Vec<u64>,
+        /// How they reach each other.
+        collective: CollectiveKind,
+        /// Blocks of each rank's KV cache.
+        kv_blocks: u32,
+        /// Positions of a block.
+        block_size: u32,
+        /// Random.
+        key: [u8; 16],
+    },
+    /// A rank has loaded and passed the checked step.
+    RankReady {
+        /// The group.
+        group: u64,
+        /// Of its formation.
+        epoch: u64,
+        /// Which rank.
+        rank: u32,
+    },
+    /// A group ends; its workers are idle again.
+    DissolveGroup {
+        /// The group.
+        group: u64,
+        /// Of its formation.
+        epoch: u64,
+    },
+    /// A coordinator gets the lease of a ready group.
+    AssignDriver {
+        /// The group.
+        group: u64,
+        /// Who.
+        coordinator: u64,
+    },
+    /// An operator's note.
+    PutNote {
+        /// Its key.
+        key: String,
+        /// Its text.
+        value: String,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done (or already so).
+    Done,
+    /// The worker's id.
+    Worker(u64),
+    /// The group's id.
+    Group(u64),
+    /// The lease.
+    Driver(DriverLease),
+    /// Not done, for this reason.
+    Refused(String),
+}
+
+/// A command under way: its id makes sending it again harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Unique for the write.
+    pub request_id: String,
+    /// The write.
+    pub command: Command,
+}
+
+/// Everything the cluster agrees on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ClusterState {
+    /// Coordinators by id.
+    pub members: BTreeMap<u64, Member>,
+    /// Workers by id.
+    pub workers: BTreeMap<u64, Worker>,
+    /// Deployments by name.
+    pub deployments: BTreeMap<String, Deployment>,
+    /// Groups by id.
+    pub groups: BTreeMap<u64, Group>,
+    /// Operators' notes.
+    pub notes: BTreeMap<String, String>,
+    /// Source of worker ids, group ids and epochs: only grows.
+    counter: u64,
+    remembered: BTreeMap<String, Outcome>,
+    remembered_order: VecDeque<String>,
+}
+
+impl ClusterState {
+    /// Applies a write, or finds that it was applied before.
+    pub fn apply(&mut self, envelope: &Envelope) -> Outcome {
+        if let Some(outcome) = self.remembered.get(&envelope.request_id) {
+            return outcome.clone();
+        }
+        let outcome = self.change(&envelope.command);
+        self.remembered.insert(envelope.request_id.clone(), outcome.clone());
+        self.remembered_order.push_back(envelope.request_id.clone());
+        if self.remembered_order.len() > REMEMBERED_REQUESTS
+            && let Some(oldest) = self.remembered_order.pop_front()
+        {
+            self.remembered.remove(&oldest);
+        }
+        outcome
+    }
+
+    fn change(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::RegisterMember { id, member } => {
+                self.members.insert(*id, member.clone());
+                Outcome::Done
+            }
+            Command::RegisterWorker(worker) => self.register_worker(worker),
+            Command::WorkerLost { id } => self.lose_worker(*id),
+            Command::PutDeployment { name, deployment } => self.put_deployment(name, deployment),
+            Command::RemoveDeployment { name } => {
+                if self.deployments.remove(name).is_none() {
+                    return Outcome::Refused(format!("no deployment is called `{name}`"));
+                }
+                let ended: Vec<u64> =
+                    self.groups.iter().filter(|(_, g)| g.deployment == *name).map(|(id, _)| *id).collect();
+                ended.into_iter().for_each(|id| self.end_group(id));
+                Outcome::Done
+            }
+            Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, key } => {
+                let group = Group {
+                    deployment: deployment.clone(),
+                    epoch: 0,
+                    ranks: ranks.clone(),
+                    ready: BTreeSet::new(),
+                    collective: *collective,
+                    kv_blocks: *kv_blocks,
+                    block_size: *block_size,
+                    key: *key,
+                    driver: None,
+                };
+                self.form_group(group)
+            }
+            Command::RankReady { group, epoch, rank } => match self.group_of_epoch(*group, *epoch) {
+                Ok(group) if (*rank as usize) < group.ranks.len() => {
+                    group.ready.insert(*rank);
+                    Outcome::Done
+                }
+                Ok(_) => Outcome::Refused(format!("group {group} has no rank {rank}")),
+                Err(refused) => refused,
+            },
+            Command::DissolveGroup { group, epoch } => match self.group_of_epoch(*group, *epoch) {
+                Ok(_) => {
+                    self.end_group(*group);
+                    Outcome::Done
+                }
+                Err(refused) => refused,
+            },
+            Command::AssignDriver { group, coordinator } => self.assign_driver(*group, *coordinator),
+            Command::PutNote { key, value } => self.put_note(key, value),
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.counter += 1;
+        self.counter
+    }
+
+    fn register_worker(&mut self, worker: &Worker) -> Outcome {
+        if let Some((id, _)) = self.workers.iter().find(|(_, known)| known.incarnation == worker.incarnation)
+        {
+            return Outcome::Worker(*id);
+        }
+        if self.workers.len() >= MAX_WORKERS {
+            return Outcome::Refused(format!("the cluster has {MAX_WORKERS} workers already"));
+        }
+        let id = self.next();
+        self.workers.insert(id, Worker { group: None, ..worker.clone() });
+        Outcome::Worker(id)
+    }
+
+    fn lose_worker(&mut self, id: u64) -> Outcome {
+        let Some(worker) = self.workers.remove(&id) else {
+            return Outcome::Refused(format!("worker {id} is not known"));
+        };
+        if let Some(group) = worker.group {
+            self.end_group(group);
+        }
+        Outcome::Done
+    }
+
+    fn put_deployment(&mut self, name: &str, deployment: &Deployment) -> Outcome {
+        match self.deployments.get(name) {
+            // The same again is what a retry looks like.
+            Some(known) if Deployment { created: known.created, ..deployment.clone() } == *known => {
+                Outcome::Done
+            }
+            Some(_) => Outcome::Refused(format!("a deployment called `{name}` exists; remove it first")),
+            None if self.deployments.len() >= MAX_DEPLOYMENTS => {
+                Outcome::Refused(format!("the cluster has {MAX_DEPLOYMENTS} deployments already"))
+            }
+            None => {
+                self.deployments.insert(name.to_owned(), deployment.clone());
+                Outcome::Done
+            }
+        }
+    }
+
+    fn form_group(&mut self, group: Group) -> Outcome {
+        if !self.deployments.contains_key(&group.deployment) {
+            return Outcome::Refused(format!("no deployment is called `{}`", group.deployment));
+        }
+        let distinct: BTreeSet<u64> = group.ranks.iter().copied().collect();
+        if group.ranks.is_empty() || distinct.len() != group.ranks.len() {
+            return Outcome::Refused(format!("ranks {:?} are not distinct workers", group.ranks));
+        }
+        let idle = |id: &u64| self.workers.get(id).is_some_and(|worker| worker.group.is_none());
+        if let Some(busy) = group.ranks.iter().find(|id| !idle(id)) {
+            return Outcome::Refused(format!("worker {busy} is not idle"));
+        }
+        let id = self.next();
+        let epoch = self.next();
+        for rank in &group.ranks {
+            if let Some(worker) = self.workers.get_mut(rank) {
+                worker.group = Some(id);
+            }
+        }
+        self.groups.insert(id, Group { epoch, ..group });
+        Outcome::Group(id)
+    }
+
+    fn group_of_epoch(&mut self, id: u64, epoch: u64) -> Result<&mut Group, Outcome> {
+        match self.groups.get_mut(&id) {
+            Some(group) if group.epoch == epoch => Ok(group),
+            _ => Err(Outcome::Refused(format!("group {id} of epoch {epoch} does not exist"))),
+        }
+    }
+
+    fn end_group(&mut self, id: u64) {
+        if let Some(group) = self.groups.remove(&id) {
+            for rank in group.ranks {
+                if let Some(worker) = self.workers.get_mut(&rank) {
+                    worker.group = None;
+                }
+            }
+        }
+    }
+
+    fn assign_driver(&mut self, id: u64, coordinator: u64) -> Outcome {
+        if !self.members.contains_key(&coordinator) {
+            return Outcome::Refused(format!("coordinator {coordinator} is not known"));
+        }
+        if !self.groups.get(&id).is_some_and(Group::is_ready) {
+            return Outcome::Refused(format!("group {id} is not ready"));
+        }
+        let lease = DriverLease { coordinator, epoch: self.next() };
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.driver = Some(lease);
+        }
+        Outcome::Driver(lease)
+    }
+
+    fn put_note(&mut self, key: &str, value: &str) -> Outcome {
+        if key.is_empty() || key.len() > MAX_NOTE_KEY {
+            return Outcome::Refused(format!("key: {} bytes, must be 1 to {MAX_NOTE_KEY}", key.len()));
+        }
+        if value.len() > MAX_NOTE_VALUE {
+            return Outcome::Refused(format!("value: {} bytes, at most {MAX_NOTE_VALUE}", value.len()));
+        }
+        if self.notes.len() >= MAX_NOTES && !self.notes.contains_key(key) {
+            return Outcome::Refused(format!("there are {MAX_NOTES} notes already"));
+        }
+        self.notes.insert(key.to_owned(), value.to_owned());
+        Outcome::Done
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

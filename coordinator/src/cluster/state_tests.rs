@@ -1,0 +1,156 @@
+//! Every command, its refusals, and that the same commands give the same state.
+
+use super::*;
+
+fn worker(name: &str) -> Command {
+    Command::RegisterWorker(Worker {
+        addr: format!("{name}:1"),
+        collective_addr: format!("{name}:2"),
+        host: "h".into(),
+        pid: 1,
+        incarnation: name.into(),
+        capabilities: Capabilities::default(),
+        group: Some(99),
+    })
+}
+
+fn deployment(tp: u32) -> Deployment {
+    Deployment {
+        model_path: "/m".into(),
+        tp,
+        replicas: 1,
+        kv_tokens: 0,
+        kv_dtype: "auto".into(),
+        collective: "auto".into(),
+        created: 5,
+    }
+}
+
+fn form(ranks: &[u64]) -> Command {
+    Command::FormGroup {
+        deployment: "m".into(),
+        ranks: ranks.to_vec(),
+        collective: CollectiveKind::Shm,
+        kv_blocks: 10,
+        block_size: 16,
+        key: [1; 16],
+    }
+}
+
+/// Applies commands under ids of their own.
+struct Run {
+    state: ClusterState,
+    count: u64,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self { state: ClusterState::default(), count: 0 }
+    }
+
+    fn apply(&mut self, command: Command) -> Outcome {
+        self.count += 1;
+        self.state.apply(&Envelope { request_id: format!("r{}", self.count), command })
+    }
+
+    /// Two workers (1, 2), deployment "m", coordinator 1 and a group (3, epoch 4).
+    fn with_group() -> Self {
+        let mut run = Self::new();
+        assert_eq!(run.apply(worker("a")), Outcome::Worker(1));
+        assert_eq!(run.apply(worker("b")), Outcome::Worker(2));
+        let put = Command::PutDeployment { name: "m".into(), deployment: deployment(2) };
+        assert_eq!(run.apply(put), Outcome::Done);
+        let member = Member { addr: "c:1".into(), http_addr: "c:2".into(), pid: 3 };
+        assert_eq!(run.apply(Command::RegisterMember { id: 1, member }), Outcome::Done);
+        assert_eq!(run.apply(form(&[1, 2])), Outcome::Group(3));
+        run
+    }
+}
+
+fn refused(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Refused(_))
+}
+
+#[test]
+fn a_group_lives_from_idle_workers_to_a_lost_one() {
+    let mut run = Run::with_group();
+    assert_eq!(run.state.workers[&1].group, Some(3), "what a worker claims about itself is not believed");
+    assert!(refused(&run.apply(Command::AssignDriver { group: 3, coordinator: 1 })), "not ready yet");
+    for (epoch, rank, ok) in [(3, 0, false), (4, 2, false), (4, 0, true), (4, 0, true), (4, 1, true)] {
+        assert_eq!(refused(&run.apply(Command::RankReady { group: 3, epoch, rank })), !ok, "{epoch} {rank}");
+    }
+    let first = run.apply(Command::AssignDriver { group: 3, coordinator: 1 });
+    assert_eq!(first, Outcome::Driver(DriverLease { coordinator: 1, epoch: 5 }));
+    let second = run.apply(Command::AssignDriver { group: 3, coordinator: 1 });
+    assert_eq!(second, Outcome::Driver(DriverLease { coordinator: 1, epoch: 6 }), "leases only get newer");
+    assert!(refused(&run.apply(Command::AssignDriver { group: 3, coordinator: 9 })), "unknown coordinator");
+    assert_eq!(run.apply(Command::WorkerLost { id: 1 }), Outcome::Done);
+    assert!(run.state.groups.is_empty());
+    assert_eq!(run.state.workers[&2].group, None, "the other worker is free again");
+    assert!(refused(&run.apply(Command::WorkerLost { id: 1 })));
+}
+
+#[test]
+fn groups_are_formed_of_distinct_idle_workers_of_a_deployment() {
+    let mut run = Run::with_group();
+    assert_eq!(run.apply(worker("c")), Outcome::Worker(5));
+    for ranks in [&[1, 5][..], &[5, 5], &[], &[77]] {
+        assert!(refused(&run.apply(form(ranks))), "{ranks:?}");
+    }
+    assert_eq!(run.apply(form(&[5])), Outcome::Group(6));
+    assert!(refused(&run.apply(Command::DissolveGroup { group: 6, epoch: 4 })), "an old epoch");
+    assert_eq!(run.apply(Command::DissolveGroup { group: 6, epoch: 7 }), Outcome::Done);
+    assert_eq!(run.apply(form(&[5])), Outcome::Group(8), "ids are never used again");
+    assert_eq!(run.apply(Command::RemoveDeployment { name: "m".into() }), Outcome::Done);
+    assert!(run.state.groups.is_empty() && run.state.workers.values().all(|w| w.group.is_none()));
+    assert!(refused(&run.apply(form(&[5]))), "no such deployment");
+}
+
+#[test]
+fn a_write_sent_twice_is_applied_once() {
+    let mut state = ClusterState::default();
+    let envelope = Envelope { request_id: "same".into(), command: worker("a") };
+    assert_eq!(state.apply(&envelope), Outcome::Worker(1));
+    let other = Envelope { command: worker("b"), ..envelope };
+    assert_eq!(state.apply(&other), Outcome::Worker(1), "an id stands for one write");
+    assert_eq!(state.workers.len(), 1);
+    let again = Envelope { request_id: "other".into(), command: worker("a") };
+    assert_eq!(state.apply(&again), Outcome::Worker(1), "the same process again");
+}
+
+#[test]
+fn the_memory_of_writes_is_bounded() {
+    let mut run = Run::new();
+    for i in 0..REMEMBERED_REQUESTS + 10 {
+        run.apply(Command::PutNote { key: format!("k{}", i % 7), value: "v".into() });
+    }
+    assert_eq!(run.state.remembered.len(), REMEMBERED_REQUESTS);
+    assert_eq!(run.state.remembered_order.len(), REMEMBERED_REQUESTS);
+}
+
+#[test]
+fn limits_are_kept() {
+    let mut run = Run::new();
+    let note = |key: &str, len: usize| Command::PutNote { key: key.into(), value: "x".repeat(len) };
+    assert!(refused(&run.apply(note("", 1))));
+    assert!(refused(&run.apply(note(&"k".repeat(257), 1))));
+    assert!(refused(&run.apply(note("k", MAX_NOTE_VALUE + 1))));
+    assert_eq!(run.apply(note("k", MAX_NOTE_VALUE)), Outcome::Done);
+    for i in 1..MAX_NOTES {
+        assert_eq!(run.apply(note(&format!("k{i}"), 1)), Outcome::Done);
+    }
+    assert!(refused(&run.apply(note("one more", 1))));
+    assert_eq!(run.apply(note("k", 2)), Outcome::Done, "a known key may change");
+    let put = |tp| Command::PutDeployment { name: "m".into(), deployment: deployment(tp) };
+    assert_eq!(run.apply(put(1)), Outcome::Done);
+    assert_eq!(run.apply(put(1)), Outcome::Done);
+    assert!(refused(&run.apply(put(2))), "another one of that name");
+}
+
+#[test]
+fn the_same_commands_give_the_same_bytes_and_snapshots_come_back() {
+    let (a, b) = (Run::with_group().state, Run::with_group().state);
+    let bytes = super::super::codec::encode(&a).expect("small");
+    assert_eq!(bytes, super::super::codec::encode(&b).expect("small"));
+    assert_eq!(super::super::codec::decode::<ClusterState>(&bytes), Ok(a));
+}

@@ -1,0 +1,100 @@
+//! The store over restarts, conflicts, snapshots and damage.
+
+use raft::Storage;
+
+use super::*;
+
+fn identity() -> Identity {
+    Identity { cluster_id: "c".into(), id: 1, voters: vec![1, 2, 3] }
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    Entry { index, term, data: vec![index as u8; 3].into(), ..Entry::default() }
+}
+
+fn open(dir: &Path) -> LogStore {
+    LogStore::open(dir, &identity()).expect("a valid store")
+}
+
+fn all(store: &LogStore) -> Vec<(u64, u64)> {
+    let context = GetEntriesContext::empty(false);
+    let (first, last) = (store.first_index().expect("known"), store.last_index().expect("known"));
+    let entries = store.entries(first, last + 1, None, context).expect("in range");
+    entries.iter().map(|e| (e.index, e.term)).collect()
+}
+
+#[test]
+fn a_restart_finds_what_was_written_and_conflicts_are_replaced() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let hard = HardState { term: 2, vote: 3, commit: 2 };
+    {
+        let mut store = open(dir.path());
+        assert_eq!(store.initial_state().expect("known").conf_state.voters, [1, 2, 3]);
+        store
+            .persist(&[entry(1, 1), entry(2, 1), entry(3, 1), entry(4, 1)], Some(&hard), None)
+            .expect("written");
+        store.persist(&[entry(3, 2)], None, None).expect("written");
+    }
+    let store = open(dir.path());
+    assert_eq!(all(&store), [(1, 1), (2, 1), (3, 2)]);
+    assert_eq!(store.initial_state().expect("known").hard_state, hard);
+    assert_eq!(store.term(0).expect("known"), 0);
+    assert!(store.term(4).is_err());
+}
+
+#[test]
+fn compacting_and_received_snapshots_survive_a_restart() {
+    let dir = tempfile::tempdir().expect("a folder");
+    {
+        let mut store = open(dir.path());
+        store.persist(&(1..=6).map(|i| entry(i, 1)).collect::<Vec<_>>(), None, None).expect("written");
+        store.compact(4, b"state at 4".to_vec()).expect("written");
+        assert_eq!(all(&store), [(5, 1), (6, 1)]);
+    }
+    {
+        let mut store = open(dir.path());
+        assert_eq!((all(&store), store.snapshot_data()), (vec![(5, 1), (6, 1)], &b"state at 4"[..]));
+        assert_eq!(store.initial_state().expect("known").hard_state.commit, 4);
+        assert!(store.entries(4, 5, None, GetEntriesContext::empty(false)).is_err(), "compacted");
+        let mut snapshot = store.snapshot(0, 2).expect("there is one");
+        (snapshot.mut_metadata().index, snapshot.mut_metadata().term) = (20, 3);
+        store.persist(&[entry(21, 3)], None, Some(&snapshot)).expect("written");
+    }
+    let store = open(dir.path());
+    assert_eq!((all(&store), store.snapshot_index()), (vec![(21, 3)], 20));
+}
+
+#[test]
+fn a_store_of_another_cluster_or_coordinator_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    drop(open(dir.path()));
+    for other in [
+        Identity { cluster_id: "d".into(), ..identity() },
+        Identity { id: 2, ..identity() },
+        Identity { voters: vec![1], ..identity() },
+    ] {
+        let error = LogStore::open(dir.path(), &other).err().expect("refused").to_string();
+        assert!(error.contains("belongs to coordinator 1 of cluster `c`"), "{error}");
+    }
+}
+
+#[test]
+fn a_damaged_entry_is_found_at_start() {
+    let dir = tempfile::tempdir().expect("a folder");
+    {
+        let mut store = open(dir.path());
+        store.persist(&[entry(1, 1), entry(2, 1)], None, None).expect("written");
+        let mut bytes = codec::seal(&entry(2, 1).encode_to_vec());
+        *bytes.last_mut().expect("not empty") ^= 4;
+        store.commit(|_, table| table.insert(2, bytes.as_slice()).map(drop)).expect("written");
+    }
+    let error = LogStore::open(dir.path(), &identity()).err().expect("refused").to_string();
+    assert!(error.contains("log entry: damaged"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_store_is_an_error_and_not_a_panic() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(dir.path().join("raft.redb"), vec![7; 10_000]).expect("written");
+    assert!(LogStore::open(dir.path(), &identity()).is_err());
+}

@@ -1,0 +1,174 @@
+//! Raft's messages on their way between coordinators.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::cluster as wire;
+use foggara_proto::wire::cluster::peer_client::PeerClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{ClusterError, ClusterHandle};
+
+/// Encoded messages waiting for one peer. Raft sends again what is lost.
+const QUEUE: usize = 1024;
+/// Most messages of one gRPC message.
+const BATCH: usize = 64;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const RECONNECT: Duration = Duration::from_millis(200);
+/// Largest gRPC message between coordinators: a snapshot is one.
+pub const MAX_MESSAGE_BYTES: usize = 80 << 20;
+
+/// Carries messages to other coordinators: best effort, in order, never blocking.
+pub trait Transport: Send + Sync + 'static {
+    /// Sends encoded messages to coordinator `to`.
+    fn send(&self, to: u64, messages: Vec<Vec<u8>>);
+    /// Forwards a write to coordinator `to`; returns the encoded outcome.
+    fn propose(
+        &self,
+        to: u64,
+        command: Vec<u8>,
+    ) -> futures::future::BoxFuture<'static, Result<Vec<u8>, ClusterError>>;
+}
+
+/// The transport over gRPC.
+pub struct GrpcTransport {
+    cluster_id: String,
+    token: ClusterToken,
+    peers: BTreeMap<u64, Peer>,
+    /// Told when a peer cannot be reached. Set once the node runs.
+    handle: Arc<OnceLock<ClusterHandle>>,
+}
+
+struct Peer {
+    queue: mpsc::Sender<Vec<u8>>,
+    channel: Channel,
+}
+
+impl GrpcTransport {
+    /// Starts a sending task for each of `peers` (id → gRPC address). Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// If an address is not valid.
+    pub fn new(
+        cluster_id: &str,
+        id: u64,
+        peers: &BTreeMap<u64, String>,
+        token: &ClusterToken,
+    ) -> Result<Self, ClusterError> {
+        let handle = Arc::new(OnceLock::new());
+        let mut map = BTreeMap::new();
+        for (peer, address) in peers.iter().filter(|(peer, _)| **peer != id) {
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| {
+                ClusterError::Invalid(format!("address `{address}` of coordinator {peer}: {e}"))
+            })?;
+            let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            let (queue, received) = mpsc::channel(QUEUE);
+            let sender = Sender {
+                cluster_id: cluster_id.to_owned(),
+                from: id,
+                to: *peer,
+                token: token.clone(),
+                channel: channel.clone(),
+                handle: Arc::clone(&handle),
+            };
+            tokio::spawn(sender.run(received));
+            map.insert(*peer, Peer { queue, channel });
+        }
+        Ok(Self { cluster_id: cluster_id.to_owned(), token: token.clone(), peers: map, handle })
+    }
+
+    /// Who is told about peers that cannot be reached.
+    pub fn set_handle(&self, handle: ClusterHandle) {
+        // Set once, when the node starts.
+        self.handle.set(handle).ok();
+    }
+
+    /// A connection to coordinator `peer`, shared by everyone.
+    pub fn channel(&self, peer: u64) -> Option<Channel> {
+        self.peers.get(&peer).map(|peer| peer.channel.clone())
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn send(&self, to: u64, messages: Vec<Vec<u8>>) {
+        let Some(peer) = self.peers.get(&to) else { return };
+        for message in messages {
+            // A full queue means that the peer is away; raft sends again.
+            peer.queue.try_send(message).ok();
+        }
+    }
+
+    fn propose(
+        &self,
+        to: u64,
+        command: Vec<u8>,
+    ) -> futures::future::BoxFuture<'static, Result<Vec<u8>, ClusterError>> {
+        let Some(channel) = self.channel(to) else {
+            return Box::pin(std::future::ready(Err(ClusterError::Invalid(format!(
+                "coordinator {to} is unknown"
+            )))));
+        };
+        let mut client = PeerClient::with_interceptor(channel, self.token.shown());
+        let request = wire::ProposeRequest { cluster_id: self.cluster_id.clone(), command };
+        Box::pin(async move {
+            match client.propose(request).await {
+                Ok(response) => Ok(response.into_inner().outcome),
+                Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                    Err(ClusterError::NotLeader { id: to })
+                }
+                Err(status) => Err(ClusterError::Invalid(status.message().to_owned())),
+            }
+        })
+    }
+}
+
+/// Sends to one peer for as long as the process lives.
+struct Sender {
+    cluster_id: String,
+    from: u64,
+    to: u64,
+    token: ClusterToken,
+    channel: Channel,
+    handle: Arc<OnceLock<ClusterHandle>>,
+}
+
+impl Sender {
+    async fn run(self, mut queue: mpsc::Receiver<Vec<u8>>) {
+        loop {
+            // One stream for as long as it holds.
+            let (out, outgoing) = mpsc::channel::<wire::RaftMessages>(16);
+            let mut client = PeerClient::with_interceptor(self.channel.clone(), self.token.shown())
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            let stream = client.raft(ReceiverStream::new(outgoing));
+            let pump = async {
+                let mut batch = Vec::new();
+                while queue.recv_many(&mut batch, BATCH).await > 0 {
+                    let message = std::mem::take(&mut batch);
+                    let messages =
+                        wire::RaftMessages { cluster_id: self.cluster_id.clone(), from: self.from, message };
+                    if out.send(messages).await.is_err() {
+                        return true;
+                    }
+                }
+                false
+            };
+            let goes_on = tokio::select! {
+                goes_on = pump => goes_on,
+                _ended = stream => true,
+            };
+            if !goes_on {
+                return;
+            }
+            if let Some(handle) = self.handle.get() {
+                handle.unreachable(self.to);
+            }
+            tokio::time::sleep(RECONNECT).await;
+            // What waited meanwhile is stale; raft has newer messages by now.
+            while queue.try_recv().is_ok() {}
+        }
+    }
+}
