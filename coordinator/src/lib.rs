@@ -4,3 +4,4 @@
 pub mod batcher;
 pub mod cluster;
 pub mod router;
+pub mod text;

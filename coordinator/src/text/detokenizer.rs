@@ -1,0 +1,73 @@
+//! Tokens to text as they come.
+
+use super::Tokenizer;
+
+/// The text of one stream. Never shows half a character: bytes wait until the token that completes them.
+pub struct Detokenizer {
+    tokenizer: Tokenizer,
+    pending: Vec<u8>,
+}
+
+impl Detokenizer {
+    /// A new stream.
+    pub fn new(tokenizer: Tokenizer) -> Self {
+        Self { tokenizer, pending: Vec::new() }
+    }
+
+    /// Adds a token; returns the text that is complete now. Special tokens have none.
+    pub fn push(&mut self, token: u32) -> String {
+        if !self.tokenizer.is_special(token) {
+            self.pending.extend(self.tokenizer.token_bytes(token));
+        }
+        take_complete(&mut self.pending)
+    }
+
+    /// Ends the stream; returns what is left, as far as it is text.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+    }
+}
+
+/// Takes everything but the beginning of a character at the end. Bytes that can be no part of any are replaced.
+fn take_complete(bytes: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    loop {
+        match std::str::from_utf8(bytes) {
+            Ok(valid) => {
+                text.push_str(valid);
+                bytes.clear();
+                return text;
+            }
+            Err(error) => {
+                let valid = error.valid_up_to();
+                text.push_str(&String::from_utf8_lossy(&bytes[..valid]));
+                let Some(invalid) = error.error_len() else {
+                    bytes.drain(..valid);
+                    return text;
+                };
+                text.push(char::REPLACEMENT_CHARACTER);
+                bytes.drain(..valid + invalid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_wait_until_they_are_whole() {
+        for (chunks, expected) in [
+            (vec![&b"a\xe2"[..], b"\x82", b"\xac!"], vec!["a", "", "€!"]),
+            (vec![b"\xff\xc3", b"\xa9"], vec!["\u{fffd}", "é"]),
+            (vec![b"\xf0\x9f", b"x"], vec!["", "\u{fffd}x"]),
+        ] {
+            let mut pending = Vec::new();
+            for (chunk, expected) in chunks.iter().zip(expected) {
+                pending.extend_from_slice(chunk);
+                assert_eq!(take_complete(&mut pending), expected);
+            }
+        }
+    }
+}

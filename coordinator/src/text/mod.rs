@@ -1,0 +1,23 @@
+//! Text in, tokens out, and back: tokenizer, chat template, incremental detokenizer, stop strings.
+
+mod chat_template;
+mod detokenizer;
+mod gguf_vocabulary;
+mod stop;
+mod tokenizer;
+
+pub use chat_template::{ChatMessage, ChatTemplate};
+pub use detokenizer::Detokenizer;
+pub use stop::StopMatcher;
+pub use tokenizer::Tokenizer;
+
+/// Why text could not be turned into tokens.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// The checkpoint's tokenizer cannot be used.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template, or what it was given, is at fault.
+    #[error("chat template: {0}")]
+    Template(String),
+}

@@ -1,0 +1,105 @@
+//! The tokenizer against the reference's token ids, and the two kinds of checkpoint against each other.
+
+use std::path::PathBuf;
+
+use foggara_models::Checkpoint;
+use foggara_models::tokenizer::GgufVocabulary;
+use serde_json::Value;
+
+use super::*;
+
+/// The folder of real models that `cargo xtask setup` fills.
+fn models() -> PathBuf {
+    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.cache/models");
+    std::env::var_os("FOGGARA_MODELS").map_or_else(default, PathBuf::from)
+}
+
+fn tokenizer(name: &str) -> Tokenizer {
+    let path = models().join(name);
+    let model = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}; run `cargo xtask setup`"));
+    let source = model.tokenizer().expect("readable").expect("it has one");
+    Tokenizer::from_source(&source, model.special()).expect("usable")
+}
+
+#[test]
+fn both_checkpoints_give_the_references_tokens() {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/expected/smollm2-135m.json");
+    let expected: Value = serde_json::from_str(&std::fs::read_to_string(file).expect("there")).expect("JSON");
+    let ids = |value: &Value| -> Vec<u32> {
+        value.as_array().expect("a list").iter().map(|v| v.as_u64().expect("an id") as u32).collect()
+    };
+    let (gguf, hf) = (tokenizer("SmolLM2-135M-Instruct.Q4_1.gguf"), tokenizer("smollm2-135m"));
+    for case in expected["chat"].as_array().expect("a list") {
+        let text = case["prompt_text"].as_str().expect("a text");
+        assert_eq!(gguf.encode(text, true), Ok(ids(&case["prompt_tokens"])));
+        assert_eq!(hf.encode(text, true), Ok(ids(&case["prompt_tokens"])));
+    }
+    let corpus = "Numbers 1234567890, 3.14; naïve café — 日本語のテキスト 🤖👩‍👩‍👧 \t\ttabs\n\n\n  spaces   \
+        fn main() { println!(\"{:?}\", x); } don't I'LL we've \u{0} \u{7f} عربي русский <|im_end|> <|endoftext|>";
+    for cut in corpus.char_indices().map(|(at, _)| at) {
+        let ids = gguf.encode(&corpus[cut..], true).expect("any text has tokens");
+        assert_eq!(hf.encode(&corpus[cut..], true).as_ref(), Ok(&ids));
+        assert_eq!(gguf.decode(&ids, false), corpus[cut..], "text comes back as it was");
+    }
+}
+
+#[test]
+fn bytes_of_tokens_are_the_bytes_of_the_text() {
+    let gguf = tokenizer("SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert_eq!(gguf.token_bytes(1), b"<|im_start|>");
+    assert!(gguf.is_special(1) && !gguf.is_special(100));
+    assert_eq!(gguf.decode(&gguf.encode("<|im_start|>hi", true).expect("tokens"), true), "hi");
+    assert!(gguf.token_bytes(1_000_000).is_empty());
+    let all: Vec<u8> = (0..256u32).flat_map(|i| char::from_u32(0x100 + i)).filter_map(byte_of).collect();
+    assert_eq!(all.len(), 68);
+}
+
+fn sentencepiece() -> GgufVocabulary {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
+    tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    let pieces = ["▁", "h", "e", "l", "o", "he", "ll", "hell", "hello", "▁hello", "lo"];
+    tokens.extend(pieces.map(String::from));
+    let mut token_types = vec![2, 3, 3];
+    token_types.extend([6; 256]);
+    token_types.extend([1; 11]);
+    let mut scores = vec![0.0; 259];
+    scores.extend([-9.0, -9.1, -9.2, -9.3, -9.4, -1.0, -2.0, -3.0, -4.0, -5.0, -1.5]);
+    GgufVocabulary {
+        model: "llama".into(),
+        tokens,
+        scores,
+        token_types,
+        unknown: Some(0),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn sentencepiece_vocabularies_merge_by_score_and_fall_back_to_bytes() {
+    let special = SpecialTokens { bos: Some(1), add_bos: Some(true), ..Default::default() };
+    let tokenizer =
+        Tokenizer::from_source(&TokenizerSource::Gguf(sentencepiece()), &special).expect("usable");
+    // h e l l o: "he" joins first, then "lo" (which leaves a lone l): the best union at each step, not the longest token.
+    assert_eq!(tokenizer.encode("hello", true), Ok(vec![1, 259, 264, 262, 269]));
+    let ids = tokenizer.encode("é", false).expect("tokens");
+    assert_eq!(ids, [259, 3 + 0xc3, 3 + 0xa9]);
+    assert_eq!(tokenizer.decode(&ids, true), " é");
+}
+
+#[test]
+fn unknown_kinds_are_refused_by_name() {
+    let special = SpecialTokens::default();
+    let refused = |vocabulary: GgufVocabulary| {
+        Tokenizer::from_source(&TokenizerSource::Gguf(vocabulary), &special)
+            .err()
+            .expect("refused")
+            .to_string()
+    };
+    let tokens = vec!["a".to_string()];
+    let wrong_model = GgufVocabulary { model: "rwkv".into(), tokens: tokens.clone(), ..Default::default() };
+    assert!(refused(wrong_model).contains("`rwkv`"));
+    let wrong_pre =
+        GgufVocabulary { model: "gpt2".into(), pre: "mystery".into(), tokens, ..Default::default() };
+    assert!(refused(wrong_pre).contains("`mystery`"));
+    assert!(refused(GgufVocabulary { model: "gpt2".into(), ..Default::default() }).contains("0 tokens"));
+}
