@@ -1,12 +1,20 @@
-//! Chat templates: the Jinja programs that checkpoints carry, run as transformers runs them.
+//! Chat templates: the Jinja programs that checkpoints carry, run as transformers runs them
+//! (<https://huggingface.co/docs/transformers/chat_templating_writing>).
 
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind};
+use std::error::Error as _;
+use std::fmt;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, escape_formatter};
 use serde::Serialize;
 
 use super::TextError;
+use super::python::{JsonStyle, json_dumps, strftime};
 
 const NAME: &str = "chat";
+/// Widest indentation of `tojson`.
+const MAX_INDENT: usize = 16;
 
 /// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +32,17 @@ pub struct ChatTemplate {
     eos: String,
 }
 
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("bos", &self.bos).field("eos", &self.eos).finish_non_exhaustive()
+    }
+}
+
+/// The client's mistake, as the template's `raise_exception` words it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
 impl ChatTemplate {
     /// Compiles `template`; `bos` and `eos` are the texts it knows as `bos_token` and `eos_token`.
     ///
@@ -31,21 +50,28 @@ impl ChatTemplate {
     /// If it is not a valid template.
     pub fn compile(template: &str, bos: &str, eos: &str) -> Result<Self, TextError> {
         let mut environment = Environment::new();
-        let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| TextError::Template(reason(&e)))?);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| text_error(&e))?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
+            Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Refusal(message)))
         });
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
+        // In UTC, so that every coordinator writes the same.
         environment
-            .add_template_owned(NAME, template.to_owned())
-            .map_err(|e| TextError::Template(reason(&e)))?;
+            .add_function("strftime_now", |format: &str| strftime(format, time::OffsetDateTime::now_utc()));
+        environment.add_filter("tojson", to_json);
+        // As Python prints them.
+        environment.set_formatter(|out, state, value| match value.kind() {
+            ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+            ValueKind::None => Ok(out.write_str("None")?),
+            _ => escape_formatter(out, state, value),
+        });
+        let template = without_generation_tags(template);
+        environment.add_template_owned(NAME, template).map_err(|e| text_error(&e))?;
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// The prompt for `messages`. `extra` become variables of the template.
+    /// The prompt for `messages`. `extra` become variables of the template; they cannot replace the messages.
     ///
     /// # Errors
     /// If the template refuses the messages (its own words), or fails.
@@ -55,161 +81,76 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         extra: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, TextError> {
-        let mut variables = extra.clone();
-        let messages = serde_json::to_value(messages).map_err(|e| TextError::Template(e.to_string()))?;
-        variables.insert("messages".into(), messages);
+        let json = |e: serde_json::Error| TextError::Template(e.to_string());
+        // Templates ask whether these are none, not only whether they are defined.
+        let mut variables = serde_json::Map::new();
+        variables.insert("tools".into(), serde_json::Value::Null);
+        variables.insert("documents".into(), serde_json::Value::Null);
+        variables.extend(extra.iter().map(|(name, value)| (name.clone(), value.clone())));
+        variables.insert("messages".into(), serde_json::to_value(messages).map_err(json)?);
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
         variables.insert("bos_token".into(), self.bos.as_str().into());
         variables.insert("eos_token".into(), self.eos.as_str().into());
-        let template = self.environment.get_template(NAME).map_err(|e| TextError::Template(reason(&e)))?;
-        template
-            .render(Value::from(minijinja::value::Serde(&variables)))
-            .map_err(|e| TextError::Template(reason(&e)))
+        let template = self.environment.get_template(NAME).map_err(|e| text_error(&e))?;
+        template.render(Value::from(Serde(&variables))).map_err(|e| text_error(&e))
     }
 }
 
 /// The innermost cause, without the template's source around it.
-fn reason(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-    match (error.kind(), error.line()) {
-        (ErrorKind::InvalidOperation, _) | (_, None) => detail,
-        (_, Some(line)) => format!("{detail} (line {line})"),
+fn text_error(error: &Error) -> TextError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(Refusal(message)) = inner.downcast_ref() {
+            return TextError::Refused(message.clone());
+        }
+        cause = inner.source();
     }
+    let kind = error.kind();
+    let what = error.detail().map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}"));
+    TextError::Template(match error.line() {
+        Some(line) => format!("{what} (line {line})"),
+        None => what,
+    })
 }
 
-/// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it: a space after commas and colons, or `indent`.
+/// `{% generation %}` marks what training learns from and changes nothing here. It becomes a block that is always taken, so
+/// that whitespace around it is trimmed as transformers trims it.
+fn without_generation_tags(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let inside =
+            tag[..end].trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim();
+        match inside {
+            "generation" => out.push_str(&tag[..end].replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&tag[..end].replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(&tag[..end]),
+        }
+        rest = &tag[end..];
+    }
+    out + rest
+}
+
+/// The filter `tojson` with the options transformers gives it.
 fn to_json(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    // Accepted for templates that name them; they are what is done anyway.
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let json =
-        serde_json::to_value(&value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-    let mut out = String::new();
-    write_json(&json, indent, 0, &mut out);
-    Ok(Value::from_safe_string(out))
-}
-
-fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, out: &mut String) {
-    use serde_json::Value as Json;
-    let line = |depth: usize, out: &mut String| {
-        if let Some(width) = indent {
-            out.push('\n');
-            out.push_str(&" ".repeat(width * depth));
-        }
+    let style = JsonStyle {
+        indent: kwargs.get::<Option<usize>>("indent")?.map(|indent| indent.min(MAX_INDENT)),
+        separators: kwargs.get::<Option<Vec<String>>>("separators")?.and_then(|list| {
+            let [item, key] = <[String; 2]>::try_from(list).ok()?;
+            Some((item, key))
+        }),
+        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value {
-        Json::Array(items) if !items.is_empty() => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                out.push_str(if i > 0 { comma } else { "" });
-                line(depth + 1, out);
-                write_json(item, indent, depth + 1, out);
-            }
-            line(depth, out);
-            out.push(']');
-        }
-        Json::Object(fields) if !fields.is_empty() => {
-            out.push('{');
-            for (i, (key, item)) in fields.iter().enumerate() {
-                out.push_str(if i > 0 { comma } else { "" });
-                line(depth + 1, out);
-                out.push_str(&Json::from(key.as_str()).to_string());
-                out.push_str(": ");
-                write_json(item, indent, depth + 1, out);
-            }
-            line(depth, out);
-            out.push('}');
-        }
-        other => out.push_str(&other.to_string()),
-    }
-}
-
-/// Today's date and time in Python's `strftime` letters.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    let now = time::OffsetDateTime::now_local().unwrap_or_else(|_| time::OffsetDateTime::now_utc());
-    Ok(strftime(format, now))
-}
-
-fn strftime(format: &str, now: time::OffsetDateTime) -> String {
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let short = |name: String| name[..3].to_owned();
-        match chars.next() {
-            Some('d') => out.push_str(&format!("{:02}", now.day())),
-            Some('m') => out.push_str(&format!("{:02}", u8::from(now.month()))),
-            Some('Y') => out.push_str(&now.year().to_string()),
-            Some('y') => out.push_str(&format!("{:02}", now.year().rem_euclid(100))),
-            Some('H') => out.push_str(&format!("{:02}", now.hour())),
-            Some('M') => out.push_str(&format!("{:02}", now.minute())),
-            Some('S') => out.push_str(&format!("{:02}", now.second())),
-            Some('B') => out.push_str(&now.month().to_string()),
-            Some('b') => out.push_str(&short(now.month().to_string())),
-            Some('A') => out.push_str(&now.weekday().to_string()),
-            Some('a') => out.push_str(&short(now.weekday().to_string())),
-            Some('j') => out.push_str(&format!("{:03}", now.ordinal())),
-            Some('%') => out.push('%'),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
-        }
-    }
-    out
+    kwargs.assert_all_used()?;
+    let json = serde_json::to_value(&value);
+    let json = json.map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    Ok(Value::from_safe_string(json_dumps(&json, &style)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn render(template: &str, messages: &[(&str, &str)], prompt: bool) -> Result<String, TextError> {
-        let messages: Vec<ChatMessage> = messages
-            .iter()
-            .map(|(role, content)| ChatMessage { role: role.to_string(), content: content.to_string() })
-            .collect();
-        ChatTemplate::compile(template, "<s>", "</s>")?.render(&messages, prompt, &serde_json::Map::new())
-    }
-
-    const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
-        {{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + \
-        message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-    #[test]
-    fn templates_render_as_transformers_renders_them() {
-        let text =
-            "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
-        assert_eq!(render(CHATML, &[("user", "Hi")], true), Ok(text.into()));
-        assert_eq!(
-            render(
-                "{{ bos_token }}{{ messages[0].content.strip().split(' ')[-1] }}",
-                &[("user", " a b ")],
-                false
-            ),
-            Ok("<s>b".into())
-        );
-        assert_eq!(
-            render("{{ messages | tojson }}", &[("user", "é\"")], false),
-            Ok(r#"[{"role": "user", "content": "é\""}]"#.into())
-        );
-        let namespace = "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% if ns.n == 2 %}{% break %}{% endif %}{% endfor %}{{ ns.n }}";
-        assert_eq!(render(namespace, &[("a", ""), ("b", ""), ("c", "")], false), Ok("2".into()));
-        assert_eq!(render("  {% if true %}\nx\n  {% endif %}\ny", &[], false), Ok("x\ny".into()));
-    }
-
-    #[test]
-    fn a_templates_own_refusal_is_what_the_client_reads() {
-        let refused = render("{{ raise_exception('roles must alternate') }}", &[], false);
-        assert_eq!(refused, Err(TextError::Template("roles must alternate".into())));
-        assert!(render("{% if %}", &[], false).is_err());
-    }
-
-    #[test]
-    fn dates_are_written_in_pythons_letters() {
-        let date = time::macros::datetime!(2024-07-05 09:03:00 UTC);
-        assert_eq!(strftime("%d %b %Y, %A %H:%M %% %q", date), "05 Jul 2024, Friday 09:03 % %q");
-    }
-}
+#[path = "chat_template_tests.rs"]
+mod tests;

@@ -2,7 +2,8 @@
 
 use super::Tokenizer;
 
-/// The text of one stream. Never shows half a character: bytes wait until the token that completes them.
+/// The text of one stream, token by token. Never shows half a character: bytes wait until the token that completes them.
+#[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     pending: Vec<u8>,

@@ -3,7 +3,7 @@
 //! "gpt2" vocabularies are byte-level BPE and differ in how they split text first; "llama" ones are SentencePiece's, whose
 //! merges follow from the scores.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use foggara_models::tokenizer::GgufVocabulary;
 use serde_json::{Map, Value, json};
@@ -12,9 +12,12 @@ use super::TextError;
 
 /// Most tokens of a vocabulary.
 const MAX_TOKENS: usize = 1 << 22;
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
+/// GPT-2's split.
+const SPLIT_GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 /// GPT-4's split with numbers in groups of up to three, as Llama 3 uses it.
 const SPLIT_LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The same with single digits, as Qwen 2 uses it.
@@ -37,35 +40,73 @@ pub(super) fn to_json(vocabulary: &GgufVocabulary) -> Result<Value, TextError> {
     }
 }
 
-fn byte_level(v: &GgufVocabulary) -> Result<Value, TextError> {
-    let plain = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-    let split = |pattern: &str| {
-        json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-            plain(false)]})
-    };
-    let mut ignore_merges = false;
-    let pre = match v.pre.as_str() {
-        "" | "default" | "gpt-2" => plain(true),
+/// How byte-level BPE prepares text before it merges.
+struct Split {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    /// A piece that is a token is taken whole, whatever the merges say.
+    ignore_merges: bool,
+}
+
+/// The kinds of `tokenizer.ggml.pre` (<https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp> names them).
+fn split(kind: &str) -> Result<Split, TextError> {
+    let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let pattern = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "pretokenizers": parts});
+    let mut split = Split { normalizer: Value::Null, pre_tokenizer: bytes(true), ignore_merges: false };
+    match kind {
+        "gpt-2" | "phi-2" | "mpt" | "olmo" => {}
+        // What llama.cpp does with files that do not say.
+        "" | "default" => {
+            let parts = [r"[\p{P}$+<=>^~|]+", SPLIT_GPT2, r"\p{N}+", "[0-9]{3}"].map(pattern);
+            split.pre_tokenizer = sequence(parts.into_iter().chain([bytes(false)]).collect());
+        }
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => {
-            json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, plain(true)]})
+            split.pre_tokenizer =
+                sequence(vec![json!({"type": "Digits", "individual_digits": true}), bytes(true)]);
         }
         "llama-bpe" | "llama3" | "llama-v3" => {
-            ignore_merges = true;
-            split(SPLIT_LLAMA3)
+            split.pre_tokenizer = sequence(vec![pattern(SPLIT_LLAMA3), bytes(false)]);
+            split.ignore_merges = true;
         }
-        "qwen2" => split(SPLIT_QWEN2),
+        "qwen2" => {
+            split.normalizer = json!({"type": "NFC"});
+            split.pre_tokenizer = sequence(vec![pattern(SPLIT_QWEN2), bytes(false)]);
+        }
         other => {
             return Err(TextError::Tokenizer(format!(
-                "GGUF pre-tokenizer `{other}` (default, gpt-2, smollm, starcoder, refact, command-r, codeshell, llama-bpe, \
-                 qwen2 are supported)"
+                "GGUF pre-tokenizer `{other}` (default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, command-r, \
+                 codeshell, llama-bpe and qwen2 are supported)"
             )));
         }
-    };
+    }
+    Ok(split)
+}
+
+fn byte_level(v: &GgufVocabulary) -> Result<Value, TextError> {
+    let split = split(&v.pre)?;
+    check_merges(v)?;
     let merges: Vec<Value> = v.merges.iter().map(|merge| Value::from(merge.as_str())).collect();
     let decoder =
         json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
-    Ok(document(v, Value::Null, pre, decoder, json!({"merges": merges, "ignore_merges": ignore_merges})))
+    let model = json!({"merges": merges, "ignore_merges": split.ignore_merges});
+    Ok(document(v, split.normalizer, split.pre_tokenizer, decoder, model))
+}
+
+/// Both parts of every merge, and their union, are tokens. (The library panics if not.)
+fn check_merges(v: &GgufVocabulary) -> Result<(), TextError> {
+    let known: HashSet<&str> = v.tokens.iter().map(String::as_str).collect();
+    for (i, merge) in v.merges.iter().enumerate() {
+        let parts = merge.split_once(' ').filter(|(left, right)| {
+            known.contains(left) && known.contains(right) && known.contains(format!("{left}{right}").as_str())
+        });
+        if parts.is_none() {
+            return Err(TextError::Tokenizer(format!(
+                "merge {i} `{merge}` is not of two tokens that make a third"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn sentencepiece(v: &GgufVocabulary) -> Result<Value, TextError> {
@@ -120,12 +161,13 @@ fn document(
     let mut vocab = Map::new();
     let mut added = Vec::new();
     for (id, token) in v.tokens.iter().enumerate() {
-        vocab.insert(token.clone(), Value::from(id));
+        // Of tokens with the same text the first one is encoded to.
+        vocab.entry(token.clone()).or_insert_with(|| Value::from(id));
         let ty = v.token_types.get(id).copied().unwrap_or(1);
-        if ty == CONTROL || ty == USER_DEFINED {
+        if [UNKNOWN, CONTROL, USER_DEFINED].contains(&ty) {
             added.push(
                 json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": ty == CONTROL}),
+                "normalized": false, "special": ty != USER_DEFINED}),
             );
         }
     }

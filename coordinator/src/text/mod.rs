@@ -3,12 +3,13 @@
 mod chat_template;
 mod detokenizer;
 mod gguf_vocabulary;
+mod python;
 mod stop;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
-pub use stop::StopMatcher;
+pub use stop::{Matched, StopMatcher};
 pub use tokenizer::Tokenizer;
 
 /// Why text could not be turned into tokens.
@@ -17,7 +18,10 @@ pub enum TextError {
     /// The checkpoint's tokenizer cannot be used.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// The chat template, or what it was given, is at fault.
+    /// The checkpoint's chat template is at fault.
     #[error("chat template: {0}")]
     Template(String),
+    /// The chat template refuses the messages, in its own words: the client's mistake.
+    #[error("the model's chat template refuses these messages: {0}")]
+    Refused(String),
 }

@@ -1,6 +1,11 @@
 //! Stop strings over a stream of text.
 
+use std::ops::Range;
+
 /// Finds the first stop string, and holds back only what may be the beginning of one.
+///
+/// The first is the one that is complete first (of several that end together, the longest), so that what is found does
+/// not depend on how the text was cut into pieces.
 #[derive(Debug)]
 pub struct StopMatcher {
     stops: Vec<String>,
@@ -17,23 +22,18 @@ pub struct Matched {
 }
 
 impl StopMatcher {
-    /// Looks for any of `stops`; empty ones are ignored.
+    /// Looks for any of `stops`; empty ones match nothing.
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+        Self { stops: stops.to_vec(), held: String::new() }
     }
 
     /// Adds text.
     pub fn push(&mut self, text: &str) -> Matched {
-        if self.stops.is_empty() {
-            return Matched { text: text.to_owned(), stop: None };
-        }
         self.held.push_str(text);
-        // The earliest; of several that begin there, the first listed.
-        let first = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
-        if let Some((at, stop)) = first.min_by_key(|(at, _)| *at) {
-            let matched = Matched { text: self.held[..at].to_owned(), stop: Some(stop.clone()) };
-            self.held.clear();
-            return matched;
+        if let Some((range, stop)) = self.first_match() {
+            let mut text = std::mem::take(&mut self.held);
+            text.truncate(range.start);
+            return Matched { text, stop: Some(stop) };
         }
         let keep = self.stops.iter().map(|stop| longest_beginning(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
@@ -43,6 +43,16 @@ impl StopMatcher {
     /// Ends the stream; returns what was held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
+    }
+
+    /// Where the first complete stop string lies in the held text, and which it is.
+    fn first_match(&self) -> Option<(Range<usize>, String)> {
+        let found = self.stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| {
+            let start = self.held.find(stop.as_str())?;
+            Some((start..start + stop.len(), stop))
+        });
+        let first = found.min_by_key(|(range, _)| (range.end, range.start));
+        first.map(|(range, stop)| (range, stop.clone()))
     }
 }
 
@@ -54,31 +64,25 @@ fn longest_beginning(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// Feeds `text` in pieces of every size; the result must not depend on it.
-    fn run(text: &str, stops: &[&str]) -> (String, Option<String>) {
+    /// Feeds `text` in pieces of `size` characters; returns what was shown and what stopped it.
+    fn run(text: &str, stops: &[&str], size: usize) -> (String, Option<String>) {
         let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let mut results = Vec::new();
-        for size in 1..=text.chars().count().max(1) {
-            let chars: Vec<char> = text.chars().collect();
-            let mut matcher = StopMatcher::new(&stops);
-            let (mut shown, mut stop) = (String::new(), None);
-            for piece in chars.chunks(size) {
-                let matched = matcher.push(&piece.iter().collect::<String>());
-                shown.push_str(&matched.text);
-                if matched.stop.is_some() {
-                    stop = matched.stop;
-                    break;
-                }
+        let chars: Vec<char> = text.chars().collect();
+        let mut matcher = StopMatcher::new(&stops);
+        let mut shown = String::new();
+        for piece in chars.chunks(size) {
+            let matched = matcher.push(&piece.iter().collect::<String>());
+            shown.push_str(&matched.text);
+            if matched.stop.is_some() {
+                return (shown, matched.stop);
             }
-            if stop.is_none() {
-                shown.push_str(&matcher.finish());
-            }
-            results.push((shown, stop));
         }
-        assert!(results.windows(2).all(|pair| pair[0].0 == pair[1].0), "{results:?}");
-        results.swap_remove(0)
+        shown.push_str(&matcher.finish());
+        (shown, None)
     }
 
     #[test]
@@ -86,14 +90,51 @@ mod tests {
         for (text, stops, shown, stop) in [
             ("hello world", &["wor"][..], "hello ", Some("wor")),
             ("hello world", &["xyz"], "hello world", None),
+            ("hello world", &["", "d"], "hello worl", Some("d")),
             ("aaab", &["aab"], "a", Some("aab")),
             ("one two", &["two", "one"], "", Some("one")),
             ("ends with st", &["stop"], "ends with st", None),
             ("日本語です", &["語"], "日本", Some("語")),
             ("x\n\nUser:", &["\n\nUser:", "\n\n\n"], "x", Some("\n\nUser:")),
+            // "b" is complete before "abc" is; of "ab" and "b", which end together, the longer one counts.
+            ("abcd", &["abc", "b"], "a", Some("b")),
+            ("xabc", &["b", "ab"], "x", Some("ab")),
             ("", &["a"], "", None),
         ] {
-            assert_eq!(run(text, stops), (shown.to_string(), stop.map(str::to_string)), "{text}");
+            for size in 1..=text.chars().count().max(1) {
+                assert_eq!(
+                    run(text, stops, size),
+                    (shown.to_string(), stop.map(str::to_string)),
+                    "{text:?} by {size}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_begin_a_stop_is_held_back() {
+        let mut matcher = StopMatcher::new(&["</end>".to_string()]);
+        assert_eq!(matcher.push("a <b"), Matched { text: "a <b".into(), stop: None });
+        assert_eq!(matcher.push(" </"), Matched { text: " ".into(), stop: None });
+        assert_eq!(matcher.push("em>"), Matched { text: "</em>".into(), stop: None });
+        assert_eq!(matcher.finish(), "");
+    }
+
+    proptest! {
+        /// Against the plain reading: the shortest beginning of the text that ends with a stop string.
+        #[test]
+        fn agrees_with_looking_at_every_beginning(
+            text in "[abé]{0,24}", stops in prop::collection::vec("[abé]{1,4}", 0..4), size in 1usize..6,
+        ) {
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+            let expected = ends.into_iter().find_map(|end| {
+                let ending = stops.iter().filter(|stop| text[..end].ends_with(**stop));
+                ending.map(|stop| stop.len()).max().map(|len| &text[..end - len])
+            });
+            let (shown, stopped) = run(&text, &stops, size);
+            prop_assert_eq!(shown, expected.unwrap_or(&text));
+            prop_assert_eq!(stopped.is_some(), expected.is_some());
         }
     }
 }

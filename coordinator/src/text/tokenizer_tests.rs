@@ -49,7 +49,7 @@ fn bytes_of_tokens_are_the_bytes_of_the_text() {
     assert_eq!(gguf.token_bytes(1), b"<|im_start|>");
     assert!(gguf.is_special(1) && !gguf.is_special(100));
     assert_eq!(gguf.decode(&gguf.encode("<|im_start|>hi", true).expect("tokens"), true), "hi");
-    assert!(gguf.token_bytes(1_000_000).is_empty());
+    assert!(gguf.token_bytes(1_000_000).is_empty() && gguf.vocab_size() == 49_152);
     let all: Vec<u8> = (0..256u32).flat_map(|i| char::from_u32(0x100 + i)).filter_map(byte_of).collect();
     assert_eq!(all.len(), 68);
 }
@@ -84,6 +84,105 @@ fn sentencepiece_vocabularies_merge_by_score_and_fall_back_to_bytes() {
     let ids = tokenizer.encode("é", false).expect("tokens");
     assert_eq!(ids, [259, 3 + 0xc3, 3 + 0xa9]);
     assert_eq!(tokenizer.decode(&ids, true), " é");
+}
+
+/// The 256 bytes as tokens in GPT-2's alphabet, then `merged`.
+fn byte_level(pre: &str, merges: &[(&str, &str)]) -> Tokenizer {
+    let mut alphabet: Vec<(u8, String)> =
+        (0..0x200).filter_map(char::from_u32).filter_map(|c| Some((byte_of(c)?, c.to_string()))).collect();
+    alphabet.sort();
+    let mut tokens: Vec<String> = alphabet.into_iter().map(|(_, token)| token).collect();
+    tokens.extend(merges.iter().map(|(left, right)| format!("{left}{right}")));
+    tokens.push("<|end|>".into());
+    let mut token_types = vec![1; tokens.len()];
+    token_types[tokens.len() - 1] = 3;
+    let merges = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    let vocabulary = GgufVocabulary {
+        model: "gpt2".into(),
+        pre: pre.into(),
+        tokens,
+        token_types,
+        merges,
+        ..Default::default()
+    };
+    Tokenizer::from_source(&TokenizerSource::Gguf(vocabulary), &SpecialTokens::default()).expect("usable")
+}
+
+#[test]
+fn each_kind_of_byte_level_vocabulary_splits_text_its_own_way() {
+    let merges = [
+        ("1", "2"),
+        ("12", "3"),
+        ("123", "4"),
+        ("Ġ", "1"),
+        ("!", "!"),
+        ("!!", "Ċ"),
+        ("a", "!"),
+        ("e", "\u{301}"),
+    ];
+    for (pre, text, expected) in [
+        ("gpt-2", "a1234!!\n", vec!["a", "1234", "!!", "\n"]),
+        ("gpt-2", " 12", vec![" ", "12"]),
+        ("", "a1234!!\n", vec!["a", "123", "4", "!!", "\n"]),
+        ("smollm", "a1234!!\n", vec!["a", "1", "2", "3", "4", "!!", "\n"]),
+        ("smollm", " 12", vec![" ", "1", "2"]),
+        ("llama-bpe", "a1234!!\n", vec!["a", "123", "4", "!!\n"]),
+        ("qwen2", "a1234!!\n", vec!["a", "1", "2", "3", "4", "!!\n"]),
+        ("qwen2", "<|end|>a!", vec!["<|end|>", "a", "!"]),
+    ] {
+        let tokenizer = byte_level(pre, &merges[..7]);
+        let ids = tokenizer.encode(text, true).expect("tokens");
+        let texts: Vec<String> = ids.iter().map(|id| tokenizer.decode(&[*id], false)).collect();
+        assert_eq!(texts, expected, "{pre:?} {text:?}");
+    }
+    let composed = byte_level("qwen2", &[]).encode("e\u{301}", true);
+    assert_eq!(composed, Ok(vec![0xc3, 0xa9]), "Qwen composes letters and accents first");
+}
+
+#[test]
+fn long_runs_are_no_trouble_and_their_length_bounds_the_tokens() {
+    let tokenizer = tokenizer("SmolLM2-135M-Instruct.Q4_1.gguf");
+    for unit in [" ", "a", "7", "\n", "!", "\u{3000}", "日", "\u{0}", "<|im_end|>", "<|im_"] {
+        let text = unit.repeat(20_000 / unit.len()) + "x";
+        let ids = tokenizer.encode(&text, true).expect("tokens");
+        assert_eq!(tokenizer.decode(&ids, false), text);
+        assert!(tokenizer.fewest_tokens(text.len()) <= ids.len());
+    }
+    assert!(tokenizer.fewest_tokens(1 << 20) > 1 << 12, "one token is no longer than 256 bytes");
+    let empty = tokenizer.encode("", true).expect("no tokens");
+    assert!(empty.is_empty() && tokenizer.fewest_tokens(0) == 0);
+}
+
+/// A merge into a token that is longer than all there are.
+const OUT_OF_BOUNDS: &str =
+    r#"{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}"#;
+
+#[test]
+fn damaged_vocabularies_are_refused() {
+    let special = SpecialTokens::default();
+    let refused = |vocabulary: GgufVocabulary| {
+        let source = TokenizerSource::Gguf(vocabulary);
+        Tokenizer::from_source(&source, &special).err().expect("refused").to_string()
+    };
+    let gpt2 = |tokens: &[&str], merges: &[&str]| GgufVocabulary {
+        model: "gpt2".into(),
+        tokens: tokens.iter().map(|token| token.to_string()).collect(),
+        merges: merges.iter().map(|merge| merge.to_string()).collect(),
+        ..Default::default()
+    };
+    for merge in ["a c", "c b", "a b", "ab", "a b a", " b", ""] {
+        assert!(refused(gpt2(&["a", "b", "ba"], &["b a", merge])).contains(&format!("merge 1 `{merge}`")));
+    }
+    let mut few = sentencepiece();
+    few.scores.pop();
+    assert!(refused(few).contains("scores"));
+    for json in ["", "{}", "[1]", r#"{"model": {"type": "Nope"}}"#, OUT_OF_BOUNDS] {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), json).expect("written");
+        let source = TokenizerSource::HfJson(file.path().into());
+        let error = Tokenizer::from_source(&source, &special).expect_err("refused").to_string();
+        assert!(error.contains(file.path().to_str().expect("a name")), "{error}");
+    }
 }
 
 #[test]
