@@ -1,0 +1,206 @@
+//! The leader's loop: compares what is with what should be, and proposes the difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use foggara_models::Checkpoint;
+
+use super::registry::{Registry, not_leader};
+use crate::cluster::state::Deployment;
+use crate::cluster::{ClusterHandle, ClusterState, Command};
+use crate::placement::{ModelNeeds, Step, Surroundings, plan};
+
+/// Between two looks when nothing has happened.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// How long a worker may be without a session before it counts as lost: a moment for one to come back, longer for all of
+/// them to find a new leader.
+const WORKER_GRACE: Duration = Duration::from_millis(500);
+const NEW_LEADER_GRACE: Duration = Duration::from_secs(6);
+/// A coordinator that has not answered for this long does not keep its leases.
+const COORDINATOR_GRACE: Duration = Duration::from_millis(1200);
+/// After a group has failed to form, before the next attempt: from, to.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What the leader remembers between looks.
+struct Controller {
+    cluster: ClusterHandle,
+    registry: Registry,
+    since: Instant,
+    /// When each coordinator was last heard of.
+    heard: BTreeMap<u64, Instant>,
+    needs: BTreeMap<String, (Deployment, Result<ModelNeeds, String>)>,
+    /// Groups seen forming, by id.
+    forming: BTreeMap<u64, String>,
+    /// Deployments that must wait: until when, and for how long this time.
+    backoff: BTreeMap<String, (Instant, Duration)>,
+    missing: BTreeMap<String, String>,
+}
+
+/// Runs for as long as the process lives; acts while this coordinator leads.
+pub async fn run_controller(cluster: ClusterHandle, registry: Registry) {
+    let mut state = cluster.watch();
+    let mut status = cluster.watch_status();
+    let mut controller: Option<Controller> = None;
+    loop {
+        if cluster.is_leader() {
+            let active = controller.get_or_insert_with(|| {
+                tracing::info!(coordinator = cluster.id(), "leading");
+                Controller::new(cluster.clone(), registry.clone())
+            });
+            active.look().await;
+        } else if controller.take().is_some() {
+            tracing::info!(coordinator = cluster.id(), "not leading any more");
+            registry.end_all(&not_leader(&cluster));
+        }
+        let changed = registry.changed.notified();
+        tokio::select! {
+            outcome = state.changed() => if outcome.is_err() { return },
+            outcome = status.wait_for(|status| (status.role == crate::cluster::Role::Leader) != controller.is_some()) => {
+                if outcome.is_err() {
+                    return;
+                }
+            }
+            () = changed => {}
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+    }
+}
+
+impl Controller {
+    fn new(cluster: ClusterHandle, registry: Registry) -> Self {
+        Self {
+            cluster,
+            registry,
+            since: Instant::now(),
+            heard: BTreeMap::new(),
+            needs: BTreeMap::new(),
+            forming: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            missing: BTreeMap::new(),
+        }
+    }
+
+    async fn look(&mut self) {
+        let state = self.cluster.state();
+        self.registry.reconcile(&state);
+        for id in self.lost(&state) {
+            tracing::warn!(worker = id, "worker lost");
+            if self.cluster.propose(Command::WorkerLost { id }).await.is_ok() {
+                self.registry.forget(id);
+            }
+        }
+        let state = self.cluster.state();
+        self.notice_failures(&state);
+        let around = self.surroundings(&state).await;
+        let mut missing = BTreeMap::new();
+        for step in plan(&state, &around) {
+            match step {
+                Step::Do(command) => self.propose(with_key(command)).await,
+                Step::Missing { deployment, reason } => {
+                    if self.missing.get(&deployment) != Some(&reason) {
+                        tracing::warn!(deployment, reason, "cannot be placed yet");
+                    }
+                    missing.insert(deployment, reason);
+                }
+            }
+        }
+        self.missing = missing;
+        self.registry.reconcile(&self.cluster.state());
+    }
+
+    async fn propose(&self, command: Command) {
+        if let Err(error) = self.cluster.propose(command.clone()).await {
+            tracing::warn!(%error, ?command, "not done");
+        }
+    }
+
+    /// Workers that had their time to come back.
+    fn lost(&self, state: &ClusterState) -> Vec<u64> {
+        let live = self.registry.live();
+        let overdue = |id: &&u64| match self.registry.gone_since(**id) {
+            Some(gone) => gone.elapsed() > WORKER_GRACE,
+            None => self.since.elapsed() > NEW_LEADER_GRACE,
+        };
+        state.workers.keys().filter(|id| !live.contains(id)).filter(overdue).copied().collect()
+    }
+
+    /// A group that went away before it was ready makes its deployment wait a little longer each time.
+    fn notice_failures(&mut self, state: &ClusterState) {
+        let forming: BTreeMap<u64, String> = state
+            .groups
+            .iter()
+            .filter(|(_, group)| !group.is_ready())
+            .map(|(id, group)| (*id, group.deployment.clone()))
+            .collect();
+        for (id, deployment) in &self.forming {
+            if state.groups.get(id).is_some_and(|group| group.is_ready()) {
+                self.backoff.remove(deployment);
+            } else if !state.groups.contains_key(id) {
+                let before = self.backoff.get(deployment).map(|(_, wait)| *wait * 2);
+                let wait = before.unwrap_or(BACKOFF.0).min(BACKOFF.1);
+                self.backoff.insert(deployment.clone(), (Instant::now() + wait, wait));
+            }
+        }
+        self.forming = forming;
+    }
+
+    async fn surroundings(&mut self, state: &ClusterState) -> Surroundings {
+        let status = self.cluster.status();
+        let now = Instant::now();
+        for peer in &status.peers {
+            let heard = self.heard.entry(peer.id).or_insert(now);
+            if peer.active {
+                *heard = now;
+            }
+        }
+        let answering =
+            self.heard.iter().filter(|(_, at)| at.elapsed() < COORDINATOR_GRACE).map(|(id, _)| *id);
+        let coordinators: BTreeSet<u64> = answering.chain([self.cluster.id()]).collect();
+        self.needs.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
+        let mut models = BTreeMap::new();
+        for (name, deployment) in &state.deployments {
+            if self.backoff.get(name).is_some_and(|(until, _)| now < *until) {
+                continue;
+            }
+            if !self.needs.contains_key(name) {
+                let needs = needs(deployment.clone()).await;
+                if let Err(reason) = &needs {
+                    tracing::error!(deployment = name, reason, "the model cannot be opened");
+                }
+                self.needs.insert(name.clone(), (deployment.clone(), needs));
+            }
+            if let Some((_, Ok(needs))) = self.needs.get(name) {
+                models.insert(name.clone(), *needs);
+            }
+        }
+        Surroundings { coordinators, leader: self.cluster.id(), workers: self.registry.live(), models }
+    }
+}
+
+/// A key for a new group; everything else stays.
+fn with_key(command: Command) -> Command {
+    match command {
+        Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, .. } => {
+            let key = *uuid::Uuid::new_v4().as_bytes();
+            Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, key }
+        }
+        other => other,
+    }
+}
+
+/// What a deployment's model needs, from its tables.
+async fn needs(deployment: Deployment) -> Result<ModelNeeds, String> {
+    let open = move || {
+        let model = Checkpoint::open(Path::new(&deployment.model_path)).map_err(|e| e.to_string())?;
+        let spec = model.spec();
+        let element = if deployment.kv_dtype == "f32" { 4 } else { 2 };
+        Ok(ModelNeeds {
+            weight_bytes: model.total_bytes(),
+            kv_bytes_per_token: (spec.layers * spec.kv_heads * spec.head_dim * 2 * element) as u64,
+            kv_heads: u32::try_from(spec.kv_heads).unwrap_or(u32::MAX),
+            context: spec.context as u64,
+        })
+    };
+    tokio::task::spawn_blocking(open).await.map_err(|e| e.to_string())?
+}

@@ -1,0 +1,8 @@
+//! What the Raft leader does beside leading: it keeps the workers' sessions, notices who is lost, and makes the cluster
+//! follow its deployments.
+
+mod controller;
+mod registry;
+
+pub use controller::run_controller;
+pub use registry::{Registry, RegistryService};

@@ -1,0 +1,345 @@
+//! The workers' sessions.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use foggara_proto::PROTOCOL;
+use foggara_proto::wire::worker as wire;
+use futures::Stream;
+use tokio::sync::{Notify, mpsc};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::state::{Capabilities, Group, Worker};
+use crate::cluster::{ClusterHandle, ClusterState, Command, Outcome};
+use crate::driver::MAX_STEP_ROWS;
+
+/// Between heartbeats, both ways.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A worker that has been silent this long is lost.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// A live session.
+struct Session {
+    number: u64,
+    messages: mpsc::UnboundedSender<wire::RegistryMessage>,
+    /// Group and epoch it was last told to hold (or came with).
+    told: Option<(u64, u64)>,
+}
+
+#[derive(Default)]
+struct Inner {
+    sessions: BTreeMap<u64, Session>,
+    /// Workers whose session has ended, and when.
+    gone: BTreeMap<u64, Instant>,
+    /// Loaded and total bytes of ranks that load, by worker.
+    progress: BTreeMap<u64, (u64, u64)>,
+    next: u64,
+}
+
+/// The sessions of this coordinator while it leads.
+#[derive(Clone, Default)]
+pub struct Registry {
+    inner: Arc<Mutex<Inner>>,
+    /// Something has changed.
+    pub(super) changed: Arc<Notify>,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Workers with a live session.
+    pub(super) fn live(&self) -> std::collections::BTreeSet<u64> {
+        self.lock().sessions.keys().copied().collect()
+    }
+
+    /// When the session of worker `id` ended, if it has.
+    pub(super) fn gone_since(&self, id: u64) -> Option<Instant> {
+        self.lock().gone.get(&id).copied()
+    }
+
+    /// How much of its slice worker `id` has loaded: bytes, of bytes.
+    pub fn progress(&self, id: u64) -> Option<(u64, u64)> {
+        self.lock().progress.get(&id).copied()
+    }
+
+    /// Forgets worker `id`.
+    pub(super) fn forget(&self, id: u64) {
+        let mut inner = self.lock();
+        inner.gone.remove(&id);
+        inner.progress.remove(&id);
+        inner.sessions.remove(&id);
+    }
+
+    /// Ends every session: this coordinator does not lead.
+    pub(super) fn end_all(&self, elsewhere: &wire::NotLeader) {
+        let mut inner = self.lock();
+        for session in inner.sessions.values() {
+            let message = wire::registry_message::Message::NotLeader(elsewhere.clone());
+            session.messages.send(wire::RegistryMessage { message: Some(message) }).ok();
+        }
+        *inner = Inner { next: inner.next, ..Inner::default() };
+    }
+
+    /// Tells every worker what the state wants it to hold, where it has not been told.
+    pub(super) fn reconcile(&self, state: &ClusterState) {
+        for (id, session) in &mut self.lock().sessions {
+            let wanted = state.workers.get(id).and_then(|worker| worker.group);
+            let group = wanted.and_then(|group| Some((group, state.groups.get(&group)?)));
+            let key = group.map(|(id, group)| (id, group.epoch));
+            if key == session.told {
+                continue;
+            }
+            if let Some((group, epoch)) = session.told {
+                let release = wire::Release { group, epoch, reason: "the group has ended".into() };
+                let message = wire::registry_message::Message::Release(release);
+                session.messages.send(wire::RegistryMessage { message: Some(message) }).ok();
+            }
+            if let Some(assign) = group.and_then(|(group_id, group)| assign(state, group_id, group, *id)) {
+                let message = wire::registry_message::Message::Assign(assign);
+                session.messages.send(wire::RegistryMessage { message: Some(message) }).ok();
+            }
+            session.told = key;
+        }
+    }
+
+    fn open(
+        &self,
+        id: u64,
+        messages: mpsc::UnboundedSender<wire::RegistryMessage>,
+        held: Option<(u64, u64)>,
+    ) -> u64 {
+        let mut inner = self.lock();
+        inner.next += 1;
+        let number = inner.next;
+        inner.gone.remove(&id);
+        inner.sessions.insert(id, Session { number, messages, told: held });
+        drop(inner);
+        self.changed.notify_one();
+        number
+    }
+
+    fn close(&self, id: u64, number: u64) {
+        let mut inner = self.lock();
+        if inner.sessions.get(&id).is_some_and(|session| session.number == number) {
+            inner.sessions.remove(&id);
+            inner.gone.insert(id, Instant::now());
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+}
+
+/// What worker `id` is to do in a group.
+fn assign(state: &ClusterState, group_id: u64, group: &Group, id: u64) -> Option<wire::Assign> {
+    let deployment = state.deployments.get(&group.deployment)?;
+    let workers: Vec<&Worker> =
+        group.ranks.iter().map(|rank| state.workers.get(rank)).collect::<Option<_>>()?;
+    let rank = group.ranks.iter().position(|rank| *rank == id)?;
+    let here = &workers[rank].host;
+    let threads_on_host =
+        workers.iter().filter(|worker| worker.host == *here).map(|w| w.capabilities.threads).sum();
+    let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    Some(wire::Assign {
+        group: group_id,
+        epoch: group.epoch,
+        rank: word(rank),
+        size: word(group.ranks.len()),
+        model_path: deployment.model_path.clone(),
+        collective: group.collective.name().into(),
+        peers: workers.iter().map(|worker| worker.collective_addr.clone()).collect(),
+        kv_blocks: group.kv_blocks,
+        block_size: group.block_size,
+        kv_dtype: deployment.kv_dtype.clone(),
+        max_step_rows: MAX_STEP_ROWS,
+        threads_on_host,
+        group_key: group.key.to_vec(),
+    })
+}
+
+/// `foggara.worker.v1.Registry`.
+pub struct RegistryService {
+    /// The replicated state.
+    pub cluster: ClusterHandle,
+    /// The sessions.
+    pub registry: Registry,
+}
+
+/// Where workers should look.
+pub(super) fn not_leader(cluster: &ClusterHandle) -> wire::NotLeader {
+    let state = cluster.state();
+    let leader = cluster.status().leader.and_then(|id| state.members.get(&id));
+    wire::NotLeader {
+        leader_addr: leader.map(|member| member.addr.clone()).unwrap_or_default(),
+        coordinators: state.members.values().map(|member| member.addr.clone()).collect(),
+    }
+}
+
+fn message(message: wire::registry_message::Message) -> wire::RegistryMessage {
+    wire::RegistryMessage { message: Some(message) }
+}
+
+type Messages = Pin<Box<dyn Stream<Item = Result<wire::RegistryMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl wire::registry_server::Registry for RegistryService {
+    type SessionStream = Messages;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::WorkerMessage>>,
+    ) -> Result<Response<Messages>, Status> {
+        use wire::registry_message::Message as Out;
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.and_then(|message| message.message);
+        let Some(wire::worker_message::Message::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("the first message must be `hello`"));
+        };
+        let only =
+            |out: Out| Ok(Response::new(Box::pin(futures::stream::iter([Ok(message(out))])) as Messages));
+        if hello.protocol != PROTOCOL {
+            let reason = format!(
+                "it speaks `{}`, this cluster `{PROTOCOL}`: install the same version",
+                hello.protocol
+            );
+            tracing::warn!(addr = hello.addr, reason, "worker refused");
+            return only(Out::Refused(wire::Refused { reason }));
+        }
+        if !self.cluster.is_leader() {
+            return only(Out::NotLeader(not_leader(&self.cluster)));
+        }
+        let id = match self.cluster.propose(Command::RegisterWorker(worker(&hello))).await {
+            Ok(Outcome::Worker(id)) => id,
+            Ok(other) => return Err(Status::internal(format!("{other:?}"))),
+            Err(crate::cluster::ClusterError::Refused(reason)) => {
+                return only(Out::Refused(wire::Refused { reason }));
+            }
+            Err(error) => return Err(Status::unavailable(error.to_string())),
+        };
+        let (messages, mut outgoing) = mpsc::unbounded_channel();
+        let coordinators = not_leader(&self.cluster).coordinators;
+        messages.send(message(Out::Welcome(wire::Welcome { worker: id, coordinators }))).ok();
+        let held = self.adopt(id, hello.held.as_ref());
+        let number = self.registry.open(id, messages.clone(), held);
+        tracing::info!(worker = id, addr = hello.addr, "worker joined");
+        tokio::spawn(listen(self.cluster.clone(), self.registry.clone(), id, number, incoming, messages));
+        Ok(Response::new(Box::pin(async_stream::stream! {
+            while let Some(message) = outgoing.recv().await {
+                yield Ok(message);
+            }
+        })))
+    }
+}
+
+impl RegistryService {
+    /// What the worker holds, if that is what it should; tells the state what it can learn from it.
+    fn adopt(&self, id: u64, held: Option<&wire::Held>) -> Option<(u64, u64)> {
+        let state = self.cluster.state();
+        let wanted = state.workers.get(&id).and_then(|worker| worker.group);
+        if let Some((group_id, group)) = wanted.and_then(|id| Some((id, state.groups.get(&id)?))) {
+            let rank =
+                group.ranks.iter().position(|rank| *rank == id).and_then(|rank| u32::try_from(rank).ok());
+            let holds = held.is_some_and(|held| held.group == group_id && held.epoch == group.epoch);
+            let was_ready = rank.is_some_and(|rank| group.ready.contains(&rank));
+            let command = match (holds, held.is_some_and(|held| held.ready), rank) {
+                (true, true, Some(rank)) if !was_ready => {
+                    Some(Command::RankReady { group: group_id, epoch: group.epoch, rank })
+                }
+                // It lost the rank while it was away: the others of the group are waiting for a rank that is gone.
+                (false, _, _) if was_ready => {
+                    Some(Command::DissolveGroup { group: group_id, epoch: group.epoch })
+                }
+                _ => None,
+            };
+            propose(&self.cluster, command);
+        }
+        held.map(|held| (held.group, held.epoch))
+    }
+}
+
+/// Proposes without waiting: the state tells how it went.
+fn propose(cluster: &ClusterHandle, command: Option<Command>) {
+    if let Some(command) = command {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.propose(command).await.ok() });
+    }
+}
+
+fn worker(hello: &wire::Hello) -> Worker {
+    let c = hello.capabilities.clone().unwrap_or_default();
+    Worker {
+        addr: hello.addr.clone(),
+        collective_addr: hello.collective_addr.clone(),
+        host: hello.host.clone(),
+        pid: hello.pid,
+        incarnation: hello.incarnation.clone(),
+        capabilities: Capabilities {
+            threads: c.threads,
+            memory_bytes: c.memory_bytes,
+            read_bytes_per_second: c.read_bytes_per_second,
+            flops: c.flops,
+            cpu: c.cpu,
+            version: c.version,
+        },
+        group: None,
+    }
+}
+
+/// One session's incoming side.
+async fn listen(
+    cluster: ClusterHandle,
+    registry: Registry,
+    id: u64,
+    number: u64,
+    mut incoming: Streaming<wire::WorkerMessage>,
+    messages: mpsc::UnboundedSender<wire::RegistryMessage>,
+) {
+    use wire::worker_message::Message as In;
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut heard = tokio::time::Instant::now();
+    let mut status = cluster.watch_status();
+    let reason = loop {
+        tokio::select! {
+            message = incoming.message() => match message {
+                Ok(Some(message)) => {
+                    heard = tokio::time::Instant::now();
+                    match message.message {
+                        Some(In::Ready(r)) => {
+                            registry.lock().progress.remove(&id);
+                            propose(&cluster, Some(Command::RankReady { group: r.group, epoch: r.epoch, rank: r.rank }));
+                        }
+                        Some(In::Failed(f)) => {
+                            tracing::error!(worker = id, group = f.group, rank = f.rank, reason = f.reason, "rank failed");
+                            propose(&cluster, Some(Command::DissolveGroup { group: f.group, epoch: f.epoch }));
+                        }
+                        Some(In::Progress(p)) => {
+                            registry.lock().progress.insert(id, (p.loaded_bytes, p.total_bytes));
+                        }
+                        Some(In::Heartbeat(_) | In::Hello(_)) | None => {}
+                    }
+                }
+                Ok(None) => break "it closed its session".to_owned(),
+                Err(status) => break status.message().to_owned(),
+            },
+            _ = heartbeat.tick() => {
+                if heard.elapsed() > SILENCE {
+                    break format!("silent for {SILENCE:?}");
+                }
+                let beat = wire::registry_message::Message::Heartbeat(wire::Heartbeat {});
+                if messages.send(message(beat)).is_err() {
+                    break "its connection has ended".to_owned();
+                }
+            }
+            changed = status.changed() => {
+                if changed.is_err() || !cluster.is_leader() {
+                    break "this coordinator does not lead".to_owned();
+                }
+            }
+        }
+    };
+    tracing::info!(worker = id, reason, "session ended");
+    registry.close(id, number);
+}
