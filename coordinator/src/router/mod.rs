@@ -3,6 +3,8 @@
 //! [`Generator`] is what a front door sees of the rest of the cluster; [`dispatch`] implements it over the replicated
 //! state and the drivers.
 
+pub mod dispatch;
+
 use std::time::Duration;
 
 use foggara_proto::sequence::{SequenceEvent, SequenceRequest};

@@ -1,0 +1,149 @@
+//! Keeps one driver running for each group leased to this coordinator.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::step::GroupLimits;
+use foggara_proto::wire::worker as wire;
+use foggara_proto::wire::worker::rank_client::RankClient;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use super::drive::Drive;
+use super::{COMMANDS, Drivers, Handle};
+use crate::cluster::{ClusterHandle, ClusterState, Command};
+use crate::metrics::Metrics;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(100);
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// What drivers need.
+#[derive(Clone)]
+pub struct DriverContext {
+    /// The replicated state.
+    pub cluster: ClusterHandle,
+    /// Where drivers are found.
+    pub drivers: Drivers,
+    /// Where they report to.
+    pub metrics: Arc<Metrics>,
+    /// Shown to workers.
+    pub token: ClusterToken,
+    /// Sequences that may wait for one group.
+    pub queue: usize,
+}
+
+/// A lease of this coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lease {
+    group: u64,
+    group_epoch: u64,
+    driver_epoch: u64,
+    model: String,
+    leader_addr: String,
+}
+
+/// The leases of coordinator `id`, by group.
+fn leases(state: &ClusterState, id: u64) -> BTreeMap<u64, Lease> {
+    let lease = |(group_id, group): (&u64, &crate::cluster::state::Group)| {
+        let driver = group.driver.filter(|driver| driver.coordinator == id)?;
+        let leader = state.workers.get(group.ranks.first()?)?;
+        let lease = Lease {
+            group: *group_id,
+            group_epoch: group.epoch,
+            driver_epoch: driver.epoch,
+            model: group.deployment.clone(),
+            leader_addr: leader.addr.clone(),
+        };
+        Some((*group_id, lease))
+    };
+    state.groups.iter().filter_map(lease).collect()
+}
+
+/// Follows the state for as long as the process lives.
+pub async fn run_drivers(context: DriverContext) {
+    let mut watch = context.cluster.watch();
+    let mut running: BTreeMap<u64, (Lease, JoinHandle<()>)> = BTreeMap::new();
+    loop {
+        let wanted = leases(&watch.borrow_and_update().clone(), context.cluster.id());
+        running.retain(|group, (lease, task)| {
+            let keep = wanted.get(group) == Some(lease);
+            if !keep {
+                // Dropping the task drops its listeners' channels: their front doors look for the next driver.
+                task.abort();
+                context.drivers.remove(*group, lease.driver_epoch);
+            }
+            keep
+        });
+        for (group, lease) in wanted {
+            let context = context.clone();
+            running.entry(group).or_insert_with(|| (lease.clone(), tokio::spawn(hold(context, lease))));
+        }
+        if watch.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Holds one lease: attaches, drives, and asks for a newer lease when the connection breaks.
+async fn hold(context: DriverContext, lease: Lease) {
+    let (group, driver_epoch) = (lease.group, lease.driver_epoch);
+    let mut complained = false;
+    let (plans, mut reports, limits) = loop {
+        match attach(&context, &lease).await {
+            Ok(attached) => break attached,
+            Err(reason) => {
+                if !complained {
+                    tracing::warn!(group, driver_epoch, reason, "cannot attach yet");
+                    complained = true;
+                }
+                // Until it works, or the state says that the lease has ended (then this task is aborted).
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    };
+    tracing::info!(group, driver_epoch, model = lease.model, "driving");
+    let (commands, mut received) = mpsc::channel(COMMANDS);
+    let metrics = context.metrics.driver(&lease.model);
+    let drive = Drive::new(lease.model.clone(), driver_epoch, &limits, context.queue, plans, metrics);
+    context.drivers.insert(group, Handle { epoch: driver_epoch, commands });
+    let reason = drive.run(&mut received, &mut reports).await;
+    context.drivers.remove(group, driver_epoch);
+    tracing::warn!(group, driver_epoch, reason, "driver stopped");
+    // The group may well be alive: a new lease fences whatever is left of this one. If it is not, this is refused.
+    let command = Command::AssignDriver { group, coordinator: context.cluster.id() };
+    context.cluster.propose(command).await.ok();
+}
+
+type Attached = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessage>, GroupLimits);
+
+async fn attach(context: &DriverContext, lease: &Lease) -> Result<Attached, String> {
+    let endpoint =
+        Endpoint::from_shared(format!("http://{}", lease.leader_addr)).map_err(|e| e.to_string())?;
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let channel =
+        endpoint.connect().await.map_err(|e| format!("connecting to {}: {e}", lease.leader_addr))?;
+    let mut client = RankClient::with_interceptor(channel, context.token.shown())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (plans, outgoing) = mpsc::channel(8);
+    let attach =
+        wire::Attach { group: lease.group, group_epoch: lease.group_epoch, driver_epoch: lease.driver_epoch };
+    let attach = wire::driver_message::Message::Attach(attach);
+    // The channel is new and has room.
+    plans.try_send(wire::DriverMessage { message: Some(attach) }).ok();
+    let response = client.drive(ReceiverStream::new(outgoing)).await.map_err(|s| s.message().to_owned())?;
+    let mut reports = response.into_inner();
+    match reports.message().await.map_err(|s| s.message().to_owned())?.and_then(|message| message.message) {
+        Some(wire::leader_message::Message::Attached(attached)) => {
+            let limits = GroupLimits::try_from(attached).map_err(|e| e.to_string())?;
+            Ok((plans, reports, limits))
+        }
+        _ => Err("the leader did not say `attached`".into()),
+    }
+}

@@ -1,0 +1,260 @@
+//! The [`Generator`] over the replicated state and the drivers: picks a group, hands the sequence to its driver (here or on
+//! another coordinator), and carries on elsewhere when that driver or its group is lost.
+//!
+//! A sequence that starts over is given the tokens it has so far and the same seed, so what follows is what would have
+//! followed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest};
+use foggara_proto::wire::cluster as wire;
+use foggara_proto::wire::cluster::peer_client::PeerClient;
+use futures::StreamExt;
+use tonic::Code;
+
+use super::{GenerateError, Generator, SequenceStream};
+use crate::cluster::transport::GrpcTransport;
+use crate::cluster::{ClusterHandle, ClusterState};
+use crate::driver::Drivers;
+
+/// How long a sequence looks for a group that takes it before it gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks when the state has not changed.
+const RETRY: Duration = Duration::from_millis(50);
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Routes sequences to groups.
+#[derive(Clone)]
+pub struct Dispatcher {
+    cluster: ClusterHandle,
+    drivers: Drivers,
+    transport: Arc<GrpcTransport>,
+    token: ClusterToken,
+    /// Sequences of this front door, by group.
+    load: Arc<Mutex<HashMap<u64, usize>>>,
+}
+
+/// A group that can take a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
+    group: u64,
+    coordinator: u64,
+    driver_epoch: u64,
+}
+
+/// The ready, driven group of `deployment` with the least load; of equals the first.
+fn choose(state: &ClusterState, deployment: &str, load: &HashMap<u64, usize>) -> Option<Target> {
+    let ready = state.groups.iter().filter(|(_, group)| group.deployment == deployment && group.is_ready());
+    let driven = ready.filter_map(|(id, group)| Some((*id, group.driver?)));
+    let (group, lease) = driven.min_by_key(|(id, _)| (load.get(id).copied().unwrap_or(0), *id))?;
+    Some(Target { group, coordinator: lease.coordinator, driver_epoch: lease.epoch })
+}
+
+/// What is being waited for.
+fn waiting_for(state: &ClusterState, deployment: &str) -> String {
+    let groups: Vec<_> = state.groups.values().filter(|group| group.deployment == deployment).collect();
+    if groups.is_empty() {
+        let idle = state.workers.values().filter(|worker| worker.group.is_none()).count();
+        return format!("no group is formed; {idle} idle workers");
+    }
+    let ready = groups.iter().filter(|group| group.is_ready()).count();
+    format!("{} groups, {ready} ready", groups.len())
+}
+
+impl Dispatcher {
+    /// A dispatcher of this coordinator.
+    pub fn new(
+        cluster: ClusterHandle,
+        drivers: Drivers,
+        transport: Arc<GrpcTransport>,
+        token: ClusterToken,
+    ) -> Self {
+        Self { cluster, drivers, transport, token, load: Arc::default() }
+    }
+
+    /// Counts a sequence of `group` until the result is dropped.
+    fn count(&self, group: u64) -> Counted {
+        *self.load.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry(group).or_default() += 1;
+        Counted { load: Arc::clone(&self.load), group }
+    }
+
+    /// Hands the sequence to the driver of `target`; `None` if it is not there.
+    async fn submit(&self, target: Target, request: SequenceRequest) -> Option<SequenceStream> {
+        if target.coordinator == self.cluster.id() {
+            return self.drivers.submit(target.group, target.driver_epoch, request);
+        }
+        let channel = self.transport.channel(target.coordinator)?;
+        let mut client = PeerClient::with_interceptor(channel, self.token.shown())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let request = wire::SubmitRequest::new(target.group, target.driver_epoch, request);
+        let events = match client.submit(request).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Some(futures::stream::iter([Err(from_status(&status))]).boxed()),
+        };
+        let event = |event: Result<wire::SequenceEvent, tonic::Status>| match event {
+            Ok(event) => SequenceEvent::try_from(event).map_err(|e| GenerateError::Internal(e.to_string())),
+            Err(status) => Err(from_status(&status)),
+        };
+        Some(events.map(event).boxed())
+    }
+}
+
+struct Counted {
+    load: Arc<Mutex<HashMap<u64, usize>>>,
+    group: u64,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut load = self.load.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(count) = load.get_mut(&self.group) {
+            *count -= 1;
+            if *count == 0 {
+                load.remove(&self.group);
+            }
+        }
+    }
+}
+
+/// An error as another coordinator tells it.
+pub fn to_status(error: &GenerateError) -> tonic::Status {
+    let code = match error {
+        GenerateError::UnknownModel(_) => Code::NotFound,
+        GenerateError::Invalid { .. } => Code::InvalidArgument,
+        GenerateError::QueueFull { .. } => Code::ResourceExhausted,
+        GenerateError::Unavailable { .. } => Code::Unavailable,
+        GenerateError::Duplicate(_) => Code::AlreadyExists,
+        GenerateError::Internal(_) => Code::Internal,
+    };
+    let mut status = tonic::Status::new(code, error.to_string());
+    if let GenerateError::QueueFull { limit, retry_after, model } = error {
+        let metadata = status.metadata_mut();
+        metadata.insert("retry-after", retry_after.as_secs().max(1).into());
+        metadata.insert("queue-limit", limit.to_string().parse().expect("digits are ASCII"));
+        if let Ok(model) = model.parse() {
+            metadata.insert("queue-model", model);
+        }
+    }
+    status
+}
+
+/// The reverse of [`to_status`]. What cannot be told apart is "unavailable": it is tried again.
+fn from_status(status: &tonic::Status) -> GenerateError {
+    let text = |key: &str| {
+        status.metadata().get(key).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    };
+    match status.code() {
+        Code::ResourceExhausted => GenerateError::QueueFull {
+            model: text("queue-model"),
+            limit: text("queue-limit").parse().unwrap_or_default(),
+            retry_after: Duration::from_secs(text("retry-after").parse().unwrap_or(1)),
+        },
+        Code::InvalidArgument => {
+            GenerateError::Invalid { field: "request", reason: status.message().to_owned() }
+        }
+        Code::AlreadyExists => GenerateError::Duplicate(status.message().to_owned()),
+        _ => GenerateError::Unavailable { model: String::new(), reason: status.message().to_owned() },
+    }
+}
+
+/// What a sequence has so far, for the day it must start over.
+struct Progress {
+    request: SequenceRequest,
+    /// Prompt log-probabilities already delivered.
+    prompt_told: usize,
+}
+
+impl Progress {
+    /// Keeps what is new of an event that came after `skip` known prompt entries.
+    fn take(&mut self, mut event: SequenceEvent, skip: &mut usize) -> SequenceEvent {
+        let known = (*skip).min(event.prompt.len());
+        event.prompt.drain(..known);
+        *skip -= known;
+        self.prompt_told += event.prompt.len();
+        self.request.tokens.extend(event.tokens.iter().map(|token| token.token));
+        event
+    }
+
+    /// The request that goes on from here.
+    fn resume(&self) -> SequenceRequest {
+        let mut request = self.request.clone();
+        let whole = self.prompt_told >= request.prompt_len;
+        request.params.prompt_logprobs &= !whole;
+        request
+    }
+
+    /// Whether the sequence had in truth ended when its last event was lost.
+    fn ended(&self) -> Option<SequenceEnd> {
+        let generated = &self.request.tokens[self.request.prompt_len..];
+        if generated.last().is_some_and(|token| self.request.params.stop_token_ids.contains(token)) {
+            return Some(SequenceEnd::StopToken);
+        }
+        let told = !self.request.params.prompt_logprobs || self.prompt_told >= self.request.prompt_len;
+        let full = generated.len() >= self.request.params.max_tokens as usize && !generated.is_empty();
+        (full && told).then_some(SequenceEnd::Length)
+    }
+}
+
+impl Generator for Dispatcher {
+    fn generate(&self, deployment: &str, request: SequenceRequest) -> SequenceStream {
+        let this = self.clone();
+        let model = deployment.to_owned();
+        let mut progress = Progress { request, prompt_told: 0 };
+        Box::pin(async_stream::stream! {
+            let mut watch = this.cluster.watch();
+            let mut last_progress = Instant::now();
+            loop {
+                let state = watch.borrow_and_update().clone();
+                if !state.deployments.contains_key(&model) {
+                    yield Err(GenerateError::UnknownModel(model));
+                    return;
+                }
+                let target = choose(&state, &model, &this.load.lock().unwrap_or_else(|p| p.into_inner()));
+                let submitted = match target {
+                    Some(target) => this.submit(target, progress.resume()).await.map(|events| (target, events)),
+                    None => None,
+                };
+                if let Some((target, mut events)) = submitted {
+                    let _counted = this.count(target.group);
+                    let mut skip = progress.prompt_told;
+                    while let Some(event) = events.next().await {
+                        match event {
+                            Ok(event) => {
+                                last_progress = Instant::now();
+                                let event = progress.take(event, &mut skip);
+                                let last = event.end.is_some();
+                                yield Ok(event);
+                                if last {
+                                    return;
+                                }
+                            }
+                            Err(GenerateError::Unavailable { reason, .. }) => {
+                                tracing::info!(request_id = progress.request.request_id, reason, "looking for another driver");
+                                break;
+                            }
+                            Err(error) => {
+                                yield Err(error);
+                                return;
+                            }
+                        }
+                    }
+                    if let Some(end) = progress.ended() {
+                        yield Ok(SequenceEvent { end: Some(end), ..SequenceEvent::default() });
+                        return;
+                    }
+                }
+                if last_progress.elapsed() > PATIENCE {
+                    let reason = waiting_for(&state, &model);
+                    yield Err(GenerateError::Unavailable { model, reason });
+                    return;
+                }
+                // The next driver shows in the state; the same one may only need a moment.
+                tokio::time::timeout(RETRY, watch.changed()).await.ok();
+            }
+        })
+    }
+}
