@@ -3,5 +3,13 @@
 
 pub mod batcher;
 pub mod cluster;
+pub mod control;
+pub mod driver;
+pub mod front_door;
+pub mod metrics;
+pub mod placement;
 pub mod router;
+mod run;
 pub mod text;
+
+pub use run::{CoordinatorConfig, CoordinatorError, run};

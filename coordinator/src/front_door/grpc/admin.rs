@@ -1,0 +1,237 @@
+//! `foggara.admin.v1`: status and writes of operators.
+
+use foggara_proto::wire::admin as wire;
+use tonic::{Request, Response, Status};
+
+use crate::cluster::state::{Capabilities, ClusterState, Deployment};
+use crate::cluster::{ClusterError, Command, Role};
+use crate::front_door::FrontDoor;
+use crate::front_door::request::request_id;
+
+/// The service.
+pub(super) struct Service {
+    pub(super) door: FrontDoor,
+}
+
+const MAX_NAME: usize = 128;
+const MAX_REPLICAS: u32 = 64;
+
+fn status_of(error: ClusterError) -> Status {
+    match error {
+        ClusterError::Refused(reason) => Status::failed_precondition(reason),
+        ClusterError::TooLarge { .. } | ClusterError::Invalid(_) => {
+            Status::invalid_argument(error.to_string())
+        }
+        ClusterError::Overloaded => Status::resource_exhausted(error.to_string()),
+        error => Status::unavailable(error.to_string()),
+    }
+}
+
+impl Service {
+    async fn write(&self, id: &str, command: Command) -> Result<(), Status> {
+        let id = request_id(id)?;
+        self.door.cluster.propose_as(id, command).await.map(drop).map_err(status_of)
+    }
+
+    fn coordinators(&self, state: &ClusterState) -> Vec<wire::Coordinator> {
+        let status = self.door.cluster.status();
+        let role = |id: u64| match status.leader {
+            Some(leader) if leader == id => Role::Leader,
+            _ if id == status.id => status.role,
+            _ => Role::Follower,
+        };
+        let coordinator = |(id, member): (&u64, &crate::cluster::state::Member)| wire::Coordinator {
+            id: *id,
+            addr: member.addr.clone(),
+            http_addr: member.http_addr.clone(),
+            role: role(*id).name().into(),
+            pid: member.pid,
+        };
+        state.members.iter().map(coordinator).collect()
+    }
+
+    fn deployment(&self, state: &ClusterState, name: &str, deployment: &Deployment) -> wire::Deployment {
+        let groups: Vec<_> = state.groups.values().filter(|group| group.deployment == name).collect();
+        let ready = groups.iter().filter(|group| group.is_ready() && group.driver.is_some()).count();
+        let state = match (ready, groups.len(), self.door.models.get(name)) {
+            (_, _, Err(error)) if error.kind == crate::front_door::api_error::Kind::Unavailable => {
+                format!("failed: {}", error.message)
+            }
+            (ready, _, _) if ready >= deployment.replicas as usize => "ready".into(),
+            (_, 0, _) => "pending".into(),
+            _ => "loading".into(),
+        };
+        wire::Deployment {
+            name: name.to_owned(),
+            model_path: deployment.model_path.clone(),
+            tp: deployment.tp,
+            replicas: deployment.replicas,
+            kv_tokens: deployment.kv_tokens,
+            kv_dtype: deployment.kv_dtype.clone(),
+            collective: deployment.collective.clone(),
+            state,
+            ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
+            created: deployment.created,
+        }
+    }
+}
+
+fn workers(state: &ClusterState) -> Vec<wire::Worker> {
+    let worker = |(id, worker): (&u64, &crate::cluster::state::Worker)| {
+        let group = worker.group.and_then(|group| Some((group, state.groups.get(&group)?)));
+        let rank = group.and_then(|(_, group)| group.ranks.iter().position(|rank| rank == id));
+        let rank = rank.and_then(|rank| u32::try_from(rank).ok());
+        let ready = group.zip(rank).is_some_and(|((_, group), rank)| group.ready.contains(&rank));
+        wire::Worker {
+            id: *id,
+            addr: worker.addr.clone(),
+            pid: worker.pid,
+            host: worker.host.clone(),
+            group: group.map(|(group, _)| group),
+            rank,
+            state: match (group.is_some(), ready) {
+                (false, _) => "idle".into(),
+                (true, false) => "loading".into(),
+                (true, true) => "ready".into(),
+            },
+            capabilities: Some(capabilities(&worker.capabilities)),
+        }
+    };
+    state.workers.iter().map(worker).collect()
+}
+
+fn capabilities(c: &Capabilities) -> wire::Capabilities {
+    wire::Capabilities {
+        threads: c.threads,
+        memory_bytes: c.memory_bytes,
+        read_bytes_per_second: c.read_bytes_per_second,
+        flops: c.flops,
+        cpu: c.cpu.clone(),
+        version: c.version.clone(),
+    }
+}
+
+fn groups(state: &ClusterState) -> Vec<wire::Group> {
+    let group = |(id, group): (&u64, &crate::cluster::state::Group)| wire::Group {
+        id: *id,
+        deployment: group.deployment.clone(),
+        epoch: group.epoch,
+        state: if group.is_ready() { "ready".into() } else { "forming".into() },
+        workers: group.ranks.clone(),
+        collective: group.collective.name().into(),
+        kv_blocks: u64::from(group.kv_blocks),
+        block_size: group.block_size,
+        driver: group.driver.map_or(0, |lease| lease.coordinator),
+        driver_epoch: group.driver.map_or(0, |lease| lease.epoch),
+    };
+    state.groups.iter().map(group).collect()
+}
+
+/// A deployment as asked for, or what is wrong with it.
+fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
+    let wrong = |field: &str, reason: String| Err(Status::invalid_argument(format!("{field}: {reason}")));
+    let valid = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
+    if asked.name.is_empty() || asked.name.len() > MAX_NAME || !asked.name.chars().all(valid) {
+        return wrong("name", format!("`{}` must be 1 to {MAX_NAME} letters, digits or ._-/:", asked.name));
+    }
+    if asked.tp == 0 || asked.tp as usize > foggara_models::slices::MAX_TP {
+        return wrong("tp", format!("{}, must be within 1..={}", asked.tp, foggara_models::slices::MAX_TP));
+    }
+    if asked.replicas == 0 || asked.replicas > MAX_REPLICAS {
+        return wrong("replicas", format!("{}, must be within 1..={MAX_REPLICAS}", asked.replicas));
+    }
+    let or_auto = |text: String| if text.is_empty() { "auto".into() } else { text };
+    let (kv_dtype, collective): (String, String) = (or_auto(asked.kv_dtype), or_auto(asked.collective));
+    if !["auto", "f16", "f32"].contains(&kv_dtype.as_str()) {
+        return wrong("kv_dtype", format!("`{kv_dtype}` is not one of auto, f16, f32"));
+    }
+    if !["auto", "shm", "tcp"].contains(&collective.as_str()) {
+        return wrong("collective", format!("`{collective}` is not one of auto, shm, tcp"));
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let deployment = Deployment {
+        model_path: asked.model_path,
+        tp: asked.tp,
+        replicas: asked.replicas,
+        kv_tokens: asked.kv_tokens,
+        kv_dtype,
+        collective,
+        created: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+    };
+    Ok((asked.name, deployment))
+}
+
+#[tonic::async_trait]
+impl wire::admin_server::Admin for Service {
+    async fn status(
+        &self,
+        _request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        let (state, raft) = (self.door.cluster.state(), self.door.cluster.status());
+        Ok(Response::new(wire::StatusResponse {
+            cluster_id: self.door.cluster.cluster_id().into(),
+            answered_by: raft.id,
+            term: raft.term,
+            applied: raft.applied,
+            leader: raft.leader.unwrap_or(0),
+            coordinators: self.coordinators(&state),
+            workers: workers(&state),
+            groups: groups(&state),
+            deployments: state.deployments.iter().map(|(name, d)| self.deployment(&state, name, d)).collect(),
+        }))
+    }
+
+    async fn put_deployment(
+        &self,
+        request: Request<wire::PutDeploymentRequest>,
+    ) -> Result<Response<wire::PutDeploymentResponse>, Status> {
+        let request = request.into_inner();
+        let asked = request.deployment.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?;
+        let (name, deployment) = check(asked)?;
+        let path = deployment.model_path.clone();
+        let open = move || foggara_models::Checkpoint::open(std::path::Path::new(&path)).map(drop);
+        let opened = tokio::task::spawn_blocking(open).await.map_err(|e| Status::internal(e.to_string()))?;
+        opened.map_err(|e| Status::invalid_argument(format!("model_path: {e}")))?;
+        self.write(&request.request_id, Command::PutDeployment { name, deployment }).await?;
+        Ok(Response::new(wire::PutDeploymentResponse {}))
+    }
+
+    async fn remove_deployment(
+        &self,
+        request: Request<wire::RemoveDeploymentRequest>,
+    ) -> Result<Response<wire::RemoveDeploymentResponse>, Status> {
+        let request = request.into_inner();
+        self.write(&request.request_id, Command::RemoveDeployment { name: request.name }).await?;
+        Ok(Response::new(wire::RemoveDeploymentResponse {}))
+    }
+
+    async fn put_note(
+        &self,
+        request: Request<wire::PutNoteRequest>,
+    ) -> Result<Response<wire::PutNoteResponse>, Status> {
+        let wire::PutNoteRequest { key, value, request_id } = request.into_inner();
+        self.write(&request_id, Command::PutNote { key, value }).await?;
+        Ok(Response::new(wire::PutNoteResponse {}))
+    }
+
+    async fn get_note(
+        &self,
+        request: Request<wire::GetNoteRequest>,
+    ) -> Result<Response<wire::GetNoteResponse>, Status> {
+        self.door.cluster.read_index().await.map_err(status_of)?;
+        let value = self.door.cluster.state().notes.get(&request.into_inner().key).cloned();
+        Ok(Response::new(wire::GetNoteResponse { value }))
+    }
+
+    async fn list_notes(
+        &self,
+        request: Request<wire::ListNotesRequest>,
+    ) -> Result<Response<wire::ListNotesResponse>, Status> {
+        self.door.cluster.read_index().await.map_err(status_of)?;
+        let prefix = request.into_inner().prefix;
+        let state = self.door.cluster.state();
+        let notes = state.notes.iter().filter(|(key, _)| key.starts_with(&prefix));
+        let notes = notes.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Response::new(wire::ListNotesResponse { notes }))
+    }
+}

@@ -1,0 +1,142 @@
+//! `foggara.inference.v1`.
+
+use foggara_proto::wire::inference as wire;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::front_door::FrontDoor;
+use crate::front_door::generation::{self, Event, FinishReason, Token};
+use crate::front_door::request::{self, Ask, GenerationRequest, Prompt};
+use crate::text::ChatMessage;
+
+/// The service.
+pub(super) struct Service {
+    pub(super) door: FrontDoor,
+}
+
+type Responses = BoxStream<'static, Result<wire::GenerateResponse, Status>>;
+
+fn ask(
+    sampling: Option<wire::SamplingParams>,
+    output: Option<wire::OutputOptions>,
+    request_id: String,
+) -> Ask {
+    let (s, o) = (sampling.unwrap_or_default(), output.unwrap_or_default());
+    Ask {
+        request_id,
+        max_tokens: s.max_tokens,
+        temperature: s.temperature,
+        top_p: s.top_p,
+        top_k: s.top_k,
+        seed: s.seed,
+        stop: s.stop,
+        stop_token_ids: s.stop_token_ids,
+        ignore_eos: s.ignore_eos,
+        logprobs: o.logprobs,
+        echo: o.echo,
+    }
+}
+
+impl Service {
+    fn run(&self, run: GenerationRequest) -> Response<Responses> {
+        let started = wire::Started {
+            request_id: run.sequence.request_id.clone(),
+            model: run.model.name.clone(),
+            prompt_token_ids: run.sequence.tokens.clone(),
+        };
+        let with_logprobs = run.sequence.params.logprobs.is_some();
+        let first = wire::generate_response::Event::Started(started);
+        let first = wire::GenerateResponse { event: Some(first) };
+        let events = generation::run(&self.door.generator, &self.door.metrics, "grpc", run);
+        let rest = events.map(move |event| Ok(response(event?, with_logprobs)));
+        Response::new(futures::stream::iter([Ok(first)]).chain(rest).boxed())
+    }
+}
+
+#[tonic::async_trait]
+impl wire::inference_server::Inference for Service {
+    type GenerateStream = Responses;
+    type ChatStream = Responses;
+
+    async fn generate(&self, request: Request<wire::GenerateRequest>) -> Result<Response<Responses>, Status> {
+        let r = request.into_inner();
+        let id = request::request_id(&r.request_id)?;
+        let model = self.door.models.get(&r.model)?;
+        let prompt = match r.prompt {
+            Some(wire::generate_request::Prompt::Text(text)) => Prompt::Text(text),
+            Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
+            None => Prompt::Tokens(Vec::new()),
+        };
+        Ok(self.run(request::check(model, prompt, ask(r.sampling, r.output, id), true)?))
+    }
+
+    async fn chat(&self, request: Request<wire::ChatRequest>) -> Result<Response<Responses>, Status> {
+        let r = request.into_inner();
+        let id = request::request_id(&r.request_id)?;
+        let model = self.door.models.get(&r.model)?;
+        let messages: Vec<ChatMessage> =
+            r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
+        let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
+        // The template writes what begins a sequence itself.
+        Ok(self.run(request::check(model, prompt, ask(r.sampling, r.output, id), false)?))
+    }
+
+    async fn list_models(
+        &self,
+        _request: Request<wire::ListModelsRequest>,
+    ) -> Result<Response<wire::ListModelsResponse>, Status> {
+        let state = self.door.cluster.state();
+        let model = |model: std::sync::Arc<crate::front_door::ServedModel>| {
+            let ready = state.groups.values().filter(|g| g.deployment == model.name && g.is_ready()).count();
+            wire::Model {
+                name: model.name.clone(),
+                context: u32::try_from(model.context).unwrap_or(u32::MAX),
+                ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
+                created: model.created,
+            }
+        };
+        let models = self.door.models.all().into_iter().map(model).collect();
+        Ok(Response::new(wire::ListModelsResponse { models }))
+    }
+}
+
+fn response(event: Event, with_logprobs: bool) -> wire::GenerateResponse {
+    use wire::generate_response::Event as Out;
+    let event = match event {
+        Event::Delta { text, tokens } => Out::Delta(wire::Delta {
+            text,
+            token_ids: tokens.iter().map(|token| token.id).collect(),
+            logprobs: if with_logprobs { tokens.into_iter().map(logprob).collect() } else { Vec::new() },
+        }),
+        Event::Finished { reason, stop_string, stop_token, usage } => Out::Finished(wire::Finished {
+            reason: match reason {
+                FinishReason::Stop => wire::FinishReason::Stop.into(),
+                FinishReason::Length => wire::FinishReason::Length.into(),
+            },
+            stop_string,
+            stop_token_id: stop_token,
+            usage: Some(wire::Usage {
+                prompt_tokens: u32::try_from(usage.prompt_tokens).unwrap_or(u32::MAX),
+                completion_tokens: u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX),
+            }),
+        }),
+    };
+    wire::GenerateResponse { event: Some(event) }
+}
+
+fn logprob(token: Token) -> wire::TokenLogprob {
+    let top = |(token_id, bytes, logprob): (u32, Vec<u8>, f32)| wire::TopLogprob {
+        token_id,
+        token: String::from_utf8_lossy(&bytes).into_owned(),
+        bytes,
+        logprob,
+    };
+    wire::TokenLogprob {
+        token_id: token.id,
+        token: token.text(),
+        bytes: token.bytes,
+        logprob: token.logprob,
+        top: token.top.into_iter().map(top).collect(),
+    }
+}

@@ -1,0 +1,83 @@
+//! `foggara.cluster.v1`: what other coordinators call.
+
+use foggara_proto::sequence::SequenceRequest;
+use foggara_proto::wire::cluster as wire;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::ClusterError;
+use crate::front_door::FrontDoor;
+use crate::router::dispatch::to_status;
+
+/// The service.
+pub(super) struct Service {
+    pub(super) door: FrontDoor,
+}
+
+impl Service {
+    fn check_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        if cluster_id == self.door.cluster.cluster_id() {
+            return Ok(());
+        }
+        let ours = self.door.cluster.cluster_id();
+        Err(Status::permission_denied(format!("this is cluster `{ours}`, the message is for `{cluster_id}`")))
+    }
+}
+
+#[tonic::async_trait]
+impl wire::peer_server::Peer for Service {
+    type SubmitStream = BoxStream<'static, Result<wire::SequenceEvent, Status>>;
+
+    async fn raft(
+        &self,
+        request: Request<Streaming<wire::RaftMessages>>,
+    ) -> Result<Response<wire::RaftAck>, Status> {
+        let mut messages = request.into_inner();
+        while let Some(batch) = messages.message().await? {
+            self.check_cluster(&batch.cluster_id)?;
+            for message in batch.message {
+                match self.door.cluster.step(message) {
+                    // Raft sends again what is lost.
+                    Ok(()) | Err(ClusterError::Overloaded) => {}
+                    Err(error) => return Err(Status::unavailable(error.to_string())),
+                }
+            }
+        }
+        Ok(Response::new(wire::RaftAck {}))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::ProposeResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        match self.door.cluster.propose_forwarded(request.command).await {
+            Ok(outcome) => Ok(Response::new(wire::ProposeResponse { outcome })),
+            Err(error @ ClusterError::NotLeader { .. }) => {
+                Err(Status::failed_precondition(error.to_string()))
+            }
+            Err(error @ (ClusterError::Invalid(_) | ClusterError::TooLarge { .. })) => {
+                Err(Status::invalid_argument(error.to_string()))
+            }
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+
+    async fn submit(
+        &self,
+        request: Request<wire::SubmitRequest>,
+    ) -> Result<Response<Self::SubmitStream>, Status> {
+        let request = request.into_inner();
+        let (group, epoch) = (request.group, request.driver_epoch);
+        let request = SequenceRequest::try_from(request)?;
+        let events = self.door.drivers.submit(group, epoch, request);
+        let events = events.ok_or_else(|| {
+            Status::unavailable(format!("group {group} is not driven here under lease {epoch}"))
+        })?;
+        Ok(Response::new(
+            events.map(|event| event.map(Into::into).map_err(|error| to_status(&error))).boxed(),
+        ))
+    }
+}

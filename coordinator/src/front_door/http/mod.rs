@@ -1,0 +1,142 @@
+//! HTTP: OpenAI's API, health, readiness and metrics.
+
+mod chat;
+mod completions;
+mod fields;
+mod stream;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::api_error::{ApiError, Kind};
+use super::{FrontDoor, MAX_BODY_BYTES, request};
+
+/// Name of the header that carries the request id, both ways.
+const REQUEST_ID: &str = "x-request-id";
+
+/// Every path.
+pub(super) fn router(door: &FrontDoor) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/completions", post(completions::handle))
+        .fallback(|| async { ApiError::new(Kind::NotFound, "no such path; GET / lists what there is") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(Kind::MethodNotAllowed, "this path does not take that method")
+        })
+        .layer(axum::middleware::from_fn(name_request))
+        .with_state(door.clone())
+}
+
+async fn index() -> &'static str {
+    "Foggara\n\nPOST /v1/chat/completions\nPOST /v1/completions\nGET  /v1/models\nGET  /healthz\nGET  /readyz\nGET  /metrics\n\
+     The same port speaks gRPC: foggara.inference.v1, foggara.admin.v1 (reflection is on).\n"
+}
+
+/// Gives every request an id: the client's, or a new one. The answer repeats it.
+async fn name_request(mut incoming: Request<Body>, next: Next) -> Response {
+    let given = incoming
+        .headers()
+        .get(REQUEST_ID)
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let id = match request::request_id(&given.unwrap_or_default()) {
+        Ok(id) => id,
+        Err(error) => return error.into_response(),
+    };
+    let value = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
+    incoming.headers_mut().insert(REQUEST_ID, value.clone());
+    let mut response = next.run(incoming).await;
+    response.headers_mut().insert(REQUEST_ID, value);
+    response
+}
+
+fn request_id(headers: &HeaderMap) -> String {
+    headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+/// A JSON body, or what is wrong with it.
+async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+    let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await;
+    let bytes = bytes.map_err(|_| {
+        ApiError::new(Kind::TooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes"))
+    })?;
+    std::str::from_utf8(&bytes)
+        .map_err(|e| ApiError::new(Kind::Invalid, format!("the body is not valid UTF-8: {e}")))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::new(Kind::Invalid, format!("the body is not as expected: {e}")))
+}
+
+async fn metrics(State(door): State<FrontDoor>) -> Response {
+    door.metrics.raft(&door.cluster.status());
+    door.metrics.cluster(&door.cluster.state());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], door.metrics.render())
+        .into_response()
+}
+
+impl FrontDoor {
+    /// Why this coordinator cannot serve every deployment; nothing if it can.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let (state, status) = (self.cluster.state(), self.cluster.status());
+        let mut reasons = Vec::new();
+        if status.leader.is_none() {
+            reasons.push("no leader is known".into());
+        }
+        if state.deployments.is_empty() {
+            reasons.push("nothing is deployed".into());
+        }
+        for name in state.deployments.keys() {
+            let driven = |group: &crate::cluster::state::Group| {
+                group.deployment == *name && group.is_ready() && group.driver.is_some()
+            };
+            if !state.groups.values().any(driven) {
+                reasons.push(format!("deployment `{name}` has no ready group"));
+            }
+            if let Err(error) = self.models.get(name) {
+                reasons.push(error.message);
+            }
+        }
+        reasons
+    }
+}
+
+async fn ready(State(door): State<FrontDoor>) -> Response {
+    let reasons = door.unready();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": reasons.is_empty(), "reasons": reasons}))).into_response()
+}
+
+fn described(model: &super::ServedModel) -> serde_json::Value {
+    json!({"id": model.name, "object": "model", "created": model.created, "owned_by": "foggara",
+        "max_model_len": model.context})
+}
+
+async fn models(State(door): State<FrontDoor>) -> Json<serde_json::Value> {
+    let data: Vec<_> = door.models.all().iter().map(|model| described(model)).collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+async fn model(
+    State(door): State<FrontDoor>,
+    Path(name): Path<String>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    Ok(Json(described(&*door.models.get(&name)?)))
+}
+
+/// Unix seconds.
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
+}

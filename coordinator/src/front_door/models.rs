@@ -1,0 +1,134 @@
+//! The deployments' tokenizers and chat templates, loaded as deployments come and go.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+use foggara_models::Checkpoint;
+
+use super::api_error::{ApiError, Kind};
+use crate::cluster::ClusterHandle;
+use crate::cluster::state::Deployment;
+use crate::router::GenerateError;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// What a front door knows of a deployment.
+pub struct ServedModel {
+    /// The name it is served under.
+    pub name: String,
+    /// Unix seconds at which it was made.
+    pub created: i64,
+    /// Tokens of prompt and answer together.
+    pub context: usize,
+    /// Token ids are below this.
+    pub vocab: usize,
+    /// Absent for a checkpoint that is served on token ids alone.
+    pub tokenizer: Option<Tokenizer>,
+    /// Absent for a checkpoint without one.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+}
+
+impl ServedModel {
+    /// Reads tables and vocabulary of a deployment's checkpoint; never its weights.
+    fn load(name: &str, deployment: &Deployment) -> Result<Self, String> {
+        let model = Checkpoint::open(Path::new(&deployment.model_path)).map_err(|e| e.to_string())?;
+        let special = model.special();
+        let source = model.tokenizer().map_err(|e| e.to_string())?;
+        let tokenizer = source.map(|source| Tokenizer::from_source(&source, special)).transpose();
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (bos, eos) = (text(&special.bos_text), text(&special.eos_text));
+        let template =
+            model.chat_template().map(|template| ChatTemplate::compile(template, &bos, &eos)).transpose();
+        Ok(Self {
+            name: name.to_owned(),
+            created: deployment.created,
+            context: model.spec().context,
+            vocab: model.spec().vocab,
+            tokenizer: tokenizer.map_err(|e| e.to_string())?,
+            template: template.map_err(|e| e.to_string())?,
+            eos: special.eos.clone(),
+        })
+    }
+}
+
+type Loaded = BTreeMap<String, (Deployment, Result<Arc<ServedModel>, String>)>;
+
+/// The models of all deployments.
+#[derive(Clone, Default)]
+pub struct ServedModels(Arc<RwLock<Loaded>>);
+
+impl ServedModels {
+    /// Follows the deployments for as long as the process lives.
+    pub async fn follow(self, cluster: ClusterHandle) {
+        let mut watch = cluster.watch();
+        loop {
+            let state = watch.borrow_and_update().clone();
+            self.write(|loaded| {
+                loaded.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment))
+            });
+            for (name, deployment) in &state.deployments {
+                if self.read(|loaded| loaded.contains_key(name)) {
+                    continue;
+                }
+                let (name, deployment) = (name.clone(), deployment.clone());
+                let load = move || {
+                    let model = ServedModel::load(&name, &deployment).map(Arc::new);
+                    (name, (deployment, model))
+                };
+                let Ok((name, entry)) = tokio::task::spawn_blocking(load).await else { continue };
+                if let Err(reason) = &entry.1 {
+                    tracing::error!(deployment = name, reason, "the model cannot be served here");
+                }
+                self.write(|loaded| loaded.insert(name, entry));
+            }
+            if watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&Loaded) -> T) -> T {
+        f(&self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    fn write<T>(&self, f: impl FnOnce(&mut Loaded) -> T) -> T {
+        f(&mut self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Every model that can be served here.
+    pub(super) fn all(&self) -> Vec<Arc<ServedModel>> {
+        self.read(|loaded| loaded.values().filter_map(|(_, model)| model.as_ref().ok().cloned()).collect())
+    }
+
+    /// The model called `name`; with an empty name the only one there is.
+    pub(super) fn get(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+        self.read(|loaded| {
+            let entry = match name {
+                "" if loaded.len() == 1 => loaded.values().next(),
+                "" => {
+                    let names: Vec<&str> = loaded.keys().map(String::as_str).collect();
+                    return Err(ApiError::invalid(
+                        "model",
+                        format!("must name one of the models served ({})", names.join(", ")),
+                    ));
+                }
+                name => loaded.get(name),
+            };
+            match entry {
+                Some((_, Ok(model))) => Ok(Arc::clone(model)),
+                Some((_, Err(reason))) => Err(ApiError::new(
+                    Kind::Unavailable,
+                    format!("model `{name}` cannot be served: {reason}"),
+                )),
+                None => Err(GenerateError::UnknownModel(name.to_owned()).into()),
+            }
+        })
+    }
+
+    /// Names of all deployments.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.read(|loaded| loaded.keys().cloned().collect())
+    }
+}

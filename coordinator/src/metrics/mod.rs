@@ -1,0 +1,304 @@
+//! What Prometheus reads. Every family is declared in the one table of [`Metrics::new`]; labels are bounded: models by the
+//! deployments there are, everything else by this code.
+
+use std::time::Duration;
+
+use foggara_proto::step::StepTiming;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::batcher::Occupancy;
+use crate::cluster::RaftStatus;
+
+/// Label of requests for models that are not served.
+pub const UNKNOWN_MODEL: &str = "unknown";
+
+const LATENCY: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const STEP: [f64; 12] = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0];
+const ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Every metric of a coordinator.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests finished.
+    pub requests: IntCounterVec,
+    /// Seconds from a request's arrival to its end.
+    pub request_duration: HistogramVec,
+    /// Seconds to the first token.
+    pub time_to_first_token: HistogramVec,
+    /// Seconds between tokens.
+    pub inter_token_latency: HistogramVec,
+    /// Prompt tokens of finished requests.
+    pub prompt_tokens: IntCounterVec,
+    /// Generated tokens of finished requests.
+    pub generated_tokens: IntCounterVec,
+    /// Requests being answered by this front door.
+    pub requests_in_progress: IntGaugeVec,
+    sequences: IntGaugeVec,
+    kv_blocks: IntGaugeVec,
+    preemptions: IntGaugeVec,
+    steps: IntCounterVec,
+    step_seconds: HistogramVec,
+    step_collective_seconds: HistogramVec,
+    step_wait_seconds: HistogramVec,
+    step_rows: HistogramVec,
+    raft_term: IntGauge,
+    raft_leader: IntGauge,
+    raft_is_leader: IntGauge,
+    raft_commit_index: IntGauge,
+    raft_applied_index: IntGauge,
+    raft_elections: IntGauge,
+    raft_syncs: IntGauge,
+    raft_sync_seconds: Gauge,
+    workers: IntGaugeVec,
+    groups: IntGaugeVec,
+    resident_bytes: IntGauge,
+    open_files: IntGauge,
+    threads: IntGauge,
+}
+
+impl Metrics {
+    /// All families, in a registry of their own.
+    ///
+    /// # Panics
+    /// If the table below names a family twice.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let table = Table(&registry);
+        let build = table.gauges("build_info", "Always 1; the label says which version runs.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Self {
+            requests: table.counters(
+                "requests_total",
+                "Requests finished, by outcome.",
+                &["model", "api", "status"],
+            ),
+            request_duration: table.histograms(
+                "request_duration_seconds",
+                "From arrival to the last token.",
+                &["model"],
+                &LATENCY,
+            ),
+            time_to_first_token: table.histograms(
+                "time_to_first_token_seconds",
+                "From arrival to the first token.",
+                &["model"],
+                &LATENCY,
+            ),
+            inter_token_latency: table.histograms(
+                "inter_token_latency_seconds",
+                "Between two tokens of a stream.",
+                &["model"],
+                &LATENCY,
+            ),
+            prompt_tokens: table.counters(
+                "prompt_tokens_total",
+                "Prompt tokens of finished requests.",
+                &["model"],
+            ),
+            generated_tokens: table.counters(
+                "generated_tokens_total",
+                "Tokens generated for finished requests.",
+                &["model"],
+            ),
+            requests_in_progress: table.gauges(
+                "requests_in_progress",
+                "Requests this front door is answering.",
+                &["model"],
+            ),
+            sequences: table.gauges("sequences", "Sequences of groups driven here.", &["model", "state"]),
+            kv_blocks: table.gauges("kv_blocks", "KV blocks of groups driven here.", &["model", "state"]),
+            preemptions: table.gauges(
+                "preemptions",
+                "Sequences preempted since the driver attached.",
+                &["model"],
+            ),
+            steps: table.counters("steps_total", "Steps of groups driven here.", &["model"]),
+            step_seconds: table.histograms(
+                "step_seconds",
+                "Forward pass and sampling of a step.",
+                &["model"],
+                &STEP,
+            ),
+            step_collective_seconds: table.histograms(
+                "step_collective_seconds",
+                "Time of a step inside collectives.",
+                &["model"],
+                &STEP,
+            ),
+            step_wait_seconds: table.histograms(
+                "step_wait_seconds",
+                "Time the leader waited for a plan.",
+                &["model"],
+                &STEP,
+            ),
+            step_rows: table.histograms(
+                "step_rows",
+                "Tokens that went through the model in a step.",
+                &["model"],
+                &ROWS,
+            ),
+            raft_term: table.gauge("raft_term", "Raft's term."),
+            raft_leader: table.gauge("raft_leader", "Id of the leader; 0 while none is known."),
+            raft_is_leader: table.gauge("raft_is_leader", "1 if this coordinator leads."),
+            raft_commit_index: table.gauge("raft_commit_index", "Last committed entry."),
+            raft_applied_index: table.gauge("raft_applied_index", "Last applied entry."),
+            raft_elections: table.gauge("raft_elections", "Terms begun since this coordinator started."),
+            raft_syncs: table.gauge("raft_syncs", "Durable commits of the log."),
+            raft_sync_seconds: table.float("raft_sync_seconds", "Time spent in durable commits."),
+            workers: table.gauges("workers", "Workers, by state.", &["state"]),
+            groups: table.gauges("groups", "Groups, by state.", &["state"]),
+            resident_bytes: table.gauge("process_resident_memory_bytes", "Memory of this process."),
+            open_files: table.gauge("process_open_fds", "Open files of this process."),
+            threads: table.gauge("process_threads", "Threads of this process."),
+            registry,
+        }
+    }
+
+    /// Handles for the driver of one group of `model`.
+    pub fn driver(&self, model: &str) -> DriverMetrics {
+        DriverMetrics {
+            running: self.sequences.with_label_values(&[model, "running"]),
+            waiting: self.sequences.with_label_values(&[model, "waiting"]),
+            free: self.kv_blocks.with_label_values(&[model, "free"]),
+            live: self.kv_blocks.with_label_values(&[model, "live"]),
+            preemptions: self.preemptions.with_label_values(&[model]),
+            steps: self.steps.with_label_values(&[model]),
+            seconds: self.step_seconds.with_label_values(&[model]),
+            collective: self.step_collective_seconds.with_label_values(&[model]),
+            wait: self.step_wait_seconds.with_label_values(&[model]),
+            rows: self.step_rows.with_label_values(&[model]),
+        }
+    }
+
+    /// Takes in where Raft stands.
+    pub fn raft(&self, status: &RaftStatus) {
+        let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.raft_term, status.term);
+        set(&self.raft_leader, status.leader.unwrap_or(0));
+        set(&self.raft_is_leader, u64::from(status.role == crate::cluster::Role::Leader));
+        set(&self.raft_commit_index, status.commit);
+        set(&self.raft_applied_index, status.applied);
+        set(&self.raft_elections, status.elections);
+        set(&self.raft_syncs, status.syncs);
+        self.raft_sync_seconds.set(status.sync_seconds);
+    }
+
+    /// Takes in what the cluster consists of.
+    pub fn cluster(&self, state: &crate::cluster::ClusterState) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let ready = state.groups.values().filter(|group| group.is_ready()).count();
+        self.groups.with_label_values(&["ready"]).set(count(ready));
+        self.groups.with_label_values(&["forming"]).set(count(state.groups.len() - ready));
+        let idle = state.workers.values().filter(|worker| worker.group.is_none()).count();
+        self.workers.with_label_values(&["idle"]).set(count(idle));
+        self.workers.with_label_values(&["assigned"]).set(count(state.workers.len() - idle));
+    }
+
+    /// Prometheus's text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        self.process();
+        let mut bytes = Vec::new();
+        // Writing to memory fails only for families with invalid names, of which there are none.
+        TextEncoder::new().encode(&self.registry.gather(), &mut bytes).ok();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Reads what the system says of this process (proc(5)).
+    fn process(&self) {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse::<i64>().ok()
+        };
+        self.resident_bytes.set(number("VmRSS:").unwrap_or(0) * 1024);
+        self.threads.set(number("Threads:").unwrap_or(0));
+        let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        self.open_files.set(i64::try_from(files).unwrap_or(i64::MAX));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Makes families with our prefix and registers them.
+struct Table<'a>(&'a Registry);
+
+impl Table<'_> {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
+        let family = family.expect("the table's names and labels are valid");
+        self.0.register(Box::new(family.clone())).expect("the table names each family once");
+        family
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(format!("foggara_{name}"), help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(format!("foggara_{name}"), help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(format!("foggara_{name}"), help))
+    }
+
+    fn float(&self, name: &str, help: &str) -> Gauge {
+        let family: GaugeVec = self.add(GaugeVec::new(Opts::new(format!("foggara_{name}"), help), &[]));
+        family.with_label_values::<&str>(&[])
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let options = HistogramOpts::new(format!("foggara_{name}"), help).buckets(buckets.to_vec());
+        self.add(HistogramVec::new(options, labels))
+    }
+}
+
+/// One driver's handles.
+pub struct DriverMetrics {
+    running: IntGauge,
+    waiting: IntGauge,
+    free: IntGauge,
+    live: IntGauge,
+    preemptions: IntGauge,
+    steps: prometheus::IntCounter,
+    seconds: Histogram,
+    collective: Histogram,
+    wait: Histogram,
+    rows: Histogram,
+}
+
+impl DriverMetrics {
+    /// A step was reported.
+    pub fn step(&self, timing: &StepTiming) {
+        let seconds = |micros: u32| Duration::from_micros(u64::from(micros)).as_secs_f64();
+        self.steps.inc();
+        self.seconds.observe(seconds(timing.compute_us.saturating_add(timing.sample_us)));
+        self.collective.observe(seconds(timing.collective_us));
+        self.wait.observe(seconds(timing.wait_us));
+        self.rows.observe(f64::from(timing.rows));
+    }
+
+    /// The group is this full.
+    pub fn occupancy(&self, occupancy: Occupancy) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.running.set(count(occupancy.running));
+        self.waiting.set(count(occupancy.waiting));
+        self.free.set(i64::from(occupancy.free_blocks));
+        self.live.set(i64::from(occupancy.live_blocks));
+        self.preemptions.set(i64::try_from(occupancy.preemptions).unwrap_or(i64::MAX));
+    }
+}
+
+impl Drop for DriverMetrics {
+    /// What is not driven here is not counted here.
+    fn drop(&mut self) {
+        self.occupancy(Occupancy::default());
+    }
+}

@@ -1,0 +1,185 @@
+//! Starting a coordinator, and stopping it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use foggara_proto::auth::ClusterToken;
+use tokio::net::TcpListener;
+
+use crate::cluster::state::Member;
+use crate::cluster::transport::GrpcTransport;
+use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command};
+use crate::control::{Registry, run_controller};
+use crate::driver::{DriverContext, Drivers, run_drivers};
+use crate::front_door::{FrontDoor, ServedModels};
+use crate::metrics::Metrics;
+use crate::router::dispatch::Dispatcher;
+
+/// How long open requests may take to end when the coordinator stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How to run a coordinator.
+#[derive(Debug, Clone)]
+pub struct CoordinatorConfig {
+    /// Its id, one of `peers`.
+    pub id: u64,
+    /// Name of the cluster; members must agree.
+    pub cluster_id: String,
+    /// gRPC address of every coordinator, this one included.
+    pub peers: BTreeMap<u64, String>,
+    /// Where HTTP listens.
+    pub http: SocketAddr,
+    /// Where gRPC listens. (Either port answers both.)
+    pub grpc: SocketAddr,
+    /// Where Raft keeps its log.
+    pub data_dir: PathBuf,
+    /// Asked of operators, workers and coordinators.
+    pub token: ClusterToken,
+    /// Sequences that may wait for one group.
+    pub queue: usize,
+}
+
+/// Why a coordinator cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The settings make no sense.
+    #[error("{field}: {reason}")]
+    Config {
+        /// Which setting.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A port could not be had.
+    #[error("listening on {addr}: {reason}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// The system's answer.
+        reason: String,
+    },
+    /// The control plane cannot start, or has failed.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The control plane's store has failed while running.
+    #[error("{0}")]
+    Failed(String),
+}
+
+async fn listen(
+    addr: SocketAddr,
+    token: &ClusterToken,
+    field: &'static str,
+) -> Result<TcpListener, CoordinatorError> {
+    if !addr.ip().is_loopback() && !token.is_set() {
+        let reason = format!("{addr} is not loopback: that needs a cluster token (--cluster-token)");
+        return Err(CoordinatorError::Config { field, reason });
+    }
+    TcpListener::bind(addr).await.map_err(|e| CoordinatorError::Listen { addr, reason: e.to_string() })
+}
+
+/// Runs a coordinator until `shutdown` completes or its store fails.
+///
+/// # Errors
+/// Why it could not run.
+pub async fn run(
+    config: CoordinatorConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), CoordinatorError> {
+    let Some(own) = config.peers.get(&config.id).cloned() else {
+        let reason = format!("coordinator {} is not among {:?}", config.id, config.peers);
+        return Err(CoordinatorError::Config { field: "peers", reason });
+    };
+    let http = listen(config.http, &config.token, "http").await?;
+    let grpc = listen(config.grpc, &config.token, "grpc").await?;
+    let transport =
+        Arc::new(GrpcTransport::new(&config.cluster_id, config.id, &config.peers, &config.token)?);
+    let members = config.peers.keys().copied().collect();
+    let raft = ClusterConfig::new(&config.cluster_id, config.id, members, config.data_dir.clone());
+    let cluster = cluster::start(&raft, transport.clone())?;
+    transport.set_handle(cluster.clone());
+    let metrics = Arc::new(Metrics::new());
+    let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::default());
+    let dispatcher = Dispatcher::new(cluster.clone(), drivers.clone(), transport, config.token.clone());
+    let door = FrontDoor {
+        cluster: cluster.clone(),
+        generator: Arc::new(dispatcher),
+        metrics: Arc::clone(&metrics),
+        models: models.clone(),
+        drivers: drivers.clone(),
+        registry: registry.clone(),
+        token: config.token.clone(),
+    };
+    let context = DriverContext {
+        cluster: cluster.clone(),
+        drivers,
+        metrics,
+        token: config.token.clone(),
+        queue: config.queue,
+    };
+    tokio::spawn(models.follow(cluster.clone()));
+    tokio::spawn(run_drivers(context));
+    tokio::spawn(run_controller(cluster.clone(), registry));
+    let http_addr = http.local_addr().unwrap_or(config.http).to_string();
+    let member = Member { addr: own, http_addr: http_addr.clone(), pid: std::process::id() };
+    tokio::spawn(register(cluster.clone(), config.id, member));
+    tracing::info!(id = config.id, http = http_addr, grpc = %config.grpc, "coordinator started");
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let router = door.router();
+    let serve = |listener: TcpListener| {
+        let mut stopped = stopped.clone();
+        // A token is a small packet that should leave at once.
+        let listener = listener.tap_io(|stream| {
+            stream.set_nodelay(true).ok();
+        });
+        let until = async move {
+            stopped.wait_for(|stopped| *stopped).await.ok();
+        };
+        tokio::spawn(axum::serve(listener, router.clone()).with_graceful_shutdown(until).into_future())
+    };
+    let servers = [serve(http), serve(grpc)];
+    let mut status = cluster.watch_status();
+    let outcome = tokio::select! {
+        () = shutdown => Ok(()),
+        failed = status.wait_for(|status| status.failed.is_some()) => {
+            let reason = failed.ok().and_then(|status| status.failed.clone());
+            Err(CoordinatorError::Failed(reason.unwrap_or_else(|| "the control plane has stopped".into())))
+        }
+    };
+    cluster.step_down().await;
+    stop.send(true).ok();
+    // Streams of other processes never end by themselves; clients' answers get their time.
+    tokio::time::timeout(DRAIN, door.idle()).await.ok();
+    servers.into_iter().for_each(|server| server.abort());
+    cluster.stop();
+    outcome
+}
+
+impl FrontDoor {
+    /// Completes when no request is being answered.
+    async fn idle(&self) {
+        loop {
+            let busy =
+                self.models.names().iter().any(|name| {
+                    self.metrics.requests_in_progress.with_label_values(&[name.as_str()]).get() > 0
+                });
+            if !busy {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Says where this coordinator is, again and again until it is known.
+async fn register(cluster: ClusterHandle, id: u64, member: Member) {
+    let command = Command::RegisterMember { id, member };
+    while cluster.propose(command.clone()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
