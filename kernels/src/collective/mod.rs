@@ -4,15 +4,20 @@
 //! Every rank makes the same calls in the same order. Sums are taken in rank order, element by element
 //! (`((r0 + r1) + r2) + …`), so every implementation gives the same bits on every rank.
 
+mod process;
+#[cfg(test)]
+mod process_tests;
 mod segment;
 pub mod shm;
+mod signal;
 pub mod tcp;
 mod tcp_exchange;
+mod tcp_handshake;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest message of [`Collective::broadcast`], in bytes.
 pub const MAX_BROADCAST: usize = 16 << 20;
@@ -98,6 +103,47 @@ pub struct CollectiveStats {
     pub bytes: u64,
     /// Time inside calls.
     pub nanos: u64,
+    /// Of it, time in which there was nothing to do but wait for peers.
+    pub wait_nanos: u64,
+}
+
+impl CollectiveStats {
+    fn count(&mut self, bytes: usize, started: Instant) {
+        self.calls += 1;
+        self.bytes += bytes as u64;
+        self.nanos += nanos_since(started);
+    }
+}
+
+fn nanos_since(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// How long something may still take.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    started: Instant,
+    allowed: Option<Duration>,
+}
+
+impl Limit {
+    /// `None` is for ever.
+    fn start(allowed: Option<Duration>) -> Self {
+        Self { started: Instant::now(), allowed }
+    }
+
+    fn passed(&self) -> bool {
+        self.allowed.is_some_and(|allowed| self.started.elapsed() >= allowed)
+    }
+
+    /// What is left of it, but not more than `at_most`.
+    fn left(&self, at_most: Duration) -> Duration {
+        self.allowed.map_or(at_most, |allowed| allowed.saturating_sub(self.started.elapsed()).min(at_most))
+    }
+
+    fn timeout(&self, op: &'static str, rank: usize) -> CollectiveError {
+        CollectiveError::Timeout { op, rank, waited: self.allowed.unwrap_or_default() }
+    }
 }
 
 /// Ends a group from any thread: every blocked or later call of this rank returns [`CollectiveError::Aborted`], and its
@@ -124,7 +170,7 @@ pub trait Collective: Send {
     fn size(&self) -> usize;
     /// "shm", "tcp" or "solo".
     fn kind(&self) -> &'static str;
-    /// Bounds every following call; `None` waits until the group ends.
+    /// Bounds each following call, however many messages it takes; `None` waits until the group ends.
     fn set_deadline(&mut self, deadline: Option<Duration>);
     /// Replaces `data` on every rank by the sum over ranks.
     ///
@@ -132,7 +178,7 @@ pub trait Collective: Send {
     /// Any [`CollectiveError`].
     fn all_reduce(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
     /// Concatenates every rank's `send` in rank order into rank 0's `recv`; `counts[r]` is the length of rank r's part.
-    /// `recv` is untouched on other ranks.
+    /// `recv` is untouched on other ranks; on rank 0 it is as long as all counts together.
     ///
     /// # Errors
     /// Any [`CollectiveError`].
@@ -182,12 +228,15 @@ impl Collective for Solo {
     fn all_reduce(&mut self, _data: &mut [f32]) -> Result<(), CollectiveError> {
         self.check()
     }
-    fn gather(&mut self, send: &[f32], _counts: &[usize], recv: &mut [f32]) -> Result<(), CollectiveError> {
-        recv[..send.len()].copy_from_slice(send);
-        self.check()
+    fn gather(&mut self, send: &[f32], counts: &[usize], recv: &mut [f32]) -> Result<(), CollectiveError> {
+        self.check()?;
+        check_gather(0, 1, send, counts, recv)?;
+        recv.copy_from_slice(send);
+        Ok(())
     }
-    fn broadcast(&mut self, _bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
-        self.check()
+    fn broadcast(&mut self, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        self.check()?;
+        check_broadcast(bytes)
     }
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.check()
@@ -202,6 +251,41 @@ impl Collective for Solo {
     fn stats(&self) -> CollectiveStats {
         CollectiveStats::default()
     }
+}
+
+/// Refuses lengths that do not belong together, before anything is sent.
+fn check_gather(
+    rank: usize,
+    size: usize,
+    send: &[f32],
+    counts: &[usize],
+    recv: &[f32],
+) -> Result<(), CollectiveError> {
+    let refuse = |reason: String| Err(CollectiveError::io("gather", reason));
+    if counts.len() != size {
+        return refuse(format!("{} counts for {size} ranks; give one for each", counts.len()));
+    }
+    if counts[rank] != send.len() {
+        return refuse(format!(
+            "rank {rank} sends {} elements, its count says {}; they must agree",
+            send.len(),
+            counts[rank]
+        ));
+    }
+    let total = counts.iter().try_fold(0usize, |total, count| total.checked_add(*count));
+    if rank == 0 && total != Some(recv.len()) {
+        return refuse(format!("room for {} elements, the counts add up to {total:?}", recv.len()));
+    }
+    Ok(())
+}
+
+/// Refuses a message of rank 0 that is too long.
+fn check_broadcast(bytes: &[u8]) -> Result<(), CollectiveError> {
+    if bytes.len() > MAX_BROADCAST {
+        let reason = format!("{} bytes, at most {MAX_BROADCAST}; send it in parts", bytes.len());
+        return Err(CollectiveError::io("broadcast", reason));
+    }
+    Ok(())
 }
 
 /// Elements that rank `r` of `size` reduces of a vector of `len`.

@@ -1,23 +1,33 @@
 //! The shared memory of a group on one host: control words and data slots, mapped by every rank.
 //!
-//! Rank 0 makes the file and removes its name once every rank has mapped it, so nothing stays behind whatever dies.
+//! Rank 0 makes the file and removes its name once every rank has mapped it, so nothing stays behind whatever dies later.
+//! Until then it holds a lock on the file; a file without its lock was left by a maker that died, and the next group that
+//! is made removes it.
 
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use rustix::thread::futex;
 
-use super::CollectiveError;
+use super::process::Process;
+use super::signal::Signal;
+use super::{CollectiveError, Limit};
 
 /// Bytes of one data slot; each rank has two.
 pub(super) const SLOT_BYTES: usize = 1 << 20;
-const MAGIC: u64 = 0x666f_6767_6172_6131;
-const HEADER_BYTES: usize = 4096;
+/// The first bytes of a segment; the last digit is the layout's version.
+pub(super) const MAGIC: u64 = 0x666f_6767_6172_6132;
+/// Header and control words lie on pages of their own.
+const PAGE: usize = 4096;
+/// Files looked at for ones left over; a memory file system holds a few.
+const SWEEP_FILES: usize = 4096;
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Control words of the whole group.
 #[repr(C)]
@@ -25,29 +35,30 @@ pub(super) struct Header {
     /// Written last by rank 0: the rest is valid.
     magic: AtomicU64,
     size: AtomicU32,
-    creator: AtomicU32,
-    creator_started: AtomicU64,
-    joined: AtomicU32,
     /// 0, or 1 + the rank that ended the group.
     pub(super) aborted: AtomicU32,
 }
 
-/// Control words of one rank, on cache lines of their own.
-#[repr(C, align(128))]
+/// Control words of one rank, on a page of their own.
+#[repr(C)]
 pub(super) struct Control {
     /// Last phase whose data this rank has put into its slot.
-    pub(super) published: AtomicU32,
+    pub(super) published: Signal,
     /// Last phase this rank is through with: it reads no slot of it any more.
-    pub(super) done: AtomicU32,
-    /// Threads asleep on `published` or `done`.
-    pub(super) sleepers: AtomicU32,
+    pub(super) done: Signal,
+    /// Which call the published phase belongs to, one word for each of the two slots: a peer that is late must still find
+    /// the word of its own phase.
+    pub(super) call: [AtomicU64; 2],
     /// 1 once this rank makes no more calls. What it has published stays readable.
     left: AtomicU32,
+    /// 0 until a process has taken this rank.
     pid: AtomicU32,
     started: AtomicU64,
-    /// Which call the published phase belongs to.
-    pub(super) call: AtomicU64,
+    /// 1 once the words above are valid.
+    joined: AtomicU32,
 }
+
+const _: () = assert!(size_of::<Header>() <= PAGE && size_of::<Control>() <= PAGE);
 
 /// The mapping.
 pub(super) struct Segment {
@@ -63,7 +74,7 @@ unsafe impl Sync for Segment {}
 
 impl Segment {
     fn bytes_for(size: usize) -> usize {
-        HEADER_BYTES + size * size_of::<Control>().next_multiple_of(4096) + size * 2 * SLOT_BYTES
+        PAGE + size * PAGE + size * 2 * SLOT_BYTES
     }
 
     /// Maps the segment called `name` in `dir` for `rank`, and waits until all ranks have.
@@ -75,33 +86,21 @@ impl Segment {
         timeout: Duration,
     ) -> Result<Self, CollectiveError> {
         let path = dir.join(name);
-        let deadline = Instant::now() + timeout;
-        let segment = if rank == 0 { Self::create(&path, size)? } else { Self::open(&path, size, deadline)? };
-        let me = segment.control(rank);
-        let (pid, started) = this_process();
-        me.started.store(started, Ordering::Relaxed);
-        me.pid.store(pid, Ordering::Relaxed);
-        let joined = &segment.header().joined;
-        joined.fetch_add(1, Ordering::SeqCst);
-        let outcome = loop {
-            if joined.load(Ordering::SeqCst) as usize >= size {
-                break Ok(());
-            }
-            if Instant::now() > deadline {
-                let missing =
-                    (0..size).find(|r| segment.control(*r).pid.load(Ordering::Relaxed) == 0).unwrap_or(0);
-                break Err(CollectiveError::Timeout { op: "connect", rank: missing, waited: timeout });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        if rank == 0 {
-            // Best effort: a name that is gone already is what we want.
-            drop(std::fs::remove_file(&path));
+        let limit = Limit::start(Some(timeout));
+        if rank != 0 {
+            return Self::open(&path, size, limit)?.joined_by_all(rank, limit);
         }
-        outcome.map(|()| segment)
+        sweep(dir);
+        let (segment, lock) = Self::create(&path, size)?;
+        let outcome = segment.joined_by_all(0, limit);
+        // Best effort: a name that is gone already is what we want.
+        drop(std::fs::remove_file(&path));
+        drop(lock);
+        outcome
     }
 
-    fn create(path: &Path, size: usize) -> Result<Self, CollectiveError> {
+    /// The new segment and its file, which holds the lock.
+    fn create(path: &Path, size: usize) -> Result<(Self, File), CollectiveError> {
         let what = || format!("creating the shared memory {}", path.display());
         // A segment of this name can only be left over: names carry the group's epoch.
         drop(std::fs::remove_file(path));
@@ -113,43 +112,84 @@ impl Segment {
             .open(path)
             .map_err(|e| CollectiveError::io(what(), e))?;
         let bytes = Self::bytes_for(size);
-        // Allocated, not just sized: a full /dev/shm must be an error now, not a bus error later.
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes as u64)
-            .map_err(|e| CollectiveError::io(format!("{}, {bytes} bytes", what()), e))?;
-        let segment = Self::map(&file, bytes, size)?;
-        let header = segment.header();
-        let (pid, started) = this_process();
-        header.size.store(u32::try_from(size).unwrap_or(u32::MAX), Ordering::Relaxed);
-        header.creator_started.store(started, Ordering::Relaxed);
-        header.creator.store(pid, Ordering::Relaxed);
-        header.magic.store(MAGIC, Ordering::Release);
-        Ok(segment)
+        let made = || -> Result<Self, CollectiveError> {
+            flock(&file, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|e| CollectiveError::io(format!("locking {}", path.display()), e))?;
+            // Allocated, not just sized: a full /dev/shm must be an error now, not a bus error later.
+            fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
+                .map_err(|e| CollectiveError::io(format!("{}, {bytes} bytes", what()), e))?;
+            let segment = Self::map(&file, bytes, size)?;
+            let header = segment.header();
+            header.size.store(u32::try_from(size).unwrap_or(u32::MAX), Ordering::Relaxed);
+            header.magic.store(MAGIC, Ordering::Release);
+            Ok(segment)
+        };
+        match made() {
+            Ok(segment) => Ok((segment, file)),
+            Err(error) => {
+                drop(std::fs::remove_file(path));
+                Err(error)
+            }
+        }
     }
 
-    fn open(path: &Path, size: usize, deadline: Instant) -> Result<Self, CollectiveError> {
+    fn open(path: &Path, size: usize, limit: Limit) -> Result<Self, CollectiveError> {
         let bytes = Self::bytes_for(size);
         loop {
             if let Ok(file) = OpenOptions::new().read(true).write(true).open(path)
                 && file.metadata().is_ok_and(|found| found.len() == bytes as u64)
+                && is_held(&file)
             {
                 let segment = Self::map(&file, bytes, size)?;
                 let header = segment.header();
-                let valid = header.magic.load(Ordering::Acquire) == MAGIC
+                if header.magic.load(Ordering::Acquire) == MAGIC
                     && header.size.load(Ordering::Relaxed) as usize == size
-                    && is_alive(
-                        header.creator.load(Ordering::Relaxed),
-                        header.creator_started.load(Ordering::Relaxed),
-                    );
-                if valid {
+                {
                     return Ok(segment);
                 }
             }
-            if Instant::now() > deadline {
-                let reason = format!("rank 0 has not made {} in time", path.display());
+            if limit.passed() {
+                let reason = format!("it has not made {} for {size} ranks in time", path.display());
                 return Err(CollectiveError::PeerLost { rank: 0, reason });
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(POLL_INTERVAL);
         }
+    }
+
+    /// Takes `rank`, and waits until every other rank is taken.
+    fn joined_by_all(self, rank: usize, limit: Limit) -> Result<Self, CollectiveError> {
+        let me = self.control(rank);
+        let this = Process::this();
+        if me.pid.compare_exchange(0, this.pid, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return Err(CollectiveError::io(
+                format!("joining the group as rank {rank}"),
+                "another process holds this rank; give every worker a rank of its own",
+            ));
+        }
+        me.started.store(this.started, Ordering::Relaxed);
+        me.joined.store(1, Ordering::SeqCst);
+        let has_joined = |r: usize| self.control(r).joined.load(Ordering::SeqCst) != 0;
+        let mut rounds = 0u32;
+        let error = loop {
+            let Some(missing) = (0..self.size).find(|r| !has_joined(*r)) else { return Ok(self) };
+            if limit.passed() {
+                break limit.timeout("connect", missing);
+            }
+            // Looking at processes costs more than looking at words.
+            rounds += 1;
+            let gone = (0..self.size).filter(|r| has_joined(*r)).find_map(|r| {
+                self.is_gone(r, rounds.is_multiple_of(64)).map(|reason| (r, reason.to_owned()))
+            });
+            // A rank may have come, done its part and left again, all since the look for a missing one.
+            if let Some((rank, reason)) = gone
+                && !(0..self.size).all(has_joined)
+            {
+                break CollectiveError::PeerLost { rank, reason };
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        };
+        self.leave(rank);
+        Err(error)
     }
 
     fn map(file: &File, bytes: usize, size: usize) -> Result<Self, CollectiveError> {
@@ -170,36 +210,38 @@ impl Segment {
 
     pub(super) fn control(&self, rank: usize) -> &Control {
         assert!(rank < self.size);
-        let at = HEADER_BYTES + rank * size_of::<Control>().next_multiple_of(4096);
         // SAFETY: inside the mapping, aligned to a page; all zeros is a valid Control and all its fields are atomic.
-        unsafe { self.base.add(at).cast().as_ref() }
+        unsafe { self.base.add(PAGE + rank * PAGE).cast().as_ref() }
     }
 
-    /// The start of the slot of `rank` for `phase`: [`SLOT_BYTES`] bytes.
+    /// The start of the slot of `rank` for `phase`: [`SLOT_BYTES`] bytes, aligned to a page.
     pub(super) fn slot(&self, rank: usize, phase: u32) -> NonNull<u8> {
         assert!(rank < self.size);
-        let controls = self.size * size_of::<Control>().next_multiple_of(4096);
         let index = rank * 2 + (phase & 1) as usize;
         // SAFETY: inside the mapping (see `bytes_for`).
-        unsafe { self.base.add(HEADER_BYTES + controls + index * SLOT_BYTES) }
+        unsafe { self.base.add(PAGE + self.size * PAGE + index * SLOT_BYTES) }
     }
 
-    /// Why `rank` will publish nothing more, if so.
-    pub(super) fn is_gone(&self, rank: usize) -> Option<&'static str> {
+    /// Why `rank` will publish nothing more, if so. A process that was killed says nothing: only with `look` is the
+    /// system asked.
+    pub(super) fn is_gone(&self, rank: usize, look: bool) -> Option<&'static str> {
         let control = self.control(rank);
         if control.left.load(Ordering::SeqCst) != 0 {
             return Some("it has left the group");
         }
-        let alive = is_alive(control.pid.load(Ordering::Relaxed), control.started.load(Ordering::Relaxed));
-        (!alive).then_some("its process has ended")
+        let process = Process {
+            pid: control.pid.load(Ordering::Relaxed),
+            started: control.started.load(Ordering::Relaxed),
+        };
+        (look && !process.is_alive()).then_some("its process has ended")
     }
 
     /// Says that `rank` makes no more calls, and wakes who waits for it.
     pub(super) fn leave(&self, rank: usize) {
         let control = self.control(rank);
         control.left.store(1, Ordering::SeqCst);
-        wake(&control.published);
-        wake(&control.done);
+        control.published.ring();
+        control.done.ring();
     }
 
     /// Ends the group and wakes everyone.
@@ -208,10 +250,8 @@ impl Segment {
         // The first abort stays the one that is reported.
         self.header().aborted.compare_exchange(0, by, Ordering::SeqCst, Ordering::SeqCst).ok();
         for rank in 0..self.size {
-            let control = self.control(rank);
-            for word in [&control.published, &control.done] {
-                wake(word);
-            }
+            self.control(rank).published.ring();
+            self.control(rank).done.ring();
         }
     }
 }
@@ -223,38 +263,72 @@ impl Drop for Segment {
     }
 }
 
-/// Wakes every sleeper on `word`.
-pub(super) fn wake(word: &AtomicU32) {
-    // Waking cannot fail in a way that matters: sleepers look again after a while on their own.
-    futex::wake(word, futex::Flags::empty(), i32::MAX as u32).ok();
+/// Whether the maker of a segment still holds its lock. The system lets go of it when the maker's process ends, however.
+fn is_held(file: &File) -> bool {
+    // A shared lock, so that ranks that look at the same time do not take each other for the maker.
+    match flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(error) => error == rustix::io::Errno::WOULDBLOCK,
+    }
 }
 
-/// Sleeps while `word` is `seen`, at most `limit`.
-pub(super) fn sleep(word: &AtomicU32, seen: u32, limit: Duration) {
-    let timeout = futex::Timespec {
-        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(limit.subsec_nanos()),
-    };
-    // Whatever woke us, the caller looks at the word again.
-    futex::wait(word, futex::Flags::empty(), seen, Some(&timeout)).ok();
+/// Removes segments whose makers died before they could.
+fn sweep(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten().take(SWEEP_FILES) {
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        // Without blocking, should the file have become a pipe by now.
+        let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
+        let Ok(mut file) = OpenOptions::new().read(true).custom_flags(flags).open(entry.path()) else {
+            continue;
+        };
+        let mut magic = [0; 8];
+        let is_segment = file.read_exact(&mut magic).is_ok() && u64::from_ne_bytes(magic) == MAGIC;
+        if is_segment && !is_held(&file) {
+            // Someone else's file stays, as the system decides.
+            drop(std::fs::remove_file(entry.path()));
+        }
+    }
 }
 
-/// This process's id and start time.
-fn this_process() -> (u32, u64) {
-    let pid = std::process::id();
-    (pid, process_state(pid).map_or(0, |(_, started)| started))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A process's state letter and start time in clock ticks since boot (proc(5), /proc/[pid]/stat fields 3 and 22).
-fn process_state(pid: u32) -> Option<(u8, u64)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command in parentheses may hold anything, so fields are counted after it.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
+    #[test]
+    fn sweeps_segments_of_dead_makers_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("written");
+        write("dead", &MAGIC.to_ne_bytes());
+        write("held", &MAGIC.to_ne_bytes());
+        write("short", &MAGIC.to_ne_bytes()[..7]);
+        write("other", b"something else");
+        let held = File::open(dir.path().join("held")).expect("it is there");
+        flock(&held, FlockOperation::NonBlockingLockExclusive).expect("nobody else has it");
+        sweep(dir.path());
+        let mut names: Vec<_> = std::fs::read_dir(dir.path())
+            .expect("readable")
+            .map(|entry| entry.expect("readable").file_name().into_string().expect("a plain name"))
+            .collect();
+        names.sort();
+        assert_eq!(names, ["held", "other", "short"]);
+    }
 
-/// Whether the process `pid` that started at `started` still runs (a zombie does not).
-fn is_alive(pid: u32, started: u64) -> bool {
-    process_state(pid).is_some_and(|(state, since)| since == started && state != b'Z' && state != b'X')
+    #[test]
+    fn a_rank_is_taken_once_and_a_segment_without_its_maker_by_nobody() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("group");
+        let (first, lock) = Segment::create(&path, 1).expect("room for one rank");
+        let limit = Limit::start(None);
+        let first = first.joined_by_all(0, limit).expect("nobody else is expected");
+        let second = Segment::open(&path, 1, limit).expect("its maker holds it");
+        let error = second.joined_by_all(0, limit).map(drop).expect_err("rank 0 is taken");
+        assert!(error.to_string().contains("another process holds this rank"), "{error}");
+        // Both: a mapping keeps its file open, and with it the lock.
+        drop((first, lock));
+        let error = Segment::open(&path, 1, Limit::start(Some(Duration::ZERO))).map(drop);
+        assert!(matches!(error, Err(CollectiveError::PeerLost { rank: 0, .. })), "{error:?}");
+    }
 }

@@ -4,13 +4,23 @@
 //! number; readers wait for the number, read, and say when they are through. A slot is written again two phases later, once
 //! every rank is through with what it held. So a small all-reduce is one exchange: everyone writes, everyone reads all.
 
+use std::cell::Cell;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::segment::{SLOT_BYTES, Segment, sleep, wake};
-use super::{AbortHandle, Collective, CollectiveError, CollectiveStats, MAX_BROADCAST, SpinPolicy, part_of};
+use super::segment::{SLOT_BYTES, Segment};
+use super::signal::Signal;
+use super::{
+    AbortHandle, Collective, CollectiveError, CollectiveStats, Limit, MAX_BROADCAST, SpinPolicy,
+    check_broadcast, check_gather, nanos_since, part_of,
+};
+
+/// Most ranks of a group: each takes two megabytes of memory.
+pub const MAX_RANKS: usize = 64;
+/// Longest name of a group, in bytes.
+pub const MAX_NAME: usize = 200;
 
 /// Up to here (and always for two ranks) every rank sums the whole vector itself: one exchange. Above it each rank reduces
 /// a part and a second exchange spreads the parts.
@@ -56,21 +66,35 @@ impl ShmConfig {
 /// # Errors
 /// If the segment cannot be made, or a rank does not come in time.
 pub fn connect(config: &ShmConfig) -> Result<Box<dyn Collective>, CollectiveError> {
-    let valid = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if config.name.is_empty() || !config.name.chars().all(valid) || config.rank >= config.size {
-        let what = format!("shared memory `{}` for rank {} of {}", config.name, config.rank, config.size);
-        return Err(CollectiveError::io(what, "not a valid name or rank"));
-    }
+    check(config)?;
     let segment = Segment::join(&config.dir, &config.name, config.rank, config.size, config.connect_timeout)?;
     Ok(Box::new(Shm {
         segment: Arc::new(segment),
         rank: config.rank,
         spin: config.spin.duration(),
         deadline: None,
+        limit: Limit::start(None),
         phase: 0,
         reason: Arc::new(Mutex::new(None)),
         stats: CollectiveStats::default(),
+        waited: Cell::new(0),
     }))
+}
+
+fn check(config: &ShmConfig) -> Result<(), CollectiveError> {
+    let (name, rank, size) = (&config.name, config.rank, config.size);
+    let refuse = |reason: String| Err(CollectiveError::io(format!("shared memory `{name:.60}`"), reason));
+    let valid = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(valid) || name == "." || name == ".." {
+        return refuse(format!("a name is 1 to {MAX_NAME} letters, digits, `.`, `_` or `-`"));
+    }
+    if size > MAX_RANKS {
+        return refuse(format!("{size} ranks, at most {MAX_RANKS}; use the TCP collectives"));
+    }
+    if rank >= size {
+        return refuse(format!("rank {rank} of {size}; ranks count from 0"));
+    }
+    Ok(())
 }
 
 /// Numbers of the calls, for the check that ranks agree.
@@ -93,6 +117,14 @@ impl Call {
             Self::Barrier => "barrier",
         }
     }
+
+    /// What a peer's word says.
+    fn name_of(number: u64) -> &'static str {
+        [Self::AllReduce, Self::Spread, Self::Gather, Self::Broadcast, Self::Barrier]
+            .into_iter()
+            .find(|call| *call as u64 == number)
+            .map_or("an unknown call", Self::name)
+    }
 }
 
 struct Shm {
@@ -100,15 +132,14 @@ struct Shm {
     rank: usize,
     spin: Duration,
     deadline: Option<Duration>,
+    /// The deadline of the call under way.
+    limit: Limit,
     /// Number of the current phase. Wraps around; compared by distance.
     phase: u32,
     reason: Arc<Mutex<Option<String>>>,
     stats: CollectiveStats,
-}
-
-/// Whether a counter has come to `phase`, across wrap-around.
-fn reached(counter: u32, phase: u32) -> bool {
-    counter.wrapping_sub(phase) as i32 >= 0
+    /// Nanoseconds spent waiting, apart from `stats` because waits happen while slots are borrowed.
+    waited: Cell<u64>,
 }
 
 impl Shm {
@@ -120,59 +151,47 @@ impl Shm {
         })
     }
 
-    /// Waits until the word of `peer` has come to `phase`.
-    fn wait(&self, call: Call, peer: usize, word: &AtomicU32, phase: u32) -> Result<(), CollectiveError> {
-        if reached(word.load(Ordering::Acquire), phase) {
+    /// Waits until `signal`, one of those of `peer`, has come to `phase`.
+    fn wait(&self, call: Call, peer: usize, signal: &Signal, phase: u32) -> Result<(), CollectiveError> {
+        if signal.reached(phase) {
             return Ok(());
         }
         let started = Instant::now();
-        let mut nap = FIRST_SLEEP;
-        while started.elapsed() < self.spin {
+        let mut came = false;
+        while !came && started.elapsed() < self.spin {
             for _ in 0..16 {
-                if reached(word.load(Ordering::Acquire), phase) {
-                    return Ok(());
-                }
+                came |= signal.reached(phase);
                 std::hint::spin_loop();
             }
         }
-        let sleepers = &self.segment.control(peer).sleepers;
-        sleepers.fetch_add(1, Ordering::SeqCst);
-        let outcome = loop {
-            let seen = word.load(Ordering::SeqCst);
-            if reached(seen, phase) {
-                break Ok(());
-            }
-            if let Some(error) = self.aborted() {
-                break Err(error);
-            }
-            if self.deadline.is_some_and(|deadline| started.elapsed() > deadline) {
-                break Err(CollectiveError::Timeout {
-                    op: call.name(),
-                    rank: peer,
-                    waited: self.deadline.unwrap_or_default(),
-                });
-            }
-            if let Some(reason) = self.segment.is_gone(peer) {
-                // It may have done its part just before.
-                let late = reached(word.load(Ordering::SeqCst), phase);
-                break if late {
-                    Ok(())
-                } else {
-                    Err(CollectiveError::PeerLost { rank: peer, reason: reason.into() })
-                };
-            }
-            sleep(word, seen, nap);
-            nap = (nap * 2).min(LONGEST_SLEEP).min(self.deadline.unwrap_or(LONGEST_SLEEP).max(FIRST_SLEEP));
-        };
-        sleepers.fetch_sub(1, Ordering::SeqCst);
+        let outcome = if came { Ok(()) } else { self.park(call, peer, signal, phase) };
+        self.waited.set(self.waited.get() + nanos_since(started));
         outcome
     }
 
-    fn tell(&self, word: &AtomicU32) {
-        word.store(self.phase, Ordering::SeqCst);
-        if self.segment.control(self.rank).sleepers.load(Ordering::SeqCst) > 0 {
-            wake(word);
-        }
+    /// As [`wait`](Self::wait), asleep.
+    fn park(&self, call: Call, peer: usize, signal: &Signal, phase: u32) -> Result<(), CollectiveError> {
+        let mut nap = FIRST_SLEEP;
+        signal.sleep_until(|ran_out| {
+            if signal.reached(phase) {
+                return Ok(Ok(()));
+            }
+            if let Some(error) = self.aborted() {
+                return Ok(Err(error));
+            }
+            if let Some(reason) = self.segment.is_gone(peer, ran_out) {
+                // It may have done its part just before.
+                let lost = || CollectiveError::PeerLost { rank: peer, reason: reason.into() };
+                return Ok(if signal.reached(phase) { Ok(()) } else { Err(lost()) });
+            }
+            if self.limit.passed() {
+                return Ok(Err(self.limit.timeout(call.name(), peer)));
+            }
+            if ran_out {
+                nap = (nap * 2).min(LONGEST_SLEEP);
+            }
+            Err(self.limit.left(nap))
+        })
     }
 
     /// Starts the next phase with `write` filling this rank's slot; `len` and `call` are checked by readers.
@@ -194,8 +213,8 @@ impl Shm {
         // SAFETY: the slot is this rank's own, and every reader of what it held is through (just waited for).
         write(unsafe { std::slice::from_raw_parts_mut(slot.as_ptr(), SLOT_BYTES) });
         let me = self.segment.control(self.rank);
-        me.call.store((call as u64) << 56 | len as u64, Ordering::Relaxed);
-        self.tell(&me.published);
+        me.call[(self.phase & 1) as usize].store((call as u64) << 56 | len as u64, Ordering::Relaxed);
+        me.published.set(self.phase);
         Ok(())
     }
 
@@ -203,12 +222,13 @@ impl Shm {
     fn peer(&self, call: Call, peer: usize, len: Option<usize>) -> Result<&[u8], CollectiveError> {
         let control = self.segment.control(peer);
         self.wait(call, peer, &control.published, self.phase)?;
-        let theirs = control.call.load(Ordering::Relaxed);
-        let agrees =
-            theirs >> 56 == call as u64 && len.is_none_or(|len| theirs & ((1 << 56) - 1) == len as u64);
-        // The word may be of the peer's next phase already; only then the two may differ.
-        if !agrees && control.published.load(Ordering::Relaxed) == self.phase {
-            let reason = format!("{} of {len:?} bytes here, call {} there", call.name(), theirs >> 56);
+        // Like the slot, this word is written again only when this rank is done with the phase.
+        let theirs = control.call[(self.phase & 1) as usize].load(Ordering::Relaxed);
+        let (their_call, their_len) = (theirs >> 56, theirs & ((1 << 56) - 1));
+        if their_call != call as u64 || len.is_some_and(|len| len as u64 != their_len) {
+            let here = len.map_or_else(String::new, |len| format!(" of {len} bytes"));
+            let there = Call::name_of(their_call);
+            let reason = format!("{}{here} here, {there} of {their_len} bytes there", call.name());
             return Err(CollectiveError::Mismatch { rank: peer, reason });
         }
         let slot = self.segment.slot(peer, self.phase);
@@ -217,7 +237,7 @@ impl Shm {
     }
 
     fn done(&self) {
-        self.tell(&self.segment.control(self.rank).done);
+        self.segment.control(self.rank).done.set(self.phase);
     }
 
     /// Sums `data` (one slot at most) over ranks in rank order, every rank by itself.
@@ -280,11 +300,13 @@ impl Shm {
         bytes: usize,
         f: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
-        let started = Instant::now();
-        let outcome = f(self);
-        self.stats.calls += 1;
-        self.stats.bytes += bytes as u64;
-        self.stats.nanos += u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.limit = Limit::start(self.deadline);
+        let outcome = match self.aborted() {
+            Some(error) => Err(error),
+            None => f(self),
+        };
+        self.stats.count(bytes, self.limit.started);
+        self.stats.wait_nanos = self.waited.get();
         outcome
     }
 }
@@ -314,6 +336,7 @@ impl Collective for Shm {
     }
 
     fn gather(&mut self, send: &[f32], counts: &[usize], recv: &mut [f32]) -> Result<(), CollectiveError> {
+        check_gather(self.rank, self.segment.size, send, counts, recv)?;
         let per_phase = SLOT_BYTES / 4;
         let phases = counts.iter().copied().max().unwrap_or(0).div_ceil(per_phase);
         self.counted(size_of_val(send), |this| {
@@ -343,11 +366,8 @@ impl Collective for Shm {
 
     fn broadcast(&mut self, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
         const FIRST: usize = SLOT_BYTES - 8;
-        if self.rank == 0 && bytes.len() > MAX_BROADCAST {
-            return Err(CollectiveError::io(
-                "broadcast",
-                format!("{} bytes, at most {MAX_BROADCAST}", bytes.len()),
-            ));
+        if self.rank == 0 {
+            check_broadcast(bytes)?;
         }
         let sent = if self.rank == 0 { bytes.len() } else { 0 };
         self.counted(sent, |this| {
@@ -373,9 +393,11 @@ impl Collective for Shm {
                     let slot = this.peer(Call::Broadcast, 0, None)?;
                     let slot = if first {
                         let length: [u8; 8] = *slot.first_chunk().expect("a slot is longer than 8 bytes");
-                        total = usize::try_from(u64::from_ne_bytes(length))
-                            .unwrap_or(usize::MAX)
-                            .min(MAX_BROADCAST);
+                        total = usize::try_from(u64::from_ne_bytes(length)).unwrap_or(usize::MAX);
+                        if total > MAX_BROADCAST {
+                            let reason = format!("a broadcast of {total} bytes, at most {MAX_BROADCAST}");
+                            return Err(CollectiveError::Mismatch { rank: 0, reason });
+                        }
                         bytes.clear();
                         &slot[8..]
                     } else {

@@ -3,7 +3,7 @@
 //! Sends and receives make progress together, so two ranks that send each other more than their sockets hold do not wait
 //! for each other.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::{CollectiveError, MAX_BROADCAST};
+use super::{CollectiveError, Limit, MAX_BROADCAST, nanos_since};
 
 const HEADER_BYTES: usize = 16;
 
@@ -83,7 +83,9 @@ pub(super) struct Exchange {
     place: Vec<Option<usize>>,
     wake: Wake,
     spin: Duration,
-    deadline: Option<Duration>,
+    /// How long the call under way may take.
+    limit: Limit,
+    waited_nanos: u64,
     sequence: u32,
     reason: Arc<Mutex<Option<String>>>,
 }
@@ -102,11 +104,27 @@ impl Exchange {
         }
         let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
         let wake = Wake(Arc::new(wake.map_err(|e| CollectiveError::io("eventfd", e))?));
-        Ok(Self { streams: Arc::new(connected), place, wake, spin, deadline: None, sequence: 0, reason })
+        Ok(Self {
+            streams: Arc::new(connected),
+            place,
+            wake,
+            spin,
+            limit: Limit::start(None),
+            waited_nanos: 0,
+            sequence: 0,
+            reason,
+        })
     }
 
-    pub(super) fn set_deadline(&mut self, deadline: Option<Duration>) {
-        self.deadline = deadline;
+    /// Starts a call, which may take `deadline` for all its messages.
+    pub(super) fn begin(&mut self, deadline: Option<Duration>) -> Result<Limit, CollectiveError> {
+        self.limit = Limit::start(deadline);
+        self.aborted().map_or(Ok(self.limit), Err)
+    }
+
+    /// Time in which nothing could be sent or received, so far.
+    pub(super) fn waited_nanos(&self) -> u64 {
+        self.waited_nanos
     }
 
     pub(super) fn wake_handle(&self) -> Wake {
@@ -138,8 +156,7 @@ impl Exchange {
         for message in &mut out {
             message.header = header(op, self.sequence, message.payload.len());
         }
-        let started = Instant::now();
-        let mut quiet_since = started;
+        let mut quiet_since = None;
         loop {
             if let Some(error) = self.aborted() {
                 return Err(error);
@@ -151,42 +168,42 @@ impl Exchange {
             for message in into.iter_mut().filter(|message| !message.is_done()) {
                 progress |= self.receive(message, name, op)?;
             }
-            let waiting_for = out.iter().find(|m| !m.is_done()).map(|m| m.peer);
-            let Some(peer) = waiting_for.or_else(|| into.iter().find(|m| !m.is_done()).map(|m| m.peer))
-            else {
+            if progress && let Some(since) = quiet_since.take() {
+                self.waited_nanos += nanos_since(since);
+            }
+            let unsent = out.iter().find(|m| !m.is_done()).map(|m| m.peer);
+            let Some(peer) = unsent.or_else(|| into.iter().find(|m| !m.is_done()).map(|m| m.peer)) else {
                 return Ok(());
             };
+            // Also while bytes trickle: the deadline is for the whole call.
+            if self.limit.passed() {
+                return Err(self.limit.timeout(name, peer));
+            }
             if progress {
-                quiet_since = Instant::now();
-            } else if quiet_since.elapsed() < self.spin {
+                continue;
+            }
+            if quiet_since.get_or_insert_with(Instant::now).elapsed() < self.spin {
                 std::hint::spin_loop();
             } else {
-                if self.deadline.is_some_and(|deadline| started.elapsed() > deadline) {
-                    let waited = self.deadline.unwrap_or_default();
-                    return Err(CollectiveError::Timeout { op: name, rank: peer, waited });
-                }
-                self.sleep(&out, &into, started)?;
+                self.sleep(&out, &into)?;
             }
         }
     }
 
     /// Waits until a socket is ready, the deadline has passed or the group is aborted.
-    fn sleep(
-        &self,
-        out: &[Outgoing<'_>],
-        into: &[Incoming<'_>],
-        started: Instant,
-    ) -> Result<(), CollectiveError> {
+    fn sleep(&self, out: &[Outgoing<'_>], into: &[Incoming<'_>]) -> Result<(), CollectiveError> {
         let sends = out.iter().filter(|m| !m.is_done()).map(|m| (m.peer, PollFlags::OUT));
         let receives = into.iter().filter(|m| !m.is_done()).map(|m| (m.peer, PollFlags::IN));
         let mut fds: Vec<PollFd<'_>> =
             sends.chain(receives).map(|(peer, flags)| PollFd::new(self.stream(peer), flags)).collect();
         let wake = self.wake.0.as_fd();
         fds.push(PollFd::new(&wake, PollFlags::IN));
-        let left = self.deadline.map(|d| d.saturating_sub(started.elapsed()) + Duration::from_millis(1));
-        let timeout = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
+        let timeout = self.limit.allowed.map(|allowed| {
+            let left = self.limit.left(allowed);
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
         });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -202,10 +219,8 @@ impl Exchange {
                 Some(sent) => stream.write(&message.payload[sent..]),
                 // Header and payload in one packet where they fit.
                 None => {
-                    let parts = [
-                        std::io::IoSlice::new(&message.header[message.sent..]),
-                        std::io::IoSlice::new(message.payload),
-                    ];
+                    let parts =
+                        [IoSlice::new(&message.header[message.sent..]), IoSlice::new(message.payload)];
                     stream.write_vectored(&parts)
                 }
             };
@@ -232,19 +247,22 @@ impl Exchange {
         let mut stream = self.stream(message.peer);
         let mut progress = false;
         while !message.is_done() {
-            let buffer = match message.received.checked_sub(HEADER_BYTES) {
-                None => &mut message.header[message.received..],
-                Some(received) => match &mut message.target {
-                    Target::Exact(into) => &mut into[received..],
-                    Target::Any(into) => &mut into[received..],
-                },
+            let read = match (message.received.checked_sub(HEADER_BYTES), &mut message.target) {
+                (Some(at), Target::Exact(into)) => stream.read(&mut into[at..]),
+                (Some(at), Target::Any(into)) => stream.read(&mut into[at..]),
+                // A message of this length or none: header and payload at once. More is not taken, the next is not ours.
+                (None, Target::Exact(into)) => stream.read_vectored(&mut [
+                    IoSliceMut::new(&mut message.header[message.received..]),
+                    IoSliceMut::new(into),
+                ]),
+                (None, Target::Any(_)) => stream.read(&mut message.header[message.received..]),
             };
-            match stream.read(buffer) {
+            match read {
                 Ok(0) => return Err(self.lost(message.peer, "it closed the connection")),
                 Ok(bytes) => {
                     message.received += bytes;
                     progress = true;
-                    if message.received == HEADER_BYTES && message.len.is_none() {
+                    if message.received >= HEADER_BYTES && message.len.is_none() {
                         self.accept_header(message, name, op)?;
                     }
                 }

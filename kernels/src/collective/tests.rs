@@ -45,30 +45,105 @@ fn group<R: Send>(kind: Kind, size: usize, f: impl Fn(Box<dyn Collective>) -> R 
     })
 }
 
+/// Of many sizes and both signs, so that another order of additions gives other bits.
 fn value(rank: usize, i: usize) -> f32 {
-    ((i * 31 + rank * 17) % 1009) as f32 * 0.001 + rank as f32 * 1e-4
+    let mixed = (i as u32).wrapping_mul(0x9e37_79b1) ^ (rank as u32 + 1).wrapping_mul(0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x2c1b_3c6d);
+    (mixed as i32 as f32) * 2f32.powi(-((mixed >> 7) as i32 & 31))
+}
+
+/// The sum that everyone must get, as bits.
+fn sums(len: usize, ranks: impl Iterator<Item = usize> + Clone) -> Vec<u32> {
+    let mut rest = ranks;
+    let first = rest.next().expect("at least one rank");
+    (0..len).map(|i| rest.clone().fold(value(first, i), |sum, rank| sum + value(rank, i)).to_bits()).collect()
 }
 
 #[test]
 fn all_reduce_sums_in_rank_order_bit_for_bit() {
-    for size in [2, 3, 4, 5] {
-        for len in [0, 1, 5, 576, 16_400, 700_000] {
-            let expected: Vec<u32> = (0..len)
-                .map(|i| (1..size).fold(value(0, i), |sum, rank| sum + value(rank, i)).to_bits())
-                .collect();
+    assert!(sums(100, 0..3) != sums(100, (0..3).rev()), "these values show the order");
+    for size in 1..=5 {
+        for len in [0, 1, 7, 576, 16_384, 16_385, 100_003, 2_000_000] {
+            let expected = sums(len, 0..size);
             for kind in [Kind::Shm, Kind::Tcp] {
-                let results = group(kind, size, |mut c| {
+                let agrees = group(kind, size, |mut c| {
                     let mut data: Vec<f32> = (0..len).map(|i| value(c.rank(), i)).collect();
                     c.all_reduce(&mut data).expect("all ranks are there");
-                    data
+                    data.iter().map(|x| x.to_bits()).eq(expected.iter().copied())
                 });
-                for data in results {
-                    let bits: Vec<u32> = data.iter().map(|x| x.to_bits()).collect();
-                    assert!(bits == expected, "{kind:?} {size} ranks, {len} elements");
-                }
+                assert!(agrees.iter().all(|agrees| *agrees), "{kind:?} {size} ranks, {len} elements");
             }
         }
     }
+}
+
+#[test]
+fn parts_cover_a_vector_once() {
+    for len in [0, 1, 15, 16, 17, 576, 100_003] {
+        for size in 1..=5 {
+            let mut next = 0;
+            for part in (0..size).map(|r| part_of(len, size, r)) {
+                assert!(part.start == next && part.end >= next, "{len} over {size}");
+                assert!(part.start.is_multiple_of(16) || part.start == len, "{len} over {size}");
+                next = part.end;
+            }
+            assert_eq!(next, len, "over {size}");
+        }
+    }
+}
+
+#[test]
+fn lengths_that_do_not_belong_together_are_refused_before_anything_is_sent() {
+    let refusals = |mut c: Box<dyn Collective>| {
+        let (size, rank) = (c.size(), c.rank());
+        let room = if rank == 0 { 2 * size } else { 0 };
+        let mut refused = vec![
+            ("a count too few", c.gather(&[0.0; 2], &vec![2; size - 1], &mut vec![0.0; room])),
+            ("a count too many", c.gather(&[0.0; 2], &vec![2; size + 1], &mut vec![0.0; room])),
+            ("another count", c.gather(&[0.0; 3], &vec![2; size], &mut vec![0.0; room])),
+        ];
+        if rank == 0 {
+            let counts = vec![2; size];
+            refused.push(("no room", c.gather(&[0.0; 2], &counts, &mut vec![0.0; room - 1])));
+            refused.push(("too much room", c.gather(&[0.0; 2], &counts, &mut vec![0.0; room + 1])));
+            refused.push(("a long broadcast", c.broadcast(&mut vec![0; MAX_BROADCAST + 1])));
+        }
+        for (what, outcome) in refused {
+            assert!(matches!(outcome, Err(CollectiveError::Io { .. })), "{what}: {outcome:?}");
+        }
+        let mut longest = if rank == 0 { vec![3; MAX_BROADCAST] } else { vec![] };
+        c.broadcast(&mut longest).expect("the group still works");
+        assert!(longest.len() == MAX_BROADCAST && longest.iter().all(|byte| *byte == 3));
+        c.barrier().expect("the group still works");
+    };
+    refusals(Box::<Solo>::default());
+    for kind in [Kind::Shm, Kind::Tcp] {
+        group(kind, 2, refusals);
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    let long = "x".repeat(shm::MAX_NAME + 1);
+    for (name, rank, size) in
+        [("", 0, 1), (".", 0, 1), ("..", 0, 1), ("a/b", 0, 1), ("ü", 0, 1), (&*long, 0, 1), ("a", 2, 2)]
+    {
+        let outcome = shm::connect(&shm::ShmConfig::new(name, rank, size)).map(drop);
+        assert!(matches!(outcome, Err(CollectiveError::Io { .. })), "{name} {rank} {size}: {outcome:?}");
+    }
+    let many = shm::connect(&shm::ShmConfig::new("a", 0, shm::MAX_RANKS + 1)).map(drop);
+    assert!(matches!(many, Err(CollectiveError::Io { .. })), "{many:?}");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let outside = tcp::TcpConfig {
+        rank: 1,
+        group_key: [0; 16],
+        peers: vec![listener.local_addr().expect("bound")],
+        listener,
+        spin: SpinPolicy::Park,
+        connect_timeout: Duration::from_secs(1),
+    };
+    let outside = tcp::connect(&outside).map(drop);
+    assert!(matches!(outside, Err(CollectiveError::Io { .. })), "{outside:?}");
 }
 
 #[test]
@@ -125,7 +200,9 @@ fn thousands_of_mixed_calls_stay_in_step() {
                 c.broadcast(&mut bytes).expect("all ranks are there");
                 assert_eq!(bytes.len(), round % 50);
             }
-            assert_eq!(c.stats().calls, 4000);
+            let stats = c.stats();
+            assert_eq!(stats.calls, 4000);
+            assert!(stats.wait_nanos <= stats.nanos, "waiting is part of a call: {stats:?}");
         });
     }
 }
@@ -136,7 +213,12 @@ fn an_abort_reaches_every_blocked_rank() {
         let errors = group(kind, 3, |mut c| {
             if c.rank() == 1 {
                 // The others sleep by now or will: either way they must come out.
-                c.abort_handle().abort("enough");
+                let handle = c.abort_handle();
+                handle.abort("enough");
+                handle.abort("the first reason stays");
+                let later = [c.all_reduce(&mut []), c.all_reduce(&mut [1.0]), c.broadcast(&mut vec![])];
+                let aborted = Err(CollectiveError::Aborted("enough".into()));
+                assert!(later.iter().all(|later| *later == aborted), "{kind:?} {later:?}");
                 return c.barrier().expect_err("aborted");
             }
             c.broadcast(&mut vec![1])
@@ -213,6 +295,9 @@ fn strangers_on_the_port_do_not_disturb_a_group() {
         let address = peers[0];
         let mut stranger = TcpStream::connect(address).expect("the port listens");
         std::io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n").expect("sent");
+        // More than are kept waiting, and they say nothing: each would cost seconds if it were waited for.
+        let _silent: Vec<_> =
+            (0..80).map(|_| TcpStream::connect(address).expect("the port listens")).collect();
         let wrong_key = config(1, other.try_clone().expect("a second handle"), 8);
         let wrong = tcp::TcpConfig { connect_timeout: Duration::from_millis(200), ..wrong_key };
         let first = scope.spawn(|| tcp::connect(&config(0, listener, 7)).expect("connects").barrier());
