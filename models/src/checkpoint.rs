@@ -1,12 +1,12 @@
 //! A checkpoint on disk, of either kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::ModelError;
-use crate::roles::TensorRole;
+use crate::roles::{Naming, TensorRole};
 use crate::slice::{TensorInfo, TensorSlice};
 use crate::slices::{Granularity, RankSlice, plan_slices};
 use crate::spec::ArchSpec;
@@ -22,9 +22,10 @@ pub(crate) struct Parts {
     pub(crate) special: SpecialTokens,
     pub(crate) chat_template: Option<String>,
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
-    pub(crate) global_names: [&'static str; 3],
-    pub(crate) layer_prefix: &'static str,
-    pub(crate) layer_names: [&'static str; 13],
+    pub(crate) naming: &'static Naming,
+    /// Where tensors alone say what the model computes, one that the decoder does not know must not be passed over: these
+    /// are the ones that may. `None` where a configuration says it, and the format's own loader ignores the rest.
+    pub(crate) harmless: Option<&'static [&'static str]>,
     pub(crate) tokenizer: Option<TokenizerPlace>,
 }
 
@@ -101,7 +102,7 @@ impl Checkpoint {
             TensorRole::Output if self.0.spec.tied_output => TensorRole::Embedding,
             role => role,
         };
-        let name = self.tensor_name(role);
+        let name = self.0.naming.name(role);
         self.0.tensors.get(&name).ok_or_else(|| ModelError::tensor(&self.0.path, name, "is missing"))
     }
 
@@ -137,34 +138,37 @@ impl Checkpoint {
         plan_slices(&self.0.spec, granularity, tp)
     }
 
-    fn tensor_name(&self, role: TensorRole) -> String {
-        match role.place() {
-            (None, index) => self.0.global_names[index].to_owned(),
-            (Some(layer), index) => format!("{}{layer}.{}", self.0.layer_prefix, self.0.layer_names[index]),
-        }
-    }
-
     /// Every tensor is there, in the shape the configuration says.
     fn check(&self) -> Result<(), ModelError> {
         let s = &self.0.spec;
-        let corrupt = |reason: String| Err(ModelError::corrupt(&self.0.path, reason));
-        for (name, value, most) in [
-            ("hidden", s.hidden, 1 << 20),
-            ("layers", s.layers, 1 << 12),
-            ("heads", s.heads, 1 << 14),
-            ("kv_heads", s.kv_heads, 1 << 14),
-            ("head_dim", s.head_dim, 1 << 12),
-            ("ffn", s.ffn, 1 << 22),
-            ("vocab", s.vocab, 1 << 24),
-            ("context", s.context, 1 << 28),
-        ] {
-            if value == 0 || value > most {
-                return corrupt(format!("{name} is {value}, must be within 1..={most}"));
+        s.check().map_err(|reason| ModelError::corrupt(&self.0.path, reason))?;
+        let expected = self.expected();
+        for (role, rows, cols) in &expected {
+            let tensor = self.tensor(*role)?;
+            let wrong = |reason| Err(ModelError::tensor(&self.0.path, &tensor.name, reason));
+            if (tensor.rows, tensor.cols) != (*rows, *cols) {
+                let (r, c) = (tensor.rows, tensor.cols);
+                return wrong(format!("is {r} × {c}, the configuration says {rows} × {cols}"));
+            }
+            if *rows == 1 && tensor.dtype.is_quantized() {
+                return wrong(format!("a vector of type {}; F32, F16 and BF16 can be read", tensor.dtype));
             }
         }
-        if !s.heads.is_multiple_of(s.kv_heads) {
-            return corrupt(format!("{} heads cannot share {} key heads evenly", s.heads, s.kv_heads));
+        let Some(harmless) = self.0.harmless else { return Ok(()) };
+        let known: BTreeSet<String> = expected.iter().map(|(role, ..)| self.0.naming.name(*role)).collect();
+        let unknown = |name: &&String| !known.contains(*name) && !harmless.contains(&name.as_str());
+        match self.0.tensors.keys().find(unknown) {
+            Some(name) => {
+                let reason = format!("is not part of the architecture `{}` as served here", s.family);
+                Err(ModelError::tensor(&self.0.path, name, reason))
+            }
+            None => Ok(()),
         }
+    }
+
+    /// The tensors the decoder needs, with their rows and columns.
+    fn expected(&self) -> Vec<(TensorRole, usize, usize)> {
+        let s = &self.0.spec;
         let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let mut expected = vec![
             (TensorRole::Embedding, s.vocab, s.hidden),
@@ -187,20 +191,13 @@ impl Checkpoint {
                 let biases =
                     [(TensorRole::QBias(l), q), (TensorRole::KBias(l), kv), (TensorRole::VBias(l), kv)];
                 expected.extend(biases.map(|(role, cols)| (role, 1, cols)));
+                // Of the output only if the file has it, or a configuration says so.
+                if self.0.harmless.is_none() || self.tensor(TensorRole::OBias(l)).is_ok() {
+                    expected.push((TensorRole::OBias(l), 1, s.hidden));
+                }
             }
         }
-        for (role, rows, cols) in expected {
-            let tensor = self.tensor(role)?;
-            let wrong = |reason| Err(ModelError::tensor(&self.0.path, &tensor.name, reason));
-            if (tensor.rows, tensor.cols) != (rows, cols) {
-                let (r, c) = (tensor.rows, tensor.cols);
-                return wrong(format!("is {r} × {c}, the configuration says {rows} × {cols}"));
-            }
-            if rows == 1 && tensor.dtype.is_quantized() {
-                return wrong(format!("a vector of type {}; F32, F16 and BF16 can be read", tensor.dtype));
-            }
-        }
-        Ok(())
+        expected
     }
 }
 

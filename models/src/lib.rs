@@ -15,6 +15,8 @@ mod roles;
 mod slice;
 pub mod slices;
 pub mod spec;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;

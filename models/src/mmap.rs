@@ -19,11 +19,12 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// Maps the whole of `path`.
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
-        let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
-        let metadata = file.metadata().map_err(|e| ModelError::io(path, e))?;
+        // Looked at before it is opened: opening a pipe waits for its writer.
+        let metadata = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
         if !metadata.is_file() {
             return Err(ModelError::io(path, "not a file"));
         }
+        let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
         // SAFETY: the mapping is read-only and private. Changing a model file while it is being served is a mistake this
         // cannot guard against (a truncated file then ends the process); README says so.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| ModelError::io(path, e))?;

@@ -32,7 +32,7 @@ pub enum TensorRole {
 
 impl TensorRole {
     /// The layer and the per-layer name table's index, or the index into the global table.
-    pub(crate) fn place(self) -> (Option<usize>, usize) {
+    fn place(self) -> (Option<usize>, usize) {
         match self {
             Self::Embedding => (None, 0),
             Self::FinalNorm => (None, 1),
@@ -54,38 +54,62 @@ impl TensorRole {
     }
 }
 
+/// How one kind of file names its tensors.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Naming {
+    global: [&'static str; 3],
+    layer_prefix: &'static str,
+    layer: [&'static str; 13],
+}
+
+impl Naming {
+    /// The name of the tensor with this role.
+    pub(crate) fn name(&self, role: TensorRole) -> String {
+        match role.place() {
+            (None, index) => self.global[index].to_owned(),
+            (Some(layer), index) => format!("{}{layer}.{}", self.layer_prefix, self.layer[index]),
+        }
+    }
+}
+
 /// Hugging Face's names.
-pub(crate) const HF_GLOBAL: [&str; 3] = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"];
-pub(crate) const HF_LAYER: [&str; 13] = [
-    "input_layernorm.weight",
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
-    "self_attn.q_proj.bias",
-    "self_attn.k_proj.bias",
-    "self_attn.v_proj.bias",
-    "self_attn.o_proj.bias",
-    "post_attention_layernorm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-];
+pub(crate) const HUGGING_FACE: Naming = Naming {
+    global: ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"],
+    layer_prefix: "model.layers.",
+    layer: [
+        "input_layernorm.weight",
+        "self_attn.q_proj.weight",
+        "self_attn.k_proj.weight",
+        "self_attn.v_proj.weight",
+        "self_attn.o_proj.weight",
+        "self_attn.q_proj.bias",
+        "self_attn.k_proj.bias",
+        "self_attn.v_proj.bias",
+        "self_attn.o_proj.bias",
+        "post_attention_layernorm.weight",
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+        "mlp.down_proj.weight",
+    ],
+};
 
 /// GGUF's names.
-pub(crate) const GGUF_GLOBAL: [&str; 3] = ["token_embd.weight", "output_norm.weight", "output.weight"];
-pub(crate) const GGUF_LAYER: [&str; 13] = [
-    "attn_norm.weight",
-    "attn_q.weight",
-    "attn_k.weight",
-    "attn_v.weight",
-    "attn_output.weight",
-    "attn_q.bias",
-    "attn_k.bias",
-    "attn_v.bias",
-    "attn_output.bias",
-    "ffn_norm.weight",
-    "ffn_gate.weight",
-    "ffn_up.weight",
-    "ffn_down.weight",
-];
+pub(crate) const GGUF: Naming = Naming {
+    global: ["token_embd.weight", "output_norm.weight", "output.weight"],
+    layer_prefix: "blk.",
+    layer: [
+        "attn_norm.weight",
+        "attn_q.weight",
+        "attn_k.weight",
+        "attn_v.weight",
+        "attn_output.weight",
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "ffn_norm.weight",
+        "ffn_gate.weight",
+        "ffn_up.weight",
+        "ffn_down.weight",
+    ],
+};

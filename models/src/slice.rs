@@ -47,6 +47,7 @@ impl TensorInfo {
         let first = cols.start / block;
         let blocks = if cols.is_empty() { 0 } else { cols.end.div_ceil(block) - first };
         Ok(TensorSlice {
+            name: self.name.clone(),
             dtype: self.dtype,
             rows: rows.len(),
             cols: cols.len(),
@@ -64,6 +65,7 @@ impl TensorInfo {
 /// Rows of whole blocks in a mapped file.
 #[derive(Debug, Clone)]
 pub struct TensorSlice {
+    name: String,
     /// Stored type.
     pub dtype: DType,
     /// Rows.
@@ -117,7 +119,7 @@ impl TensorSlice {
                 }
                 other => {
                     let reason = format!("a vector of type {other}; F32, F16 and BF16 can be read");
-                    return Err(ModelError::tensor(self.file.path(), "vector", reason));
+                    return Err(ModelError::tensor(self.file.path(), &self.name, reason));
                 }
             }
         }

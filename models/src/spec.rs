@@ -1,5 +1,8 @@
 //! An architecture as data: everything the one decoder needs to know to run a model.
 
+/// Elements of the largest head.
+pub(crate) const MAX_HEAD_DIM: usize = 1 << 12;
+
 /// Which elements of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeStyle {
@@ -55,5 +58,34 @@ impl ArchSpec {
     /// Query heads that share a key head.
     pub fn heads_per_kv(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Sizes are those of a model that can be, and go together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for (name, value, most) in [
+            ("hidden", self.hidden, 1 << 20),
+            ("layers", self.layers, 1 << 12),
+            ("heads", self.heads, 1 << 14),
+            ("kv_heads", self.kv_heads, 1 << 14),
+            ("head_dim", self.head_dim, MAX_HEAD_DIM),
+            ("ffn", self.ffn, 1 << 22),
+            ("vocab", self.vocab, 1 << 24),
+            ("context", self.context, 1 << 28),
+        ] {
+            if value == 0 || value > most {
+                return Err(format!("{name} is {value}, must be within 1..={most}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!("{} heads cannot share {} key heads evenly", self.heads, self.kv_heads));
+        }
+        if self.rope.inv_freq.len() * 2 > self.head_dim {
+            let rotated = self.rope.inv_freq.len() * 2;
+            return Err(format!("{rotated} rotated elements in heads of {}", self.head_dim));
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return Err(format!("the norms' epsilon is {}", self.norm_eps));
+        }
+        Ok(())
     }
 }

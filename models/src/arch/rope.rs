@@ -1,5 +1,7 @@
 //! Frequencies of the rotary embedding, with the scalings for longer contexts.
 
+use crate::spec::MAX_HEAD_DIM;
+
 /// How a model stretches its positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum RopeScaling {
@@ -25,13 +27,24 @@ pub(crate) enum RopeScaling {
 }
 
 /// Radians per position of each pair of `dims` rotated elements, computed in f64.
-pub(crate) fn inv_freq(theta: f64, dims: usize, scaling: RopeScaling) -> Vec<f32> {
-    (0..dims / 2)
+///
+/// # Errors
+/// If there can be no such elements, or theta or the scaling make no frequencies.
+pub(crate) fn inv_freq(theta: f64, dims: usize, scaling: RopeScaling) -> Result<Vec<f32>, String> {
+    // Before anything is allocated: the number comes from a file.
+    if dims > MAX_HEAD_DIM || !dims.is_multiple_of(2) {
+        return Err(format!("{dims} rotated elements; they must be an even number up to {MAX_HEAD_DIM}"));
+    }
+    let frequencies: Vec<f32> = (0..dims / 2)
         .map(|pair| {
             let frequency = theta.powf(-((2 * pair) as f64) / dims as f64);
             scaled(frequency, scaling) as f32
         })
-        .collect()
+        .collect();
+    if !theta.is_finite() || theta <= 0.0 || frequencies.iter().any(|frequency| !frequency.is_finite()) {
+        return Err(format!("rotation with theta {theta} and scaling {scaling:?} has no finite frequencies"));
+    }
+    Ok(frequencies)
 }
 
 fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
@@ -58,11 +71,12 @@ mod tests {
 
     #[test]
     fn scalings_do_what_they_say() {
-        let plain = inv_freq(10_000.0, 8, RopeScaling::None);
+        let inv_freq = |scaling| inv_freq(10_000.0, 8, scaling).expect("eight elements can be rotated");
+        let plain = inv_freq(RopeScaling::None);
         assert_eq!(plain, [1.0, 0.1, 0.01, 0.001]);
-        assert_eq!(inv_freq(10_000.0, 8, RopeScaling::Linear { factor: 4.0 })[1], 0.025);
+        assert_eq!(inv_freq(RopeScaling::Linear { factor: 4.0 })[1], 0.025);
         let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 64.0 };
-        let scaled = inv_freq(10_000.0, 8, llama3);
+        let scaled = inv_freq(llama3);
         assert_eq!(scaled[0], 1.0, "a wavelength of 6 positions is kept");
         assert_eq!(scaled[3], 0.001 / 8.0, "one of 6,283 is stretched");
         // Wavelength 62.8 lies between 16 and 64: smooth = (64/62.83 - 1) / 3.
@@ -72,5 +86,21 @@ mod tests {
                 .abs()
                 < 1e-8
         );
+    }
+
+    #[test]
+    fn what_cannot_be_rotated_is_refused() {
+        let none = RopeScaling::None;
+        for (theta, dims, scaling) in [
+            (10_000.0, 7, none),
+            (10_000.0, MAX_HEAD_DIM + 2, none),
+            (10_000.0, usize::MAX - 1, none),
+            (0.0, 8, none),
+            (-1.0, 8, none),
+            (f64::NAN, 8, none),
+            (10_000.0, 8, RopeScaling::Linear { factor: 0.0 }),
+        ] {
+            assert!(inv_freq(theta, dims, scaling).is_err(), "{theta} {dims} {scaling:?}");
+        }
     }
 }

@@ -78,6 +78,7 @@ impl Gguf {
                 return Err(ModelError::tensor(path, name, "is there twice"));
             }
         }
+        refuse_overlap(path, &tensors)?;
         Ok(Self { file, metadata, tensors })
     }
 
@@ -88,7 +89,7 @@ impl Gguf {
     fn missing(&self, key: &str, what: &str) -> ModelError {
         let found = match self.metadata.get(key) {
             None => "is missing".into(),
-            Some(value) => format!("is {value:?}, not {what}"),
+            Some(value) => format!("is {value}, not {what}"),
         };
         ModelError::corrupt(self.path(), format!("metadata `{key}` {found}"))
     }
@@ -126,6 +127,21 @@ impl Gguf {
             Some(_) => Err(self.missing(key, what)),
         }
     }
+}
+
+/// No byte belongs to two tensors.
+fn refuse_overlap(path: &Path, tensors: &BTreeMap<String, TensorInfo>) -> Result<(), ModelError> {
+    let mut in_order: Vec<&TensorInfo> = tensors.values().filter(|tensor| !tensor.range.is_empty()).collect();
+    in_order.sort_by_key(|tensor| tensor.range.start);
+    for two in in_order.windows(2) {
+        let (first, second) = (two[0], two[1]);
+        if second.range.start < first.range.end {
+            let reason =
+                format!("its bytes {:?} overlap `{}`, at {:?}", second.range, first.name, first.range);
+            return Err(ModelError::tensor(path, &second.name, reason));
+        }
+    }
+    Ok(())
 }
 
 /// A row of the tensor table.

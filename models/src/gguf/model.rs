@@ -8,9 +8,34 @@ use crate::arch::rope::{RopeScaling, inv_freq};
 use crate::arch::{ARCHITECTURES, supported};
 use crate::checkpoint::Parts;
 use crate::error::ModelError;
-use crate::roles::{GGUF_GLOBAL, GGUF_LAYER};
+use crate::roles::{GGUF, TensorRole};
 use crate::spec::{ArchSpec, RopeSpec, RopeStyle};
 use crate::tokenizer::{GgufVocabulary, SpecialTokens, TokenizerSource};
+
+/// Llama 3's scaling of the rotation: a divisor for each frequency.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Entries under the architecture's name that are read here, and those known to change nothing.
+const KNOWN: [&str; 18] = [
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "tensor_data_layout",
+    "vocab_size",
+];
 
 /// Opens a GGUF checkpoint.
 pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
@@ -34,9 +59,8 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
         special,
         chat_template,
         tensors,
-        global_names: GGUF_GLOBAL,
-        layer_prefix: "blk.",
-        layer_names: GGUF_LAYER,
+        naming: &GGUF,
+        harmless: Some(&[ROPE_FACTORS]),
         tokenizer: has_tokenizer.then_some(crate::checkpoint::TokenizerPlace::Gguf),
     })
 }
@@ -74,9 +98,13 @@ fn spec(gguf: &Gguf, family: &'static str, arch: &str) -> Result<ArchSpec, Model
     if heads == 0 {
         return Err(ModelError::corrupt(gguf.path(), "no attention heads"));
     }
-    for name in ["expert_count", "attention.sliding_window", "logit_scale", "attn_logit_softcapping"] {
-        if gguf.metadata.get(&key(name)).is_some_and(|v| v.as_u64() != Some(0)) {
-            return Err(unsupported(format!("metadata `{}`", key(name))));
+    for (key, value) in &gguf.metadata {
+        let Some(name) = key.strip_prefix(arch).and_then(|rest| rest.strip_prefix('.')) else { continue };
+        let off = matches!(value, Value::Bool(false)) || value.as_f64() == Some(0.0);
+        if !off && !KNOWN.contains(&name) {
+            return Err(unsupported(format!(
+                "metadata `{key}` ({value}): what it changes is not known here"
+            )));
         }
     }
     let optional = |name: &str| gguf.optional(&key(name), "a whole number", Value::as_u64);
@@ -86,8 +114,10 @@ fn spec(gguf: &Gguf, family: &'static str, arch: &str) -> Result<ArchSpec, Model
     if as_usize(optional("attention.value_length")?, head_dim) != head_dim {
         return Err(unsupported("values of another width than keys".into()));
     }
-    let embedding = gguf.tensors.get(GGUF_GLOBAL[0]);
-    let vocab = embedding.ok_or_else(|| ModelError::tensor(gguf.path(), GGUF_GLOBAL[0], "is missing"))?.rows;
+    let tensor = |role: TensorRole| gguf.tensors.get(&GGUF.name(role));
+    let embedding = tensor(TensorRole::Embedding);
+    let missing = || ModelError::tensor(gguf.path(), GGUF.name(TensorRole::Embedding), "is missing");
+    let vocab = embedding.ok_or_else(missing)?.rows;
     Ok(ArchSpec {
         family,
         hidden,
@@ -103,8 +133,8 @@ fn spec(gguf: &Gguf, family: &'static str, arch: &str) -> Result<ArchSpec, Model
             .ok_or_else(|| gguf.missing(&key("attention.layer_norm_rms_epsilon"), "a number"))?
             as f32,
         rope: rope(gguf, arch, head_dim)?,
-        tied_output: !gguf.tensors.contains_key(GGUF_GLOBAL[2]),
-        attention_bias: gguf.tensors.contains_key("blk.0.attn_q.bias"),
+        tied_output: tensor(TensorRole::Output).is_none(),
+        attention_bias: tensor(TensorRole::QBias(0)).is_some(),
     })
 }
 
@@ -114,18 +144,13 @@ fn rope(gguf: &Gguf, arch: &str, head_dim: usize) -> Result<RopeSpec, ModelError
     let theta = number("freq_base")?.unwrap_or(10_000.0);
     let dims = gguf.optional(&key("dimension_count"), "a whole number", Value::as_u64)?;
     let dims = dims.and_then(|d| usize::try_from(d).ok()).unwrap_or(head_dim);
-    if dims > head_dim || dims % 2 != 0 {
-        return Err(ModelError::corrupt(
-            gguf.path(),
-            format!("{dims} rotated elements in heads of {head_dim}"),
-        ));
-    }
     let scaling = match gguf.optional(&key("scaling.type"), "a text", Value::as_text)?.as_deref() {
-        None | Some("none") => match number("scale_linear")? {
-            Some(factor) if factor != 1.0 => RopeScaling::Linear { factor },
+        Some("none") => RopeScaling::None,
+        // Linear is the format's default; 0 and 1 stand for no scaling.
+        None | Some("linear") => match number("scaling.factor")?.or(number("scale_linear")?) {
+            Some(factor) if factor != 0.0 && factor != 1.0 => RopeScaling::Linear { factor },
             _ => RopeScaling::None,
         },
-        Some("linear") => RopeScaling::Linear { factor: number("scaling.factor")?.unwrap_or(1.0) },
         Some(other) => {
             return Err(ModelError::unsupported(
                 gguf.path(),
@@ -133,13 +158,17 @@ fn rope(gguf: &Gguf, arch: &str, head_dim: usize) -> Result<RopeSpec, ModelError
             ));
         }
     };
-    let mut inv_freq = inv_freq(theta, dims, scaling);
-    // Llama 3's scaling comes as divisors of the frequencies.
-    if let Some(tensor) = gguf.tensors.get("rope_freqs.weight") {
-        let factors = tensor.slice(0..tensor.rows, 0..tensor.cols)?.to_f32()?;
-        if factors.len() != inv_freq.len() {
-            let reason = format!("{} factors for {} frequencies", factors.len(), inv_freq.len());
-            return Err(ModelError::tensor(gguf.path(), "rope_freqs.weight", reason));
+    let inv_freq = inv_freq(theta, dims, scaling);
+    let mut inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(gguf.path(), reason))?;
+    if let Some(tensor) = gguf.tensors.get(ROPE_FACTORS) {
+        if (tensor.rows, tensor.cols) != (1, inv_freq.len()) {
+            let reason =
+                format!("{} × {} factors for {} frequencies", tensor.rows, tensor.cols, inv_freq.len());
+            return Err(ModelError::tensor(gguf.path(), ROPE_FACTORS, reason));
+        }
+        let factors = tensor.slice(0..1, 0..tensor.cols)?.to_f32()?;
+        if let Some(factor) = factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
+            return Err(ModelError::tensor(gguf.path(), ROPE_FACTORS, format!("holds the factor {factor}")));
         }
         for (frequency, factor) in inv_freq.iter_mut().zip(factors) {
             *frequency /= factor;

@@ -1,5 +1,7 @@
 //! Metadata values. Arrays stay in the file until asked for: a vocabulary is large and wanted once.
 
+use std::fmt;
+
 use super::cursor::Cursor;
 
 /// A metadata value.
@@ -69,7 +71,12 @@ impl Value {
     }
 
     pub(super) fn as_f64(&self) -> Option<f64> {
-        if let Self::Float(v) = self { Some(*v) } else { None }
+        match self {
+            Self::Float(v) => Some(*v),
+            Self::Unsigned(v) => Some(*v as f64),
+            Self::Signed(v) => Some(*v as f64),
+            _ => None,
+        }
     }
 
     pub(super) fn as_bool(&self) -> Option<bool> {
@@ -78,6 +85,20 @@ impl Value {
 
     pub(super) fn as_text(&self) -> Option<String> {
         if let Self::Text(v) = self { Some(v.clone()) } else { None }
+    }
+}
+
+/// For error messages, which need no whole chat template.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsigned(v) => write!(f, "{v}"),
+            Self::Signed(v) => write!(f, "{v}"),
+            Self::Float(v) => write!(f, "{v:?}"),
+            Self::Bool(v) => write!(f, "{v}"),
+            Self::Text(v) => write!(f, "{:?}", v.chars().take(60).collect::<String>()),
+            Self::Array(v) => write!(f, "an array of {}", v.count),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::ModelError;
 use crate::spec::{ArchSpec, RopeSpec, RopeStyle};
 
 /// Fields that are read here, and fields known to change nothing at inference.
-const KNOWN: [&str; 42] = [
+const KNOWN: [&str; 48] = [
     "architectures",
     "model_type",
     "hidden_size",
@@ -55,6 +55,24 @@ const KNOWN: [&str; 42] = [
     "is_encoder_decoder",
     "transformers.js_config",
     "auto_map",
+    "tokenizer_class",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "unsloth_fixed",
+    "unsloth_version",
+    "_attn_implementation_autoset",
+];
+
+/// Fields of the rotation that are read here.
+const KNOWN_ROPE: [&str; 8] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
 ];
 
 struct Config<'a> {
@@ -159,9 +177,19 @@ fn refuse_unknown(config: &Config<'_>) -> Result<(), ModelError> {
 fn rope(config: &Config<'_>, head_dim: usize) -> Result<RopeSpec, ModelError> {
     // Newer files keep everything in `rope_parameters`; older ones have `rope_theta` and `rope_scaling`.
     let parameters = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
+    for (field, value) in parameters.and_then(Value::as_object).into_iter().flatten() {
+        if !value.is_null() && !KNOWN_ROPE.contains(&field.as_str()) {
+            let reason = format!("rope parameter `{field}` ({value}): what it changes is not known here");
+            return Err(config.unsupported(reason));
+        }
+    }
     let number = |name: &str| parameters.and_then(|p| p.get(name)).and_then(Value::as_f64);
-    let theta =
-        number("rope_theta").or_else(|| config.get("rope_theta").and_then(Value::as_f64)).unwrap_or(10_000.0);
+    let theta = match parameters.and_then(|p| p.get("rope_theta")).or_else(|| config.get("rope_theta")) {
+        None => 10_000.0,
+        Some(theta) => theta.as_f64().ok_or_else(|| {
+            ModelError::corrupt(config.path, format!("field `rope_theta` is {theta}, not a number"))
+        })?,
+    };
     let kind = parameters.and_then(|p| p.get("rope_type").or_else(|| p.get("type")));
     let required = |name: &str| {
         let missing = || {
@@ -187,5 +215,7 @@ fn rope(config: &Config<'_>, head_dim: usize) -> Result<RopeSpec, ModelError> {
             );
         }
     };
-    Ok(RopeSpec { style: RopeStyle::Half, inv_freq: inv_freq(theta, head_dim, scaling), scale: 1.0 })
+    let inv_freq = inv_freq(theta, head_dim, scaling);
+    let inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(config.path, reason))?;
+    Ok(RopeSpec { style: RopeStyle::Half, inv_freq, scale: 1.0 })
 }

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::checkpoint::{Parts, TokenizerPlace};
 use crate::error::ModelError;
-use crate::roles::{HF_GLOBAL, HF_LAYER};
+use crate::roles::{HUGGING_FACE, TensorRole};
 use crate::tokenizer::SpecialTokens;
 
-/// Largest JSON file that is read (tokenizer.json is not read here).
-const MAX_JSON: u64 = 64 << 20;
+/// Largest text that is read, JSON or template (tokenizer.json is not read here).
+const MAX_TEXT: u64 = 64 << 20;
 
 /// Opens a Hugging Face folder.
 pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
@@ -23,8 +23,8 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
     let tensors = tensors::open(path)?;
     // A checkpoint may carry an output layer although its configuration ties it; then it uses the tied one, as
     // transformers does. One that says it is untied must have it.
-    if !spec.tied_output && !tensors.contains_key(HF_GLOBAL[2]) && config.get("tie_word_embeddings").is_none()
-    {
+    let has_output = tensors.contains_key(&HUGGING_FACE.name(TensorRole::Output));
+    if !spec.tied_output && !has_output && config.get("tie_word_embeddings").is_none() {
         spec.tied_output = true;
     }
     let tokenizer_config = optional_json(&path.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
@@ -39,23 +39,24 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
         special: special(&config, &generation, &tokenizer_config),
         chat_template: chat_template(path, &tokenizer_config)?,
         tensors,
-        global_names: HF_GLOBAL,
-        layer_prefix: "model.layers.",
-        layer_names: HF_LAYER,
+        naming: &HUGGING_FACE,
+        harmless: None,
         tokenizer: tokenizer.is_file().then_some(TokenizerPlace::Json(tokenizer)),
     })
 }
 
-fn read_json(path: &Path) -> Result<Value, ModelError> {
+fn read_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
     let metadata = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
-    if metadata.len() > MAX_JSON {
-        return Err(ModelError::corrupt(
-            path,
-            format!("{} bytes of JSON, at most {MAX_JSON}", metadata.len()),
-        ));
+    if metadata.len() > MAX_TEXT {
+        let reason = format!("{} bytes, at most {MAX_TEXT}", metadata.len());
+        return Err(ModelError::corrupt(path, reason));
     }
-    let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| ModelError::corrupt(path, format!("not valid JSON: {e}")))
+    std::fs::read(path).map_err(|e| ModelError::io(path, e))
+}
+
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    serde_json::from_slice(&read_bytes(path)?)
+        .map_err(|e| ModelError::corrupt(path, format!("not valid JSON: {e}")))
 }
 
 fn optional_json(path: &Path) -> Result<Option<Value>, ModelError> {
@@ -99,7 +100,8 @@ fn special(config: &Value, generation: &Value, tokenizer_config: &Value) -> Spec
 fn chat_template(path: &Path, tokenizer_config: &Value) -> Result<Option<String>, ModelError> {
     let own = path.join("chat_template.jinja");
     if own.is_file() {
-        return std::fs::read_to_string(&own).map(Some).map_err(|e| ModelError::io(&own, e));
+        let text = String::from_utf8(read_bytes(&own)?);
+        return text.map(Some).map_err(|e| ModelError::corrupt(&own, format!("not UTF-8: {e}")));
     }
     let named = |template: &Value| {
         (template.get("name")?.as_str()? == "default")

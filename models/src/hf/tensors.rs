@@ -1,7 +1,8 @@
 //! The tensors of a folder: one safetensors file, or several with an index.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
@@ -28,19 +29,29 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelE
     let map = json.get("weight_map").and_then(Value::as_object);
     let map =
         map.ok_or_else(|| ModelError::corrupt(&index, "field `weight_map` is missing or not an object"))?;
-    let files: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    let mut shards: BTreeMap<&str, BTreeMap<String, TensorInfo>> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
-    for file in files {
-        // The index may name files of its own folder only.
-        if Path::new(file).components().count() != 1 || file == ".." {
-            return Err(ModelError::corrupt(&index, format!("`{file}` is not a file of this folder")));
-        }
-        tensors.extend(read(&folder.join(file))?);
-    }
-    if let Some(missing) = map.keys().find(|name| !tensors.contains_key(*name)) {
-        return Err(ModelError::tensor(&index, missing, "is in the index but in none of its files"));
+    for (name, file) in map {
+        let file = file.as_str().filter(|file| is_plain(file)).ok_or_else(|| {
+            ModelError::tensor(&index, name, format!("is said to be in {file}, not a file of this folder"))
+        })?;
+        let path = folder.join(file);
+        let shard = match shards.entry(file) {
+            Entry::Occupied(shard) => shard.into_mut(),
+            Entry::Vacant(place) => place.insert(read(&path)?),
+        };
+        let tensor = shard.remove(name);
+        let tensor = tensor
+            .ok_or_else(|| ModelError::tensor(&path, name, "is missing, though the index says it is here"))?;
+        tensors.insert(name.clone(), tensor);
     }
     Ok(tensors)
+}
+
+/// A name that leads to no other folder.
+fn is_plain(file: &str) -> bool {
+    let mut parts = Path::new(file).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
 }
 
 /// The tensors of one file.
@@ -70,8 +81,11 @@ fn read(path: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
             }
         };
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        if range.end > file.bytes().len() || range.len() != dtype.row_bytes(cols) * rows {
-            return Err(wrong(format!("its bytes {range:?} go past the end of the file: truncated?")));
+        let needed = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(dtype.block_bytes()));
+        if range.end > file.bytes().len() || Some(range.len()) != needed {
+            let total = file.bytes().len();
+            let reason = format!("its bytes {range:?} of {total} do not hold {rows} × {cols} of {dtype}");
+            return Err(wrong(reason));
         }
         tensors.insert(name.clone(), TensorInfo { name, dtype, rows, cols, file: Arc::clone(&file), range });
     }
