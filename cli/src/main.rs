@@ -1,1 +1,65 @@
-fn main() {}
+//! `foggara`: one binary for every process of a cluster and for everyone who talks to one.
+//!
+//! Each subcommand is a thin file in [`commands`] over the crates that do the work.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod endpoint;
+mod lifetime;
+mod logging;
+mod model_argument;
+mod output;
+mod supervisor;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// An inference cluster for large language models that a team can own.
+#[derive(Debug, Parser)]
+#[command(name = "foggara", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Start here:\n  foggara up --model model.gguf      a whole cluster on this machine\n  \
+    foggara chat \"Why is the sky blue?\"  ask it\n  foggara status                     see it")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole cluster on this machine: coordinators and workers as separate, supervised processes
+    Up(commands::up::Arguments),
+    /// Run one coordinator: Raft member, front door (gRPC and OpenAI HTTP), drivers of groups
+    Coordinator(commands::coordinator::Arguments),
+    /// Run one worker: it joins a cluster and holds one rank's slice of a model
+    Worker(commands::worker::Arguments),
+    /// Chat with a model in the terminal, or ask one question
+    Chat(commands::chat::Arguments),
+    /// Continue a prompt
+    Generate(commands::generate::Arguments),
+    /// Show coordinators, workers, groups and deployments
+    Status(commands::status::Arguments),
+    /// Add, list and remove the models a cluster serves
+    Models(commands::models::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Up(arguments) => commands::up::run(arguments),
+        Command::Coordinator(arguments) => commands::coordinator::run(arguments),
+        Command::Worker(arguments) => commands::worker::run(arguments),
+        Command::Chat(arguments) => commands::chat::run(arguments),
+        Command::Generate(arguments) => commands::generate::run(arguments),
+        Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Models(arguments) => commands::models::run(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader has what it wanted (`foggara status | head`).
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

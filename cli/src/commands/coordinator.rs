@@ -1,0 +1,101 @@
+//! `foggara coordinator`
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use foggara_coordinator::CoordinatorConfig;
+use foggara_coordinator::driver::DEFAULT_QUEUE;
+use foggara_proto::auth::ClusterToken;
+
+use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
+use crate::logging::LogArguments;
+
+/// Run one coordinator. Start the same command on each machine with its own --id, --grpc, --http and --data-dir.
+#[derive(Debug, Args)]
+#[command(after_help = "Example, the first of three:\n  foggara coordinator --id 1 --data-dir /var/lib/foggara \\\n    \
+    --peers 1=10.0.0.1:8081,2=10.0.0.2:8081,3=10.0.0.3:8081 \\\n    \
+    --grpc 10.0.0.1:8081 --http 10.0.0.1:8080 --cluster-token \"$TOKEN\"")]
+pub(crate) struct Arguments {
+    /// This coordinator's number, one of --peers
+    #[arg(long, value_name = "N")]
+    id: u64,
+    /// gRPC address of every coordinator, this one included. 1, 3 or 5 of them
+    #[arg(long, value_delimiter = ',', required = true, value_name = "N=HOST:PORT")]
+    peers: Vec<String>,
+    /// Where gRPC listens (either port answers both protocols)
+    #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDR")]
+    grpc: SocketAddr,
+    /// Where HTTP listens
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    http: SocketAddr,
+    /// Where Raft keeps its log: on a disk that survives restarts
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Name of the cluster; all coordinators must have the same
+    #[arg(long, default_value = "foggara", value_name = "NAME")]
+    cluster_id: String,
+    /// Asked of operators, workers and other coordinators; needed to listen beyond loopback
+    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    cluster_token: Option<String>,
+    /// Requests that may wait for one group; more are refused with RESOURCE_EXHAUSTED / 429
+    #[arg(long, default_value_t = DEFAULT_QUEUE, value_name = "N")]
+    queue: usize,
+    #[command(flatten)]
+    log: LogArguments,
+    #[command(flatten)]
+    lifetime: LifetimeArguments,
+}
+
+/// Runs until a signal stops it or its store fails.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    arguments.log.start()?;
+    arguments.lifetime.watch()?;
+    anyhow::ensure!(arguments.queue > 0, "queue: must be at least 1");
+    let config = CoordinatorConfig {
+        id: arguments.id,
+        cluster_id: arguments.cluster_id,
+        peers: parse_peers(&arguments.peers)?,
+        http: arguments.http,
+        grpc: arguments.grpc,
+        data_dir: arguments.data_dir,
+        token: ClusterToken::new(arguments.cluster_token.as_deref()),
+        queue: arguments.queue,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let signals = StopSignals::new()?;
+        Ok(foggara_coordinator::run(config, stop_requested(signals)).await?)
+    })
+}
+
+fn parse_peers(peers: &[String]) -> anyhow::Result<BTreeMap<u64, String>> {
+    let mut parsed = BTreeMap::new();
+    for peer in peers {
+        let (id, address) = peer
+            .split_once('=')
+            .and_then(|(id, address)| Some((id.parse::<u64>().ok()?, address)))
+            .filter(|(id, address)| *id > 0 && address.contains(':'))
+            .ok_or_else(|| anyhow::anyhow!("peers: `{peer}` is not N=HOST:PORT with N from 1"))?;
+        if parsed.insert(id, address.to_owned()).is_some() {
+            anyhow::bail!("peers: coordinator {id} is named twice");
+        }
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_numbers_and_addresses() {
+        let peers = |text: &str| parse_peers(&text.split(',').map(str::to_owned).collect::<Vec<_>>());
+        let two = peers("1=a:1,2=b:2").expect("valid");
+        assert_eq!(two, BTreeMap::from([(1, "a:1".to_owned()), (2, "b:2".to_owned())]));
+        for bad in ["", "a:1", "0=a:1", "x=a:1", "1=a", "1=a:1,1=b:1"] {
+            assert!(peers(bad).is_err(), "{bad}");
+        }
+    }
+}

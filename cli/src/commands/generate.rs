@@ -1,0 +1,47 @@
+//! `foggara generate`
+
+use clap::Args;
+use foggara_proto::wire::inference as wire;
+
+use crate::commands::chat::{Printer, SamplingArguments};
+use crate::endpoint::EndpointArguments;
+
+/// Continue a prompt. The text streams to standard output; standard error gets the speed.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The prompt; `-` reads it from standard input
+    prompt: String,
+    /// Model to ask [default: the only one served]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    model: String,
+    /// Print the prompt first
+    #[arg(long)]
+    echo: bool,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    #[command(flatten)]
+    endpoint: EndpointArguments,
+}
+
+/// Streams the answer.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let prompt = match arguments.prompt.as_str() {
+        "-" => std::io::read_to_string(std::io::stdin())?,
+        _ => arguments.prompt,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut client = arguments.endpoint.inference().await?;
+        let request = wire::GenerateRequest {
+            model: arguments.model,
+            prompt: Some(wire::generate_request::Prompt::Text(prompt)),
+            sampling: Some(arguments.sampling.to_wire()),
+            output: Some(wire::OutputOptions { logprobs: None, echo: arguments.echo }),
+            request_id: String::new(),
+        };
+        let mut printer = Printer::new();
+        let stream = client.generate(request).await?.into_inner();
+        printer.print(stream).await?;
+        printer.end()
+    })
+}

@@ -1,0 +1,9 @@
+//! One file for each subcommand.
+
+pub(crate) mod chat;
+pub(crate) mod coordinator;
+pub(crate) mod generate;
+pub(crate) mod models;
+pub(crate) mod status;
+pub(crate) mod up;
+pub(crate) mod worker;

@@ -1,0 +1,144 @@
+//! `foggara models`
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use foggara_proto::wire::admin as wire;
+
+use crate::endpoint::EndpointArguments;
+use crate::model_argument::ModelArgument;
+use crate::output::table;
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// Add, list and remove the models a cluster serves. Each is a deployment: a model, its parallelism, its replicas.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Serve a model: a GGUF file or a Hugging Face folder that every worker's machine has at this path
+    Add(Add),
+    /// List the deployments
+    List {
+        #[command(flatten)]
+        endpoint: EndpointArguments,
+    },
+    /// Stop serving a model; requests that are being answered end with an error
+    Remove {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        endpoint: EndpointArguments,
+    },
+}
+
+/// How a model is served.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ShapeArguments {
+    /// Copies of the model, each on workers of its own
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) replicas: u32,
+    /// Tokens of KV cache of each replica [default: 65536 or the context, as memory allows]
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_tokens: Option<u64>,
+    /// Precision of the KV cache
+    #[arg(long, default_value = "auto", value_parser = ["auto", "f16", "f32"], value_name = "TYPE")]
+    pub(crate) kv_dtype: String,
+    /// How ranks exchange activations: shared memory on one host, TCP across hosts
+    #[arg(long, default_value = "auto", value_parser = ["auto", "shm", "tcp"], value_name = "KIND")]
+    pub(crate) collective: String,
+}
+
+impl ShapeArguments {
+    /// The deployment of `model` in this shape.
+    pub(crate) fn deployment(&self, model: &ModelArgument, tp: u32) -> anyhow::Result<wire::Deployment> {
+        Ok(wire::Deployment {
+            name: model.name.clone(),
+            model_path: model.absolute()?,
+            tp,
+            replicas: self.replicas,
+            kv_tokens: self.kv_tokens.unwrap_or(0),
+            kv_dtype: self.kv_dtype.clone(),
+            collective: self.collective.clone(),
+            ..wire::Deployment::default()
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+struct Add {
+    /// The model, and the name to serve it under [default: the file's or folder's, in lower case]
+    #[arg(value_name = "[NAME=]PATH")]
+    model: ModelArgument,
+    /// Workers of one replica: each holds that share of every layer
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    tp: u32,
+    #[command(flatten)]
+    shape: ShapeArguments,
+    /// Return at once instead of when the model is ready
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    endpoint: EndpointArguments,
+}
+
+/// Does it.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match arguments.action {
+            Action::Add(add) => add.run().await,
+            Action::List { endpoint } => list(&endpoint).await,
+            Action::Remove { name, endpoint } => {
+                let request_id = uuid::Uuid::new_v4().to_string();
+                let request = wire::RemoveDeploymentRequest { name: name.clone(), request_id };
+                endpoint.admin().await?.remove_deployment(request).await?;
+                Ok(writeln!(std::io::stdout(), "removed {name}")?)
+            }
+        }
+    })
+}
+
+impl Add {
+    async fn run(self) -> anyhow::Result<()> {
+        let deployment = self.shape.deployment(&self.model, self.tp)?;
+        let name = deployment.name.clone();
+        let mut admin = self.endpoint.admin().await?;
+        let request_id = uuid::Uuid::new_v4().to_string();
+        admin.put_deployment(wire::PutDeploymentRequest { deployment: Some(deployment), request_id }).await?;
+        writeln!(std::io::stdout(), "added {name}")?;
+        let mut shown = String::new();
+        while !self.no_wait {
+            let status = admin.status(wire::StatusRequest {}).await?.into_inner();
+            let deployment = status.deployments.into_iter().find(|deployment| deployment.name == name);
+            let Some(deployment) = deployment else { anyhow::bail!("`{name}` was removed meanwhile") };
+            if deployment.state != shown {
+                shown = deployment.state;
+                writeln!(std::io::stdout(), "{name}: {shown}")?;
+            }
+            if shown == "ready" {
+                return Ok(());
+            }
+            if let Some(reason) = shown.strip_prefix("failed: ") {
+                anyhow::bail!("`{name}` cannot be served: {reason}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
+
+async fn list(endpoint: &EndpointArguments) -> anyhow::Result<()> {
+    let status = endpoint.admin().await?.status(wire::StatusRequest {}).await?.into_inner();
+    let row = |d: wire::Deployment| {
+        let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
+        vec![d.name, d.state, replicas, d.tp.to_string(), d.kv_dtype, d.model_path]
+    };
+    let rows: Vec<_> = status.deployments.into_iter().map(row).collect();
+    Ok(table(&mut std::io::stdout().lock(), &["name", "state", "replicas", "tp", "kv", "model"], &rows)?)
+}

@@ -1,0 +1,167 @@
+//! `foggara status`
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use foggara_proto::wire::admin as wire;
+use serde_json::{Value, json};
+
+use crate::endpoint::EndpointArguments;
+use crate::output::{bytes, table};
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Show coordinators, workers, groups and deployments, as the coordinator that answers knows them.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print again every second, until interrupted
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    endpoint: EndpointArguments,
+}
+
+/// Prints the status.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        loop {
+            let mut admin = arguments.endpoint.admin().await?;
+            let status = admin.status(wire::StatusRequest {}).await?.into_inner();
+            let mut out = std::io::stdout().lock();
+            if arguments.json {
+                writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&status))?)?;
+            } else {
+                if arguments.watch {
+                    // Clears the screen (ECMA-48: erase in page, cursor to the top).
+                    write!(out, "\x1b[2J\x1b[H")?;
+                }
+                print(&mut out, &status)?;
+            }
+            out.flush()?;
+            drop(out);
+            if !arguments.watch {
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(WATCH_INTERVAL) => {}
+                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            }
+        }
+    })
+}
+
+/// The documented shape.
+fn as_json(status: &wire::StatusResponse) -> Value {
+    let coordinator = |c: &wire::Coordinator| json!({"id": c.id, "addr": c.addr, "http_addr": c.http_addr,
+        "role": c.role, "pid": c.pid});
+    let worker = |w: &wire::Worker| {
+        let c = w.capabilities.clone().unwrap_or_default();
+        json!({"id": w.id, "addr": w.addr, "host": w.host, "pid": w.pid, "group": w.group, "rank": w.rank,
+            "state": w.state, "threads": c.threads, "memory_bytes": c.memory_bytes,
+            "read_bytes_per_second": c.read_bytes_per_second, "flops": c.flops, "cpu": c.cpu, "version": c.version})
+    };
+    let group = |g: &wire::Group| json!({"id": g.id, "deployment": g.deployment, "epoch": g.epoch,
+        "state": g.state, "workers": g.workers, "collective": g.collective, "kv_blocks": g.kv_blocks,
+        "block_size": g.block_size, "driver": g.driver, "driver_epoch": g.driver_epoch});
+    let deployment = |d: &wire::Deployment| json!({"name": d.name, "model_path": d.model_path, "tp": d.tp,
+        "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
+        "state": d.state, "ready_replicas": d.ready_replicas, "created": d.created});
+    json!({
+        "cluster_id": status.cluster_id,
+        "answered_by": status.answered_by,
+        "term": status.term,
+        "applied": status.applied,
+        // 0 on the wire: nobody leads.
+        "leader": Some(status.leader).filter(|leader| *leader > 0),
+        "coordinators": status.coordinators.iter().map(coordinator).collect::<Vec<_>>(),
+        "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
+        "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
+        "deployments": status.deployments.iter().map(deployment).collect::<Vec<_>>(),
+    })
+}
+
+fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result<()> {
+    let leader = match status.leader {
+        0 => "no leader".to_owned(),
+        id => format!("leader {id}"),
+    };
+    let wire::StatusResponse { cluster_id, answered_by, term, applied, .. } = status;
+    writeln!(out, "cluster {cluster_id}: {leader}, term {term}, applied {applied} (answered by {answered_by})")?;
+    writeln!(out, "\ncoordinators")?;
+    let row = |c: &wire::Coordinator| {
+        vec![c.id.to_string(), c.role.clone(), c.addr.clone(), c.http_addr.clone(), c.pid.to_string()]
+    };
+    let rows: Vec<_> = status.coordinators.iter().map(row).collect();
+    table(out, &["id", "role", "grpc", "http", "pid"], &rows)?;
+    writeln!(out, "\nworkers")?;
+    let rows: Vec<_> = status.workers.iter().map(worker_row).collect();
+    table(out, &["id", "state", "group", "rank", "addr", "pid", "threads", "memory", "bandwidth", "compute"], &rows)?;
+    writeln!(out, "\ngroups")?;
+    let rows: Vec<_> = status.groups.iter().map(group_row).collect();
+    table(out, &["id", "deployment", "state", "workers", "collective", "kv tokens", "driver", "epoch"], &rows)?;
+    writeln!(out, "\ndeployments")?;
+    let row = |d: &wire::Deployment| {
+        let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
+        vec![d.name.clone(), d.state.clone(), replicas, d.tp.to_string(), d.model_path.clone()]
+    };
+    let rows: Vec<_> = status.deployments.iter().map(row).collect();
+    table(out, &["name", "state", "replicas", "tp", "model"], &rows)
+}
+
+fn worker_row(w: &wire::Worker) -> Vec<String> {
+    let c = w.capabilities.clone().unwrap_or_default();
+    let dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    vec![
+        w.id.to_string(),
+        w.state.clone(),
+        dash(w.group.map(|group| group.to_string())),
+        dash(w.rank.map(|rank| rank.to_string())),
+        w.addr.clone(),
+        w.pid.to_string(),
+        c.threads.to_string(),
+        bytes(c.memory_bytes),
+        format!("{:.1} GB/s", c.read_bytes_per_second as f64 / 1e9),
+        format!("{:.0} GFLOP/s", c.flops as f64 / 1e9),
+    ]
+}
+
+fn group_row(g: &wire::Group) -> Vec<String> {
+    let workers: Vec<String> = g.workers.iter().map(u64::to_string).collect();
+    let driver = if g.driver == 0 { "-".to_owned() } else { g.driver.to_string() };
+    let kv_tokens = g.kv_blocks * u64::from(g.block_size);
+    vec![
+        g.id.to_string(),
+        g.deployment.clone(),
+        g.state.clone(),
+        workers.join(","),
+        g.collective.clone(),
+        kv_tokens.to_string(),
+        driver,
+        g.epoch.to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_leading_is_null() {
+        let json = as_json(&wire::StatusResponse::default());
+        assert_eq!(json["leader"], Value::Null);
+        let json = as_json(&wire::StatusResponse { leader: 2, ..Default::default() });
+        assert_eq!(json["leader"], 2);
+    }
+
+    #[test]
+    fn an_empty_cluster_prints() {
+        let mut out = Vec::new();
+        print(&mut out, &wire::StatusResponse { cluster_id: "c".into(), ..Default::default() }).expect("memory");
+        assert!(String::from_utf8_lossy(&out).starts_with("cluster c: no leader, term 0"));
+    }
+}

@@ -1,0 +1,204 @@
+//! From flags to the processes to run: everything is checked here, before anything starts.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::admin as wire;
+
+use super::Arguments;
+use crate::supervisor::Spec;
+
+/// Between the ports of one coordinator and of the next.
+const PORT_STEP: u16 = 10;
+const MAX_WORKERS: u32 = 64;
+
+/// What to run.
+pub(super) struct Plan {
+    pub(super) coordinators: Vec<Spec>,
+    pub(super) workers: Vec<Spec>,
+    pub(super) deployments: Vec<wire::Deployment>,
+    /// gRPC address of each coordinator.
+    pub(super) grpc: Vec<SocketAddr>,
+    http: SocketAddr,
+    pub(super) token: ClusterToken,
+    pub(super) logs: PathBuf,
+    /// Removed at the end.
+    temporary: Option<PathBuf>,
+}
+
+impl Plan {
+    /// The line that says where to go.
+    pub(super) fn ready_line(&self) -> String {
+        let names: Vec<&str> = self.deployments.iter().map(|deployment| deployment.name.as_str()).collect();
+        format!("ready http://{} grpc://{} models {}", self.http, self.grpc[0], names.join(","))
+    }
+
+    /// Removes what was made for this run only.
+    pub(super) fn clean_up(&self) {
+        if let Some(folder) = &self.temporary {
+            // Left behind at worst.
+            std::fs::remove_dir_all(folder).ok();
+        }
+    }
+}
+
+/// Checks the flags and plans the processes.
+pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
+    let tp = check(a)?;
+    let deployments: Vec<_> =
+        a.model.iter().map(|model| a.shape.deployment(model, tp)).collect::<anyhow::Result<_>>()?;
+    for deployment in &deployments {
+        foggara_models::Checkpoint::open(std::path::Path::new(&deployment.model_path)).context("model")?;
+    }
+    let addresses = addresses(a)?;
+    let temporary = a.data_dir.is_none();
+    let folder = match &a.data_dir {
+        Some(folder) => folder.clone(),
+        None => std::env::temp_dir().join(format!("foggara-{}", std::process::id())),
+    };
+    let logs = folder.join("logs");
+    std::fs::create_dir_all(&logs).with_context(|| format!("data-dir {}", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    let logs = folder.join("logs");
+    let peers: Vec<String> = addresses.iter().enumerate().map(|(i, (_, grpc))| format!("{}={grpc}", i + 1)).collect();
+    let peers = peers.join(",");
+    let join: Vec<String> = addresses.iter().map(|(_, grpc)| grpc.to_string()).collect();
+    let mut environment = vec![("FOGGARA_LOG".to_owned(), a.log.clone())];
+    environment.extend(a.cluster_token.clone().map(|token| ("FOGGARA_CLUSTER_TOKEN".to_owned(), token)));
+    let spec = |name: String, mut arguments: Vec<String>, more: Vec<String>| {
+        arguments.extend(more);
+        let log = logs.join(format!("{}.log", name.replace(' ', "-")));
+        Spec { name, arguments, environment: environment.clone(), log }
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let coordinators = addresses.iter().enumerate().map(|(i, (http, grpc))| {
+        let id = (i + 1).to_string();
+        let data = folder.join(format!("coordinator-{id}")).to_string_lossy().into_owned();
+        let (http, grpc, queue) = (http.to_string(), grpc.to_string(), a.queue.to_string());
+        let flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data, "--queue", &queue]);
+        spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
+    });
+    let threads = a.threads.unwrap_or_else(|| (cores() / a.workers as usize).max(1)).to_string();
+    let listen = SocketAddr::new(a.grpc.ip(), 0).to_string();
+    let workers = (1..=a.workers).map(|i| {
+        let flags = words(&["--listen", &listen, "--threads", &threads]);
+        spec(format!("worker {i}"), words(&["worker", "--join", &join.join(",")]), flags)
+    });
+    Ok(Plan {
+        coordinators: coordinators.collect(),
+        workers: workers.collect(),
+        deployments,
+        grpc: addresses.iter().map(|(_, grpc)| *grpc).collect(),
+        http: a.http,
+        token: ClusterToken::new(a.cluster_token.as_deref()),
+        logs,
+        temporary: temporary.then_some(folder),
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Everything that can be known to be wrong from the flags alone. Returns tp.
+fn check(a: &Arguments) -> anyhow::Result<u32> {
+    ensure!(matches!(a.coordinators, 1 | 3 | 5), "coordinators: {}, must be 1, 3 or 5", a.coordinators);
+    ensure!((1..=MAX_WORKERS).contains(&a.workers), "workers: {}, must be 1 to {MAX_WORKERS}", a.workers);
+    for (field, value) in [("dp", a.dp), ("pp", a.pp), ("ep", a.ep)] {
+        ensure!(value == 1, "{field}: {value}, only 1 is served so far; use --tp and --replicas");
+    }
+    ensure!(a.threads != Some(0), "threads: must be at least 1");
+    ensure!(a.queue > 0, "queue: must be at least 1");
+    ensure!(a.shape.replicas > 0, "replicas: must be at least 1");
+    let models = u32::try_from(a.model.len()).unwrap_or(u32::MAX);
+    for (i, model) in a.model.iter().enumerate() {
+        let same = a.model[..i].iter().any(|other| other.name == model.name);
+        ensure!(!same, "model: two are called `{}`; write NAME=PATH", model.name);
+    }
+    let shares = a.shape.replicas.saturating_mul(models);
+    let tp = a.tp.unwrap_or(a.workers / shares);
+    ensure!(a.tp != Some(0), "tp: must be at least 1");
+    let needed = u64::from(tp.max(1)) * u64::from(shares);
+    if needed > u64::from(a.workers) {
+        bail!(
+            "workers: {} are too few for {models} models × {} replicas × tp {}: {needed} are needed",
+            a.workers,
+            a.shape.replicas,
+            tp.max(1)
+        );
+    }
+    Ok(tp)
+}
+
+/// HTTP and gRPC address of each coordinator; all must be free.
+fn addresses(a: &Arguments) -> anyhow::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let token = ClusterToken::new(a.cluster_token.as_deref());
+    let mut listeners = Vec::new();
+    let mut address = |field: &str, first: SocketAddr, i: u16| -> anyhow::Result<SocketAddr> {
+        ensure!(
+            first.ip().is_loopback() || token.is_set(),
+            "{field}: {first} is not loopback: that needs a cluster token (--cluster-token)"
+        );
+        ensure!(first.port() > 0, "{field}: name a port; the coordinators must know each other's");
+        let port = i.checked_mul(PORT_STEP).and_then(|offset| first.port().checked_add(offset));
+        let port = port.with_context(|| format!("{field}: port {} leaves none for coordinator {}", first.port(), i + 1))?;
+        let address = SocketAddr::new(first.ip(), port);
+        let listener = TcpListener::bind(address)
+            .with_context(|| format!("{field}: {address} cannot be had; choose other ports with --http and --grpc"))?;
+        // Kept until all are checked, so that no two are the same.
+        listeners.push(listener);
+        Ok(address)
+    };
+    (0..a.coordinators).map(|i| Ok((address("http", a.http, i)?, address("grpc", a.grpc, i)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn outcome(flags: &str) -> Result<u32, String> {
+        let line = Line::try_parse_from(std::iter::once("up").chain(flags.split_whitespace()));
+        check(&line.map_err(|e| e.to_string())?.arguments).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn tp_defaults_to_all_workers_of_a_replica() {
+        for (flags, tp) in [
+            ("--model a.gguf", 2),
+            ("--model a.gguf --workers 3", 3),
+            ("--model a.gguf --workers 4 --replicas 2", 2),
+            ("--model a.gguf --model b.gguf --workers 2", 1),
+            ("--model a.gguf --workers 5 --tp 2 --replicas 2", 2),
+        ] {
+            assert_eq!(outcome(flags), Ok(tp), "{flags}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_names_its_flag() {
+        for (flags, field) in [
+            ("--model a.gguf --coordinators 2", "coordinators"),
+            ("--model a.gguf --workers 0", "workers"),
+            ("--model a.gguf --tp 3", "workers"),
+            ("--model a.gguf --tp 0", "tp"),
+            ("--model a.gguf --replicas 3", "workers"),
+            ("--model a.gguf --replicas 0", "replicas"),
+            ("--model a.gguf --pp 2", "pp"),
+            ("--model a.gguf --threads 0", "threads"),
+            ("--model a.gguf --model x/a.gguf", "model"),
+        ] {
+            let error = outcome(flags).expect_err(flags);
+            assert!(error.starts_with(&format!("{field}:")), "{flags}: {error}");
+        }
+    }
+}
