@@ -1,1 +1,47 @@
-fn main() {}
+//! `foggara-bench`: how fast a cluster serves, and how much of the machine that is.
+//!
+//! A run measures the machine's limits, starts a cluster of separate processes (or takes a running server), drives it as a
+//! client would, and sets each figure beside the limit that bounds it. One file of [`workload`] is one way of loading it.
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod cluster;
+mod leak;
+mod limits;
+mod members;
+mod process;
+mod prompts;
+mod report;
+mod run;
+mod stats;
+mod target;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // The load is light, and the processes under test need the cores: one thread is enough.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("foggara-bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match &args.command {
+            None => run::run(&args.target, &args.run).await.map(|()| ExitCode::SUCCESS),
+            Some(Command::Leak(leak)) => leak::run(leak).await,
+        }
+    });
+    outcome.unwrap_or_else(|error| {
+        eprintln!("foggara-bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}

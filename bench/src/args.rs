@@ -1,0 +1,149 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::workload::Workload;
+
+/// The folder of the workspace, known at compile time: this tool is run where it was built.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
+
+/// Measures how fast a cluster serves, and how much of the machine's limit that is.
+///
+/// With no option: measures memory bandwidth and arithmetic rate of this machine, starts a local cluster (3 coordinators, 2
+/// workers of one thread, the demo model), runs every workload against it, prints a table, and compares it with the run
+/// before. Needs a quiet machine.
+#[derive(Parser)]
+#[command(
+    name = "foggara-bench",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  \
+        foggara-bench --quick\n  \
+        foggara-bench --only decode --only prefill --workers 1 --threads 2\n  \
+        foggara-bench --endpoint http://127.0.0.1:8081 --model model.gguf   # a running cluster\n  \
+        foggara-bench --http http://127.0.0.1:8000 --model model.gguf       # any OpenAI-compatible server\n  \
+        foggara-bench leak --requests 1000"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Sends many requests one after the other and shows what each process still holds afterwards.
+    Leak(LeakArgs),
+}
+
+/// What is measured.
+#[derive(clap::Args)]
+#[command(next_help_heading = "What to measure")]
+pub(crate) struct TargetArgs {
+    /// A running cluster's gRPC address (`http://host:port`) instead of one started here.
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// An OpenAI-compatible server: everything goes through its streamed `/v1/completions`. Beside `--endpoint`: the
+    /// address for the HTTP workload, which is otherwise asked from the cluster.
+    #[arg(long, value_name = "URL")]
+    pub(crate) http: Option<String>,
+    /// GGUF file or Hugging Face folder: served by the cluster started here, and read for the limits. With `--endpoint` or
+    /// `--http` only the latter, and without it no limits are shown [default: the demo model of `cargo xtask setup`].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// Name of the model in requests [default: the first the server lists].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model_name: Option<String>,
+    /// Coordinators of the cluster started here.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) coordinators: usize,
+    /// Workers of the cluster started here: one tensor-parallel group.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) workers: usize,
+    /// Threads of each worker. Times `--workers`, the threads whose bandwidth and arithmetic make the limit.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) threads: usize,
+    /// How ranks exchange data: auto, shm or tcp.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) collective: String,
+    /// The program to start [default: `foggara` beside this one].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) foggara: Option<PathBuf>,
+}
+
+impl TargetArgs {
+    /// The checkpoint given, or the demo model where a cluster is started here.
+    pub(crate) fn model_path(&self) -> Option<PathBuf> {
+        let demo = || self.own_cluster().then(|| PathBuf::from(WORKSPACE).join(DEMO_MODEL));
+        self.model.clone().or_else(demo)
+    }
+
+    /// Whether a cluster is to be started here.
+    pub(crate) fn own_cluster(&self) -> bool {
+        self.endpoint.is_none() && self.http.is_none()
+    }
+}
+
+/// How it is measured.
+#[derive(clap::Args)]
+#[command(next_help_heading = "How to measure")]
+pub(crate) struct RunArgs {
+    /// Fewer repetitions: a figure within half a minute, with more noise.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Only this workload; may repeat.
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub(crate) only: Vec<Workload>,
+    /// Repetitions of each workload [default: 5, with --quick 2].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: Option<u32>,
+    /// Streams of the `streams` workload.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) streams: usize,
+    /// Clients of the `clients` workload.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) clients: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Folder for `latest.json` and `latest.md`.
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
+    pub(crate) results: PathBuf,
+}
+
+impl RunArgs {
+    /// How often each workload is repeated.
+    pub(crate) fn repetitions(&self) -> usize {
+        self.runs.unwrap_or(if self.quick { 2 } else { 5 }) as usize
+    }
+
+    /// Whether `workload` is asked for.
+    pub(crate) fn wants(&self, workload: Workload) -> bool {
+        self.only.is_empty() || self.only.contains(&workload)
+    }
+}
+
+/// The soak.
+#[derive(clap::Args)]
+pub(crate) struct LeakArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Requests to count, after the warm-up.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) requests: usize,
+    /// Requests before the first count: pools and caches fill up here.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) warm_up: usize,
+    /// Growth of resident memory, over all counted requests, that a process may show.
+    #[arg(long, value_name = "MB", default_value_t = 4.0)]
+    pub(crate) allow_mb: f64,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

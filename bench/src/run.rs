@@ -1,0 +1,98 @@
+//! A whole run: limits, server, workloads, report.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::args::{RunArgs, TargetArgs};
+use crate::limits::{Ceilings, MachineLimits, ModelCost};
+use crate::prompts::Prompts;
+use crate::report::{Machine, Measure, Report, markdown};
+use crate::target::Target;
+use crate::workload::{Bench, Workload, cold_start};
+
+/// Runs what is asked for, prints and keeps the report.
+pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
+    let threads = args.workers * args.threads;
+    let cost = args.model_path().as_deref().map(ModelCost::of).transpose()?;
+    progress("limits of this machine");
+    let limits = MachineLimits::measure(threads, how.quick);
+    let rates = limits.of(threads).cloned();
+    let ceilings = cost.zip(rates).map(|(cost, rates)| Ceilings { rates, cost });
+    let explanation = ceilings.as_ref().map(Ceilings::explain);
+
+    let (target, mut measures) = open(args, how).await?;
+    let bench = Bench {
+        target: &target,
+        ceilings,
+        prompts: Prompts::new(),
+        repetitions: how.repetitions(),
+        streams: how.streams,
+        clients: how.clients,
+        quick: how.quick,
+    };
+    for workload in Workload::value_variants().iter().filter(|workload| how.wants(**workload)) {
+        progress(&format!("{workload:?}"));
+        measures.extend(bench.run(*workload).await?);
+    }
+
+    let now = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    let mut report = Report {
+        date: OffsetDateTime::now_utc().format(now)?,
+        commit: commit(),
+        command: command_line(),
+        machine: Machine::this(),
+        target: target.describe(),
+        model: target.model().to_owned(),
+        cost,
+        limits,
+        explanation,
+        measures,
+        compared_with: None,
+    };
+    target.close().await?;
+    if let Some(before) = Report::previous(&how.results) {
+        report.compare(&before);
+    }
+    report.save(&how.results)?;
+    let text = if how.json { serde_json::to_string_pretty(&report)? + "\n" } else { markdown(&report) };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The server, and what starting it told.
+async fn open(args: &TargetArgs, how: &RunArgs) -> Result<(Target, Vec<Measure>)> {
+    if !args.own_cluster() {
+        return Ok((Target::open(args, None).await?, Vec::new()));
+    }
+    progress("starting a cluster");
+    let cold = how.wants(Workload::ColdStart);
+    let times = if cold { how.repetitions().min(3) } else { 1 };
+    let (cluster, measures) = cold_start::run(args, times).await?;
+    Ok((Target::open(args, Some(cluster)).await?, if cold { measures } else { Vec::new() }))
+}
+
+fn progress(what: &str) {
+    eprintln!("… {what}");
+}
+
+/// The arguments as given, under the program's plain name.
+fn command_line() -> String {
+    let arguments = std::env::args().skip(1);
+    std::iter::once("foggara-bench".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+fn commit() -> String {
+    let git = std::process::Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    let described = git.ok().filter(|output| output.status.success());
+    described.map_or_else(
+        || "unknown version".into(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().into(),
+    )
+}

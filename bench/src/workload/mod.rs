@@ -1,0 +1,79 @@
+//! Ways of loading a server, one file each.
+
+pub(crate) mod clients;
+pub(crate) mod cold_start;
+pub(crate) mod decode;
+pub(crate) mod http_decode;
+pub(crate) mod idle;
+pub(crate) mod prefill;
+pub(crate) mod streams;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::client::Ask;
+use crate::limits::Ceilings;
+use crate::prompts::Prompts;
+use crate::report::Measure;
+use crate::target::Target;
+
+/// Tokens of the prompt where only decoding is of interest.
+const SHORT_PROMPT: usize = 32;
+/// Tokens asked for where decoding is of interest.
+const ANSWER: usize = 128;
+
+/// The table of workloads, in the order in which they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    /// From starting `foggara up` to its `ready` line
+    ColdStart,
+    /// One stream of 128 tokens
+    Decode,
+    /// The same through HTTP and server-sent events
+    HttpDecode,
+    /// Time to the first token of a prompt of 512
+    Prefill,
+    /// Several streams at once, beside one alone
+    Streams,
+    /// Closed loop: each client sends 128 tokens, reads 128, and again
+    Clients,
+    /// Memory and processor time of each process while nothing is asked
+    Idle,
+}
+
+/// What a workload works with.
+pub(crate) struct Bench<'a> {
+    pub(crate) target: &'a Target,
+    /// Present if the model's file is known.
+    pub(crate) ceilings: Option<Ceilings>,
+    pub(crate) prompts: Prompts,
+    pub(crate) repetitions: usize,
+    pub(crate) streams: usize,
+    pub(crate) clients: usize,
+    pub(crate) quick: bool,
+}
+
+impl Bench<'_> {
+    /// Runs one workload. The cold start is none of these: it comes before there is a target.
+    pub(crate) async fn run(&self, workload: Workload) -> Result<Vec<Measure>> {
+        match workload {
+            Workload::ColdStart => Ok(Vec::new()),
+            Workload::Decode => decode::run(self).await,
+            Workload::HttpDecode => http_decode::run(self).await,
+            Workload::Prefill => prefill::run(self).await,
+            Workload::Streams => streams::run(self).await,
+            Workload::Clients => clients::run(self).await,
+            Workload::Idle => idle::run(self).await,
+        }
+    }
+
+    /// A request for [`ANSWER`] tokens after a short prompt.
+    fn short(&self) -> Ask {
+        Ask { prompt: self.prompts.next(SHORT_PROMPT), max_tokens: ANSWER }
+    }
+
+    /// The limit that `ceiling` picks, where limits are known.
+    fn limit(&self, ceiling: impl Fn(&Ceilings) -> f64) -> Option<f64> {
+        self.ceilings.as_ref().map(ceiling)
+    }
+}
