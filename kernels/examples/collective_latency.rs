@@ -72,6 +72,7 @@ fn measure(rank: usize, listener: &TcpListener, peers: Vec<SocketAddr>, pid: &st
             listener: listener.try_clone()?,
             spin,
             connect_timeout: CONNECT_TIMEOUT,
+            cancelled: Default::default(),
         })?;
         for mut collective in [shm, tcp] {
             for (len, times) in SIZES {

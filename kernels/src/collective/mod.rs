@@ -17,6 +17,7 @@ mod tcp_handshake;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest message of [`Collective::broadcast`], in bytes.
@@ -143,6 +144,31 @@ impl Limit {
 
     fn timeout(&self, op: &'static str, rank: usize) -> CollectiveError {
         CollectiveError::Timeout { op, rank, waited: self.allowed.unwrap_or_default() }
+    }
+}
+
+/// A rank on its way into a group: how long it may take, and a flag that makes it give up.
+#[derive(Clone, Copy)]
+struct Joining<'a> {
+    limit: Limit,
+    cancelled: &'a AtomicBool,
+}
+
+impl<'a> Joining<'a> {
+    fn start(timeout: Duration, cancelled: &'a AtomicBool) -> Self {
+        Self { limit: Limit::start(Some(timeout)), cancelled }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// An error once the flag is set.
+    fn go_on(&self) -> Result<(), CollectiveError> {
+        match self.is_cancelled() {
+            true => Err(CollectiveError::Aborted("joining the group was cancelled".into())),
+            false => Ok(()),
+        }
     }
 }
 

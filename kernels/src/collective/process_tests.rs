@@ -132,7 +132,9 @@ fn a_killed_process_is_noticed_through_tcp() {
             told.split(' ').skip(1).map(|address| address.parse().expect("an address")).collect();
         let connect_timeout = Duration::from_secs(30);
         let spin = SpinPolicy::Park;
-        let config = tcp::TcpConfig { rank, group_key: [5; 16], peers, listener, spin, connect_timeout };
+        let cancelled = Default::default();
+        let config =
+            tcp::TcpConfig { rank, group_key: [5; 16], peers, listener, spin, connect_timeout, cancelled };
         tcp::connect(&config).expect("all ranks are there")
     });
 }

@@ -17,7 +17,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::process::Process;
 use super::signal::Signal;
-use super::{CollectiveError, Limit};
+use super::{CollectiveError, Joining};
 
 /// Bytes of one data slot; each rank has two.
 pub(super) const SLOT_BYTES: usize = 1 << 20;
@@ -83,16 +83,15 @@ impl Segment {
         name: &str,
         rank: usize,
         size: usize,
-        timeout: Duration,
+        joining: Joining<'_>,
     ) -> Result<Self, CollectiveError> {
         let path = dir.join(name);
-        let limit = Limit::start(Some(timeout));
         if rank != 0 {
-            return Self::open(&path, size, limit)?.joined_by_all(rank, limit);
+            return Self::open(&path, size, joining)?.joined_by_all(rank, joining);
         }
         sweep(dir);
         let (segment, lock) = Self::create(&path, size)?;
-        let outcome = segment.joined_by_all(0, limit);
+        let outcome = segment.joined_by_all(0, joining);
         // Best effort: a name that is gone already is what we want.
         drop(std::fs::remove_file(&path));
         drop(lock);
@@ -133,9 +132,10 @@ impl Segment {
         }
     }
 
-    fn open(path: &Path, size: usize, limit: Limit) -> Result<Self, CollectiveError> {
+    fn open(path: &Path, size: usize, joining: Joining<'_>) -> Result<Self, CollectiveError> {
         let bytes = Self::bytes_for(size);
         loop {
+            joining.go_on()?;
             if let Ok(file) = OpenOptions::new().read(true).write(true).open(path)
                 && file.metadata().is_ok_and(|found| found.len() == bytes as u64)
                 && is_held(&file)
@@ -148,7 +148,7 @@ impl Segment {
                     return Ok(segment);
                 }
             }
-            if limit.passed() {
+            if joining.limit.passed() {
                 let reason = format!("it has not made {} for {size} ranks in time", path.display());
                 return Err(CollectiveError::PeerLost { rank: 0, reason });
             }
@@ -157,7 +157,7 @@ impl Segment {
     }
 
     /// Takes `rank`, and waits until every other rank is taken.
-    fn joined_by_all(self, rank: usize, limit: Limit) -> Result<Self, CollectiveError> {
+    fn joined_by_all(self, rank: usize, joining: Joining<'_>) -> Result<Self, CollectiveError> {
         let me = self.control(rank);
         let this = Process::this();
         if me.pid.compare_exchange(0, this.pid, Ordering::SeqCst, Ordering::SeqCst).is_err() {
@@ -172,8 +172,11 @@ impl Segment {
         let mut rounds = 0u32;
         let error = loop {
             let Some(missing) = (0..self.size).find(|r| !has_joined(*r)) else { return Ok(self) };
-            if limit.passed() {
-                break limit.timeout("connect", missing);
+            if let Err(cancelled) = joining.go_on() {
+                break cancelled;
+            }
+            if joining.limit.passed() {
+                break joining.limit.timeout("connect", missing);
             }
             // Looking at processes costs more than looking at words.
             rounds += 1;
@@ -295,6 +298,8 @@ fn sweep(dir: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]
@@ -321,14 +326,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("group");
         let (first, lock) = Segment::create(&path, 1).expect("room for one rank");
-        let limit = Limit::start(None);
-        let first = first.joined_by_all(0, limit).expect("nobody else is expected");
-        let second = Segment::open(&path, 1, limit).expect("its maker holds it");
-        let error = second.joined_by_all(0, limit).map(drop).expect_err("rank 0 is taken");
+        let cancelled = AtomicBool::new(false);
+        let joining = |timeout| Joining::start(timeout, &cancelled);
+        let minute = Duration::from_secs(60);
+        let first = first.joined_by_all(0, joining(minute)).expect("nobody else is expected");
+        let second = Segment::open(&path, 1, joining(minute)).expect("its maker holds it");
+        let error = second.joined_by_all(0, joining(minute)).map(drop).expect_err("rank 0 is taken");
         assert!(error.to_string().contains("another process holds this rank"), "{error}");
         // Both: a mapping keeps its file open, and with it the lock.
         drop((first, lock));
-        let error = Segment::open(&path, 1, Limit::start(Some(Duration::ZERO))).map(drop);
+        let error = Segment::open(&path, 1, joining(Duration::ZERO)).map(drop);
         assert!(matches!(error, Err(CollectiveError::PeerLost { rank: 0, .. })), "{error:?}");
     }
 }

@@ -6,14 +6,14 @@
 
 use std::cell::Cell;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::segment::{SLOT_BYTES, Segment};
 use super::signal::Signal;
 use super::{
-    AbortHandle, Collective, CollectiveError, CollectiveStats, Limit, MAX_BROADCAST, SpinPolicy,
+    AbortHandle, Collective, CollectiveError, CollectiveStats, Joining, Limit, MAX_BROADCAST, SpinPolicy,
     check_broadcast, check_gather, nanos_since, part_of,
 };
 
@@ -28,7 +28,7 @@ const DIRECT_BYTES: usize = 64 << 10;
 
 /// First and longest sleep between looks at whether the peer still lives.
 const FIRST_SLEEP: Duration = Duration::from_millis(5);
-const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 
 /// How to join a group.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub struct ShmConfig {
     pub spin: SpinPolicy,
     /// How long to wait for the other ranks to join.
     pub connect_timeout: Duration,
+    /// Set from another thread: gives up joining.
+    pub cancelled: Arc<AtomicBool>,
     /// Where the segment's file is made: a memory file system.
     pub dir: PathBuf,
 }
@@ -56,6 +58,7 @@ impl ShmConfig {
             size,
             spin: SpinPolicy::default(),
             connect_timeout: Duration::from_secs(30),
+            cancelled: Arc::default(),
             dir: PathBuf::from("/dev/shm"),
         }
     }
@@ -67,7 +70,8 @@ impl ShmConfig {
 /// If the segment cannot be made, or a rank does not come in time.
 pub fn connect(config: &ShmConfig) -> Result<Box<dyn Collective>, CollectiveError> {
     check(config)?;
-    let segment = Segment::join(&config.dir, &config.name, config.rank, config.size, config.connect_timeout)?;
+    let joining = Joining::start(config.connect_timeout, &config.cancelled);
+    let segment = Segment::join(&config.dir, &config.name, config.rank, config.size, joining)?;
     Ok(Box::new(Shm {
         segment: Arc::new(segment),
         rank: config.rank,

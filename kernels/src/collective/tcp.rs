@@ -5,6 +5,7 @@
 //! twice the vector however many they are.
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use rustix::net::sockopt;
 use super::tcp_exchange::{Exchange, Incoming, Outgoing};
 use super::tcp_handshake::{accept_all, dial};
 use super::{
-    AbortHandle, Collective, CollectiveError, CollectiveStats, Limit, SpinPolicy, check_broadcast,
+    AbortHandle, Collective, CollectiveError, CollectiveStats, Joining, SpinPolicy, check_broadcast,
     check_gather, part_of,
 };
 
@@ -40,6 +41,8 @@ pub struct TcpConfig {
     pub spin: SpinPolicy,
     /// How long to wait for the other ranks.
     pub connect_timeout: Duration,
+    /// Set from another thread: gives up joining.
+    pub cancelled: Arc<AtomicBool>,
 }
 
 /// Joins the group; returns once this rank is connected to every other.
@@ -52,12 +55,12 @@ pub fn connect(config: &TcpConfig) -> Result<Box<dyn Collective>, CollectiveErro
         let reason = format!("rank {} of {size}; ranks count from 0", config.rank);
         return Err(CollectiveError::io("connecting a group over TCP", reason));
     }
-    let limit = Limit::start(Some(config.connect_timeout));
+    let joining = Joining::start(config.connect_timeout, &config.cancelled);
     let mut streams: Vec<Option<TcpStream>> = (0..size).map(|_| None).collect();
     for (peer, stream) in streams.iter_mut().enumerate().take(config.rank) {
-        *stream = Some(dial(config, peer, limit)?);
+        *stream = Some(dial(config, peer, joining)?);
     }
-    accept_all(config, &mut streams, limit)?;
+    accept_all(config, &mut streams, joining)?;
     for (peer, stream) in streams.iter().enumerate().filter_map(|(peer, s)| s.as_ref().map(|s| (peer, s))) {
         prepare(stream).map_err(|e| CollectiveError::io(format!("connection to rank {peer}"), e))?;
     }

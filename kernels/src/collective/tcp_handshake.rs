@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::tcp::TcpConfig;
-use super::{CollectiveError, Limit};
+use super::{CollectiveError, Joining, Limit};
 
 const MAGIC: [u8; 8] = *b"foggara2";
 type Nonce = [u8; 16];
@@ -73,27 +73,54 @@ fn new_nonce() -> std::io::Result<Nonce> {
 }
 
 /// Dials `peer` until it answers as a member of this group.
-pub(super) fn dial(config: &TcpConfig, peer: usize, limit: Limit) -> Result<TcpStream, CollectiveError> {
+pub(super) fn dial(
+    config: &TcpConfig,
+    peer: usize,
+    joining: Joining<'_>,
+) -> Result<TcpStream, CollectiveError> {
     loop {
-        match dial_once(config, peer, limit) {
+        joining.go_on()?;
+        match dial_once(config, peer, joining) {
             Ok(stream) => return Ok(stream),
-            Err(error) if limit.passed() => {
+            Err(error) if joining.limit.passed() => {
                 let reason = format!("connecting to {}: {error}", config.peers[peer]);
                 return Err(CollectiveError::PeerLost { rank: peer, reason });
             }
-            Err(_) => std::thread::sleep(limit.left(REDIAL_INTERVAL)),
+            Err(_) => std::thread::sleep(joining.limit.left(REDIAL_INTERVAL)),
         }
     }
 }
 
-fn dial_once(config: &TcpConfig, peer: usize, limit: Limit) -> std::io::Result<TcpStream> {
-    // A timeout of zero would be refused.
-    let left = |at_most| limit.left(at_most).max(Duration::from_millis(1));
-    let mut stream = TcpStream::connect_timeout(&config.peers[peer], left(HELLO_TIMEOUT))?;
-    // The peer begins when it is ready to, which may take until the end.
-    stream.set_read_timeout(Some(left(Duration::MAX)))?;
-    let mut theirs = [0; 16];
-    stream.read_exact(&mut theirs)?;
+/// What is left of the time, but not more than `at_most`, as sockets take it: a timeout of zero would be refused.
+fn left(joining: Joining<'_>, at_most: Duration) -> Option<Duration> {
+    Some(joining.limit.left(at_most).max(Duration::from_millis(1)))
+}
+
+/// The peer begins when it is ready to, which may take until the end.
+fn read_nonce(stream: &mut TcpStream, joining: Joining<'_>) -> std::io::Result<Nonce> {
+    let mut nonce = [0; 16];
+    let mut received = 0;
+    while received < nonce.len() {
+        stream.set_read_timeout(left(joining, LOOK_INTERVAL))?;
+        match stream.read(&mut nonce[received..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => received += bytes,
+            Err(e) if joining.limit.passed() || joining.is_cancelled() => return Err(e),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(nonce)
+}
+
+fn dial_once(config: &TcpConfig, peer: usize, joining: Joining<'_>) -> std::io::Result<TcpStream> {
+    let connect_timeout = joining.limit.left(HELLO_TIMEOUT).max(Duration::from_millis(1));
+    let mut stream = TcpStream::connect_timeout(&config.peers[peer], connect_timeout)?;
+    let theirs = read_nonce(&mut stream, joining)?;
     let ours = new_nonce()?;
     let nonces = [&ours, &theirs];
     let mut hello = Vec::with_capacity(HELLO_BYTES);
@@ -103,7 +130,7 @@ fn dial_once(config: &TcpConfig, peer: usize, limit: Limit) -> std::io::Result<T
     hello.extend(ours);
     hello.extend(proof(config, Role::Dialler, config.rank, peer, nonces));
     stream.write_all(&hello)?;
-    stream.set_read_timeout(Some(left(HELLO_TIMEOUT)))?;
+    stream.set_read_timeout(left(joining, HELLO_TIMEOUT))?;
     let mut answer = [0; 8];
     stream.read_exact(&mut answer)?;
     if !is_same(&answer, &proof(config, Role::Acceptor, config.rank, peer, nonces)) {
@@ -172,14 +199,15 @@ impl Pending {
 pub(super) fn accept_all(
     config: &TcpConfig,
     streams: &mut [Option<TcpStream>],
-    limit: Limit,
+    joining: Joining<'_>,
 ) -> Result<(), CollectiveError> {
     let io = |e: Error| CollectiveError::io("accepting ranks", e);
     config.listener.set_nonblocking(true).map_err(io)?;
     let mut pending: Vec<Pending> = Vec::new();
     while let Some(missing) = (config.rank + 1..streams.len()).find(|peer| streams[*peer].is_none()) {
-        if limit.passed() {
-            return Err(limit.timeout("connect", missing));
+        joining.go_on()?;
+        if joining.limit.passed() {
+            return Err(joining.limit.timeout("connect", missing));
         }
         match config.listener.accept() {
             Ok((stream, _)) => {
@@ -188,7 +216,7 @@ pub(super) fn accept_all(
                 }
                 pending.extend(Pending::new(stream).ok());
             }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => sleep(config, &pending, limit)?,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => sleep(config, &pending, joining.limit)?,
             // Some dialler's trouble, not ours.
             Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
             Err(e) => return Err(io(e)),
@@ -238,6 +266,7 @@ mod tests {
             listener: std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"),
             spin: super::super::SpinPolicy::Park,
             connect_timeout: Duration::ZERO,
+            cancelled: Default::default(),
         };
         let (c, a, b) = (config(7, 3), [1; 16], [2; 16]);
         let first = proof(&c, Role::Dialler, 1, 0, [&a, &b]);

@@ -35,6 +35,7 @@ fn group<R: Send>(kind: Kind, size: usize, f: impl Fn(Box<dyn Collective>) -> R 
                             listener,
                             spin: SpinPolicy::default(),
                             connect_timeout: Duration::from_secs(30),
+                            cancelled: Arc::default(),
                         }),
                     };
                     f(collective.expect("the group connects"))
@@ -141,6 +142,7 @@ fn settings_that_cannot_be_are_refused() {
         listener,
         spin: SpinPolicy::Park,
         connect_timeout: Duration::from_secs(1),
+        cancelled: Arc::default(),
     };
     let outside = tcp::connect(&outside).map(drop);
     assert!(matches!(outside, Err(CollectiveError::Io { .. })), "{outside:?}");
@@ -290,6 +292,7 @@ fn strangers_on_the_port_do_not_disturb_a_group() {
         listener,
         spin: SpinPolicy::Park,
         connect_timeout: Duration::from_secs(20),
+        cancelled: Arc::default(),
     };
     std::thread::scope(|scope| {
         let address = peers[0];
@@ -324,4 +327,53 @@ fn nothing_is_left_in_the_file_system_and_a_stale_segment_is_no_obstacle() {
     let alone = shm::ShmConfig { connect_timeout: Duration::from_millis(50), ..config(1) };
     assert!(matches!(shm::connect(&alone), Err(CollectiveError::PeerLost { rank: 0, .. })));
     assert!(started.elapsed() >= Duration::from_millis(50));
+}
+
+#[test]
+fn joining_a_group_that_never_forms_can_be_given_up() {
+    let cancelled: Arc<AtomicBool> = Arc::default();
+    let name = format!("foggara-cancel-test-{}", std::process::id());
+    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().expect("bound")).collect();
+    let forever = Duration::from_secs(86_400);
+    let joins: Vec<_> = (0..2)
+        .map(|rank| {
+            // A group of three whose third rank never comes, and one of two whose ranks have different keys.
+            let shm = shm::ShmConfig {
+                connect_timeout: forever,
+                cancelled: Arc::clone(&cancelled),
+                ..shm::ShmConfig::new(name.clone(), rank, 3)
+            };
+            let tcp = tcp::TcpConfig {
+                rank,
+                group_key: [rank as u8; 16],
+                peers: peers.clone(),
+                listener: listeners[rank].try_clone().expect("a second handle"),
+                spin: SpinPolicy::Park,
+                connect_timeout: forever,
+                cancelled: Arc::clone(&cancelled),
+            };
+            std::thread::spawn(move || {
+                std::thread::scope(|scope| {
+                    let shm = scope.spawn(|| shm::connect(&shm).map(drop));
+                    [tcp::connect(&tcp).map(drop), shm.join().expect("no panic")]
+                })
+            })
+        })
+        .collect();
+    let segment = std::path::Path::new("/dev/shm").join(&name);
+    let started = Instant::now();
+    while !segment.exists() {
+        assert!(started.elapsed() < Duration::from_secs(60), "rank 0 makes the segment");
+        std::thread::yield_now();
+    }
+    cancelled.store(true, Ordering::Relaxed);
+    for join in joins {
+        for outcome in join.join().expect("no panic") {
+            // Whoever looks second may see that the first has left.
+            let told = matches!(outcome, Err(CollectiveError::Aborted(_) | CollectiveError::PeerLost { .. }));
+            assert!(told, "{outcome:?}");
+        }
+    }
+    assert!(!segment.exists(), "nothing is left");
 }

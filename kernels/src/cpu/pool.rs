@@ -1,8 +1,8 @@
 //! Threads that run the pieces of one op and then wait for the next.
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a waiting thread spins before it parks: longer than the gap between two ops of a step, short enough to cost an
@@ -33,11 +33,50 @@ struct Shared {
     /// Counts jobs; a helper that sees a new value has work.
     round: AtomicUsize,
     job: AtomicPtr<Job<'static>>,
+    /// Helpers that are not through with the job.
     busy: AtomicUsize,
     parked: Vec<AtomicBool>,
+    /// Who is parked until `busy` is 0, or about to be.
+    caller: Mutex<Option<Thread>>,
     stop: AtomicBool,
     panicked: AtomicBool,
     spin: bool,
+}
+
+impl Shared {
+    fn caller(&self) -> MutexGuard<'_, Option<Thread>> {
+        self.caller.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits until every helper is through: spins a little, then parks.
+    fn wait_for_helpers(&self) {
+        let through = || self.busy.load(Ordering::SeqCst) == 0;
+        let started = Instant::now();
+        while self.spin && started.elapsed() < SPIN {
+            for _ in 0..32 {
+                if through() {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        // Named before the look: either this sees 0, or the last helper sees the name.
+        *self.caller() = Some(std::thread::current());
+        while !through() {
+            std::thread::park();
+        }
+        *self.caller() = None;
+    }
+
+    /// A helper is through.
+    fn count_out(&self) {
+        if self.busy.fetch_sub(1, Ordering::SeqCst) == 1
+            && let Some(caller) = &*self.caller()
+        {
+            // The name stays: a helper that comes here late, in the caller's next job, must not take it away.
+            caller.unpark();
+        }
+    }
 }
 
 /// A fixed set of threads, the caller included.
@@ -62,6 +101,7 @@ impl ThreadPool {
             job: AtomicPtr::new(std::ptr::null_mut()),
             busy: AtomicUsize::new(0),
             parked: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            caller: Mutex::new(None),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             spin,
@@ -102,14 +142,7 @@ impl ThreadPool {
         }
         // The helpers hold references to `job` until `busy` is 0, so a panic here must wait for them too.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.work()));
-        let started = Instant::now();
-        while shared.busy.load(Ordering::Acquire) > 0 {
-            if shared.spin && started.elapsed() < SPIN * 10 {
-                std::hint::spin_loop()
-            } else {
-                std::thread::yield_now()
-            }
-        }
+        shared.wait_for_helpers();
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
@@ -143,7 +176,7 @@ fn help(shared: &Shared, index: usize) {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.work())).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        shared.busy.fetch_sub(1, Ordering::Release);
+        shared.count_out();
     }
 }
 
