@@ -1,1 +1,21 @@
-//! .
+//! Clusters of real processes, and what tests need to start them, talk to them, break them and look inside.
+//!
+//! The tests are in `tests/cluster/`, one binary with a module for each promise. Everything here panics when it cannot do
+//! its work: it is a test that fails then, and the message says what was waited for and what the processes' logs say.
+#![forbid(unsafe_code)]
+
+pub mod answer;
+pub mod ask;
+pub mod client;
+pub mod cluster;
+pub mod http;
+pub mod machine;
+pub mod metrics;
+pub mod netns;
+pub mod paths;
+pub mod ports;
+pub mod process;
+pub mod reference;
+pub mod scratch;
+pub mod setup;
+pub mod wait;

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Speaks to a cluster with OpenAI's own client library.
+
+    python openai_client.py http://127.0.0.1:8080 MODEL
+
+Exits 0 if everything is as that library expects.
+"""
+import sys
+
+import openai
+
+base, model = sys.argv[1], sys.argv[2]
+client = openai.OpenAI(base_url=base + "/v1", api_key="unused", max_retries=0, timeout=120)
+messages = [{"role": "user", "content": "What is the capital of Algeria?"}]
+
+
+def refused(error, status, call):
+    """`call` must raise exactly `error`."""
+    try:
+        call()
+    except error as raised:
+        assert raised.status_code == status, raised
+        assert raised.message and raised.body["message"], raised
+        return raised
+    raise AssertionError(f"{error} was not raised")
+
+
+def models():
+    listed = client.models.list().data
+    assert [m.id for m in listed] == [model], listed
+    assert client.models.retrieve(model).owned_by == "foggara"
+
+
+def chat():
+    ask = dict(model=model, messages=messages, temperature=0, max_tokens=24, seed=1)
+    whole = client.chat.completions.create(**ask)
+    choice = whole.choices[0]
+    assert whole.object == "chat.completion" and whole.model == model
+    assert choice.message.role == "assistant" and "Algeria" in choice.message.content, choice
+    assert choice.finish_reason == "length"
+    assert whole.usage.completion_tokens == 24
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 24
+
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert all(c.object == "chat.completion.chunk" and c.id == chunks[0].id for c in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == choice.message.content, (text, choice.message.content)
+    assert len(chunks) > 5, "it is streamed"
+    ends = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert ends == ["length"], ends
+    assert chunks[-1].usage.completion_tokens == 24 and not chunks[-1].choices
+
+    with client.chat.completions.create(**ask, stream=True) as stream:
+        next(iter(stream))  # and hangs up
+
+    parts = [{"role": "user", "content": [{"type": "text", "text": messages[0]["content"]}]}]
+    assert client.chat.completions.create(**{**ask, "messages": parts}).choices[0].message.content == text
+
+
+def chat_logprobs():
+    ask = dict(model=model, messages=messages, temperature=0, max_completion_tokens=6, logprobs=True, top_logprobs=3)
+    choice = client.chat.completions.create(**ask).choices[0]
+    tokens = choice.logprobs.content
+    assert len(tokens) == 6
+    assert b"".join(bytes(t.bytes) for t in tokens).decode() == choice.message.content
+    for token in tokens:
+        assert len(token.top_logprobs) == 3 and token.logprob <= 0
+        assert token.logprob == token.top_logprobs[0].logprob, "greedy takes the likeliest"
+    streamed = [t for c in client.chat.completions.create(**ask, stream=True)
+                if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+    assert [t.logprob for t in streamed] == [t.logprob for t in tokens]
+
+
+def completions():
+    ask = dict(model=model, prompt="The capital of France is", temperature=0, max_tokens=12)
+    whole = client.completions.create(**ask)
+    assert whole.object == "text_completion" and whole.choices[0].text
+    assert whole.usage.completion_tokens <= 12
+    text = "".join(c.choices[0].text for c in client.completions.create(**ask, stream=True) if c.choices)
+    assert text == whole.choices[0].text, (text, whole.choices[0].text)
+
+    scored = client.completions.create(**{**ask, "max_tokens": 0}, echo=True, logprobs=2).choices[0]
+    assert scored.text == ask["prompt"]
+    assert "".join(scored.logprobs.tokens) == ask["prompt"]
+    assert scored.logprobs.token_logprobs[0] is None and all(p <= 0 for p in scored.logprobs.token_logprobs[1:])
+    assert scored.logprobs.text_offset[0] == 0 and len(scored.logprobs.top_logprobs[1]) >= 2
+
+    several = client.completions.create(**{**ask, "prompt": [ask["prompt"], "One, two,"]})
+    assert [c.index for c in several.choices] == [0, 1]
+    assert several.choices[0].text == text, "beside another it is the same"
+
+    extra = {"return_token_ids": True, "ignore_eos": True}
+    ids = client.completions.create(**ask, extra_body=extra).choices[0]
+    again = client.completions.create(**{**ask, "prompt": ids.prompt_token_ids}, extra_body=extra).choices[0]
+    assert len(ids.token_ids) == 12 and again.token_ids == ids.token_ids
+
+
+def stop():
+    ask = dict(model=model, prompt="a b c d e f g h", temperature=0, max_tokens=24)
+    text = client.completions.create(**ask).choices[0].text
+    word = text[5:8]
+    choice = client.completions.create(**ask, stop=[word]).choices[0]
+    assert choice.finish_reason == "stop" and choice.text == text.split(word)[0], (choice, text)
+    chunks = list(client.completions.create(**ask, stop=word, stream=True))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == choice.text
+
+
+def errors():
+    say = lambda **change: client.chat.completions.create(**{**dict(model=model, messages=messages, max_tokens=1), **change})
+    assert refused(openai.NotFoundError, 404, lambda: say(model="nonesuch")).code == "model_not_found"
+    assert refused(openai.BadRequestError, 400, lambda: say(temperature=-1)).param == "temperature"
+    assert refused(openai.BadRequestError, 400, lambda: say(max_tokens=10**9)).param == "max_tokens"
+    assert refused(openai.BadRequestError, 400, lambda: say(messages=[])).param == "messages"
+    assert refused(openai.BadRequestError, 400, lambda: say(n=3)).param == "n"
+    refused(openai.NotFoundError, 404, lambda: client.embeddings.create(model=model, input="x", encoding_format="float"))
+
+
+for check in (models, chat, chat_logprobs, completions, stop, errors):
+    check()
+    print("ok", check.__name__)

@@ -1,0 +1,165 @@
+//! One process under test.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::paths;
+
+/// Lines of a log that are shown when a test fails.
+const SHOWN_LINES: usize = 60;
+
+/// A running process. Killed when dropped, and by itself when the test process ends in whatever way.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    lines: Mutex<Receiver<String>>,
+}
+
+/// `foggara` with these arguments, told to end with this process. For commands that run until they are stopped.
+pub fn long_running(arguments: &[String]) -> Command {
+    let mut command = Command::new(paths::foggara());
+    command.args(arguments).args(["--exit-with-parent", &std::process::id().to_string()]);
+    command
+}
+
+/// Runs `foggara` to its end.
+pub fn foggara(arguments: &[&str]) -> Output {
+    let mut command = Command::new(paths::foggara());
+    command.args(arguments).stdin(Stdio::null()).output().expect("the program can be started")
+}
+
+/// What a program wrote, for messages.
+pub fn text(output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    format!("{}\n{out}{err}", output.status)
+}
+
+impl Process {
+    /// Starts it; what it says on standard error goes to `log`.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
+        let file = std::fs::File::create(log).expect("the log can be written");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("starting {command:?}: {e}"));
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take().expect("it is piped");
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                sender.send(line).ok();
+            }
+        });
+        Self { name: name.into(), child, log: log.into(), lines: Mutex::new(lines) }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line on its standard output.
+    pub fn line(&mut self, deadline: Duration) -> String {
+        let said = self.lines.get_mut().expect("nobody panicked with it").recv_timeout(deadline);
+        match said {
+            Ok(line) => line,
+            Err(reason) => {
+                let status = self.child.try_wait().ok().flatten();
+                panic!(
+                    "{} said nothing ({reason}, {status:?}); its log ends:\n{}",
+                    self.name,
+                    tail(&self.log)
+                );
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        let until = Instant::now() + deadline;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            assert!(Instant::now() < until, "{} has not ended; its log:\n{}", self.name, tail(&self.log));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends a signal to a process that belongs to a cluster of ours.
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).unwrap_or_else(|e| panic!("signalling process {pid:?}: {e}"));
+}
+
+/// `kill -9`.
+pub fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// Whether a process exists and has not ended.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !"ZX".contains(state))
+}
+
+/// The processes started by `pid` that still run.
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    children
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .collect()
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Open files.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Resident memory that is its own (not of mapped files).
+    pub anonymous_bytes: usize,
+}
+
+/// Reads what a process holds (proc(5)).
+pub fn held(pid: u32) -> Held {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let number = |key: &str| -> usize {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .unwrap_or_else(|| panic!("{key} {status}"))
+    };
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is ours").count();
+    Held { files, threads: number("Threads:"), anonymous_bytes: number("RssAnon:") * 1024 }
+}
+
+/// The end of a file.
+pub fn tail(path: &Path) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+}

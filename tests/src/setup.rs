@@ -1,0 +1,52 @@
+//! Saying what cluster a test wants.
+
+use std::path::Path;
+
+use crate::cluster::Cluster;
+
+/// The arguments of `foggara up`.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub(crate) name: String,
+    pub(crate) coordinators: u16,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Setup {
+    /// Three coordinators and two workers with a thread each, unless changed; `name` is for logs.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), coordinators: 3, arguments: Vec::new() }.option("threads", 1)
+    }
+
+    /// Serves a model under a name.
+    #[must_use]
+    pub fn model(self, name: &str, path: &Path) -> Self {
+        let path = path.display();
+        self.option("model", format!("{name}={path}"))
+    }
+
+    /// That many coordinators.
+    #[must_use]
+    pub fn coordinators(mut self, count: u16) -> Self {
+        self.coordinators = count;
+        self
+    }
+
+    /// That many workers.
+    #[must_use]
+    pub fn workers(self, count: usize) -> Self {
+        self.option("workers", count)
+    }
+
+    /// `--name value`.
+    #[must_use]
+    pub fn option(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.arguments.extend([format!("--{name}"), value.to_string()]);
+        self
+    }
+
+    /// Starts it.
+    pub async fn start(&self) -> Cluster {
+        Cluster::start(self).await
+    }
+}

@@ -1,0 +1,16 @@
+//! What a cluster promises, proved on clusters of real processes. One module for each promise.
+
+mod bad_input;
+mod clients;
+mod collective;
+mod failover;
+mod golden;
+mod growth;
+mod load;
+mod probe;
+mod raft;
+mod reference;
+mod same_tokens;
+mod seeing;
+mod shared;
+mod stopping;
