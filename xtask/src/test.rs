@@ -1,0 +1,85 @@
+//! `cargo xtask test` and `cargo xtask soak`.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::process::{build, cargo, run as run_command};
+use crate::setup::{self, Purpose};
+use crate::test_run::{self, Tally};
+
+/// Set up, then run every test: each crate's own, then clusters of real processes.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Run only tests whose name contains this.
+    filter: Option<String>,
+    /// Trust that everything is set up.
+    #[arg(long)]
+    no_setup: bool,
+}
+
+/// Run the cluster tests with longer loops: hours of kills and restarts in place of minutes.
+///
+/// Sets FOGGARA_SOAK=1 for them.
+#[derive(clap::Args)]
+pub struct SoakArguments {
+    /// Run only tests whose name contains this.
+    filter: Option<String>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.no_setup {
+        setup::run(Purpose::Test)?;
+    }
+    let filter = arguments.filter.as_deref();
+    let parts = [
+        part("unit tests", "of each crate", &["--lib", "--bins"], filter)?,
+        part("documentation tests", "of each library", &["--doc"], filter)?,
+        cluster_tests(filter, false)?,
+    ];
+    report(&parts)
+}
+
+pub fn soak(arguments: &SoakArguments) -> Result<()> {
+    setup::run(Purpose::Test)?;
+    report(&[cluster_tests(arguments.filter.as_deref(), true)?])
+}
+
+/// `cargo test`. Always of the whole workspace, and only the kind of test differs: another choice of crates would have
+/// other features, and build everything again.
+fn cargo_test(kind: &[&str]) -> Command {
+    let mut command = cargo(&["test", "--release", "--workspace", "--no-fail-fast"]);
+    command.args(kind);
+    command
+}
+
+fn part(name: &'static str, of: &str, kind: &[&str], filter: Option<&str>) -> Result<Tally> {
+    println!("\n{name}, {of}:");
+    test_run::run(name, cargo_test(kind).args(filter))
+}
+
+/// Clusters of real processes; one test at a time, since each wants the machine's cores.
+fn cluster_tests(filter: Option<&str>, soak: bool) -> Result<Tally> {
+    println!("\ncluster tests, of real processes:");
+    run_command(&mut build(&["foggara"]))?;
+    let mut command = cargo_test(&["--test", "*", "--", "--test-threads=1"]);
+    command.args(filter);
+    if soak {
+        command.env("FOGGARA_SOAK", "1");
+    }
+    test_run::run("cluster tests", &mut command)
+}
+
+fn report(parts: &[Tally]) -> Result<()> {
+    println!();
+    for part in parts {
+        println!("{part}");
+    }
+    let (passed, failed) = parts.iter().fold((0, 0), |(p, f), part| (p + part.passed, f + part.failed));
+    println!("{passed} passed, {failed} failed");
+    match parts.iter().find(|part| !part.succeeded) {
+        Some(part) => bail!("{} failed", part.name),
+        None if passed == 0 => bail!("no test was run"),
+        None => Ok(()),
+    }
+}
