@@ -69,6 +69,8 @@ impl Cluster {
         let command = up_command(foggara, model, ports);
         println!("$ {}", process::shown(&command));
         let mut command = Command::from(command);
+        // Whatever becomes of us, no process stays behind.
+        command.args(["--exit-with-parent", &std::process::id().to_string()]);
         // A group of its own: a Ctrl-C is for us, and we stop it when the chat has ended.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let mut up = command.spawn().context("starting `foggara up`")?;

@@ -66,7 +66,7 @@ async fn tour(
 ) -> Result<Ending> {
     let client = |words: &[&str]| {
         let mut command = Command::new(foggara);
-        command.args(words).args(["--endpoint", &cluster.ports.endpoint(0)]).kill_on_drop(true);
+        command.args(words).args(cluster.ports.endpoint_option()).kill_on_drop(true);
         command
     };
     println!();

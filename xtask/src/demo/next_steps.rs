@@ -22,10 +22,12 @@ struct Status {
     coordinators: Vec<Coordinator>,
 }
 
-fn status(foggara: &Path, ports: Ports) -> Option<Status> {
+/// The Raft leader, as the cluster sees it.
+fn leader(foggara: &Path, ports: Ports) -> Option<Coordinator> {
     let mut command = std::process::Command::new(foggara);
-    let output = command.args(["status", "--json", "--endpoint", &ports.endpoint(0)]).output().ok()?;
-    serde_json::from_slice(&output.stdout).ok()
+    let output = command.args(["status", "--json"]).args(ports.endpoint_option()).output().ok()?;
+    let status: Status = serde_json::from_slice(&output.stdout).ok()?;
+    status.coordinators.into_iter().find(|coordinator| coordinator.role == "leader")
 }
 
 /// The text; `stays` if the cluster will still be there.
@@ -34,18 +36,25 @@ pub fn text(foggara: &Path, model: &str, cluster: &Cluster, stays: bool) -> Stri
     let typed = place::typed(foggara);
     let python = place::typed(&place::python());
     let http = format!("http://127.0.0.1:{}", ports.http);
-    let endpoint = |i: u16| match (ports == Ports::DEFAULT, i) {
-        (true, 0) => String::new(),
-        _ => format!(" --endpoint {}", ports.endpoint(i)),
-    };
+    let endpoint = ports.endpoint_option().iter().map(|word| format!(" {word}")).collect::<String>();
     let first = match stays {
         true => "What to try next, in another terminal in this folder:".to_owned(),
         false => format!(
-            "What to try next. Start the cluster again (Ctrl-C stops it):\n  {}\nthen, in another terminal in this folder:",
+            "What to try next. Start the cluster again (Ctrl-C stops it):\n    {}\nThen, in another terminal in this folder:",
             process::shown(&up_command(foggara, model, ports))
         ),
     };
-    let kill = kill(stays.then(|| status(foggara, ports)).flatten(), &typed, &python, &endpoint);
+    // Of a cluster that will be another by then, nobody knows the process ids yet.
+    let (who, pid) = match stays.then(|| leader(foggara, ports)).flatten() {
+        Some(leader) => (format!("coordinator {}, the Raft leader", leader.id), leader.pid.to_string()),
+        None => {
+            let pick =
+                r#"[c["pid"] for c in json.load(sys.stdin)["coordinators"] if c["role"] == "leader"][0]"#;
+            let pid =
+                format!("$({typed} status --json{endpoint} | {python} -c 'import json, sys; print({pick})')");
+            ("the Raft leader".to_owned(), pid)
+        }
+    };
     let last = match stays {
         true => "\nThis terminal is now a chat with the model. Ctrl-C ends the chat and stops the cluster.\n",
         false => "",
@@ -66,30 +75,12 @@ for chunk in client.chat.completions.create(model="{model}", messages=question, 
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 print()'
   Who is there, who leads, who holds what:
-    {typed} status{here}
-{kill}{last}"#,
+    {typed} status{endpoint}
+  Kill {who}, and chat on (it is started again, and catches up):
+    kill -9 {pid}
+    {typed} chat{endpoint} 'Are you still there?'
+{last}"#,
         grpc = ports.grpc,
         openai = pinned("openai"),
-        here = endpoint(0),
-    )
-}
-
-/// Killing a coordinator. With a `status` it is the Raft leader, by its process id; the chat goes to another.
-fn kill(status: Option<Status>, typed: &str, python: &str, endpoint: &dyn Fn(u16) -> String) -> String {
-    let leader = status.and_then(|status| status.coordinators.into_iter().find(|c| c.role == "leader"));
-    let (title, kill, chat) = match leader {
-        Some(Coordinator { id, pid, .. }) => (
-            format!("Kill coordinator {id}, the Raft leader, and chat on"),
-            format!("kill -9 {pid}"),
-            endpoint(u16::from(id == 1)),
-        ),
-        None => {
-            let pid = r#"import json, sys; print([c["pid"] for c in json.load(sys.stdin)["coordinators"] if c["id"] == 2][0])"#;
-            let kill = format!("kill -9 $({typed} status --json{} | {python} -c '{pid}')", endpoint(0));
-            ("Kill coordinator 2 and chat on".to_owned(), kill, endpoint(0))
-        }
-    };
-    format!(
-        "  {title} (it is started again, and catches up):\n    {kill}\n    {typed} chat{chat} 'Are you still there?'\n"
     )
 }

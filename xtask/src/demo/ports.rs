@@ -20,9 +20,13 @@ impl Ports {
     /// Those that `foggara` uses unless told otherwise.
     pub const DEFAULT: Self = Self { http: 8080, grpc: 8081 };
 
-    /// Where coordinator `i` (from 0) answers clients.
-    pub fn endpoint(self, i: u16) -> String {
-        format!("http://127.0.0.1:{}", self.grpc + STRIDE * i)
+    /// The option by which `foggara` finds the coordinators, any of which will do; none if it looks there anyway.
+    pub fn endpoint_option(self) -> Vec<String> {
+        if self == Self::DEFAULT {
+            return Vec::new();
+        }
+        let each = (0..COORDINATORS).map(|i| format!("http://127.0.0.1:{}", self.grpc + STRIDE * i));
+        vec!["--endpoint".into(), each.collect::<Vec<_>>().join(",")]
     }
 
     fn all(self) -> impl Iterator<Item = u16> {
@@ -45,6 +49,9 @@ mod tests {
     #[test]
     fn coordinators_are_ten_apart() {
         assert_eq!(Ports::DEFAULT.all().collect::<Vec<_>>(), [8080, 8081, 8090, 8091, 8100, 8101]);
-        assert_eq!(Ports::DEFAULT.endpoint(2), "http://127.0.0.1:8101");
+        let ports = Ports { http: 1, grpc: 2 };
+        let expected = ["--endpoint", "http://127.0.0.1:2,http://127.0.0.1:12,http://127.0.0.1:22"];
+        assert_eq!(ports.endpoint_option(), expected);
+        assert!(Ports::DEFAULT.endpoint_option().is_empty());
     }
 }
