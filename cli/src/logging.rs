@@ -28,7 +28,8 @@ impl LogArguments {
     /// # Errors
     /// If the filter cannot be understood.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log).map_err(|e| anyhow::anyhow!("log: `{}`: {e}", self.log))?;
+        let filter =
+            EnvFilter::try_new(&self.log).map_err(|e| anyhow::anyhow!("log: `{}`: {e}", self.log))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.log_format {
             LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -18,8 +18,10 @@ use clap::{Parser, Subcommand};
 /// An inference cluster for large language models that a team can own.
 #[derive(Debug, Parser)]
 #[command(name = "foggara", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Start here:\n  foggara up --model model.gguf      a whole cluster on this machine\n  \
-    foggara chat \"Why is the sky blue?\"  ask it\n  foggara status                     see it")]
+#[command(
+    after_help = "Start here:\n  foggara up --model model.gguf        a whole cluster on this machine\n  \
+    foggara chat \"Why is the sky blue?\"  ask it\n  foggara status                       see it"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -24,7 +24,9 @@ pub(crate) fn status_text(status: &tonic::Status) -> String {
         message => message,
     };
     match status.code() {
-        tonic::Code::Unauthenticated => format!("{message}; give it with --cluster-token or FOGGARA_CLUSTER_TOKEN"),
+        tonic::Code::Unauthenticated => {
+            format!("{message}; give it with --cluster-token or FOGGARA_CLUSTER_TOKEN")
+        }
         _ => message.to_owned(),
     }
 }

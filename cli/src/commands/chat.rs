@@ -169,7 +169,10 @@ impl Printer {
     }
 
     /// Prints until the stream ends.
-    pub(crate) async fn print(&mut self, mut stream: Streaming<wire::GenerateResponse>) -> anyhow::Result<()> {
+    pub(crate) async fn print(
+        &mut self,
+        mut stream: Streaming<wire::GenerateResponse>,
+    ) -> anyhow::Result<()> {
         use wire::generate_response::Event;
         while let Some(message) = stream.message().await? {
             match message.event {
@@ -202,7 +205,8 @@ impl Printer {
     }
 
     fn summary(&self) -> String {
-        let prompt = self.finish.as_ref().and_then(|finish| finish.usage).map_or(0, |usage| usage.prompt_tokens);
+        let prompt =
+            self.finish.as_ref().and_then(|finish| finish.usage).map_or(0, |usage| usage.prompt_tokens);
         let Some(first) = self.first else { return format!("[{prompt} prompt tokens, no answer]") };
         let to_first = first.duration_since(self.started).as_millis();
         let seconds = first.elapsed().as_secs_f64();

@@ -14,9 +14,11 @@ use crate::logging::LogArguments;
 
 /// Run one coordinator. Start the same command on each machine with its own --id, --grpc, --http and --data-dir.
 #[derive(Debug, Args)]
-#[command(after_help = "Example, the first of three:\n  foggara coordinator --id 1 --data-dir /var/lib/foggara \\\n    \
+#[command(
+    after_help = "Example, the first of three:\n  foggara coordinator --id 1 --data-dir /var/lib/foggara \\\n    \
     --peers 1=10.0.0.1:8081,2=10.0.0.2:8081,3=10.0.0.3:8081 \\\n    \
-    --grpc 10.0.0.1:8081 --http 10.0.0.1:8080 --cluster-token \"$TOKEN\"")]
+    --grpc 10.0.0.1:8081 --http 10.0.0.1:8080 --cluster-token \"$TOKEN\""
+)]
 pub(crate) struct Arguments {
     /// This coordinator's number, one of --peers
     #[arg(long, value_name = "N")]

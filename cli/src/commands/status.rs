@@ -57,20 +57,26 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// The documented shape.
 fn as_json(status: &wire::StatusResponse) -> Value {
-    let coordinator = |c: &wire::Coordinator| json!({"id": c.id, "addr": c.addr, "http_addr": c.http_addr,
-        "role": c.role, "pid": c.pid});
+    let coordinator = |c: &wire::Coordinator| {
+        json!({"id": c.id, "addr": c.addr, "http_addr": c.http_addr,
+        "role": c.role, "pid": c.pid})
+    };
     let worker = |w: &wire::Worker| {
         let c = w.capabilities.clone().unwrap_or_default();
         json!({"id": w.id, "addr": w.addr, "host": w.host, "pid": w.pid, "group": w.group, "rank": w.rank,
             "state": w.state, "threads": c.threads, "memory_bytes": c.memory_bytes,
             "read_bytes_per_second": c.read_bytes_per_second, "flops": c.flops, "cpu": c.cpu, "version": c.version})
     };
-    let group = |g: &wire::Group| json!({"id": g.id, "deployment": g.deployment, "epoch": g.epoch,
+    let group = |g: &wire::Group| {
+        json!({"id": g.id, "deployment": g.deployment, "epoch": g.epoch,
         "state": g.state, "workers": g.workers, "collective": g.collective, "kv_blocks": g.kv_blocks,
-        "block_size": g.block_size, "driver": g.driver, "driver_epoch": g.driver_epoch});
-    let deployment = |d: &wire::Deployment| json!({"name": d.name, "model_path": d.model_path, "tp": d.tp,
+        "block_size": g.block_size, "driver": g.driver, "driver_epoch": g.driver_epoch})
+    };
+    let deployment = |d: &wire::Deployment| {
+        json!({"name": d.name, "model_path": d.model_path, "tp": d.tp,
         "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
-        "state": d.state, "ready_replicas": d.ready_replicas, "created": d.created});
+        "state": d.state, "ready_replicas": d.ready_replicas, "created": d.created})
+    };
     json!({
         "cluster_id": status.cluster_id,
         "answered_by": status.answered_by,
@@ -91,7 +97,10 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
         id => format!("leader {id}"),
     };
     let wire::StatusResponse { cluster_id, answered_by, term, applied, .. } = status;
-    writeln!(out, "cluster {cluster_id}: {leader}, term {term}, applied {applied} (answered by {answered_by})")?;
+    writeln!(
+        out,
+        "cluster {cluster_id}: {leader}, term {term}, applied {applied} (answered by {answered_by})"
+    )?;
     writeln!(out, "\ncoordinators")?;
     let row = |c: &wire::Coordinator| {
         vec![c.id.to_string(), c.role.clone(), c.addr.clone(), c.http_addr.clone(), c.pid.to_string()]
@@ -100,10 +109,18 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
     table(out, &["id", "role", "grpc", "http", "pid"], &rows)?;
     writeln!(out, "\nworkers")?;
     let rows: Vec<_> = status.workers.iter().map(worker_row).collect();
-    table(out, &["id", "state", "group", "rank", "addr", "pid", "threads", "memory", "bandwidth", "compute"], &rows)?;
+    table(
+        out,
+        &["id", "state", "group", "rank", "addr", "pid", "threads", "memory", "bandwidth", "compute"],
+        &rows,
+    )?;
     writeln!(out, "\ngroups")?;
     let rows: Vec<_> = status.groups.iter().map(group_row).collect();
-    table(out, &["id", "deployment", "state", "workers", "collective", "kv tokens", "driver", "epoch"], &rows)?;
+    table(
+        out,
+        &["id", "deployment", "state", "workers", "collective", "kv tokens", "driver", "epoch"],
+        &rows,
+    )?;
     writeln!(out, "\ndeployments")?;
     let row = |d: &wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
@@ -161,7 +178,8 @@ mod tests {
     #[test]
     fn an_empty_cluster_prints() {
         let mut out = Vec::new();
-        print(&mut out, &wire::StatusResponse { cluster_id: "c".into(), ..Default::default() }).expect("memory");
+        print(&mut out, &wire::StatusResponse { cluster_id: "c".into(), ..Default::default() })
+            .expect("memory");
         assert!(String::from_utf8_lossy(&out).starts_with("cluster c: no leader, term 0"));
     }
 }

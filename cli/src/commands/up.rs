@@ -19,11 +19,15 @@ use crate::supervisor::{Child, ChildFailed};
 /// How long processes may take to end what they are doing.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Run a whole cluster on this machine: coordinators and workers as separate processes, supervised (one that dies is
-/// started again). Prints one line `ready …` when every model is served; Ctrl-C drains and stops all.
+/// Run a whole cluster on this machine: coordinators and workers as separate, supervised processes.
+///
+/// A process that dies is started again. Prints one line `ready …` when every model is served. Ctrl-C lets the answers
+/// that are being given end, then stops all.
 #[derive(Debug, Args)]
-#[command(after_help = "Coordinator i listens on the given ports + 10·(i-1): 8080/8081, 8090/8091, 8100/8101.\n\
-    Either port answers both protocols.")]
+#[command(
+    after_help = "Coordinator i listens on the given ports + 10·(i-1): 8080/8081, 8090/8091, 8100/8101.\n\
+    Either port answers both protocols."
+)]
 pub(crate) struct Arguments {
     /// A GGUF file or a Hugging Face folder, and the name to serve it under [default: the file's, in lower case];
     /// may be repeated
@@ -32,9 +36,9 @@ pub(crate) struct Arguments {
     /// Coordinators: 1, 3 or 5
     #[arg(long, default_value_t = 3, value_name = "N")]
     coordinators: u16,
-    /// Workers
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    workers: u32,
+    /// Workers [default: 2, or as many as --tp, --replicas and the models need]
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
     /// Workers of one replica [default: workers / replicas / models]
     #[arg(long, value_name = "N")]
     tp: Option<u32>,
@@ -126,7 +130,8 @@ async fn supervise(plan: &plan::Plan) -> anyhow::Result<()> {
     };
     if interrupted {
         coordinators.iter().chain(&workers).for_each(Child::kill);
-        futures::future::join_all(coordinators.iter().chain(&workers).map(|child| child.stop(PATIENCE))).await;
+        futures::future::join_all(coordinators.iter().chain(&workers).map(|child| child.stop(PATIENCE)))
+            .await;
     }
     eprintln!("stopped");
     outcome

@@ -11,8 +11,10 @@ use crate::logging::LogArguments;
 
 /// Run one worker. It joins the cluster, says what it can do, and loads the slice it is given.
 #[derive(Debug, Args)]
-#[command(after_help = "Example, on a machine of its own:\n  foggara worker --join 10.0.0.1:8081,10.0.0.2:8081 \\\n    \
-    --listen 0.0.0.0:8082 --advertise 10.0.0.7 --cluster-token \"$TOKEN\"")]
+#[command(
+    after_help = "Example, on a machine of its own:\n  foggara worker --join 10.0.0.1:8081,10.0.0.2:8081 \\\n    \
+    --listen 0.0.0.0:8082 --advertise 10.0.0.7 --cluster-token \"$TOKEN\""
+)]
 pub(crate) struct Arguments {
     /// gRPC address of any coordinator; more than one, in case the first is down
     #[arg(long, value_delimiter = ',', required = true, value_name = "HOST:PORT")]

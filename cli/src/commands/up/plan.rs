@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::admin as wire;
 
@@ -13,6 +13,8 @@ use crate::supervisor::Spec;
 /// Between the ports of one coordinator and of the next.
 const PORT_STEP: u16 = 10;
 const MAX_WORKERS: u32 = 64;
+/// Workers, where nothing asks for more.
+const DEFAULT_WORKERS: u32 = 2;
 
 /// What to run.
 pub(super) struct Plan {
@@ -46,7 +48,7 @@ impl Plan {
 
 /// Checks the flags and plans the processes.
 pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
-    let tp = check(a)?;
+    let Size { workers, tp } = check(a)?;
     let deployments: Vec<_> =
         a.model.iter().map(|model| a.shape.deployment(model, tp)).collect::<anyhow::Result<_>>()?;
     for deployment in &deployments {
@@ -62,7 +64,8 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     std::fs::create_dir_all(&logs).with_context(|| format!("data-dir {}", folder.display()))?;
     let folder = folder.canonicalize()?;
     let logs = folder.join("logs");
-    let peers: Vec<String> = addresses.iter().enumerate().map(|(i, (_, grpc))| format!("{}={grpc}", i + 1)).collect();
+    let peers: Vec<String> =
+        addresses.iter().enumerate().map(|(i, (_, grpc))| format!("{}={grpc}", i + 1)).collect();
     let peers = peers.join(",");
     let join: Vec<String> = addresses.iter().map(|(_, grpc)| grpc.to_string()).collect();
     let mut environment = vec![("FOGGARA_LOG".to_owned(), a.log.clone())];
@@ -80,9 +83,9 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data, "--queue", &queue]);
         spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
     });
-    let threads = a.threads.unwrap_or_else(|| (cores() / a.workers as usize).max(1)).to_string();
+    let threads = a.threads.unwrap_or_else(|| (cores() / workers as usize).max(1)).to_string();
     let listen = SocketAddr::new(a.grpc.ip(), 0).to_string();
-    let workers = (1..=a.workers).map(|i| {
+    let workers = (1..=workers).map(|i| {
         let flags = words(&["--listen", &listen, "--threads", &threads]);
         spec(format!("worker {i}"), words(&["worker", "--join", &join.join(",")]), flags)
     });
@@ -102,34 +105,39 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Everything that can be known to be wrong from the flags alone. Returns tp.
-fn check(a: &Arguments) -> anyhow::Result<u32> {
+/// How many workers there are, and how many hold one replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size {
+    workers: u32,
+    tp: u32,
+}
+
+/// Refuses everything that can be known to be wrong from the flags alone.
+fn check(a: &Arguments) -> anyhow::Result<Size> {
     ensure!(matches!(a.coordinators, 1 | 3 | 5), "coordinators: {}, must be 1, 3 or 5", a.coordinators);
-    ensure!((1..=MAX_WORKERS).contains(&a.workers), "workers: {}, must be 1 to {MAX_WORKERS}", a.workers);
     for (field, value) in [("dp", a.dp), ("pp", a.pp), ("ep", a.ep)] {
         ensure!(value == 1, "{field}: {value}, only 1 is served so far; use --tp and --replicas");
     }
     ensure!(a.threads != Some(0), "threads: must be at least 1");
     ensure!(a.queue > 0, "queue: must be at least 1");
     ensure!(a.shape.replicas > 0, "replicas: must be at least 1");
-    let models = u32::try_from(a.model.len()).unwrap_or(u32::MAX);
+    ensure!(a.tp != Some(0), "tp: must be at least 1");
     for (i, model) in a.model.iter().enumerate() {
         let same = a.model[..i].iter().any(|other| other.name == model.name);
         ensure!(!same, "model: two are called `{}`; write NAME=PATH", model.name);
     }
-    let shares = a.shape.replicas.saturating_mul(models);
-    let tp = a.tp.unwrap_or(a.workers / shares);
-    ensure!(a.tp != Some(0), "tp: must be at least 1");
-    let needed = u64::from(tp.max(1)) * u64::from(shares);
-    if needed > u64::from(a.workers) {
-        bail!(
-            "workers: {} are too few for {models} models × {} replicas × tp {}: {needed} are needed",
-            a.workers,
-            a.shape.replicas,
-            tp.max(1)
-        );
-    }
-    Ok(tp)
+    let models = u32::try_from(a.model.len()).unwrap_or(u32::MAX);
+    let replicas = a.shape.replicas.saturating_mul(models);
+    let least = replicas.saturating_mul(a.tp.unwrap_or(1));
+    let workers = a.workers.unwrap_or(DEFAULT_WORKERS.max(least));
+    ensure!((1..=MAX_WORKERS).contains(&workers), "workers: {workers}, must be 1 to {MAX_WORKERS}");
+    ensure!(
+        least <= workers,
+        "workers: {workers}, but {least} are needed (models {models} × replicas {} × tp {})",
+        a.shape.replicas,
+        a.tp.unwrap_or(1)
+    );
+    Ok(Size { workers, tp: a.tp.unwrap_or(workers / replicas) })
 }
 
 /// HTTP and gRPC address of each coordinator; all must be free.
@@ -143,10 +151,13 @@ fn addresses(a: &Arguments) -> anyhow::Result<Vec<(SocketAddr, SocketAddr)>> {
         );
         ensure!(first.port() > 0, "{field}: name a port; the coordinators must know each other's");
         let port = i.checked_mul(PORT_STEP).and_then(|offset| first.port().checked_add(offset));
-        let port = port.with_context(|| format!("{field}: port {} leaves none for coordinator {}", first.port(), i + 1))?;
+        let port = port.with_context(|| {
+            format!("{field}: port {} leaves none for coordinator {}", first.port(), i + 1)
+        })?;
         let address = SocketAddr::new(first.ip(), port);
-        let listener = TcpListener::bind(address)
-            .with_context(|| format!("{field}: {address} cannot be had; choose other ports with --http and --grpc"))?;
+        let listener = TcpListener::bind(address).with_context(|| {
+            format!("{field}: {address} cannot be had; choose other ports with --http and --grpc")
+        })?;
         // Kept until all are checked, so that no two are the same.
         listeners.push(listener);
         Ok(address)
@@ -166,21 +177,25 @@ mod tests {
         arguments: Arguments,
     }
 
-    fn outcome(flags: &str) -> Result<u32, String> {
+    fn outcome(flags: &str) -> Result<(u32, u32), String> {
         let line = Line::try_parse_from(std::iter::once("up").chain(flags.split_whitespace()));
-        check(&line.map_err(|e| e.to_string())?.arguments).map_err(|e| e.to_string())
+        let size = check(&line.map_err(|e| e.to_string())?.arguments);
+        size.map(|size| (size.workers, size.tp)).map_err(|e| e.to_string())
     }
 
     #[test]
-    fn tp_defaults_to_all_workers_of_a_replica() {
-        for (flags, tp) in [
-            ("--model a.gguf", 2),
-            ("--model a.gguf --workers 3", 3),
-            ("--model a.gguf --workers 4 --replicas 2", 2),
-            ("--model a.gguf --model b.gguf --workers 2", 1),
-            ("--model a.gguf --workers 5 --tp 2 --replicas 2", 2),
+    fn workers_and_tp_follow_from_each_other() {
+        for (flags, workers, tp) in [
+            ("--model a.gguf", 2, 2),
+            ("--model a.gguf --tp 1", 2, 1),
+            ("--model a.gguf --tp 3", 3, 3),
+            ("--model a.gguf --workers 3", 3, 3),
+            ("--model a.gguf --workers 4 --replicas 2", 4, 2),
+            ("--model a.gguf --replicas 3", 3, 1),
+            ("--model a.gguf --model b.gguf --workers 2", 2, 1),
+            ("--model a.gguf --workers 5 --tp 2 --replicas 2", 5, 2),
         ] {
-            assert_eq!(outcome(flags), Ok(tp), "{flags}");
+            assert_eq!(outcome(flags), Ok((workers, tp)), "{flags}");
         }
     }
 
@@ -189,9 +204,10 @@ mod tests {
         for (flags, field) in [
             ("--model a.gguf --coordinators 2", "coordinators"),
             ("--model a.gguf --workers 0", "workers"),
-            ("--model a.gguf --tp 3", "workers"),
+            ("--model a.gguf --workers 2 --tp 3", "workers"),
+            ("--model a.gguf --tp 65", "workers"),
             ("--model a.gguf --tp 0", "tp"),
-            ("--model a.gguf --replicas 3", "workers"),
+            ("--model a.gguf --workers 2 --replicas 3", "workers"),
             ("--model a.gguf --replicas 0", "replicas"),
             ("--model a.gguf --pp 2", "pp"),
             ("--model a.gguf --threads 0", "threads"),

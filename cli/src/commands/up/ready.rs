@@ -53,8 +53,10 @@ async fn deploy(plan: &Plan, deployment: &wire::Deployment, progress: &mut Progr
     for addr in plan.grpc.iter().cycle() {
         if let Ok(channel) = connect(&addr.to_string()).await {
             let mut admin = AdminClient::with_interceptor(channel, plan.token.shown());
-            let request =
-                wire::PutDeploymentRequest { deployment: Some(deployment.clone()), request_id: request_id.clone() };
+            let request = wire::PutDeploymentRequest {
+                deployment: Some(deployment.clone()),
+                request_id: request_id.clone(),
+            };
             match admin.put_deployment(request).await {
                 Ok(_) => return Ok(()),
                 Err(status) if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) => {
@@ -77,16 +79,18 @@ async fn still_waiting(plan: &Plan) -> anyhow::Result<Option<String>> {
         Err(_) => return Ok(Some("waiting for coordinator 1".into())),
     };
     for wanted in &plan.deployments {
-        let Some(deployment) = status.deployments.iter().find(|deployment| deployment.name == wanted.name) else {
+        let Some(deployment) = status.deployments.iter().find(|deployment| deployment.name == wanted.name)
+        else {
             return Ok(Some(format!("model {}: being written down", wanted.name)));
         };
         if let Some(reason) = deployment.state.strip_prefix("failed: ") {
             anyhow::bail!("model `{}` cannot be served: {reason}", wanted.name);
         }
         if deployment.state != "ready" {
-            let joined = status.workers.len();
             let (name, state) = (&wanted.name, &deployment.state);
-            return Ok(Some(format!("model {name}: {state}; {joined} of {} workers have joined", plan.workers.len())));
+            let (joined, all) = (status.workers.len().min(plan.workers.len()), plan.workers.len());
+            let waiting = format!("model {name}: {state}; {joined} of {all} workers have joined");
+            return Ok(Some(waiting + &others(plan, &status)));
         }
     }
     for (i, addr) in plan.grpc.iter().enumerate() {
@@ -95,6 +99,19 @@ async fn still_waiting(plan: &Plan) -> anyhow::Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Deployments of an earlier run in the same data directory: they take workers too.
+fn others(plan: &Plan, status: &wire::StatusResponse) -> String {
+    let ours = |name: &str| plan.deployments.iter().any(|deployment| deployment.name == name);
+    let others: Vec<&str> =
+        status.deployments.iter().map(|d| d.name.as_str()).filter(|name| !ours(name)).collect();
+    match others.is_empty() {
+        true => String::new(),
+        false => {
+            format!("; the data directory also holds {} (`foggara models remove NAME`)", others.join(", "))
+        }
+    }
 }
 
 async fn status(addr: &str, token: &ClusterToken) -> anyhow::Result<wire::StatusResponse> {
