@@ -166,9 +166,18 @@ pub fn stored(dtype: DType, elements: usize, seed: u32) -> Vec<u8> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 8
     };
-    // The top byte of every two is small: as the upper half of any float format that is a moderate number.
+    // The highest byte of every number decides its size. Scales of blocks are halves at even places.
+    let width = if dtype == DType::F32 { 4 } else { 2 };
+    let (low, span) = match dtype {
+        DType::F32 | DType::BF16 => (0x3d, 3),
+        DType::F16 => (0x2c, 16),
+        _ => (0x18, 16),
+    };
     (0..elements / dtype.block_elems() * dtype.block_bytes())
-        .map(|i| if i % 2 == 1 { (next() % 0x30) as u8 } else { next() as u8 })
+        .map(|i| match i % width == width - 1 {
+            true => (low + next() % span) as u8 | ((next() & 1) << 7) as u8,
+            false => next() as u8,
+        })
         .collect()
 }
 

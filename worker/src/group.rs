@@ -59,6 +59,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Clone)]
 pub(crate) struct GroupHost {
     held: Arc<Mutex<Option<Held>>>,
+    /// Threads of ranks that were let go: their memory and ports are free once these have ended.
+    ending: Arc<Mutex<Vec<JoinHandle<()>>>>,
     news: UnboundedSender<wire::WorkerMessage>,
     listener: Arc<TcpListener>,
     threads: usize,
@@ -71,7 +73,7 @@ impl GroupHost {
         threads: usize,
         news: UnboundedSender<wire::WorkerMessage>,
     ) -> Self {
-        Self { held: Arc::default(), news, listener: Arc::new(listener), threads }
+        Self { held: Arc::default(), ending: Arc::default(), news, listener: Arc::new(listener), threads }
     }
 
     /// What is held, for a coordinator that does not know.
@@ -93,10 +95,10 @@ impl GroupHost {
             }
             return;
         }
-        let before = slot.take().and_then(|mut held| {
-            held.stop("another assignment");
-            held.thread.take()
-        });
+        if let Some(held) = slot.take() {
+            self.let_go(held, "another assignment");
+        }
+        let before = std::mem::take(&mut *lock(&self.ending));
         tracing::info!(
             group = assign.group,
             epoch = assign.epoch,
@@ -113,9 +115,9 @@ impl GroupHost {
             abort: Arc::clone(&abort),
         };
         let thread = std::thread::Builder::new().name(format!("rank-{}", assign.rank)).spawn(move || {
-            // The old rank's memory is needed for the new one's.
-            if let Some(before) = before {
-                before.join().ok();
+            // The old rank's memory is needed for the new one's. However it ended, it has said so itself.
+            for thread in before {
+                thread.join().ok();
             }
             rank.live(&receiver);
         });
@@ -135,19 +137,25 @@ impl GroupHost {
         if slot.as_ref().is_some_and(|held| held.is(group, epoch)) {
             tracing::info!(group, epoch, reason, "released");
             if let Some(held) = slot.take() {
-                held.stop(reason);
+                self.let_go(held, reason);
             }
         }
+    }
+
+    fn let_go(&self, mut held: Held, reason: &str) {
+        held.stop(reason);
+        lock(&self.ending).extend(held.thread.take());
     }
 
     /// Lets go of whatever is held, and waits until it has ended.
     pub(crate) fn shut_down(&self) {
         let held = lock(&self.held).take();
-        if let Some(mut held) = held {
-            held.stop("the worker stops");
-            if let Some(thread) = held.thread.take() {
-                thread.join().ok();
-            }
+        if let Some(held) = held {
+            self.let_go(held, "the worker stops");
+        }
+        let ending = std::mem::take(&mut *lock(&self.ending));
+        for thread in ending {
+            thread.join().ok();
         }
     }
 
@@ -278,7 +286,13 @@ impl Rank {
         let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
         let decoder =
             Decoder::new(model.spec(), &slices, rank, weights, cache, pool).map_err(|e| e.to_string())?;
-        Ok(Engine { decoder, tables: BlockTables::default(), collective, block_size: a.block_size as usize })
+        Ok(Engine {
+            decoder,
+            tables: BlockTables::default(),
+            collective,
+            block_size: a.block_size as usize,
+            max_rows: a.max_step_rows as usize,
+        })
     }
 
     /// Spinning only pays while every waiting thread has a core to itself.
@@ -299,6 +313,7 @@ impl Rank {
             let config = shm::ShmConfig {
                 spin: self.spin(),
                 connect_timeout: CONNECT_TIMEOUT,
+                cancelled: Arc::clone(&self.cancelled),
                 ..shm::ShmConfig::new(format!("foggara-{}-{}-{unique}", a.group, a.epoch), rank, size)
             };
             return shm::connect(&config).map_err(|e| e.to_string());
@@ -316,6 +331,7 @@ impl Rank {
             listener,
             spin: self.spin(),
             connect_timeout: CONNECT_TIMEOUT,
+            cancelled: Arc::clone(&self.cancelled),
         };
         tcp::connect(&config).map_err(|e| e.to_string())
     }

@@ -8,6 +8,8 @@ mod group;
 mod rpc;
 mod run;
 mod session;
+#[cfg(test)]
+mod testing;
 pub mod weights;
 
 pub use run::{WorkerConfig, WorkerError, run};

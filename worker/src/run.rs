@@ -77,6 +77,10 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         let reason = format!("{} is not loopback: that needs a cluster token", config.listen);
         return Err(WorkerError::Config { field: "listen", reason });
     }
+    if config.listen.ip().is_unspecified() && config.advertise.is_none() {
+        let reason = format!("others cannot reach this worker at {}; name its host", config.listen.ip());
+        return Err(WorkerError::Config { field: "advertise", reason });
+    }
     let wrong =
         |addr: SocketAddr| move |e: std::io::Error| WorkerError::Listen { addr, reason: e.to_string() };
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(wrong(config.listen))?;

@@ -103,12 +103,15 @@ impl Session {
         let hello = wire::worker_message::Message::Hello(hello);
         // The channel is new and has room.
         out.try_send(wire::WorkerMessage { message: Some(hello) }).ok();
-        let mut incoming = match client.session(ReceiverStream::new(outgoing)).await {
-            Ok(response) => response.into_inner(),
-            Err(status) if status.code() == tonic::Code::Unauthenticated => {
+        // One that hangs accepts connections all the same.
+        let answer = tokio::time::timeout(SILENCE, client.session(ReceiverStream::new(outgoing))).await;
+        let mut incoming = match answer {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) if status.code() == tonic::Code::Unauthenticated => {
                 return (Ended::Refused(status.message().to_owned()), false);
             }
-            Err(status) => return lost(status.message().to_owned()),
+            Ok(Err(status)) => return lost(status.message().to_owned()),
+            Err(_) => return lost(format!("no answer within {SILENCE:?}")),
         };
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         let mut heard = tokio::time::Instant::now();

@@ -69,12 +69,21 @@ impl StepInput {
         rows
     }
 
-    /// Whether it can be run on `tables` (its own changes made) with this vocabulary and block size.
+    /// Whether it can be run on `tables` (its own changes made) with this vocabulary, block size and most rows.
     ///
     /// # Errors
     /// Names what does not fit.
-    pub fn check(&self, tables: &BlockTables, vocab: usize, block_size: usize) -> Result<(), InputError> {
+    pub fn check(
+        &self,
+        tables: &BlockTables,
+        vocab: usize,
+        block_size: usize,
+        max_rows: usize,
+    ) -> Result<(), InputError> {
         let rows: usize = self.segments.iter().map(|segment| segment.len as usize).sum();
+        if rows > max_rows {
+            return Err(InputError(format!("{rows} rows, at most {max_rows}")));
+        }
         if rows != self.tokens.len() {
             return Err(InputError(format!("{} tokens for {rows} rows", self.tokens.len())));
         }
@@ -205,11 +214,12 @@ mod tests {
         let mut tables = BlockTables::default();
         tables.apply(&input(), 8).expect("blocks exist");
         assert_eq!(tables.blocks(1), [7, 2]);
-        assert!(input().check(&tables, 9, 2).is_err(), "slot 3 has no blocks");
+        assert!(input().check(&tables, 9, 2, 9).is_err(), "slot 3 has no blocks");
         let one = StepInput { segments: input().segments[..1].to_vec(), tokens: vec![5, 6, 7], ..input() };
-        assert_eq!(one.check(&tables, 9, 2), Ok(()));
-        assert!(one.check(&tables, 7, 2).is_err(), "token 7 of 7");
-        assert!(one.check(&tables, 9, 1).is_err(), "three positions in two blocks of one");
+        assert_eq!(one.check(&tables, 9, 2, 3), Ok(()));
+        assert!(one.check(&tables, 9, 2, 2).is_err(), "three rows of two");
+        assert!(one.check(&tables, 7, 2, 9).is_err(), "token 7 of 7");
+        assert!(one.check(&tables, 9, 1, 9).is_err(), "three positions in two blocks of one");
         tables.apply(&StepInput { drops: vec![1], ..StepInput::default() }, 8).expect("a drop");
         assert!(tables.blocks(1).is_empty());
     }

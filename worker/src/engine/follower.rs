@@ -1,12 +1,7 @@
 //! Every rank but the leader: runs the steps it is sent until the group ends.
 
-use std::time::Duration;
-
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, STEP_DEADLINE};
 use crate::decoder::StepInput;
-
-/// A collective inside a step that takes longer than this means that a rank hangs.
-pub(super) const STEP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Follows the leader. Returns only when the group ends.
 ///
@@ -20,6 +15,7 @@ pub fn follow(mut engine: Engine) -> Result<(), EngineError> {
         engine.collective.broadcast(&mut bytes)?;
         engine.collective.set_deadline(Some(STEP_DEADLINE));
         let input = StepInput::decode(&bytes)?;
+        engine.prepare(&input)?;
         engine.run(&input, &mut |_, _| ())?;
     }
 }

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use foggara_proto::step::{StepPlan, StepReport, StepTiming};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::follower::STEP_DEADLINE;
-use super::{Engine, EngineError, SequenceTable};
+use super::{Engine, EngineError, STEP_DEADLINE, SequenceTable};
 use crate::decoder::StepInput;
 
 /// What reaches the leader's thread.
@@ -51,6 +50,7 @@ pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), En
                 let newer = driver.as_ref().is_none_or(|current| current.epoch < driver_epoch);
                 if newer {
                     let input = table.clear();
+                    engine.prepare(&input)?;
                     run(&mut engine, &input, &mut bytes, &mut |_, _| ())?;
                     driver = Some(Driver { epoch: driver_epoch, last_plan: 0, reports });
                 }
@@ -63,27 +63,17 @@ pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), En
                     continue;
                 }
                 let waited = waiting.elapsed();
-                match step(&mut engine, &mut table, current, plan, &mut bytes, waited)? {
-                    // The driver is gone: the next one attaches.
-                    Outcome::Done => {}
-                    Outcome::Nonsense(reason) => {
-                        tracing::error!(
-                            reason,
-                            "a step plan does not make sense; the driver is disconnected"
-                        );
-                        driver = None;
-                    }
+                if let Err(reason) = step(&mut engine, &mut table, current, plan, &mut bytes, waited)? {
+                    tracing::error!(reason, "a step plan does not make sense; the driver is disconnected");
+                    // The next one that attaches finds an empty table.
+                    driver = None;
                 }
             }
         }
     }
 }
 
-enum Outcome {
-    Done,
-    Nonsense(String),
-}
-
+/// Runs a plan. The inner error says why it makes no sense; no other rank has heard of it then.
 fn step(
     engine: &mut Engine,
     table: &mut SequenceTable,
@@ -91,15 +81,18 @@ fn step(
     plan: StepPlan,
     bytes: &mut Vec<u8>,
     waited: Duration,
-) -> Result<Outcome, EngineError> {
+) -> Result<Result<(), String>, EngineError> {
     if plan.number != driver.last_plan + 1 {
-        return Ok(Outcome::Nonsense(format!("plan {} follows plan {}", plan.number, driver.last_plan)));
+        return Ok(Err(format!("plan {} follows plan {}", plan.number, driver.last_plan)));
     }
     let number = plan.number;
     let input = match table.begin(plan) {
         Ok(input) => input,
-        Err(error) => return Ok(Outcome::Nonsense(error.to_string())),
+        Err(error) => return Ok(Err(error.to_string())),
     };
+    if let Err(error) = engine.prepare(&input) {
+        return Ok(Err(error.to_string()));
+    }
     driver.last_plan = number;
     let started = Instant::now();
     let collective_before = engine.collective.stats().nanos;
@@ -121,10 +114,10 @@ fn step(
     let report = StepReport { driver_epoch: driver.epoch, number, outputs: table.finish(), timing };
     // A driver that has gone away is replaced by one that attaches anew.
     driver.reports.send(report).ok();
-    Ok(Outcome::Done)
+    Ok(Ok(()))
 }
 
-/// Runs a step on every rank.
+/// Runs a prepared step on every rank.
 fn run(
     engine: &mut Engine,
     input: &StepInput,
@@ -138,5 +131,6 @@ fn run(
         input.encode(bytes);
         engine.collective.broadcast(bytes)?;
     }
-    engine.run(input, on_logits)
+    engine.run(input, on_logits)?;
+    Ok(())
 }

@@ -5,6 +5,8 @@ mod leader;
 mod sampler;
 mod sequences;
 
+use std::time::Duration;
+
 use foggara_kernels::collective::{Collective, CollectiveError};
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{DType, TensorRole};
@@ -15,6 +17,9 @@ pub use follower::follow;
 pub use leader::{EngineEvent, lead};
 pub use sampler::sample;
 pub use sequences::{PlanError, SequenceTable};
+
+/// A collective inside a step that takes longer than this means that a rank hangs.
+const STEP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why an engine ended.
 #[derive(Debug, thiserror::Error)]
@@ -40,19 +45,24 @@ pub struct Engine {
     pub collective: Box<dyn Collective>,
     /// Positions in a block.
     pub block_size: usize,
+    /// Most rows of a step.
+    pub max_rows: usize,
 }
 
 impl Engine {
-    /// Applies and runs a step on this rank.
+    /// Makes a step's changes to the tables of this rank. After an error it must not be run.
+    fn prepare(&mut self, input: &StepInput) -> Result<(), InputError> {
+        self.tables.apply(input, self.decoder.blocks())?;
+        input.check(&self.tables, self.decoder.spec().vocab, self.block_size, self.max_rows)
+    }
+
+    /// Runs a prepared step on this rank.
     fn run(
         &mut self,
         input: &StepInput,
         on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
-        self.tables.apply(input, self.decoder.blocks())?;
-        input.check(&self.tables, self.decoder.spec().vocab, self.block_size)?;
-        self.decoder.forward(input, &self.tables, &mut *self.collective, on_logits)?;
-        Ok(())
+    ) -> Result<(), CollectiveError> {
+        self.decoder.forward(input, &self.tables, &mut *self.collective, on_logits)
     }
 
     /// One real step on every rank, collectives included, before the group may call itself ready.
@@ -60,6 +70,7 @@ impl Engine {
     /// # Errors
     /// If ranks disagree, or the logits are not finite.
     pub fn check(&mut self) -> Result<(), EngineError> {
+        self.collective.set_deadline(Some(STEP_DEADLINE));
         // Everyone is there, in the place it believes.
         let size = self.collective.size();
         let mut ranks = vec![0.0f32; size];
@@ -75,6 +86,7 @@ impl Engine {
             tokens: vec![0],
         };
         let mut finite = true;
+        self.prepare(&input)?;
         self.run(&input, &mut |_, logits| finite &= logits.iter().all(|logit| logit.is_finite()))?;
         self.tables.apply(&StepInput { drops: vec![0], ..StepInput::default() }, self.decoder.blocks())?;
         if !finite {
@@ -103,3 +115,6 @@ pub fn kv_type(choice: &str, model: &foggara_models::Checkpoint) -> Result<KvTyp
         other => Err(format!("kv_dtype `{other}` is not one of auto, f16, f32")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,9 +30,10 @@ pub fn describe(logits: &[f32], token: usize, top: Option<u32>) -> TokenOutput {
     TokenOutput { token: id(token), logprob: logits.get(token).map(|logit| logit - total), top }
 }
 
-/// Greater logit first, then smaller id.
+/// Greater logit first, then smaller id. What is not a number comes last.
 fn better(logits: &[f32], a: usize, b: usize) -> std::cmp::Ordering {
-    logits[b].total_cmp(&logits[a]).then(a.cmp(&b))
+    let key = |index: usize| if logits[index].is_nan() { f32::NEG_INFINITY } else { logits[index] };
+    key(b).total_cmp(&key(a)).then(a.cmp(&b))
 }
 
 /// The `count` likeliest tokens, best first.
@@ -54,6 +55,12 @@ fn draw(logits: &[f32], params: &SequenceParams, position: usize, weights: &mut 
     let greatest = logits[argmax(logits)];
     weights.resize(logits.len(), 0.0);
     exp_scaled(logits, greatest, 1.0 / params.temperature, weights);
+    for (weight, logit) in weights.iter_mut().zip(logits) {
+        // The vector exponential gives these a weight: a small one, or that of a very large number.
+        if *logit == f32::NEG_INFINITY || logit.is_nan() {
+            *weight = 0.0;
+        }
+    }
     let uniform = uniform(params.seed, position);
     if params.top_k == 0 && params.top_p >= 1.0 {
         let all = 0..weights.len();
@@ -132,85 +139,5 @@ fn uniform(seed: u64, position: usize) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn params(temperature: f32, top_k: u32, top_p: f32, seed: u64) -> SequenceParams {
-        SequenceParams {
-            max_tokens: 1,
-            temperature,
-            top_p,
-            top_k,
-            seed,
-            stop_token_ids: vec![],
-            logprobs: None,
-            prompt_logprobs: false,
-        }
-    }
-
-    /// Shares of each token over many positions.
-    fn shares(logits: &[f32], temperature: f32, top_k: u32, top_p: f32) -> Vec<f64> {
-        let params = params(temperature, top_k, top_p, 42);
-        let mut counts = vec![0.0; logits.len()];
-        for position in 0..40_000 {
-            counts[sample(logits, &params, position, &mut Vec::new()).token as usize] += 1.0 / 40_000.0;
-        }
-        counts
-    }
-
-    fn close(got: &[f64], expected: &[f64]) {
-        for (got, expected) in got.iter().zip(expected) {
-            assert!((got - expected).abs() < 0.012, "{got} {expected}");
-        }
-    }
-
-    #[test]
-    fn shares_follow_temperature_top_k_and_top_p() {
-        let probabilities = [0.5f32, 0.3, 0.15, 0.05];
-        let logits = probabilities.map(f32::ln);
-        close(&shares(&logits, 1.0, 0, 1.0), &[0.5, 0.3, 0.15, 0.05]);
-        close(&shares(&logits, 1.0, 2, 1.0), &[0.625, 0.375, 0.0, 0.0]);
-        close(&shares(&logits, 1.0, 0, 0.79), &[0.625, 0.375, 0.0, 0.0]);
-        close(&shares(&logits, 1.0, 0, 0.81), &[0.526, 0.316, 0.158, 0.0]);
-        close(&shares(&logits, 1.0, 3, 0.5), &[1.0, 0.0, 0.0, 0.0]);
-        let squares: Vec<f64> = probabilities.iter().map(|p| f64::from(p * p) / 0.365).collect();
-        close(&shares(&logits, 0.5, 0, 1.0), &squares);
-    }
-
-    #[test]
-    fn the_nucleus_of_a_flat_distribution_is_found_too() {
-        let logits = vec![0.0; 5000];
-        let mut weights = vec![0.0; 5000];
-        exp_scaled(&logits, 0.0, 1.0, &mut weights);
-        assert_eq!(nucleus(&logits, &weights, 0.5).len(), 2500);
-        let steep: Vec<f32> = (0..5000).map(|i| -(i as f32)).collect();
-        exp_scaled(&steep, 0.0, 1.0, &mut weights);
-        assert_eq!(nucleus(&steep, &weights, 0.9), [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_token_depends_on_seed_and_position_alone() {
-        let logits: Vec<f32> = (0..100).map(|i| (i % 7) as f32).collect();
-        let draw =
-            |seed, position| sample(&logits, &params(1.0, 0, 1.0, seed), position, &mut Vec::new()).token;
-        assert_eq!(draw(3, 10), draw(3, 10));
-        let different = (0..50).filter(|position| draw(3, *position) != draw(4, *position)).count();
-        assert!(different > 30, "{different}");
-    }
-
-    #[test]
-    fn greedy_takes_the_first_of_equals_and_logprobs_are_normalised() {
-        let logits = [1.0, 4.0, 4.0, 2.0];
-        let output = sample(
-            &logits,
-            &SequenceParams { logprobs: Some(2), ..params(0.0, 0, 1.0, 0) },
-            0,
-            &mut Vec::new(),
-        );
-        assert_eq!(output.token, 1);
-        assert_eq!(output.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2]);
-        let sum: f64 =
-            describe(&logits, 0, Some(4)).top.iter().map(|(_, logprob)| f64::from(*logprob).exp()).sum();
-        assert!((sum - 1.0).abs() < 1e-6);
-    }
-}
+#[path = "sampler_tests.rs"]
+mod tests;

@@ -71,10 +71,9 @@ impl SequenceTable {
 
     /// Forgets everything; returns the step that tells the other ranks.
     pub fn clear(&mut self) -> StepInput {
-        let drops = self.sequences.values().map(|sequence| sequence.slot).collect();
-        let fresh = Self::new(self.vocab);
-        *self = Self { free_slots: std::mem::take(&mut self.free_slots), slots: self.slots, ..fresh };
-        self.free_slots.extend(&drops);
+        // Every slot there ever was: a plan that was refused half way may have freed some without a word to the others.
+        let drops: Vec<u32> = (0..self.slots).collect();
+        *self = Self { free_slots: drops.clone(), slots: self.slots, ..Self::new(self.vocab) };
         StepInput { drops, ..StepInput::default() }
     }
 
@@ -102,7 +101,8 @@ impl SequenceTable {
         }
         let mut chunks: BTreeMap<SequenceId, u32> = BTreeMap::new();
         for chunk in plan.chunks {
-            *chunks.entry(chunk.sequence).or_default() += chunk.tokens;
+            let rows = chunks.entry(chunk.sequence).or_default();
+            *rows = rows.saturating_add(chunk.tokens);
         }
         if let Some(id) = chunks.keys().find(|id| !self.sequences.contains_key(id)) {
             return Err(unknown(*id, "given work"));
@@ -141,6 +141,9 @@ impl SequenceTable {
         let wrong = |reason: String| PlanError { sequence: id, reason };
         if let Some(token) = join.tokens.iter().find(|token| **token as usize >= self.vocab) {
             return Err(wrong(format!("token {token} of a vocabulary of {}", self.vocab)));
+        }
+        if join.prompt_len == 0 || join.prompt_len > join.tokens.len() {
+            return Err(wrong(format!("a prompt of {} in {} tokens", join.prompt_len, join.tokens.len())));
         }
         if self.sequences.contains_key(&id) {
             return Err(wrong("joined twice".into()));
@@ -240,3 +243,7 @@ fn add_segment(
     input.tokens.extend_from_slice(&sequence.tokens[start..end]);
     wanted.extend((start + logits_from..end).map(|position| Wanted { sequence: id, position }));
 }
+
+#[cfg(test)]
+#[path = "sequences_tests.rs"]
+mod tests;

@@ -134,3 +134,6 @@ pub fn weight_type(dtype: DType) -> WeightType {
         DType::Q6_K => WeightType::Q6_K,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! Prints how fast a group computes, without coordinators: prefill, and decode of one and of many sequences.
+//!
+//! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS] [THREADS_PER_RANK]`
+
+#![allow(clippy::print_stdout)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use foggara_kernels::ThreadPool;
+use foggara_kernels::collective::{Collective, CollectiveStats, Solo, SpinPolicy, shm};
+use foggara_kernels::op::kv_cache::KvType;
+use foggara_models::{Checkpoint, RankSlice};
+use foggara_worker::decoder::{BlockTables, CacheConfig, Decoder, Segment, StepInput};
+use foggara_worker::weights::RankWeights;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const BLOCK_SIZE: usize = 16;
+const BLOCKS_EACH: usize = 40;
+const MOST_SEQUENCES: usize = 32;
+const CHUNK: usize = 128;
+const PROMPT: usize = 512;
+const DECODED: usize = 100;
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let path = args.next().ok_or("give the path of a model")?;
+    let ranks: usize = args.next().map_or(Ok(2), |n| n.parse())?;
+    let threads: usize = args.next().map_or(Ok(1), |n| n.parse())?;
+    let started = Instant::now();
+    let model = Checkpoint::open(Path::new(&path))?;
+    let slices = model.slices(ranks)?;
+    println!("opened in {:.0?}, {ranks} ranks of {threads} threads", started.elapsed());
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..ranks)
+            .map(|rank| {
+                scope.spawn({
+                    let (m, s) = (&model, &slices);
+                    move || run(m, s, rank, threads)
+                })
+            })
+            .collect();
+        ranks.into_iter().try_for_each(|rank| rank.join().map_err(|_| "a rank panicked")?)
+    })
+}
+
+fn connect(rank: usize, ranks: usize, spin: SpinPolicy) -> Result<Box<dyn Collective>> {
+    if ranks == 1 {
+        return Ok(Box::<Solo>::default());
+    }
+    let name = format!("foggara-step-rate-{}", std::process::id());
+    Ok(shm::connect(&shm::ShmConfig { spin, ..shm::ShmConfig::new(name, rank, ranks) })?)
+}
+
+fn run(model: &Checkpoint, slices: &[RankSlice], rank: usize, threads: usize) -> Result<()> {
+    let started = Instant::now();
+    let weights = RankWeights::load(model, &slices[rank], &mut |_, _| true)?;
+    if rank == 0 {
+        println!("loaded {:.1} MB in {:.0?}", weights.bytes() as f64 / 1e6, started.elapsed());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let spin = if slices.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
+    let mut collective = connect(rank, slices.len(), spin)?;
+    let blocks = MOST_SEQUENCES * BLOCKS_EACH;
+    let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: KvType::F16 };
+    let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
+    let mut decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool)?;
+    let mut tables = BlockTables::default();
+    let grants = (0..MOST_SEQUENCES)
+        .map(|slot| (slot as u32, (0..BLOCKS_EACH).map(|i| (slot * BLOCKS_EACH + i) as u32).collect()))
+        .collect();
+    tables.apply(&StepInput { grants, ..StepInput::default() }, blocks)?;
+
+    let mut measure = |what: &str, steps: usize, step: &dyn Fn(usize) -> StepInput| -> Result<()> {
+        let before = collective.stats();
+        let mut rows = 0;
+        let mut best = Duration::MAX;
+        collective.barrier()?;
+        let started = Instant::now();
+        for number in 0..steps {
+            let one = Instant::now();
+            let input = step(number);
+            rows += input.tokens.len();
+            decoder.forward(&input, &tables, &mut *collective, &mut |_, _| ())?;
+            best = best.min(one.elapsed());
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let CollectiveStats { nanos, wait_nanos, .. } = collective.stats();
+        if rank == 0 {
+            println!(
+                "{what:22} {:8.1} tok/s, step {:8.0} µs (best {:8.0}), {:2.0} % in collectives, {:2.0} % waiting",
+                rows as f64 / seconds,
+                seconds / steps as f64 * 1e6,
+                best.as_secs_f64() * 1e6,
+                (nanos - before.nanos) as f64 / seconds / 1e7,
+                (wait_nanos - before.wait_nanos) as f64 / seconds / 1e7
+            );
+        }
+        Ok(())
+    };
+    measure("prefill", PROMPT / CHUNK, &|number| rows(1, number * CHUNK, CHUNK))?;
+    for sequences in [1, 8, 16, 32] {
+        let what = format!("decode, {sequences} sequences");
+        measure(&what, DECODED, &|number| rows(sequences, number, 1))?;
+    }
+    Ok(())
+}
+
+/// `len` positions of each of `sequences`, from `start`; the last of each wants logits.
+fn rows(sequences: usize, start: usize, len: usize) -> StepInput {
+    let word = |n: usize| n as u32;
+    let segment =
+        |slot| Segment { slot: word(slot), start: word(start), len: word(len), logits_from: word(len - 1) };
+    StepInput {
+        segments: (0..sequences).map(segment).collect(),
+        tokens: (0..sequences * len).map(|i| word(i * 7 + start) % 1000).collect(),
+        ..StepInput::default()
+    }
+}

@@ -1,0 +1,173 @@
+//! Plans in, steps out, and what becomes of the logits.
+
+use foggara_proto::step::{Chunk, Grant, Join};
+
+use super::*;
+
+fn params(max_tokens: u32) -> SequenceParams {
+    SequenceParams {
+        max_tokens,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        seed: 0,
+        stop_token_ids: vec![7],
+        logprobs: None,
+        prompt_logprobs: false,
+    }
+}
+
+fn join(sequence: SequenceId, tokens: &[u32], prompt_len: usize, params: SequenceParams) -> Join {
+    Join { sequence, tokens: tokens.to_vec(), prompt_len, params }
+}
+
+fn chunk(sequence: SequenceId, tokens: u32) -> Chunk {
+    Chunk { sequence, tokens }
+}
+
+/// Logits over ten tokens of which `token` is the greatest.
+fn likely(token: usize) -> [f32; 10] {
+    std::array::from_fn(|i| if i == token { 2.0 } else { 0.0 })
+}
+
+fn begin(
+    table: &mut SequenceTable,
+    joins: Vec<Join>,
+    chunks: Vec<Chunk>,
+    drops: Vec<SequenceId>,
+) -> StepInput {
+    table.begin(StepPlan { joins, chunks, drops, ..StepPlan::default() }).expect("a plan that makes sense")
+}
+
+#[test]
+fn a_prompt_goes_through_in_chunks_and_then_one_token_follows_the_other() {
+    let mut table = SequenceTable::new(10);
+    let input = begin(&mut table, vec![join(5, &[1, 2, 3], 3, params(3))], vec![chunk(5, 2)], vec![]);
+    assert_eq!(input.segments, [Segment { slot: 0, start: 0, len: 2, logits_from: 2 }]);
+    assert_eq!(input.tokens, [1, 2]);
+    assert!(table.finish().is_empty(), "nothing is known yet");
+    // The last chunk of the prompt, then two decodes without being named; the last reaches the limit.
+    let chunks = [vec![chunk(5, 1)], vec![], vec![]];
+    for (i, (chunks, end)) in chunks.into_iter().zip([None, None, Some(SequenceEnd::Length)]).enumerate() {
+        let input = begin(&mut table, vec![], chunks, vec![]);
+        assert_eq!(input.segments, [Segment { slot: 0, start: 2 + i as u32, len: 1, logits_from: 0 }]);
+        assert_eq!(input.tokens, [if i == 0 { 3 } else { 3 + i as u32 }]);
+        table.take_logits(0, &likely(4 + i));
+        let outputs = table.finish();
+        let token = outputs[0].token.as_ref().map(|token| token.token);
+        assert_eq!(
+            (outputs.len(), outputs[0].sequence, token, outputs[0].end),
+            (1, 5, Some(4 + i as u32), end)
+        );
+    }
+    // It has ended: a plan that was already on its way does not run it.
+    assert!(begin(&mut table, vec![], vec![], vec![]).is_empty());
+    assert_eq!(begin(&mut table, vec![], vec![], vec![5]).drops, [0]);
+}
+
+#[test]
+fn a_stop_token_ends_a_sequence_and_is_reported() {
+    let mut table = SequenceTable::new(10);
+    begin(&mut table, vec![join(1, &[3], 1, params(9))], vec![chunk(1, 1)], vec![]);
+    table.take_logits(0, &likely(7));
+    let output = table.finish().remove(0);
+    assert_eq!(output.token.map(|token| token.token), Some(7));
+    assert_eq!(output.end, Some(SequenceEnd::StopToken));
+    assert!(begin(&mut table, vec![], vec![], vec![]).is_empty());
+}
+
+#[test]
+fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
+    let mut table = SequenceTable::new(10);
+    let echo = SequenceParams { prompt_logprobs: true, logprobs: Some(1), ..params(0) };
+    let input = begin(&mut table, vec![join(1, &[3, 4, 5], 3, echo)], vec![chunk(1, 2)], vec![]);
+    assert_eq!(input.logit_rows(), [0, 1]);
+    table.take_logits(0, &likely(4));
+    table.take_logits(1, &likely(9));
+    let output = table.finish().remove(0);
+    let tokens: Vec<_> =
+        output.prompt.iter().map(|p| (p.token, p.logprob.is_some(), p.top.clone().len())).collect();
+    assert_eq!(tokens, [(3, false, 0), (4, true, 1), (5, true, 1)]);
+    assert_eq!(output.prompt[2].top[0].0, 9, "the likeliest is not the prompt's own");
+    assert_eq!((output.token, output.end), (None, None));
+    begin(&mut table, vec![], vec![chunk(1, 1)], vec![]);
+    table.take_logits(0, &likely(2));
+    let output = table.finish().remove(0);
+    assert_eq!((output.prompt.len(), output.token, output.end), (0, None, Some(SequenceEnd::Length)));
+}
+
+#[test]
+fn a_sequence_goes_on_from_where_it_was() {
+    // Two of three tokens were generated elsewhere; the prompt's probabilities are told again, nothing else is.
+    let mut table = SequenceTable::new(10);
+    let again = SequenceParams { prompt_logprobs: true, ..params(3) };
+    let input = begin(&mut table, vec![join(1, &[3, 4, 5, 6], 2, again)], vec![chunk(1, 4)], vec![]);
+    assert_eq!(input.logit_rows(), [0, 1, 2, 3]);
+    for row in 0..4 {
+        table.take_logits(row, &likely(8));
+    }
+    let output = table.finish().remove(0);
+    assert_eq!(output.prompt.iter().map(|p| p.token).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(output.token.map(|token| token.token), Some(8));
+    assert_eq!(output.end, Some(SequenceEnd::Length));
+    // One that had everything already ends without another token.
+    begin(&mut table, vec![join(2, &[3, 4, 5], 1, params(2))], vec![chunk(2, 3)], vec![1]);
+    table.take_logits(0, &likely(8));
+    let output = table.finish().remove(0);
+    assert_eq!((output.sequence, output.token, output.end), (2, None, Some(SequenceEnd::Length)));
+}
+
+#[test]
+fn slots_are_used_again() {
+    let mut table = SequenceTable::new(10);
+    let three = (1..=3).map(|id| join(id, &[1], 1, params(5))).collect();
+    let all = (1..=3).map(|id| chunk(id, 1)).collect();
+    let input = begin(&mut table, three, all, vec![]);
+    assert_eq!(input.segments.iter().map(|segment| segment.slot).collect::<Vec<_>>(), [0, 1, 2]);
+    let input = begin(&mut table, vec![join(9, &[2], 1, params(5))], vec![chunk(9, 1)], vec![2]);
+    assert_eq!(input.drops, [1]);
+    assert_eq!(input.segments.last().map(|segment| segment.slot), Some(1));
+}
+
+#[test]
+fn plans_that_make_no_sense_are_refused_and_clearing_forgets_all_of_them() {
+    let plan = |drops: &[SequenceId], joins: Vec<Join>, grants: &[SequenceId], chunks: Vec<Chunk>| StepPlan {
+        drops: drops.to_vec(),
+        joins,
+        grants: grants.iter().map(|sequence| Grant { sequence: *sequence, blocks: vec![0] }).collect(),
+        chunks,
+        ..StepPlan::default()
+    };
+    let good = || join(4, &[1, 2], 2, params(5));
+    let cases = [
+        ("an unknown drop", plan(&[8], vec![], &[], vec![])),
+        ("a drop twice", plan(&[1, 1], vec![], &[], vec![])),
+        ("unknown blocks", plan(&[], vec![], &[8], vec![])),
+        ("unknown work", plan(&[], vec![], &[], vec![chunk(8, 1)])),
+        ("work for what was dropped", plan(&[1], vec![], &[], vec![chunk(1, 1)])),
+        ("joining twice", plan(&[], vec![good(), good()], &[], vec![])),
+        ("a name in use", plan(&[], vec![join(1, &[1], 1, params(5))], &[], vec![])),
+        ("a token out of range", plan(&[], vec![join(4, &[10], 1, params(5))], &[], vec![])),
+        ("no tokens", plan(&[], vec![join(4, &[], 0, params(5))], &[], vec![])),
+        ("no prompt", plan(&[], vec![join(4, &[1], 0, params(5))], &[], vec![])),
+        ("a prompt longer than the tokens", plan(&[], vec![join(4, &[1], 2, params(5))], &[], vec![])),
+        ("no work", plan(&[], vec![good()], &[], vec![chunk(4, 0)])),
+        ("more work than tokens", plan(&[], vec![good()], &[], vec![chunk(4, 3)])),
+        ("more work in two parts", plan(&[], vec![good()], &[], vec![chunk(4, 2), chunk(4, 1)])),
+        (
+            "work beyond all numbers",
+            plan(&[], vec![good()], &[], vec![chunk(4, u32::MAX), chunk(4, u32::MAX)]),
+        ),
+    ];
+    for (what, bad) in cases {
+        let mut table = SequenceTable::new(10);
+        let both = vec![join(1, &[1, 2], 2, params(5)), join(2, &[3], 1, params(5))];
+        begin(&mut table, both, vec![chunk(1, 1), chunk(2, 1)], vec![]);
+        assert!(table.begin(bad).is_err(), "{what}");
+        // Whatever the plan did before it was refused: every slot is forgotten everywhere.
+        let slots: Vec<u32> = table.clear().drops;
+        assert!([0, 1].iter().all(|slot| slots.contains(slot)), "{what}: {slots:?}");
+        let input = begin(&mut table, vec![join(1, &[1, 2], 2, params(5))], vec![chunk(1, 2)], vec![]);
+        assert_eq!(input.segments.len(), 1, "{what}");
+    }
+}

@@ -1,0 +1,295 @@
+//! Leader and followers as they run in a worker: plans in, reports out, and how a group ends.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use foggara_models::Checkpoint;
+use foggara_proto::sequence::SequenceParams;
+use foggara_proto::step::{Chunk, Grant, Join, SequenceId, StepPlan, StepReport};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, tokens};
+
+/// Runs a whole group; `drive` plays the coordinator. Returns how each rank ended.
+fn run(
+    model: &Checkpoint,
+    tp: usize,
+    kind: Kind,
+    drive: impl FnOnce(&Sender<EngineEvent>) + Send,
+) -> Vec<Result<(), EngineError>> {
+    let (events, received) = channel();
+    let received: Mutex<Option<Receiver<EngineEvent>>> = Mutex::new(Some(received));
+    std::thread::scope(|scope| {
+        let driver = scope.spawn(move || {
+            drive(&events);
+            // A leader that has ended by itself does not listen.
+            events.send(EngineEvent::Stop).ok();
+        });
+        let ends = group(model, tp, kind, KvType::F32, |mut engine| {
+            engine.check()?;
+            if engine.collective.rank() == 0 {
+                let events = received.lock().expect("one leader").take().expect("one leader");
+                lead(engine, &events)
+            } else {
+                follow(engine)
+            }
+        });
+        driver.join().expect("no panic");
+        ends
+    })
+}
+
+/// A driver's end.
+struct Driver<'a> {
+    events: &'a Sender<EngineEvent>,
+    reports: UnboundedReceiver<StepReport>,
+    epoch: u64,
+    number: u64,
+}
+
+impl<'a> Driver<'a> {
+    fn attach(events: &'a Sender<EngineEvent>, epoch: u64) -> Self {
+        let (sender, reports) = unbounded_channel();
+        events.send(EngineEvent::Attach { driver_epoch: epoch, reports: sender }).expect("the leader runs");
+        Self { events, reports, epoch, number: 0 }
+    }
+
+    fn send(&mut self, plan: StepPlan) {
+        self.number += 1;
+        let plan = StepPlan { driver_epoch: self.epoch, number: self.number, ..plan };
+        self.events.send(EngineEvent::Plan(plan)).expect("the leader runs");
+    }
+
+    fn report(&mut self) -> StepReport {
+        let report = self.reports.blocking_recv().expect("the leader reports");
+        assert_eq!((report.driver_epoch, report.number), (self.epoch, self.number));
+        report
+    }
+
+    /// Runs `joins` together until all have ended; sequence `i` joins in step `i * apart`. Returns each one's tokens and
+    /// the bits of their log-probabilities.
+    fn generate(&mut self, joins: &[Join], apart: usize) -> Vec<Vec<(u32, Option<u32>)>> {
+        let blocks_each = BLOCKS / joins.len();
+        let mut said = vec![Vec::new(); joins.len()];
+        let (mut ended, mut step) = (0, 0);
+        while ended < joins.len() {
+            let mut plan = StepPlan::default();
+            for (i, join) in joins.iter().enumerate().filter(|(i, _)| i * apart == step) {
+                let blocks = (0..blocks_each).map(|b| (b * joins.len() + i) as u32).collect();
+                plan.grants.push(Grant { sequence: join.sequence, blocks });
+                plan.chunks.push(Chunk { sequence: join.sequence, tokens: join.tokens.len() as u32 });
+                plan.joins.push(join.clone());
+            }
+            self.send(plan);
+            for output in self.report().outputs {
+                let i = joins.iter().position(|join| join.sequence == output.sequence).expect("one of ours");
+                said[i].extend(output.token.map(|token| (token.token, token.logprob.map(f32::to_bits))));
+                ended += usize::from(output.end.is_some());
+            }
+            step += 1;
+        }
+        self.send(StepPlan {
+            drops: joins.iter().map(|join| join.sequence).collect(),
+            ..StepPlan::default()
+        });
+        self.report();
+        said
+    }
+}
+
+fn join(sequence: SequenceId, prompt: &[u32], max_tokens: u32, temperature: f32) -> Join {
+    let params = SequenceParams {
+        max_tokens,
+        temperature,
+        top_p: 0.95,
+        top_k: 0,
+        seed: sequence,
+        stop_token_ids: vec![],
+        logprobs: Some(0),
+        prompt_logprobs: false,
+    };
+    Join { sequence, tokens: prompt.to_vec(), prompt_len: prompt.len(), params }
+}
+
+fn is_gone(end: &Result<(), EngineError>) -> bool {
+    matches!(
+        end,
+        Err(EngineError::Collective(CollectiveError::PeerLost { .. } | CollectiveError::Aborted(_)))
+    )
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers() {
+    let (model, expected) = golden("llama-odd-heads");
+    for (tp, kind) in [(1, Kind::Shm), (2, Kind::Shm), (3, Kind::Shm), (2, Kind::Tcp), (3, Kind::Tcp)] {
+        let ends = run(&model, tp, kind, |events| {
+            let mut driver = Driver::attach(events, 1);
+            for (i, case) in expected["cases"].as_array().expect("cases").iter().enumerate() {
+                let said = driver.generate(&[join(i as u64, &tokens(&case["prompt"]), 24, 0.0)], 1);
+                let said: Vec<u32> = said[0].iter().map(|(token, _)| *token).collect();
+                assert_eq!(said, tokens(&case["greedy"]), "tp {tp} {kind:?}, case {i}");
+            }
+        });
+        assert!(ends[0].is_ok() && ends[1..].iter().all(is_gone), "{ends:?}");
+    }
+}
+
+#[test]
+fn a_sequence_says_the_same_alone_and_among_others() {
+    let (model, _) = golden("llama");
+    let joins: Vec<Join> = (0..8u32)
+        .map(|i| {
+            let prompt: Vec<u32> = (0..3 + i * 4).map(|j| (j * j * 13 + i * 29) % 320).collect();
+            join(u64::from(i) + 1, &prompt, 9 + i, if i % 2 == 0 { 0.0 } else { 0.9 })
+        })
+        .collect();
+    let ends = run(&model, 2, Kind::Shm, |events| {
+        let mut driver = Driver::attach(events, 1);
+        let together = driver.generate(&joins, 0);
+        let staggered = driver.generate(&joins, 3);
+        assert!(together == staggered);
+        for (join, said) in joins.iter().zip(&together) {
+            assert_eq!(said.len(), join.params.max_tokens as usize);
+            assert!(driver.generate(std::slice::from_ref(join), 1)[0] == *said, "{}", join.sequence);
+        }
+    });
+    assert!(ends[0].is_ok());
+}
+
+#[test]
+fn nonsense_costs_the_driver_its_connection_and_nobody_else_anything() {
+    let (model, expected) = golden("llama");
+    let case = &expected["cases"][1];
+    let (prompt, greedy) = (tokens(&case["prompt"]), tokens(&case["greedy"]));
+    let good = || join(3, &prompt, 24, 0.0);
+    let joined = |blocks: Vec<u32>, rows: usize| StepPlan {
+        joins: vec![good()],
+        grants: vec![Grant { sequence: 3, blocks }],
+        chunks: vec![Chunk { sequence: 3, tokens: rows as u32 }],
+        ..StepPlan::default()
+    };
+    let bad = [
+        StepPlan { drops: vec![77], ..StepPlan::default() },
+        joined(vec![BLOCKS as u32], prompt.len()),
+        joined(vec![], prompt.len()),
+        joined(vec![0], prompt.len() + 1),
+        StepPlan { joins: vec![join(3, &[320], 4, 0.0)], ..StepPlan::default() },
+        StepPlan {
+            // More rows than a step may have, though there are blocks for them.
+            joins: vec![join(3, &vec![1; BLOCKS * BLOCK_SIZE], 4, 0.0)],
+            grants: vec![Grant { sequence: 3, blocks: (0..BLOCKS as u32).collect() }],
+            chunks: vec![Chunk { sequence: 3, tokens: (BLOCKS * BLOCK_SIZE) as u32 }],
+            ..StepPlan::default()
+        },
+    ];
+    let ends = run(&model, 2, Kind::Shm, |events| {
+        for (i, plan) in bad.into_iter().enumerate() {
+            let mut driver = Driver::attach(events, 2 * i as u64 + 1);
+            // Something that is running when the nonsense comes.
+            driver.send(joined(vec![5, 6], prompt.len()));
+            driver.report();
+            let plan = if plan.joins.is_empty() { plan } else { StepPlan { drops: vec![3], ..plan } };
+            driver.send(plan);
+            assert_eq!(driver.reports.blocking_recv(), None, "plan {i}");
+            let mut next = Driver::attach(events, 2 * i as u64 + 2);
+            let said: Vec<u32> = next.generate(&[good()], 1)[0].iter().map(|(token, _)| *token).collect();
+            assert_eq!(said, greedy, "after plan {i}");
+        }
+    });
+    assert!(ends[0].is_ok(), "{ends:?}");
+}
+
+#[test]
+fn a_newer_driver_takes_over_and_older_ones_are_not_heard() {
+    let (model, expected) = golden("llama");
+    let prompt = tokens(&expected["cases"][1]["prompt"]);
+    let ends = run(&model, 2, Kind::Shm, |events| {
+        let mut first = Driver::attach(events, 5);
+        let said = first.generate(&[join(1, &prompt, 5, 0.0)], 1);
+        let mut late = Driver::attach(events, 4);
+        assert_eq!(late.reports.blocking_recv(), None, "an older lease");
+        let mut second = Driver::attach(events, 6);
+        assert_eq!(first.reports.blocking_recv(), None, "its lease has ended");
+        first.send(StepPlan { drops: vec![1, 2, 3], ..StepPlan::default() });
+        // A duplicate is ignored; a gap is nonsense.
+        second.send(StepPlan::default());
+        second.report();
+        second.number -= 1;
+        second.send(StepPlan::default());
+        assert!(second.generate(&[join(1, &prompt, 5, 0.0)], 1) == said);
+        second.number += 1;
+        second.send(StepPlan::default());
+        assert_eq!(second.reports.blocking_recv(), None, "a plan is missing");
+    });
+    assert!(ends[0].is_ok(), "{ends:?}");
+}
+
+#[test]
+fn a_group_ends_when_any_rank_does() {
+    let (model, _) = golden("llama");
+    for kind in [Kind::Shm, Kind::Tcp] {
+        for first in 0..3 {
+            let ends = group(&model, 3, kind, KvType::F32, |mut engine| {
+                engine.check()?;
+                let rank = engine.collective.rank();
+                if rank == first {
+                    return Ok(());
+                }
+                if rank == 0 {
+                    // Idle until a driver's plan finds that the group is no more.
+                    let (events, received) = channel();
+                    let plan = StepPlan {
+                        joins: vec![join(1, &[1], 1, 0.0)],
+                        grants: vec![Grant { sequence: 1, blocks: vec![0] }],
+                        chunks: vec![Chunk { sequence: 1, tokens: 1 }],
+                        ..StepPlan::default()
+                    };
+                    Driver::attach(&events, 1).send(plan);
+                    return match lead(engine, &received) {
+                        Ok(()) => Err(EngineError::Check("the step went through".into())),
+                        error => error,
+                    };
+                }
+                follow(engine)
+            });
+            let others = ends.iter().enumerate().filter(|(rank, _)| *rank != first);
+            for (rank, end) in others {
+                assert!(is_gone(end), "{kind:?}, rank {first} left, rank {rank}: {end:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_abort_ends_a_waiting_follower() {
+    let (model, _) = golden("llama");
+    for kind in [Kind::Shm, Kind::Tcp] {
+        let (gone, wait) = channel::<()>();
+        let wait = Mutex::new(wait);
+        let ends = group(&model, 2, kind, KvType::F32, |mut engine| {
+            engine.check()?;
+            if engine.collective.rank() == 0 {
+                // Stays, without a word, until the other has gone.
+                wait.lock().expect("one leader").recv().expect("the follower says so");
+                return engine.collective.barrier().map_err(EngineError::from);
+            }
+            let abort = engine.collective.abort_handle();
+            let end = std::thread::scope(|scope| {
+                scope.spawn(move || abort.abort("enough"));
+                follow(engine)
+            });
+            gone.send(()).expect("the leader waits");
+            end
+        });
+        assert!(ends.iter().all(is_gone), "{kind:?}: {ends:?}");
+    }
+}
+
+#[test]
+fn kv_types_are_chosen_by_name() {
+    let (model, _) = golden("llama");
+    assert_eq!(kv_type("auto", &model), Ok(KvType::F32), "as the checkpoint is stored");
+    assert_eq!(kv_type("f16", &model), Ok(KvType::F16));
+    assert!(kv_type("int3", &model).is_err_and(|error| error.contains("int3")));
+}

@@ -1,0 +1,105 @@
+//! Groups in one process, for tests: every rank on a thread of its own, connected as real ones are.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use foggara_kernels::ThreadPool;
+use foggara_kernels::collective::{Collective, Solo, SpinPolicy, shm, tcp};
+use foggara_kernels::op::kv_cache::KvType;
+use foggara_models::Checkpoint;
+use serde_json::Value;
+
+use crate::decoder::{BlockTables, CacheConfig, Decoder};
+use crate::engine::Engine;
+use crate::weights::RankWeights;
+
+/// KV blocks of every rank, and positions in each.
+pub(crate) const BLOCKS: usize = 40;
+pub(crate) const BLOCK_SIZE: usize = 16;
+
+/// How ranks are connected.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Kind {
+    Shm,
+    Tcp,
+}
+
+/// A small model with random weights, and what transformers makes of it.
+pub(crate) fn golden(name: &str) -> (Checkpoint, Value) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    let expected = std::fs::read_to_string(folder.join("expected.json")).expect("the fixture is there");
+    (
+        Checkpoint::open(&folder).expect("a valid checkpoint"),
+        serde_json::from_str(&expected).expect("valid JSON"),
+    )
+}
+
+/// A list of numbers in a fixture.
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+/// A list of token ids in a fixture.
+pub(crate) fn tokens(value: &Value) -> Vec<u32> {
+    numbers(value).into_iter().map(|token| token as u32).collect()
+}
+
+/// Loads `model` cut for `tp` ranks and runs `f` on every rank's thread; returns what each gave.
+pub(crate) fn group<R: Send>(
+    model: &Checkpoint,
+    tp: usize,
+    kind: Kind,
+    ty: KvType,
+    f: impl Fn(Engine) -> R + Sync,
+) -> Vec<R> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("foggara-worker-test-{}-{number}", std::process::id());
+    let slices = model.slices(tp).expect("can be cut");
+    let listeners: Vec<_> = (0..tp).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().expect("bound")).collect();
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let (slices, name, peers, f) = (&slices, name.clone(), peers.clone(), &f);
+                scope.spawn(move || {
+                    let collective: Box<dyn Collective> = match kind {
+                        _ if tp == 1 => Box::<Solo>::default(),
+                        Kind::Shm => shm::connect(&shm::ShmConfig {
+                            spin: SpinPolicy::Park,
+                            ..shm::ShmConfig::new(name, rank, tp)
+                        })
+                        .expect("connects"),
+                        Kind::Tcp => tcp::connect(&tcp::TcpConfig {
+                            rank,
+                            group_key: [9; 16],
+                            peers,
+                            listener,
+                            spin: SpinPolicy::Park,
+                            connect_timeout: Duration::from_secs(60),
+                            cancelled: Default::default(),
+                        })
+                        .expect("connects"),
+                    };
+                    let weights = RankWeights::load(model, &slices[rank], &mut |_, _| true).expect("loads");
+                    let cache = CacheConfig { blocks: BLOCKS, block_size: BLOCK_SIZE, ty };
+                    // One rank computes with helpers, so that both ways are tested.
+                    let pool = ThreadPool::with_spin(if rank == 0 { 2 } else { 1 }, false);
+                    let decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool);
+                    f(Engine {
+                        decoder: decoder.expect("fits in memory"),
+                        tables: BlockTables::default(),
+                        collective,
+                        block_size: BLOCK_SIZE,
+                        max_rows: 512,
+                    })
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().expect("no rank panics")).collect()
+    })
+}
