@@ -30,6 +30,10 @@ fn checksum(bytes: &[u8]) -> u64 {
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     let body = bincode::serde::encode_to_vec(value, bincode::config::standard())
         .map_err(|e| CodecError::Damaged(e.to_string()))?;
+    // What is written must be readable.
+    if body.len() + HEADER_BYTES > MAX_BYTES {
+        return Err(CodecError::TooLarge(body.len()));
+    }
     Ok(seal(&body))
 }
 

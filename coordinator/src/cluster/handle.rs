@@ -164,10 +164,11 @@ impl ClusterHandle {
             return Err(ClusterError::TooLarge { bytes: bytes.len(), limit: MAX_WRITE_BYTES });
         }
         let started = Instant::now();
+        let mut why = ClusterError::NoLeader(DEADLINE);
         loop {
             let left = DEADLINE.saturating_sub(started.elapsed());
             if left.is_zero() {
-                return Err(ClusterError::NoLeader(DEADLINE));
+                return Err(why);
             }
             let (leads, leader) = {
                 let status = self.status.borrow();
@@ -187,9 +188,28 @@ impl ClusterHandle {
                 Ok(Ok(Outcome::Refused(reason))) => return Err(ClusterError::Refused(reason)),
                 Ok(Ok(outcome)) => return Ok(outcome),
                 Ok(Err(ClusterError::Stopped)) => return Err(ClusterError::Stopped),
+                Ok(Err(ClusterError::Overloaded)) => {
+                    why = ClusterError::Overloaded;
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
                 // Not known whether it was applied: the same id asks again.
                 Ok(Err(_)) | Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
             }
+        }
+    }
+
+    /// Writes if this member leads, without forwarding: for decisions that only the leader may take.
+    ///
+    /// # Errors
+    /// [`ClusterError::NotLeader`] if it does not lead (any more), [`ClusterError::Refused`] if the state machine said no.
+    pub async fn propose_leading(&self, command: Command) -> Result<Outcome, ClusterError> {
+        let request_id = uuid::Uuid::new_v4().to_string();
+        let bytes = codec::encode(&Envelope { request_id: request_id.clone(), command })
+            .map_err(|e| ClusterError::Invalid(e.to_string()))?;
+        match tokio::time::timeout(DEADLINE, self.propose_here(request_id, bytes)).await {
+            Ok(Ok(Outcome::Refused(reason))) => Err(ClusterError::Refused(reason)),
+            Ok(outcome) => outcome,
+            Err(_) => Err(ClusterError::NoLeader(DEADLINE)),
         }
     }
 
@@ -256,7 +276,8 @@ impl ClusterHandle {
     /// Hands leadership to the follower that is farthest, if this member leads, and waits (a second at most) until it has:
     /// for a planned stop.
     pub async fn step_down(&self) {
-        if self.is_leader() && self.send(Input::Transfer).is_ok() {
+        let someone = self.status.borrow().peers.iter().any(|peer| peer.active);
+        if someone && self.is_leader() && self.send(Input::Transfer).is_ok() {
             let mut status = self.status.clone();
             let follows = status.wait_for(|status| status.role != Role::Leader);
             // Not worth waiting longer: the others elect one anyway.

@@ -6,6 +6,7 @@
 
 mod codec;
 mod handle;
+mod inbound;
 mod node;
 pub mod state;
 mod store;

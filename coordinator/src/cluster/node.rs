@@ -3,7 +3,7 @@
 //! The order of effects is raft-rs's: messages that need no durability first, then one durable transaction, then the
 //! messages that promise it, then what is committed is applied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use prost011::Message as _;
 use raft::prelude::{Entry, EntryType, Message, MessageType};
-use raft::{RawNode, ReadOnlyOption, StateRole};
+use raft::{ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use tokio::sync::{oneshot, watch};
 
 use super::handle::{ClusterHandle, Input, PeerProgress, RaftStatus, Role};
+use super::inbound::{self, Verdict};
 use super::state::Envelope;
 use super::store::{Identity, LogStore};
 use super::transport::Transport;
@@ -24,6 +25,10 @@ use super::{ClusterError, ClusterState, Outcome, StoreError, codec};
 const INPUTS: usize = 4096;
 /// Inputs taken in before the next look at what raft wants done.
 const INPUT_BATCH: usize = 256;
+/// What errors that are not about the file itself call the store.
+const STORE: &str = "raft.redb";
+/// Bytes of entries after which a snapshot is taken, however few they are.
+const SNAPSHOT_EVERY_BYTES: usize = 8 << 20;
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 const MAX_UNCOMMITTED_BYTES: u64 = 64 << 20;
 
@@ -108,6 +113,8 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
         proposals: HashMap::new(),
         reads: HashMap::new(),
         next_read: 0,
+        incarnation: *uuid::Uuid::new_v4().as_bytes(),
+        silent: BTreeSet::new(),
         state_out,
         status_out,
         elections: 0,
@@ -139,6 +146,10 @@ struct Node {
     /// Reads asked for here, by context.
     reads: HashMap<Vec<u8>, oneshot::Sender<u64>>,
     next_read: u64,
+    /// Of this process.
+    incarnation: [u8; 16],
+    /// Peers whose connection broke and that have not been heard of since.
+    silent: BTreeSet<u64>,
     state_out: watch::Sender<Arc<ClusterState>>,
     status_out: watch::Sender<RaftStatus>,
     elections: u64,
@@ -203,67 +214,79 @@ impl Node {
             }
             Input::Step(bytes) => self.step(&bytes)?,
             Input::Read { reply } => {
-                self.next_read += 1;
-                let context = self.next_read.to_le_bytes().to_vec();
+                let context = self.read_context();
                 // Those that nobody waits for any more.
                 self.reads.retain(|_, reply| !reply.is_closed());
                 self.reads.insert(context.clone(), reply);
                 self.raw.read_index(context);
             }
-            Input::Unreachable(peer) => self.raw.report_unreachable(peer),
-            Input::Transfer => {
-                let matched = |id: u64| self.raw.raft.prs().get(id).map_or(0, |progress| progress.matched);
-                let others = self.members.iter().copied().filter(|id| *id != self.raw.raft.id);
-                if let Some(best) = others.max_by_key(|id| matched(*id)) {
-                    self.raw.transfer_leader(best);
-                }
-            }
+            Input::Unreachable(peer) => self.unreachable(peer),
+            Input::Transfer => self.transfer(),
             Input::Stop => {}
         }
         Ok(())
     }
 
-    /// A message of another member. raft-rs takes its messages on trust, so nonsense is kept from it here.
+    /// A message of another member.
     fn step(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let Ok(message) = Message::decode(bytes) else {
             tracing::warn!("a raft message that cannot be decoded was dropped");
             return Ok(());
         };
-        let id = self.raw.raft.id;
-        let foreign = message.to != id || message.from == id || !self.members.contains(&message.from);
-        let local = matches!(
-            message.msg_type(),
-            MessageType::MsgHup
-                | MessageType::MsgBeat
-                | MessageType::MsgUnreachable
-                | MessageType::MsgSnapStatus
-                | MessageType::MsgCheckQuorum
-        );
-        if foreign || local {
-            tracing::warn!(
-                from = message.from,
-                to = message.to,
-                "a raft message that does not belong here was dropped"
-            );
-            return Ok(());
+        let log = &self.raw.raft.raft_log;
+        let view = inbound::View {
+            id: self.raw.raft.id,
+            members: &self.members,
+            term: self.raw.raft.term,
+            committed: log.committed,
+            last: log.last_index(),
+            term_at: &|index| log.term(index).ok(),
+        };
+        let mut verdict = inbound::check(&message, &view);
+        if verdict.is_ok() && !readable(&message) {
+            verdict = Err(Verdict::Drop("its snapshot cannot be read"));
         }
-        let last = self.raw.raft.raft_log.last_index();
-        if message.msg_type() == MessageType::MsgHeartbeat
-            && message.commit > last
-            && message.term >= self.raw.raft.term
-        {
-            return Err(StoreError {
-                path: PathBuf::from("raft.redb"),
-                reason: format!(
-                    "the leader says that this coordinator acknowledged entry {}, but its log ends at {last}: its disk has \
-                     lost writes. Remove the coordinator from the cluster and add it under a new id",
-                    message.commit
-                ),
-            });
+        match verdict {
+            Ok(()) => {
+                self.silent.remove(&message.from);
+                // What raft refuses (a stale term) it may refuse.
+                self.raw.step(message).ok();
+                Ok(())
+            }
+            Err(Verdict::Drop(reason)) => {
+                let (from, to, kind) = (message.from, message.to, message.msg_type());
+                tracing::warn!(from, to, ?kind, reason, "a raft message was dropped");
+                Ok(())
+            }
+            Err(Verdict::Fatal(reason)) => Err(StoreError { path: PathBuf::from(STORE), reason }),
         }
-        // What raft refuses (a stale term, an unknown sender) it may refuse.
-        self.raw.step(message).ok();
-        Ok(())
+    }
+
+    /// Messages to a peer have been lost.
+    fn unreachable(&mut self, peer: u64) {
+        self.silent.insert(peer);
+        self.raw.report_unreachable(peer);
+        // A snapshot may have been among them, for whose arrival raft waits without end.
+        let state = self.raw.raft.prs().get(peer).map(|progress| progress.state);
+        if state == Some(ProgressState::Snapshot) {
+            self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Hands leadership to the follower that is farthest among those that answer.
+    fn transfer(&mut self) {
+        let own = self.raw.raft.id;
+        let others = self.raw.raft.prs().iter().filter(|(id, _)| **id != own);
+        let answering = others.filter(|(id, progress)| progress.recent_active && !self.silent.contains(id));
+        if let Some(best) = answering.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id) {
+            self.raw.transfer_leader(best);
+        }
+    }
+
+    /// Names a read: unique in the cluster and over restarts, so that no read gets another's answer.
+    fn read_context(&mut self) -> Vec<u8> {
+        self.next_read += 1;
+        [&self.raw.raft.id.to_le_bytes()[..], &self.incarnation, &self.next_read.to_le_bytes()].concat()
     }
 
     fn send(&self, messages: Vec<Message>) {
@@ -306,7 +329,7 @@ impl Node {
         let state: ClusterState = match &snapshot.data[..] {
             [] => ClusterState::default(),
             bytes => codec::decode(bytes).map_err(|e| StoreError {
-                path: PathBuf::from("raft.redb"),
+                path: PathBuf::from(STORE),
                 reason: format!("the leader's snapshot cannot be read: {e}"),
             })?,
         };
@@ -329,7 +352,7 @@ impl Node {
                 continue;
             }
             let envelope: Envelope = codec::decode(&entry.data).map_err(|e| StoreError {
-                path: PathBuf::from("raft.redb"),
+                path: PathBuf::from(STORE),
                 reason: format!("committed entry {} cannot be read: {e}", entry.index),
             })?;
             let outcome = state.apply(&envelope);
@@ -345,9 +368,11 @@ impl Node {
                 reply.send(Ok(outcome.clone())).ok();
             }
         }
-        if self.applied - self.raw.store().snapshot_index() >= self.snapshot_every {
+        let store = self.raw.store();
+        let entries = self.applied - store.snapshot_index();
+        if entries >= self.snapshot_every || (entries > 0 && store.log_bytes() >= SNAPSHOT_EVERY_BYTES) {
             let bytes = codec::encode(&*self.state).map_err(|e| StoreError {
-                path: PathBuf::from("raft.redb"),
+                path: PathBuf::from(STORE),
                 reason: format!("taking a snapshot: {e}"),
             })?;
             self.raw.mut_store().compact(self.applied, bytes)?;
@@ -372,7 +397,7 @@ impl Node {
         let progress = |(id, p): (&u64, &raft::Progress)| PeerProgress {
             id: *id,
             matched: p.matched,
-            active: p.recent_active,
+            active: p.recent_active && !self.silent.contains(id),
         };
         let peers = match role {
             Role::Leader => raft.prs().iter().filter(|(id, _)| **id != raft.id).map(progress).collect(),
@@ -402,4 +427,13 @@ impl Node {
             changed
         });
     }
+}
+
+/// Whether a snapshot in `message`, if there is one, holds a state.
+fn readable(message: &Message) -> bool {
+    if message.msg_type() != MessageType::MsgSnapshot {
+        return true;
+    }
+    let data = &message.get_snapshot().data;
+    data.is_empty() || codec::decode::<ClusterState>(data).is_ok()
 }

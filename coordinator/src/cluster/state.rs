@@ -12,6 +12,8 @@ pub const MAX_NOTES: usize = 10_000;
 pub const MAX_NOTE_KEY: usize = 256;
 /// Bytes of a note's value.
 pub const MAX_NOTE_VALUE: usize = 64 << 10;
+/// Bytes of all notes together: a snapshot is one message.
+pub const MAX_NOTES_BYTES: usize = 16 << 20;
 /// Most deployments.
 pub const MAX_DEPLOYMENTS: usize = 256;
 /// Most workers.
@@ -28,6 +30,8 @@ pub struct Member {
     pub http_addr: String,
     /// Process id on its host.
     pub pid: u32,
+    /// It is stopping: it should drive nothing new.
+    pub draining: bool,
 }
 
 /// What a worker can do.
@@ -212,6 +216,8 @@ pub enum Command {
         group: u64,
         /// Who.
         coordinator: u64,
+        /// Epoch of the lease that ends by this; 0: there was none. Refused if the lease is another one by now.
+        replaces: u64,
     },
     /// An operator's note.
     PutNote {
@@ -259,6 +265,7 @@ pub struct ClusterState {
     pub groups: BTreeMap<u64, Group>,
     /// Operators' notes.
     pub notes: BTreeMap<String, String>,
+    notes_bytes: usize,
     /// Source of worker ids, group ids and epochs: only grows.
     counter: u64,
     remembered: BTreeMap<String, Outcome>,
@@ -329,7 +336,9 @@ impl ClusterState {
                 }
                 Err(refused) => refused,
             },
-            Command::AssignDriver { group, coordinator } => self.assign_driver(*group, *coordinator),
+            Command::AssignDriver { group, coordinator, replaces } => {
+                self.assign_driver(*group, *coordinator, *replaces)
+            }
             Command::PutNote { key, value } => self.put_note(key, value),
         }
     }
@@ -419,12 +428,16 @@ impl ClusterState {
         }
     }
 
-    fn assign_driver(&mut self, id: u64, coordinator: u64) -> Outcome {
+    fn assign_driver(&mut self, id: u64, coordinator: u64, replaces: u64) -> Outcome {
         if !self.members.contains_key(&coordinator) {
             return Outcome::Refused(format!("coordinator {coordinator} is not known"));
         }
-        if !self.groups.get(&id).is_some_and(Group::is_ready) {
+        let Some(group) = self.groups.get(&id).filter(|group| group.is_ready()) else {
             return Outcome::Refused(format!("group {id} is not ready"));
+        };
+        let current = group.driver.map_or(0, |lease| lease.epoch);
+        if current != replaces {
+            return Outcome::Refused(format!("group {id} is driven under lease {current}, not {replaces}"));
         }
         let lease = DriverLease { coordinator, epoch: self.next() };
         if let Some(group) = self.groups.get_mut(&id) {
@@ -443,6 +456,14 @@ impl ClusterState {
         if self.notes.len() >= MAX_NOTES && !self.notes.contains_key(key) {
             return Outcome::Refused(format!("there are {MAX_NOTES} notes already"));
         }
+        let before = self.notes.get(key).map_or(0, |old| key.len() + old.len());
+        let bytes = self.notes_bytes - before + key.len() + value.len();
+        if bytes > MAX_NOTES_BYTES {
+            return Outcome::Refused(format!(
+                "all notes together would take {bytes} bytes, at most {MAX_NOTES_BYTES}"
+            ));
+        }
+        self.notes_bytes = bytes;
         self.notes.insert(key.to_owned(), value.to_owned());
         Outcome::Done
     }

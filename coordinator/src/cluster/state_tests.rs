@@ -60,7 +60,7 @@ impl Run {
         assert_eq!(run.apply(worker("b")), Outcome::Worker(2));
         let put = Command::PutDeployment { name: "m".into(), deployment: deployment(2) };
         assert_eq!(run.apply(put), Outcome::Done);
-        let member = Member { addr: "c:1".into(), http_addr: "c:2".into(), pid: 3 };
+        let member = Member { addr: "c:1".into(), http_addr: "c:2".into(), pid: 3, draining: false };
         assert_eq!(run.apply(Command::RegisterMember { id: 1, member }), Outcome::Done);
         assert_eq!(run.apply(form(&[1, 2])), Outcome::Group(3));
         run
@@ -75,15 +75,16 @@ fn refused(outcome: &Outcome) -> bool {
 fn a_group_lives_from_idle_workers_to_a_lost_one() {
     let mut run = Run::with_group();
     assert_eq!(run.state.workers[&1].group, Some(3), "what a worker claims about itself is not believed");
-    assert!(refused(&run.apply(Command::AssignDriver { group: 3, coordinator: 1 })), "not ready yet");
+    let assign = |coordinator, replaces| Command::AssignDriver { group: 3, coordinator, replaces };
+    assert!(refused(&run.apply(assign(1, 0))), "not ready yet");
     for (epoch, rank, ok) in [(3, 0, false), (4, 2, false), (4, 0, true), (4, 0, true), (4, 1, true)] {
         assert_eq!(refused(&run.apply(Command::RankReady { group: 3, epoch, rank })), !ok, "{epoch} {rank}");
     }
-    let first = run.apply(Command::AssignDriver { group: 3, coordinator: 1 });
-    assert_eq!(first, Outcome::Driver(DriverLease { coordinator: 1, epoch: 5 }));
-    let second = run.apply(Command::AssignDriver { group: 3, coordinator: 1 });
+    assert_eq!(run.apply(assign(1, 0)), Outcome::Driver(DriverLease { coordinator: 1, epoch: 5 }));
+    assert!(refused(&run.apply(assign(1, 0))), "somebody drives it by now");
+    let second = run.apply(assign(1, 5));
     assert_eq!(second, Outcome::Driver(DriverLease { coordinator: 1, epoch: 6 }), "leases only get newer");
-    assert!(refused(&run.apply(Command::AssignDriver { group: 3, coordinator: 9 })), "unknown coordinator");
+    assert!(refused(&run.apply(assign(9, 6))), "unknown coordinator");
     assert_eq!(run.apply(Command::WorkerLost { id: 1 }), Outcome::Done);
     assert!(run.state.groups.is_empty());
     assert_eq!(run.state.workers[&2].group, None, "the other worker is free again");
@@ -141,6 +142,14 @@ fn limits_are_kept() {
     }
     assert!(refused(&run.apply(note("one more", 1))));
     assert_eq!(run.apply(note("k", 2)), Outcome::Done, "a known key may change");
+    let mut big = Run::new();
+    for i in 0..MAX_NOTES_BYTES / MAX_NOTE_VALUE - 1 {
+        assert_eq!(big.apply(note(&i.to_string(), MAX_NOTE_VALUE)), Outcome::Done);
+    }
+    assert_eq!(big.apply(note("0", MAX_NOTE_VALUE)), Outcome::Done, "it replaces as much");
+    assert!(refused(&big.apply(note("last", MAX_NOTE_VALUE))), "too much altogether");
+    assert_eq!(big.apply(note("0", 1)), Outcome::Done);
+    assert_eq!(big.apply(note("last", MAX_NOTE_VALUE)), Outcome::Done);
     let put = |tp| Command::PutDeployment { name: "m".into(), deployment: deployment(tp) };
     assert_eq!(run.apply(put(1)), Outcome::Done);
     assert_eq!(run.apply(put(1)), Outcome::Done);

@@ -19,6 +19,9 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const IDENTITY: &str = "identity";
 const HARD_STATE: &str = "hard_state";
 const SNAPSHOT: &str = "snapshot";
+/// The log is kept in memory by us; the library need not keep it too.
+const CACHE_BYTES: usize = 4 << 20;
+const RESTORE: &str = "if the disk is at fault, give this coordinator a new id and an empty data folder";
 
 /// Why a store cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -47,6 +50,8 @@ pub(super) struct LogStore {
     snapshot: Snapshot,
     /// Entries after the snapshot, without gaps.
     entries: VecDeque<Entry>,
+    /// Of their data.
+    log_bytes: usize,
     /// Seconds spent in durable commits, and how many there were.
     pub(super) sync_seconds: f64,
     pub(super) syncs: u64,
@@ -58,14 +63,17 @@ impl LogStore {
         let path = dir.join("raft.redb");
         let fail = |reason: String| StoreError { path: path.clone(), reason };
         std::fs::create_dir_all(dir).map_err(|e| fail(format!("making its folder: {e}")))?;
-        let db =
-            Database::create(&path).map_err(|e| fail(format!("{e} (is another coordinator using it?)")))?;
+        let db = open_database(&path).map_err(fail)?;
+        // The file's name must be as durable as what is in it.
+        let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|e| fail(format!("syncing its folder: {e}")))?;
         let mut store = Self {
             path: path.clone(),
             db,
             hard_state: HardState::default(),
             snapshot: initial_snapshot(identity),
             entries: VecDeque::new(),
+            log_bytes: 0,
             sync_seconds: 0.0,
             syncs: 0,
         };
@@ -129,17 +137,17 @@ impl LogStore {
             let (index, bytes) = row.map_err(|e| self.fail(e))?;
             let entry: Entry = self.unseal("log entry", bytes.value())?;
             if index.value() != next || entry.index != next {
-                return Err(self
-                    .fail(format!("log entry {next} is missing; restore this coordinator from its peers")));
+                return Err(self.fail(format!("log entry {next} is missing; {RESTORE}")));
             }
             next += 1;
             entries.push_back(entry);
         }
         if self.hard_state.commit >= next {
             let (commit, last) = (self.hard_state.commit, next - 1);
-            return Err(self.fail(format!("committed up to {commit}, but the log ends at {last}")));
+            return Err(self.fail(format!("committed up to {commit}, but the log ends at {last}; {RESTORE}")));
         }
         self.entries = entries;
+        self.log_bytes = bytes_of(&self.entries);
         Ok(())
     }
 
@@ -178,6 +186,11 @@ impl LogStore {
         &self.snapshot.data
     }
 
+    /// Bytes of the entries since the last snapshot.
+    pub(super) fn log_bytes(&self) -> usize {
+        self.log_bytes
+    }
+
     pub(super) fn last(&self) -> u64 {
         self.snapshot_index() + self.entries.len() as u64
     }
@@ -191,7 +204,10 @@ impl LogStore {
     ) -> Result<(), StoreError> {
         let sealed: Vec<(u64, Vec<u8>)> =
             entries.iter().map(|entry| (entry.index, codec::seal(&entry.encode_to_vec()))).collect();
-        let hard_state = hard_state.cloned().unwrap_or_else(|| self.hard_state.clone());
+        let mut hard_state = hard_state.cloned().unwrap_or_else(|| self.hard_state.clone());
+        // What a snapshot holds was committed; on disk the two must not disagree.
+        hard_state.commit =
+            hard_state.commit.max(snapshot.map_or(0, |snapshot| snapshot.get_metadata().index));
         let hard_bytes = codec::seal(&hard_state.encode_to_vec());
         let snapshot_bytes = snapshot.map(|snapshot| codec::seal(&snapshot.encode_to_vec()));
         let first = entries.first().map(|entry| entry.index);
@@ -219,11 +235,11 @@ impl LogStore {
             self.entries.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
             self.entries.extend(entries.iter().cloned());
         }
+        self.log_bytes = bytes_of(&self.entries);
         Ok(())
     }
 
-    /// Replaces the log up to `index` by the state there, keeping `tail` entries before it for followers that lag.
-    /// (raft-rs sends the snapshot to those that lag more.)
+    /// Replaces the log up to `index` by the state there. Followers that lag behind it are sent the snapshot.
     pub(super) fn compact(&mut self, index: u64, data: Vec<u8>) -> Result<(), StoreError> {
         let term = raft::Storage::term(self, index).map_err(|e| self.fail(e))?;
         let mut snapshot = self.snapshot.clone();
@@ -243,9 +259,30 @@ impl LogStore {
         })?;
         let drop_count = usize::try_from(index - self.snapshot_index()).unwrap_or(usize::MAX);
         self.entries.drain(..drop_count.min(self.entries.len()));
+        self.log_bytes = bytes_of(&self.entries);
         (self.snapshot, self.hard_state) = (snapshot, hard_state);
         Ok(())
     }
+}
+
+/// Opens or makes the file. Every page of it is checked, so that damage is found now and not in the middle of an election.
+fn open_database(path: &Path) -> Result<Database, String> {
+    let open = || {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+        builder.create(path)
+    };
+    match std::panic::catch_unwind(open) {
+        Ok(Ok(database)) => Ok(database),
+        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => Err("another coordinator is using it".into()),
+        Ok(Err(error)) => Err(format!("{error}; {RESTORE}")),
+        // The library trusts what it has written more than a damaged disk deserves.
+        Err(_) => Err(format!("it is damaged; {RESTORE}")),
+    }
+}
+
+fn bytes_of(entries: &VecDeque<Entry>) -> usize {
+    entries.iter().map(|entry| entry.data.len()).sum()
 }
 
 /// Before anything has happened: the members, at index 0.

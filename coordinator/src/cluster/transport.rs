@@ -18,6 +18,7 @@ const QUEUE: usize = 1024;
 /// Most messages of one gRPC message.
 const BATCH: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const RECONNECT: Duration = Duration::from_millis(200);
 /// Largest gRPC message between coordinators: a snapshot is one.
 pub const MAX_MESSAGE_BYTES: usize = 80 << 20;
@@ -65,7 +66,13 @@ impl GrpcTransport {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| {
                 ClusterError::Invalid(format!("address `{address}` of coordinator {peer}: {e}"))
             })?;
-            let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            let channel = endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                // A machine that vanishes closes no connection.
+                .http2_keep_alive_interval(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE)
+                .connect_lazy();
             let (queue, received) = mpsc::channel(QUEUE);
             let sender = Sender {
                 cluster_id: cluster_id.to_owned(),
@@ -97,8 +104,13 @@ impl Transport for GrpcTransport {
     fn send(&self, to: u64, messages: Vec<Vec<u8>>) {
         let Some(peer) = self.peers.get(&to) else { return };
         for message in messages {
-            // A full queue means that the peer is away; raft sends again.
-            peer.queue.try_send(message).ok();
+            // A full queue means that the peer is away; raft sends again once it knows.
+            if peer.queue.try_send(message).is_err() {
+                if let Some(handle) = self.handle.get() {
+                    handle.unreachable(to);
+                }
+                return;
+            }
         }
     }
 
@@ -163,12 +175,19 @@ impl Sender {
             if !goes_on {
                 return;
             }
-            if let Some(handle) = self.handle.get() {
-                handle.unreachable(self.to);
-            }
+            self.lost();
             tokio::time::sleep(RECONNECT).await;
-            // What waited meanwhile is stale; raft has newer messages by now.
+            // What waited meanwhile is stale; raft has newer messages by now. It must be told last: what it sends from
+            // then on is not dropped.
             while queue.try_recv().is_ok() {}
+            self.lost();
+        }
+    }
+
+    /// Tells raft that messages have been lost.
+    fn lost(&self) {
+        if let Some(handle) = self.handle.get() {
+            handle.unreachable(self.to);
         }
     }
 }
