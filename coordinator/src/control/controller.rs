@@ -18,7 +18,10 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const WORKER_GRACE: Duration = Duration::from_millis(500);
 const NEW_LEADER_GRACE: Duration = Duration::from_secs(6);
 /// A coordinator that has not answered for this long does not keep its leases.
-const COORDINATOR_GRACE: Duration = Duration::from_millis(1200);
+const COORDINATOR_GRACE: Duration = Duration::from_millis(700);
+/// A coordinator that has been stopping for this long does not keep them either; when all of them stop together, moving
+/// leases would only cost.
+const DRAINING_GRACE: Duration = Duration::from_millis(400);
 /// After a group has failed to form, before the next attempt: from, to.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -29,6 +32,8 @@ struct Controller {
     since: Instant,
     /// When each coordinator was last heard of.
     heard: BTreeMap<u64, Instant>,
+    /// Coordinators that are stopping, and since when that is known.
+    draining: BTreeMap<u64, Instant>,
     needs: BTreeMap<String, (Deployment, Result<ModelNeeds, String>)>,
     /// Groups seen forming, by id.
     forming: BTreeMap<u64, String>,
@@ -74,6 +79,7 @@ impl Controller {
             registry,
             since: Instant::now(),
             heard: BTreeMap::new(),
+            draining: BTreeMap::new(),
             needs: BTreeMap::new(),
             forming: BTreeMap::new(),
             backoff: BTreeMap::new(),
@@ -83,11 +89,12 @@ impl Controller {
 
     async fn look(&mut self) {
         let state = self.cluster.state();
-        self.registry.reconcile(&state);
+        self.registry.reconcile(&self.cluster);
         for id in self.lost(&state) {
             tracing::warn!(worker = id, "worker lost");
-            if self.cluster.propose(Command::WorkerLost { id }).await.is_ok() {
-                self.registry.forget(id);
+            match self.cluster.propose_leading(Command::WorkerLost { id }).await {
+                Ok(_) => self.registry.forget(id),
+                Err(error) => tracing::warn!(worker = id, %error, "not removed"),
             }
         }
         let state = self.cluster.state();
@@ -106,11 +113,11 @@ impl Controller {
             }
         }
         self.missing = missing;
-        self.registry.reconcile(&self.cluster.state());
+        self.registry.reconcile(&self.cluster);
     }
 
     async fn propose(&self, command: Command) {
-        if let Err(error) = self.cluster.propose(command.clone()).await {
+        if let Err(error) = self.cluster.propose_leading(command.clone()).await {
             tracing::warn!(%error, ?command, "not done");
         }
     }
@@ -156,7 +163,15 @@ impl Controller {
         }
         let answering =
             self.heard.iter().filter(|(_, at)| at.elapsed() < COORDINATOR_GRACE).map(|(id, _)| *id);
-        let coordinators: BTreeSet<u64> = answering.chain([self.cluster.id()]).collect();
+        let mut coordinators: BTreeSet<u64> = answering.chain([self.cluster.id()]).collect();
+        let stopping = |id: &u64| state.members.get(id).is_some_and(|member| member.draining);
+        self.draining.retain(|id, _| stopping(id));
+        for id in state.members.keys().filter(|id| stopping(id)) {
+            let since = self.draining.entry(*id).or_insert(now);
+            if since.elapsed() > DRAINING_GRACE {
+                coordinators.remove(id);
+            }
+        }
         self.needs.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
         let mut models = BTreeMap::new();
         for (name, deployment) in &state.deployments {

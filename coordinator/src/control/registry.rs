@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use foggara_proto::PROTOCOL;
 use foggara_proto::wire::worker as wire;
 use futures::Stream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::state::{Capabilities, Group, Worker};
-use crate::cluster::{ClusterHandle, ClusterState, Command, Outcome};
+use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command, Outcome, Role};
 use crate::driver::MAX_STEP_ROWS;
 
 /// Between heartbeats, both ways.
@@ -26,6 +26,8 @@ struct Session {
     messages: mpsc::UnboundedSender<wire::RegistryMessage>,
     /// Group and epoch it was last told to hold (or came with).
     told: Option<(u64, u64)>,
+    /// Dropped to end it.
+    _open: oneshot::Sender<()>,
 }
 
 #[derive(Default)]
@@ -85,8 +87,13 @@ impl Registry {
     }
 
     /// Tells every worker what the state wants it to hold, where it has not been told.
-    pub(super) fn reconcile(&self, state: &ClusterState) {
-        for (id, session) in &mut self.lock().sessions {
+    pub(super) fn reconcile(&self, cluster: &ClusterHandle) {
+        let mut inner = self.lock();
+        // Read under the lock: a worker is in the state before its session is here.
+        let state = &*cluster.state();
+        // One that was given up just when it came back must join anew.
+        inner.sessions.retain(|id, _| state.workers.contains_key(id));
+        for (id, session) in &mut inner.sessions {
             let wanted = state.workers.get(id).and_then(|worker| worker.group);
             let group = wanted.and_then(|group| Some((group, state.groups.get(&group)?)));
             let key = group.map(|(id, group)| (id, group.epoch));
@@ -106,20 +113,22 @@ impl Registry {
         }
     }
 
+    /// Takes in a session; the receiver ends when it should.
     fn open(
         &self,
         id: u64,
         messages: mpsc::UnboundedSender<wire::RegistryMessage>,
         held: Option<(u64, u64)>,
-    ) -> u64 {
+    ) -> (u64, oneshot::Receiver<()>) {
         let mut inner = self.lock();
         inner.next += 1;
         let number = inner.next;
         inner.gone.remove(&id);
-        inner.sessions.insert(id, Session { number, messages, told: held });
+        let (open, ended) = oneshot::channel();
+        inner.sessions.insert(id, Session { number, messages, told: held, _open: open });
         drop(inner);
         self.changed.notify_one();
-        number
+        (number, ended)
     }
 
     fn close(&self, id: u64, number: u64) {
@@ -194,7 +203,9 @@ impl wire::registry_server::Registry for RegistryService {
     ) -> Result<Response<Messages>, Status> {
         use wire::registry_message::Message as Out;
         let mut incoming = request.into_inner();
-        let first = incoming.message().await?.and_then(|message| message.message);
+        let first = tokio::time::timeout(SILENCE, incoming.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no `hello` came"))??;
+        let first = first.and_then(|message| message.message);
         let Some(wire::worker_message::Message::Hello(hello)) = first else {
             return Err(Status::invalid_argument("the first message must be `hello`"));
         };
@@ -211,21 +222,26 @@ impl wire::registry_server::Registry for RegistryService {
         if !self.cluster.is_leader() {
             return only(Out::NotLeader(not_leader(&self.cluster)));
         }
-        let id = match self.cluster.propose(Command::RegisterWorker(worker(&hello))).await {
+        let id = match self.cluster.propose_leading(Command::RegisterWorker(worker(&hello))).await {
             Ok(Outcome::Worker(id)) => id,
             Ok(other) => return Err(Status::internal(format!("{other:?}"))),
-            Err(crate::cluster::ClusterError::Refused(reason)) => {
-                return only(Out::Refused(wire::Refused { reason }));
-            }
+            Err(ClusterError::Refused(reason)) => return only(Out::Refused(wire::Refused { reason })),
+            Err(ClusterError::NotLeader { .. }) => return only(Out::NotLeader(not_leader(&self.cluster))),
             Err(error) => return Err(Status::unavailable(error.to_string())),
         };
         let (messages, mut outgoing) = mpsc::unbounded_channel();
         let coordinators = not_leader(&self.cluster).coordinators;
         messages.send(message(Out::Welcome(wire::Welcome { worker: id, coordinators }))).ok();
         let held = self.adopt(id, hello.held.as_ref());
-        let number = self.registry.open(id, messages.clone(), held);
+        let (number, ended) = self.registry.open(id, messages.clone(), held);
         tracing::info!(worker = id, addr = hello.addr, "worker joined");
-        tokio::spawn(listen(self.cluster.clone(), self.registry.clone(), id, number, incoming, messages));
+        let listener =
+            Listener { cluster: self.cluster.clone(), registry: self.registry.clone(), id, messages };
+        tokio::spawn(async move {
+            let reason = listener.listen(incoming, ended).await;
+            tracing::info!(worker = id, reason, "session ended");
+            listener.registry.close(id, number);
+        });
         Ok(Response::new(Box::pin(async_stream::stream! {
             while let Some(message) = outgoing.recv().await {
                 yield Ok(message);
@@ -289,57 +305,72 @@ fn worker(hello: &wire::Hello) -> Worker {
 }
 
 /// One session's incoming side.
-async fn listen(
+struct Listener {
     cluster: ClusterHandle,
     registry: Registry,
     id: u64,
-    number: u64,
-    mut incoming: Streaming<wire::WorkerMessage>,
     messages: mpsc::UnboundedSender<wire::RegistryMessage>,
-) {
-    use wire::worker_message::Message as In;
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
-    let mut heard = tokio::time::Instant::now();
-    let mut status = cluster.watch_status();
-    let reason = loop {
-        tokio::select! {
-            message = incoming.message() => match message {
-                Ok(Some(message)) => {
-                    heard = tokio::time::Instant::now();
-                    match message.message {
-                        Some(In::Ready(r)) => {
-                            registry.lock().progress.remove(&id);
-                            propose(&cluster, Some(Command::RankReady { group: r.group, epoch: r.epoch, rank: r.rank }));
-                        }
-                        Some(In::Failed(f)) => {
-                            tracing::error!(worker = id, group = f.group, rank = f.rank, reason = f.reason, "rank failed");
-                            propose(&cluster, Some(Command::DissolveGroup { group: f.group, epoch: f.epoch }));
-                        }
-                        Some(In::Progress(p)) => {
-                            registry.lock().progress.insert(id, (p.loaded_bytes, p.total_bytes));
-                        }
-                        Some(In::Heartbeat(_) | In::Hello(_)) | None => {}
+}
+
+impl Listener {
+    /// Listens until the session ends; says why it did.
+    async fn listen(
+        &self,
+        mut incoming: Streaming<wire::WorkerMessage>,
+        mut ended: oneshot::Receiver<()>,
+    ) -> String {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut heard = tokio::time::Instant::now();
+        let mut status = self.cluster.watch_status();
+        let deposed = status.wait_for(|status| status.role != Role::Leader);
+        tokio::pin!(deposed);
+        loop {
+            tokio::select! {
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => {
+                        heard = tokio::time::Instant::now();
+                        self.take(message);
+                    }
+                    Ok(None) => return "it closed its session".to_owned(),
+                    Err(status) => return status.message().to_owned(),
+                },
+                _ = heartbeat.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        return format!("silent for {SILENCE:?}");
+                    }
+                    let beat = wire::registry_message::Message::Heartbeat(wire::Heartbeat {});
+                    if self.messages.send(message(beat)).is_err() {
+                        return "its connection has ended".to_owned();
                     }
                 }
-                Ok(None) => break "it closed its session".to_owned(),
-                Err(status) => break status.message().to_owned(),
-            },
-            _ = heartbeat.tick() => {
-                if heard.elapsed() > SILENCE {
-                    break format!("silent for {SILENCE:?}");
-                }
-                let beat = wire::registry_message::Message::Heartbeat(wire::Heartbeat {});
-                if messages.send(message(beat)).is_err() {
-                    break "its connection has ended".to_owned();
-                }
-            }
-            changed = status.changed() => {
-                if changed.is_err() || !cluster.is_leader() {
-                    break "this coordinator does not lead".to_owned();
-                }
+                _ = &mut deposed => return "this coordinator does not lead".to_owned(),
+                _ = &mut ended => return "it must join anew".to_owned(),
             }
         }
-    };
-    tracing::info!(worker = id, reason, "session ended");
-    registry.close(id, number);
+    }
+
+    fn take(&self, message: wire::WorkerMessage) {
+        use wire::worker_message::Message as In;
+        match message.message {
+            Some(In::Ready(r)) => {
+                self.registry.lock().progress.remove(&self.id);
+                let ready = Command::RankReady { group: r.group, epoch: r.epoch, rank: r.rank };
+                propose(&self.cluster, Some(ready));
+            }
+            Some(In::Failed(f)) => {
+                tracing::error!(
+                    worker = self.id,
+                    group = f.group,
+                    rank = f.rank,
+                    reason = f.reason,
+                    "rank failed"
+                );
+                propose(&self.cluster, Some(Command::DissolveGroup { group: f.group, epoch: f.epoch }));
+            }
+            Some(In::Progress(p)) => {
+                self.registry.lock().progress.insert(self.id, (p.loaded_bytes, p.total_bytes));
+            }
+            Some(In::Heartbeat(_) | In::Hello(_)) | None => {}
+        }
+    }
 }

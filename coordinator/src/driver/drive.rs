@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use foggara_proto::sequence::SequenceRequest;
-use foggara_proto::step::{GroupLimits, SequenceId, StepReport};
+use foggara_proto::step::{GroupLimits, Join, SequenceId, StepReport};
 use foggara_proto::wire::worker as wire;
+use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
-use tonic::Streaming;
+use tonic::Status;
 
 use super::{DriverCommand, Events, limits, lost};
 use crate::batcher::{Batcher, Refusal};
@@ -21,16 +22,16 @@ const COMMAND_BATCH: usize = 64;
 struct Listener {
     request_id: String,
     events: Events,
+    /// When it came, until it has entered the group.
+    waiting_since: Option<Instant>,
 }
 
 /// An attached driver.
 pub(super) struct Drive {
     model: String,
-    queue: usize,
     batcher: Batcher,
     listeners: HashMap<SequenceId, Listener>,
     ids: HashMap<String, SequenceId>,
-    next_id: SequenceId,
     plans: mpsc::Sender<wire::DriverMessage>,
     metrics: DriverMetrics,
     /// For the retry hint: when the last sequence ended, and how long one takes to.
@@ -49,11 +50,9 @@ impl Drive {
     ) -> Self {
         Self {
             model,
-            queue,
             batcher: Batcher::new(driver_epoch, limits(group, queue)),
             listeners: HashMap::new(),
             ids: HashMap::new(),
-            next_id: 1,
             plans,
             metrics,
             finished: None,
@@ -65,22 +64,22 @@ impl Drive {
     pub(super) async fn run(
         mut self,
         commands: &mut mpsc::Receiver<DriverCommand>,
-        reports: &mut Streaming<wire::LeaderMessage>,
+        reports: &mut (impl Stream<Item = Result<wire::LeaderMessage, Status>> + Unpin),
     ) -> String {
         let mut batch = Vec::new();
         let reason = loop {
             tokio::select! {
                 // Reports first: what they free is what commands wait for.
                 biased;
-                message = reports.message() => match message {
-                    Ok(Some(wire::LeaderMessage { message: Some(wire::leader_message::Message::Report(report)) })) => {
+                message = reports.next() => match message {
+                    Some(Ok(wire::LeaderMessage { message: Some(wire::leader_message::Message::Report(report)) })) => {
                         if let Err(reason) = self.report(report) {
                             break reason;
                         }
                     }
-                    Ok(Some(_)) => break "the leader sent something else than a report".into(),
-                    Ok(None) => break "the leader closed the connection".into(),
-                    Err(status) => break status.message().to_owned(),
+                    Some(Ok(_)) => break "the leader sent something else than a report".into(),
+                    None => break "the leader closed the connection".into(),
+                    Some(Err(status)) => break status.message().to_owned(),
                 },
                 count = commands.recv_many(&mut batch, COMMAND_BATCH) => {
                     if count == 0 {
@@ -90,10 +89,10 @@ impl Drive {
                 }
             }
             while let Some(plan) = self.batcher.plan() {
+                self.entered(&plan.joins);
                 let plan = wire::driver_message::Message::Plan(plan.into());
-                if self.plans.send(wire::DriverMessage { message: Some(plan) }).await.is_err() {
-                    break;
-                }
+                // If nobody takes it, the reports end too.
+                self.plans.send(wire::DriverMessage { message: Some(plan) }).await.ok();
             }
             self.metrics.occupancy(self.batcher.occupancy());
         };
@@ -105,28 +104,43 @@ impl Drive {
 
     fn take(&mut self, command: DriverCommand) {
         match command {
-            DriverCommand::Submit { request, events } => {
-                if let Err(error) = self.submit(request, &events) {
+            DriverCommand::Submit { id, request, events } => {
+                if let Err(error) = self.submit(id, request, &events) {
                     events.send(Err(error)).ok();
                 }
             }
-            DriverCommand::Cancel { request_id } => {
-                if let Some(id) = self.ids.remove(&request_id) {
-                    self.listeners.remove(&id);
+            DriverCommand::Cancel { id } => {
+                if let Some(listener) = self.listeners.remove(&id) {
+                    self.ids.remove(&listener.request_id);
                     self.batcher.cancel(id);
                 }
             }
         }
     }
 
-    fn submit(&mut self, request: SequenceRequest, events: &Events) -> Result<(), GenerateError> {
+    /// Sequences that enter the group with the next plan have waited long enough.
+    fn entered(&mut self, joins: &[Join]) {
+        for join in joins {
+            let waited =
+                self.listeners.get_mut(&join.sequence).and_then(|listener| listener.waiting_since.take());
+            if let Some(since) = waited {
+                self.metrics.queued(since.elapsed());
+            }
+        }
+    }
+
+    fn submit(
+        &mut self,
+        id: SequenceId,
+        request: SequenceRequest,
+        events: &Events,
+    ) -> Result<(), GenerateError> {
         if events.is_closed() {
             return Ok(());
         }
         if self.ids.contains_key(&request.request_id) {
             return Err(GenerateError::Duplicate(request.request_id));
         }
-        let id = self.next_id;
         let SequenceRequest { request_id, tokens, prompt_len, params } = request;
         self.batcher.submit(id, tokens, prompt_len, params).map_err(|refusal| match refusal {
             Refusal::QueueFull { limit } => GenerateError::QueueFull {
@@ -138,9 +152,9 @@ impl Drive {
                 GenerateError::Invalid { field: "max_tokens", reason: refusal.to_string() }
             }
         })?;
-        self.next_id += 1;
         self.ids.insert(request_id.clone(), id);
-        self.listeners.insert(id, Listener { request_id, events: events.clone() });
+        let listener = Listener { request_id, events: events.clone(), waiting_since: Some(Instant::now()) };
+        self.listeners.insert(id, listener);
         Ok(())
     }
 
@@ -170,6 +184,5 @@ impl Drive {
         if let Some(before) = self.finished.replace(now) {
             self.interval = (self.interval * 7 + now.duration_since(before)) / 8;
         }
-        debug_assert!(self.queue > 0);
     }
 }

@@ -16,10 +16,14 @@ use tonic::transport::Endpoint;
 
 use super::drive::Drive;
 use super::{COMMANDS, Drivers, Handle};
-use crate::cluster::{ClusterHandle, ClusterState, Command};
+use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command};
 use crate::metrics::Metrics;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// From the first packet to `attached`.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(3);
+/// A machine that vanishes closes no connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -95,7 +99,8 @@ async fn hold(context: DriverContext, lease: Lease) {
     let (group, driver_epoch) = (lease.group, lease.driver_epoch);
     let mut complained = false;
     let (plans, mut reports, limits) = loop {
-        match attach(&context, &lease).await {
+        let attempt = tokio::time::timeout(ATTACH_TIMEOUT, attach(&context, &lease)).await;
+        match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTACH_TIMEOUT:?}"))) {
             Ok(attached) => break attached,
             Err(reason) => {
                 if !complained {
@@ -114,10 +119,19 @@ async fn hold(context: DriverContext, lease: Lease) {
     context.drivers.insert(group, Handle { epoch: driver_epoch, commands });
     let reason = drive.run(&mut received, &mut reports).await;
     context.drivers.remove(group, driver_epoch);
+    // What came too late for this driver looks for the next one.
+    drop(received);
     tracing::warn!(group, driver_epoch, reason, "driver stopped");
     // The group may well be alive: a new lease fences whatever is left of this one. If it is not, this is refused.
-    let command = Command::AssignDriver { group, coordinator: context.cluster.id() };
-    context.cluster.propose(command).await.ok();
+    let coordinator = context.cluster.id();
+    let command = Command::AssignDriver { group, coordinator, replaces: driver_epoch };
+    loop {
+        match context.cluster.propose(command.clone()).await {
+            Ok(_) | Err(ClusterError::Refused(_) | ClusterError::Stopped) => return,
+            // Without a leader for now. If someone else gets the lease, this task is aborted.
+            Err(error) => tracing::warn!(group, driver_epoch, %error, "no newer lease yet"),
+        }
+    }
 }
 
 type Attached = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessage>, GroupLimits);
@@ -125,7 +139,11 @@ type Attached = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessag
 async fn attach(context: &DriverContext, lease: &Lease) -> Result<Attached, String> {
     let endpoint =
         Endpoint::from_shared(format!("http://{}", lease.leader_addr)).map_err(|e| e.to_string())?;
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
     let channel =
         endpoint.connect().await.map_err(|e| format!("connecting to {}: {e}", lease.leader_addr))?;
     let mut client = RankClient::with_interceptor(channel, context.token.shown())

@@ -1,12 +1,20 @@
 //! Drivers: each runs the batcher of one group leased to this coordinator against the group's leader.
 
 mod drive;
+#[cfg(test)]
+mod drive_tests;
+#[cfg(test)]
+pub(crate) mod fake_leader;
 mod manager;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use foggara_proto::sequence::{SequenceEvent, SequenceRequest};
+use foggara_proto::step::SequenceId;
 use tokio::sync::mpsc;
 
 use crate::batcher::Limits;
@@ -28,8 +36,8 @@ const COMMANDS: usize = 1024;
 /// What reaches a driver.
 #[derive(Debug)]
 enum DriverCommand {
-    Submit { request: SequenceRequest, events: Events },
-    Cancel { request_id: String },
+    Submit { id: SequenceId, request: SequenceRequest, events: Events },
+    Cancel { id: SequenceId },
 }
 
 type Events = mpsc::UnboundedSender<Result<SequenceEvent, GenerateError>>;
@@ -43,40 +51,56 @@ struct Handle {
 
 /// The drivers of this coordinator, by group.
 #[derive(Clone, Default)]
-pub struct Drivers(Arc<DashMap<u64, Handle>>);
+pub struct Drivers(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    by_group: DashMap<u64, Handle>,
+    /// Sequence ids, unique in this process: a cancellation never hits another sequence of the same request id.
+    ids: AtomicU64,
+    /// Every open sequence holds a clone.
+    open: Arc<()>,
+}
 
 impl Drivers {
     /// Hands a sequence to the driver that holds lease `epoch` of `group`. Dropping the stream cancels it. `None` if that
     /// driver is not here.
     pub fn submit(&self, group: u64, epoch: u64, request: SequenceRequest) -> Option<SequenceStream> {
-        let handle = self.0.get(&group).filter(|handle| handle.epoch == epoch)?.clone();
+        let handle = self.0.by_group.get(&group).filter(|handle| handle.epoch == epoch)?.clone();
         let (events, mut received) = mpsc::unbounded_channel();
-        let guard =
-            CancelOnDrop { request_id: request.request_id.clone(), commands: handle.commands.clone() };
-        if handle.commands.try_send(DriverCommand::Submit { request, events }).is_err() {
-            return None;
-        }
+        let id = self.0.ids.fetch_add(1, Ordering::Relaxed) + 1;
+        handle.commands.try_send(DriverCommand::Submit { id, request, events }).ok()?;
+        let guard = Open { id: Some(id), commands: handle.commands, _counted: Arc::clone(&self.0.open) };
         Some(Box::pin(async_stream::stream! {
-            let guard = guard;
+            let mut guard = guard;
             while let Some(event) = received.recv().await {
-                let last = event.as_ref().map_or(true, |event| event.end.is_some());
-                yield event;
-                if last {
-                    guard.disarm();
+                if event.as_ref().map_or(true, |event| event.end.is_some()) {
+                    guard.id = None;
+                    yield event;
                     return;
                 }
+                yield event;
             }
-            guard.disarm();
+            guard.id = None;
             yield Err(lost());
         }))
     }
 
+    /// Sequences that somebody listens to, whatever front door they came from.
+    pub fn open_sequences(&self) -> usize {
+        Arc::strong_count(&self.0.open) - 1
+    }
+
+    /// A newer driver of the same group stays.
     fn insert(&self, group: u64, handle: Handle) {
-        self.0.insert(group, handle);
+        let mut entry = self.0.by_group.entry(group).or_insert_with(|| handle.clone());
+        if entry.epoch < handle.epoch {
+            *entry = handle;
+        }
     }
 
     fn remove(&self, group: u64, epoch: u64) {
-        self.0.remove_if(&group, |_, handle| handle.epoch == epoch);
+        self.0.by_group.remove_if(&group, |_, handle| handle.epoch == epoch);
     }
 }
 
@@ -85,28 +109,19 @@ fn lost() -> GenerateError {
     GenerateError::Unavailable { model: String::new(), reason: "the driver has lost its group".into() }
 }
 
-struct CancelOnDrop {
-    request_id: String,
+/// A sequence on its way. Cancelled when dropped, unless it has ended by itself.
+struct Open {
+    id: Option<SequenceId>,
     commands: mpsc::Sender<DriverCommand>,
+    _counted: Arc<()>,
 }
 
-impl CancelOnDrop {
-    /// The sequence has ended by itself.
-    fn disarm(mut self) {
-        self.request_id.clear();
-    }
-}
-
-impl Drop for CancelOnDrop {
+impl Drop for Open {
     fn drop(&mut self) {
-        if self.request_id.is_empty() {
-            return;
-        }
-        let request_id = std::mem::take(&mut self.request_id);
+        let Some(id) = self.id else { return };
         let commands = self.commands.clone();
         // The channel may be full for a moment; a cancellation must not be lost for that.
-        if let Err(mpsc::error::TrySendError::Full(command)) =
-            commands.try_send(DriverCommand::Cancel { request_id })
+        if let Err(mpsc::error::TrySendError::Full(command)) = commands.try_send(DriverCommand::Cancel { id })
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move { commands.send(command).await.ok() });

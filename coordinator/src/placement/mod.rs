@@ -181,7 +181,8 @@ fn drivers(state: &ClusterState, around: &Surroundings) -> Vec<Step> {
             load.iter().min_by_key(|(id, count)| (**id == around.leader, **count, **id)).map(|(id, _)| *id);
         if let Some(coordinator) = best {
             *load.entry(coordinator).or_default() += 1;
-            steps.push(Step::Do(Command::AssignDriver { group: *id, coordinator }));
+            let replaces = group.driver.map_or(0, |lease| lease.epoch);
+            steps.push(Step::Do(Command::AssignDriver { group: *id, coordinator, replaces }));
         }
     }
     steps

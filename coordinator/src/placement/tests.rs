@@ -25,7 +25,7 @@ fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState
         }
     }
     for id in 1..=3 {
-        let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1 };
+        let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1, draining: false };
         apply(&mut state, Command::RegisterMember { id, member });
         around.coordinators.insert(id);
     }

@@ -22,6 +22,8 @@ use crate::driver::Drivers;
 
 /// How long a sequence looks for a group that takes it before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A driver that lives answers at once whether it takes a sequence.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks when the state has not changed.
 const RETRY: Duration = Duration::from_millis(50);
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -43,6 +45,14 @@ struct Target {
     group: u64,
     coordinator: u64,
     driver_epoch: u64,
+}
+
+impl Target {
+    /// Whether the lease is still the group's.
+    fn is_current(&self, state: &ClusterState) -> bool {
+        let lease = state.groups.get(&self.group).and_then(|group| group.driver);
+        lease.is_some_and(|lease| lease.epoch == self.driver_epoch)
+    }
 }
 
 /// The ready, driven group of `deployment` with the least load; of equals the first.
@@ -91,9 +101,10 @@ impl Dispatcher {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let request = wire::SubmitRequest::new(target.group, target.driver_epoch, request);
-        let events = match client.submit(request).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return Some(futures::stream::iter([Err(from_status(&status))]).boxed()),
+        let events = match tokio::time::timeout(SUBMIT_TIMEOUT, client.submit(request)).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Some(futures::stream::iter([Err(from_status(&status))]).boxed()),
+            Err(_) => return None,
         };
         let event = |event: Result<wire::SequenceEvent, tonic::Status>| match event {
             Ok(event) => SequenceEvent::try_from(event).map_err(|e| GenerateError::Internal(e.to_string())),
@@ -131,6 +142,13 @@ pub fn to_status(error: &GenerateError) -> tonic::Status {
         GenerateError::Internal(_) => Code::Internal,
     };
     let mut status = tonic::Status::new(code, error.to_string());
+    if let GenerateError::Invalid { field, reason } = error {
+        status = tonic::Status::new(code, reason.clone());
+        status.metadata_mut().insert("field", tonic::metadata::MetadataValue::from_static(field));
+    }
+    if let GenerateError::Duplicate(request_id) = error {
+        status = tonic::Status::new(code, request_id.clone());
+    }
     if let GenerateError::QueueFull { limit, retry_after, model } = error {
         let metadata = status.metadata_mut();
         metadata.insert("retry-after", retry_after.as_secs().max(1).into());
@@ -154,11 +172,16 @@ fn from_status(status: &tonic::Status) -> GenerateError {
             retry_after: Duration::from_secs(text("retry-after").parse().unwrap_or(1)),
         },
         Code::InvalidArgument => {
-            GenerateError::Invalid { field: "request", reason: status.message().to_owned() }
+            GenerateError::Invalid { field: known_field(&text("field")), reason: status.message().to_owned() }
         }
         Code::AlreadyExists => GenerateError::Duplicate(status.message().to_owned()),
         _ => GenerateError::Unavailable { model: String::new(), reason: status.message().to_owned() },
     }
+}
+
+/// The fields that a driver may find fault with.
+fn known_field(name: &str) -> &'static str {
+    ["max_tokens", "prompt"].into_iter().find(|known| *known == name).unwrap_or("request")
 }
 
 /// What a sequence has so far, for the day it must start over.
@@ -166,9 +189,23 @@ struct Progress {
     request: SequenceRequest,
     /// Prompt log-probabilities already delivered.
     prompt_told: usize,
+    /// Whether a driver has worked on it: then it does not fail for what only a newcomer may be refused for.
+    accepted: bool,
 }
 
 impl Progress {
+    /// Whether to look for another driver rather than to give up.
+    fn retries(&self, error: &GenerateError) -> bool {
+        match error {
+            GenerateError::Unavailable { .. } => true,
+            // The former attempt has not been cleared away yet, or everybody comes from a lost group at once.
+            GenerateError::Duplicate(_) | GenerateError::QueueFull { .. } => self.accepted,
+            GenerateError::UnknownModel(_) | GenerateError::Invalid { .. } | GenerateError::Internal(_) => {
+                false
+            }
+        }
+    }
+
     /// Keeps what is new of an event that came after `skip` known prompt entries.
     fn take(&mut self, mut event: SequenceEvent, skip: &mut usize) -> SequenceEvent {
         let known = (*skip).min(event.prompt.len());
@@ -203,10 +240,11 @@ impl Generator for Dispatcher {
     fn generate(&self, deployment: &str, request: SequenceRequest) -> SequenceStream {
         let this = self.clone();
         let model = deployment.to_owned();
-        let mut progress = Progress { request, prompt_told: 0 };
+        let mut progress = Progress { request, prompt_told: 0, accepted: false };
         Box::pin(async_stream::stream! {
             let mut watch = this.cluster.watch();
-            let mut last_progress = Instant::now();
+            // Since when nobody works on it.
+            let mut looking = Instant::now();
             loop {
                 let state = watch.borrow_and_update().clone();
                 if !state.deployments.contains_key(&model) {
@@ -221,10 +259,17 @@ impl Generator for Dispatcher {
                 if let Some((target, mut events)) = submitted {
                     let _counted = this.count(target.group);
                     let mut skip = progress.prompt_told;
-                    while let Some(event) = events.next().await {
+                    loop {
+                        let event = tokio::select! {
+                            biased;
+                            event = events.next() => event,
+                            // The lease has moved, which the connection to its former holder may never tell.
+                            _ = watch.wait_for(|state| !target.is_current(state)) => None,
+                        };
                         match event {
-                            Ok(event) => {
-                                last_progress = Instant::now();
+                            Some(Ok(event)) => {
+                                looking = Instant::now();
+                                progress.accepted = true;
                                 let event = progress.take(event, &mut skip);
                                 let last = event.end.is_some();
                                 yield Ok(event);
@@ -232,13 +277,16 @@ impl Generator for Dispatcher {
                                     return;
                                 }
                             }
-                            Err(GenerateError::Unavailable { reason, .. }) => {
-                                tracing::info!(request_id = progress.request.request_id, reason, "looking for another driver");
-                                break;
-                            }
-                            Err(error) => {
+                            Some(Err(error)) if !progress.retries(&error) => {
                                 yield Err(error);
                                 return;
+                            }
+                            ended => {
+                                progress.accepted = true;
+                                let reason = ended.and_then(Result::err).map_or("the lease has moved".into(), |e| e.to_string());
+                                let request_id = &progress.request.request_id;
+                                tracing::info!(request_id, group = target.group, reason, "looking for another driver");
+                                break;
                             }
                         }
                     }
@@ -247,7 +295,7 @@ impl Generator for Dispatcher {
                         return;
                     }
                 }
-                if last_progress.elapsed() > PATIENCE {
+                if looking.elapsed() > PATIENCE || watch.has_changed().is_err() {
                     let reason = waiting_for(&state, &model);
                     yield Err(GenerateError::Unavailable { model, reason });
                     return;
@@ -258,3 +306,7 @@ impl Generator for Dispatcher {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "dispatch_tests.rs"]
+mod tests;

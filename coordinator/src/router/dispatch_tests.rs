@@ -1,0 +1,191 @@
+//! Choosing a group, going on after a fault, and errors over the wire.
+
+use foggara_proto::sequence::{SequenceParams, TokenOutput};
+
+use super::*;
+use crate::cluster::state::{
+    Capabilities, CollectiveKind, Command, Deployment, Envelope, Member, Outcome, Worker,
+};
+
+fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
+    let params = SequenceParams {
+        max_tokens,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        seed: 1,
+        stop_token_ids: vec![2],
+        logprobs: Some(0),
+        prompt_logprobs: true,
+    };
+    SequenceRequest { request_id: "r".into(), tokens: prompt.to_vec(), prompt_len: prompt.len(), params }
+}
+
+fn output(token: u32) -> TokenOutput {
+    TokenOutput { token, logprob: Some(-1.0), top: vec![] }
+}
+
+fn event(prompt: &[u32], tokens: &[u32]) -> SequenceEvent {
+    let outputs = |ids: &[u32]| ids.iter().copied().map(output).collect();
+    SequenceEvent { prompt: outputs(prompt), tokens: outputs(tokens), end: None }
+}
+
+fn ids(outputs: &[TokenOutput]) -> Vec<u32> {
+    outputs.iter().map(|output| output.token).collect()
+}
+
+#[test]
+fn a_sequence_goes_on_with_what_it_has() {
+    let mut progress = Progress { request: request(&[5, 6, 7], 4), prompt_told: 0, accepted: false };
+    let mut skip = 0;
+    // Lost in the middle of the prompt: the next driver tells it from the beginning.
+    assert_eq!(ids(&progress.take(event(&[5, 6], &[]), &mut skip).prompt), [5, 6]);
+    assert!(progress.resume().params.prompt_logprobs);
+    let mut skip = progress.prompt_told;
+    assert!(progress.take(event(&[5], &[]), &mut skip).prompt.is_empty(), "told already");
+    assert_eq!(ids(&progress.take(event(&[6, 7], &[8]), &mut skip).prompt), [7], "only what is new");
+    assert_eq!(skip, 0);
+    // Lost after the first token: the prompt is not told again, and the answer goes on.
+    let again = progress.resume();
+    assert_eq!((again.tokens, again.prompt_len), (vec![5, 6, 7, 8], 3));
+    assert!(!again.params.prompt_logprobs);
+    assert_eq!(
+        (again.params.max_tokens, again.params.seed),
+        (4, 1),
+        "counted from the prompt, same random numbers"
+    );
+    assert_eq!(progress.ended(), None);
+}
+
+#[test]
+fn a_sequence_whose_last_word_was_lost_has_ended() {
+    for (tokens, expected) in [
+        (&[8, 9][..], None),
+        (&[8, 9, 10, 11], Some(SequenceEnd::Length)),
+        (&[8, 2], Some(SequenceEnd::StopToken)),
+        (&[], None),
+    ] {
+        let mut progress = Progress { request: request(&[5], 4), prompt_told: 0, accepted: true };
+        progress.take(event(&[5], tokens), &mut 0);
+        assert_eq!(progress.ended(), expected, "{tokens:?}");
+    }
+}
+
+#[test]
+fn only_a_newcomer_may_be_refused() {
+    let full = GenerateError::QueueFull { model: "m".into(), limit: 3, retry_after: Duration::from_secs(2) };
+    let unavailable = GenerateError::Unavailable { model: "m".into(), reason: "x".into() };
+    let invalid = GenerateError::Invalid { field: "max_tokens", reason: "x".into() };
+    for (error, newcomer, accepted) in [
+        (full, false, true),
+        (GenerateError::Duplicate("r".into()), false, true),
+        (unavailable, true, true),
+        (invalid, false, false),
+        (GenerateError::Internal("x".into()), false, false),
+    ] {
+        let mut progress = Progress { request: request(&[5], 4), prompt_told: 0, accepted: false };
+        assert_eq!(progress.retries(&error), newcomer, "{error:?}");
+        progress.accepted = true;
+        assert_eq!(progress.retries(&error), accepted, "{error:?}");
+    }
+}
+
+#[test]
+fn errors_survive_the_wire() {
+    for error in [
+        GenerateError::QueueFull { model: "m".into(), limit: 3, retry_after: Duration::from_secs(2) },
+        GenerateError::Invalid { field: "max_tokens", reason: "too many".into() },
+        GenerateError::Duplicate("r".into()),
+    ] {
+        assert_eq!(from_status(&to_status(&error)), error);
+    }
+    let other = to_status(&GenerateError::Unavailable { model: "m".into(), reason: "gone".into() });
+    assert!(matches!(from_status(&other), GenerateError::Unavailable { .. }));
+    for broken in [Code::Unknown, Code::Cancelled, Code::Unavailable, Code::NotFound] {
+        let status = tonic::Status::new(broken, "the connection broke");
+        assert!(matches!(from_status(&status), GenerateError::Unavailable { .. }), "{broken:?}");
+    }
+}
+
+fn apply(state: &mut ClusterState, command: Command) -> Outcome {
+    state.apply(&Envelope { request_id: format!("{command:?}{}", state.groups.len()), command })
+}
+
+/// Two groups of "m", of which `ready` are ready and `driven` driven.
+fn state(ready: usize, driven: usize) -> ClusterState {
+    let mut state = ClusterState::default();
+    let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1, draining: false };
+    apply(&mut state, Command::RegisterMember { id: 1, member });
+    let deployment = Deployment {
+        model_path: "/m".into(),
+        tp: 1,
+        replicas: 2,
+        kv_tokens: 0,
+        kv_dtype: "auto".into(),
+        collective: "auto".into(),
+        created: 0,
+    };
+    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
+    for place in 0..2 {
+        let worker = Worker {
+            addr: "a".into(),
+            collective_addr: "c".into(),
+            host: "h".into(),
+            pid: 1,
+            incarnation: place.to_string(),
+            capabilities: Capabilities::default(),
+            group: None,
+        };
+        let Outcome::Worker(worker) = apply(&mut state, Command::RegisterWorker(worker)) else {
+            panic!("refused")
+        };
+        let form = Command::FormGroup {
+            deployment: "m".into(),
+            ranks: vec![worker],
+            collective: CollectiveKind::Solo,
+            kv_blocks: 4,
+            block_size: 16,
+            key: [0; 16],
+        };
+        let Outcome::Group(group) = apply(&mut state, form) else { panic!("refused") };
+        let epoch = state.groups[&group].epoch;
+        if place < ready {
+            apply(&mut state, Command::RankReady { group, epoch, rank: 0 });
+        }
+        if place < driven {
+            apply(&mut state, Command::AssignDriver { group, coordinator: 1, replaces: 0 });
+        }
+    }
+    state
+}
+
+#[test]
+fn the_least_loaded_driven_group_is_chosen() {
+    let groups: Vec<u64> = state(2, 2).groups.keys().copied().collect();
+    let (first, second) = (groups[0], groups[1]);
+    for (ready, driven, load, expected) in [
+        (2, 2, vec![], Some(first)),
+        (2, 2, vec![(first, 1)], Some(second)),
+        (2, 2, vec![(first, 1), (second, 1)], Some(first)),
+        (2, 1, vec![(first, 9)], Some(first)),
+        (2, 0, vec![], None),
+        (0, 0, vec![], None),
+    ] {
+        let state = state(ready, driven);
+        let chosen = choose(&state, "m", &load.iter().copied().collect());
+        assert_eq!(chosen.map(|target| target.group), expected, "{ready} {driven} {load:?}");
+        assert!(choose(&state, "other", &HashMap::new()).is_none());
+    }
+}
+
+#[test]
+fn a_target_ends_with_its_lease() {
+    let mut state = state(1, 1);
+    let target = choose(&state, "m", &HashMap::new()).expect("one is driven");
+    assert!(target.is_current(&state));
+    let replaces = target.driver_epoch;
+    apply(&mut state, Command::AssignDriver { group: target.group, coordinator: 1, replaces });
+    assert!(!target.is_current(&state));
+    assert_eq!(waiting_for(&state, "m"), "2 groups, 1 ready");
+    assert_eq!(waiting_for(&state, "none"), "no group is formed; 0 idle workers");
+}
