@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
@@ -22,6 +23,12 @@ use crate::router::dispatch::Dispatcher;
 
 /// How long open requests may take to end when the coordinator stops.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long to try to tell the cluster that this coordinator stops.
+const REGISTER: Duration = Duration::from_secs(1);
+
+/// How long connections may take to send what they hold.
+const FLUSH: Duration = Duration::from_millis(250);
 
 /// How to run a coordinator.
 #[derive(Debug, Clone)]
@@ -114,6 +121,7 @@ pub async fn run(
         drivers: drivers.clone(),
         registry: registry.clone(),
         token: config.token.clone(),
+        draining: Arc::default(),
     };
     let context = DriverContext {
         cluster: cluster.clone(),
@@ -126,8 +134,8 @@ pub async fn run(
     tokio::spawn(run_drivers(context));
     tokio::spawn(run_controller(cluster.clone(), registry));
     let http_addr = http.local_addr().unwrap_or(config.http).to_string();
-    let member = Member { addr: own, http_addr: http_addr.clone(), pid: std::process::id() };
-    tokio::spawn(register(cluster.clone(), config.id, member));
+    let member = Member { addr: own, http_addr: http_addr.clone(), pid: std::process::id(), draining: false };
+    let registered = tokio::spawn(register(cluster.clone(), config.id, member.clone()));
     tracing::info!(id = config.id, http = http_addr, grpc = %config.grpc, "coordinator started");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let router = door.router();
@@ -151,28 +159,36 @@ pub async fn run(
             Err(CoordinatorError::Failed(reason.unwrap_or_else(|| "the control plane has stopped".into())))
         }
     };
-    cluster.step_down().await;
+    registered.abort();
+    if outcome.is_ok() {
+        drain(&door, config.id, member).await;
+        cluster.step_down().await;
+    }
     stop.send(true).ok();
-    // Streams of other processes never end by themselves; clients' answers get their time.
-    tokio::time::timeout(DRAIN, door.idle()).await.ok();
-    servers.into_iter().for_each(|server| server.abort());
+    // The last bytes of answers get their time; streams of other processes never end by themselves.
+    let aborts: Vec<_> = servers.iter().map(tokio::task::JoinHandle::abort_handle).collect();
+    tokio::time::timeout(FLUSH, futures::future::join_all(servers)).await.ok();
+    aborts.iter().for_each(tokio::task::AbortHandle::abort);
     cluster.stop();
     outcome
 }
 
-impl FrontDoor {
-    /// Completes when no request is being answered.
-    async fn idle(&self) {
-        loop {
-            let busy =
-                self.models.names().iter().any(|name| {
-                    self.metrics.requests_in_progress.with_label_values(&[name.as_str()]).get() > 0
-                });
-            if !busy {
-                return;
-            }
+/// Takes no new requests, lets others drive this coordinator's groups, and waits for what is running: its own requests,
+/// and other front doors' sequences on groups that nobody else can drive.
+async fn drain(door: &FrontDoor, id: u64, member: Member) {
+    door.draining.store(true, Ordering::Relaxed);
+    let busy = || door.metrics.requests_in_progress() > 0 || door.drivers.open_sequences() > 0;
+    tracing::info!(busy = busy(), "stopping");
+    let command = Command::RegisterMember { id, member: Member { draining: true, ..member } };
+    // Best effort: when a whole cluster stops, there may be no leader any more.
+    tokio::time::timeout(REGISTER, door.cluster.propose(command)).await.ok();
+    let idle = async {
+        while busy() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    };
+    if tokio::time::timeout(DRAIN, idle).await.is_err() {
+        tracing::warn!("requests are still running after {DRAIN:?}; they are given up here");
     }
 }
 

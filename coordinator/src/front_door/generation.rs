@@ -57,6 +57,8 @@ pub(super) struct Usage {
 /// News of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Event {
+    /// The prompt; its tokens if their log-probabilities were asked for. Comes first.
+    Echo { text: String, tokens: Vec<Token> },
     /// Text that is complete, and the tokens that came with it (text may lag behind).
     Delta { text: String, tokens: Vec<Token> },
     /// The last event.
@@ -77,9 +79,6 @@ pub(super) fn run(
     let mut shape = Shape::new(&request);
     let mut events = generator.generate(&model.name, request.sequence);
     Box::pin(async_stream::stream! {
-        if let Some(delta) = shape.echo_now() {
-            yield Ok(delta);
-        }
         while let Some(event) = events.next().await {
             let event = match event {
                 Ok(event) => event,
@@ -91,8 +90,8 @@ pub(super) fn run(
                 }
             };
             account.tokens(event.tokens.len());
-            if let Some(delta) = shape.prompt(event.prompt) {
-                yield Ok(delta);
+            if let Some(echo) = shape.prompt(event.prompt) {
+                yield Ok(echo);
             }
             let (delta, finished) = shape.tokens(event.tokens, event.end);
             if let Some(delta) = delta {
@@ -154,23 +153,15 @@ impl Shape {
         Token { id: output.token, bytes: self.bytes(output.token), logprob: output.logprob, top }
     }
 
-    /// The echo of a prompt whose log-probabilities nobody wants.
-    fn echo_now(&mut self) -> Option<Event> {
-        if self.wants_prompt {
-            return None;
-        }
-        self.echo.take().map(|text| Event::Delta { text, tokens: Vec::new() })
-    }
-
     /// Collects the prompt's tokens; the echo comes when all are there.
     fn prompt(&mut self, outputs: Vec<TokenOutput>) -> Option<Event> {
         let tokens: Vec<Token> = outputs.into_iter().map(|output| self.token(output)).collect();
         self.prompt.extend(tokens);
-        if self.prompt.len() < self.prompt_len {
+        if self.wants_prompt && self.prompt.len() < self.prompt_len {
             return None;
         }
         let text = self.echo.take()?;
-        Some(Event::Delta { text, tokens: std::mem::take(&mut self.prompt) })
+        Some(Event::Echo { text, tokens: std::mem::take(&mut self.prompt) })
     }
 
     /// Text and tokens of a step, and the end if it has come.
@@ -199,8 +190,11 @@ impl Shape {
                 break;
             }
         }
-        if finish.is_none() && end.is_some() {
-            finish = Some((FinishReason::Length, None, None));
+        if finish.is_none() {
+            finish = end.map(|end| match end {
+                SequenceEnd::StopToken => (FinishReason::Stop, None, None),
+                SequenceEnd::Length => (FinishReason::Length, None, None),
+            });
         }
         if finish.as_ref().is_some_and(|(_, stop, _)| stop.is_none()) {
             // What was held back turned out to be text.
@@ -299,3 +293,7 @@ impl Drop for Account {
         self.metrics.requests_in_progress.with_label_values(&[&self.model]).dec();
     }
 }
+
+#[cfg(test)]
+#[path = "generation_tests.rs"]
+mod tests;

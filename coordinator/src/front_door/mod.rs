@@ -1,6 +1,8 @@
 //! The front door: gRPC and OpenAI-style HTTP on the same ports.
 
 mod api_error;
+#[cfg(test)]
+mod fixture;
 mod generation;
 mod grpc;
 mod http;
@@ -8,6 +10,8 @@ mod models;
 mod request;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,9 +21,10 @@ use tower::ServiceExt;
 use crate::cluster::ClusterHandle;
 use crate::control::Registry;
 use crate::driver::Drivers;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UNKNOWN_MODEL};
 use crate::router::Generator;
 
+use api_error::{ApiError, Kind};
 pub use models::{ServedModel, ServedModels};
 
 /// Largest request body, HTTP or gRPC.
@@ -42,9 +47,64 @@ pub struct FrontDoor {
     pub registry: Registry,
     /// Asked of operators, workers and coordinators.
     pub token: ClusterToken,
+    /// Set when this coordinator is about to stop: what runs goes on, nothing new begins.
+    pub draining: Arc<AtomicBool>,
 }
 
+/// What clients are told then.
+const STOPPING: &str = "this coordinator is stopping; ask another one";
+/// How long a request waits for a model that has just been deployed to be opened here.
+const OPENING: Duration = Duration::from_secs(10);
+
 impl FrontDoor {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The model a request names, if requests are taken.
+    async fn model(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+        if self.is_draining() {
+            return Err(ApiError { retry_after: Some(1), ..ApiError::new(Kind::Unavailable, STOPPING) });
+        }
+        let mut opened = self.models.opened();
+        let deployed = || match name {
+            "" => !self.cluster.state().deployments.is_empty(),
+            name => self.cluster.state().deployments.contains_key(name),
+        };
+        let found = async {
+            loop {
+                opened.borrow_and_update();
+                match self.models.get(name) {
+                    Err(error) if error.kind == Kind::NoSuchModel && deployed() => {
+                        if opened.changed().await.is_err() {
+                            return Err(error);
+                        }
+                    }
+                    outcome => return outcome,
+                }
+            }
+        };
+        let late =
+            |_| Err(ApiError::new(Kind::Unavailable, format!("model `{name}` is still being opened here")));
+        tokio::time::timeout(OPENING, found).await.unwrap_or_else(late)
+    }
+
+    /// Tokens that the KV cache of every group of `model` holds, once there are groups.
+    fn kv_tokens(&self, model: &str) -> Option<usize> {
+        let state = self.cluster.state();
+        let groups = state.groups.values().filter(|group| group.deployment == model);
+        groups.map(|group| group.kv_blocks as usize * group.block_size as usize).min()
+    }
+
+    /// Counts a request that never began.
+    fn refused(&self, api: &str, model: &str, error: ApiError) -> ApiError {
+        let known = self.models.get(model).map(|model| model.name.clone());
+        let label = known.as_deref().unwrap_or(UNKNOWN_MODEL);
+        self.metrics.requests.with_label_values(&[label, api, error.kind.label()]).inc();
+        tracing::info!(model, api, status = error.kind.label(), reason = error.message, "request refused");
+        error
+    }
+
     /// One router for both protocols: calls whose content type is gRPC's go to the services, all else to HTTP.
     pub fn router(&self) -> Router {
         let (grpc, http) = (grpc::router(self), http::router(self));

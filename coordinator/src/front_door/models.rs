@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 
 use foggara_models::Checkpoint;
+use tokio::sync::watch;
 
 use super::api_error::{ApiError, Kind};
 use crate::cluster::ClusterHandle;
@@ -57,7 +58,14 @@ type Loaded = BTreeMap<String, (Deployment, Result<Arc<ServedModel>, String>)>;
 
 /// The models of all deployments.
 #[derive(Clone, Default)]
-pub struct ServedModels(Arc<RwLock<Loaded>>);
+pub struct ServedModels(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    loaded: RwLock<Loaded>,
+    /// Counts up when a model has been opened.
+    opened: watch::Sender<u64>,
+}
 
 impl ServedModels {
     /// Follows the deployments for as long as the process lives.
@@ -66,7 +74,7 @@ impl ServedModels {
         loop {
             let state = watch.borrow_and_update().clone();
             self.write(|loaded| {
-                loaded.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment))
+                loaded.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
             });
             for (name, deployment) in &state.deployments {
                 if self.read(|loaded| loaded.contains_key(name)) {
@@ -89,12 +97,19 @@ impl ServedModels {
         }
     }
 
+    /// Tells when another model has been opened.
+    pub(super) fn opened(&self) -> watch::Receiver<u64> {
+        self.0.opened.subscribe()
+    }
+
     fn read<T>(&self, f: impl FnOnce(&Loaded) -> T) -> T {
-        f(&self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        f(&self.0.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     fn write<T>(&self, f: impl FnOnce(&mut Loaded) -> T) -> T {
-        f(&mut self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        let outcome = f(&mut self.0.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        self.0.opened.send_modify(|count| *count += 1);
+        outcome
     }
 
     /// Every model that can be served here.
@@ -127,8 +142,9 @@ impl ServedModels {
         })
     }
 
-    /// Names of all deployments.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.read(|loaded| loaded.keys().cloned().collect())
+    /// A model that is there without any file.
+    #[cfg(test)]
+    pub(super) fn insert(&self, deployment: Deployment, model: ServedModel) {
+        self.write(|loaded| loaded.insert(model.name.clone(), (deployment, Ok(Arc::new(model)))));
     }
 }

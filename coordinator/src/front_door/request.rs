@@ -30,6 +30,8 @@ pub(super) enum Prompt {
 pub(super) struct Ask {
     pub(super) request_id: String,
     pub(super) max_tokens: Option<u32>,
+    /// In place of `max_tokens` if that is not said, as far as there is room; `None`: all the room there is.
+    pub(super) default_max_tokens: Option<u32>,
     pub(super) temperature: Option<f32>,
     pub(super) top_p: Option<f32>,
     pub(super) top_k: Option<u32>,
@@ -85,9 +87,10 @@ pub(super) fn chat_prompt(
     text.map(Prompt::Text).map_err(|e| ApiError::invalid("messages", e))
 }
 
-/// Checks everything and fills in the defaults.
+/// Checks everything and fills in the defaults. `kv_tokens` is what the cache of a group holds, if that is known.
 pub(super) fn check(
     model: Arc<ServedModel>,
+    kv_tokens: Option<usize>,
     prompt: Prompt,
     ask: Ask,
     add_special: bool,
@@ -99,7 +102,7 @@ pub(super) fn check(
         (true, Some(text)) => Some(text),
         (true, None) => Some(model.tokenizer.as_ref().map(|t| t.decode(&tokens, true)).unwrap_or_default()),
     };
-    let max_tokens = max_tokens(&ask, &model, tokens.len())?;
+    let max_tokens = max_tokens(&ask, &model, kv_tokens, tokens.len())?;
     let mut stop_token_ids = ask.stop_token_ids;
     if !ask.ignore_eos {
         stop_token_ids.extend(&model.eos);
@@ -196,22 +199,39 @@ fn tokenize(
     Ok((tokens, text))
 }
 
-fn max_tokens(ask: &Ask, model: &ServedModel, prompt: usize) -> Result<u32, ApiError> {
+fn max_tokens(
+    ask: &Ask,
+    model: &ServedModel,
+    kv_tokens: Option<usize>,
+    prompt: usize,
+) -> Result<u32, ApiError> {
     let context = model.context;
-    let room = context.saturating_sub(prompt);
+    let in_context = context.saturating_sub(prompt);
     let only_prompt = ask.echo && ask.max_tokens == Some(0);
-    if prompt > context || (room == 0 && !only_prompt) {
+    if prompt > context || (in_context == 0 && !only_prompt) {
         let reason = format!("{prompt} tokens leave no room in the context of {context}");
         return Err(ApiError::invalid("prompt", reason));
     }
+    let cache = kv_tokens.unwrap_or(usize::MAX);
+    if prompt > cache {
+        let reason = format!("{prompt} tokens do not fit the KV cache, which holds {cache}");
+        return Err(ApiError::invalid("prompt", reason));
+    }
+    // The last token sampled is never fed back, so it needs no place in the cache.
+    let in_cache = (cache - prompt).saturating_add(1);
+    let room = in_context.min(in_cache);
+    let whole_room = u32::try_from(room).unwrap_or(u32::MAX);
     match ask.max_tokens {
-        None => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
+        None => Ok(ask.default_max_tokens.map_or(whole_room, |count| count.min(whole_room))),
         Some(0) if !ask.echo => {
             Err(ApiError::invalid("max_tokens", "0, must be at least 1 (or 0 together with echo)"))
         }
         Some(count) if count as usize > room => {
-            let reason =
-                format!("{count}, but the prompt's {prompt} tokens leave {room} in the context of {context}");
+            let of = match in_cache < in_context {
+                true => format!("KV cache of {cache}"),
+                false => format!("context of {context}"),
+            };
+            let reason = format!("{count}, but the prompt's {prompt} tokens leave {room} in the {of}");
             Err(ApiError::invalid("max_tokens", reason))
         }
         Some(count) => Ok(count),
@@ -242,7 +262,7 @@ mod tests {
     }
 
     fn field(prompt: Vec<u32>, ask: Ask) -> Option<&'static str> {
-        check(model(), Prompt::Tokens(prompt), ask, true).err().map(|error| {
+        check(model(), None, Prompt::Tokens(prompt), ask, true).err().map(|error| {
             assert_eq!(error.kind, Kind::Invalid, "{error:?}");
             error.field.expect("names the field")
         })
@@ -282,6 +302,7 @@ mod tests {
     fn defaults_are_filled_in() {
         let run = check(
             model(),
+            None,
             Prompt::Tokens(vec![1; 30]),
             Ask { request_id: "r".into(), ..Ask::default() },
             true,
@@ -290,8 +311,46 @@ mod tests {
         assert_eq!((params.max_tokens, params.temperature, params.top_p, params.top_k), (70, 1.0, 1.0, 0));
         assert_eq!((params.stop_token_ids, params.seed), (vec![2], seed_of("r")));
         let ask = Ask { ignore_eos: true, seed: Some(4), ..Ask::default() };
-        let run = check(model(), Prompt::Tokens(vec![1]), ask, true).map_err(|e| e.message).expect("valid");
+        let run =
+            check(model(), None, Prompt::Tokens(vec![1]), ask, true).map_err(|e| e.message).expect("valid");
         assert_eq!((run.sequence.params.stop_token_ids, run.sequence.params.seed), (vec![], 4));
+    }
+
+    #[test]
+    fn the_cache_bounds_what_the_context_does_not() {
+        let asked = |prompt: usize, kv, max_tokens, default_max_tokens| {
+            let ask = Ask { max_tokens, default_max_tokens, ..Ask::default() };
+            let run = check(model(), kv, Prompt::Tokens(vec![1; prompt]), ask, true);
+            run.map(|run| run.sequence.params.max_tokens).map_err(|e| e.message)
+        };
+        for (prompt, kv, max, default, expected) in [
+            (30, None, None, None, Ok(70)),
+            (30, Some(64), None, None, Ok(35)),
+            (30, Some(64), Some(35), None, Ok(35)),
+            (64, Some(64), None, None, Ok(1)),
+            (30, Some(1000), None, None, Ok(70)),
+            (30, None, None, Some(16), Ok(16)),
+            (90, None, None, Some(16), Ok(10)),
+            (60, Some(64), None, Some(16), Ok(5)),
+            (
+                30,
+                Some(64),
+                Some(36),
+                None,
+                Err("max_tokens: 36, but the prompt's 30 tokens leave 35 in the KV cache of 64"),
+            ),
+            (
+                90,
+                Some(900),
+                Some(11),
+                Some(16),
+                Err("max_tokens: 11, but the prompt's 90 tokens leave 10 in the context of 100"),
+            ),
+            (65, Some(64), None, None, Err("prompt: 65 tokens do not fit the KV cache, which holds 64")),
+        ] {
+            let expected = expected.map_err(str::to_owned);
+            assert_eq!(asked(prompt, kv, max, default), expected, "{prompt} {kv:?} {max:?} {default:?}");
+        }
     }
 
     #[test]

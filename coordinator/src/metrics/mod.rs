@@ -39,7 +39,8 @@ pub struct Metrics {
     pub requests_in_progress: IntGaugeVec,
     sequences: IntGaugeVec,
     kv_blocks: IntGaugeVec,
-    preemptions: IntGaugeVec,
+    preemptions: IntCounterVec,
+    queue_wait: HistogramVec,
     steps: IntCounterVec,
     step_seconds: HistogramVec,
     step_collective_seconds: HistogramVec,
@@ -111,10 +112,16 @@ impl Metrics {
             ),
             sequences: table.gauges("sequences", "Sequences of groups driven here.", &["model", "state"]),
             kv_blocks: table.gauges("kv_blocks", "KV blocks of groups driven here.", &["model", "state"]),
-            preemptions: table.gauges(
-                "preemptions",
-                "Sequences preempted since the driver attached.",
+            preemptions: table.counters(
+                "preemptions_total",
+                "Sequences that had to make room for others.",
                 &["model"],
+            ),
+            queue_wait: table.histograms(
+                "queue_wait_seconds",
+                "From a sequence's arrival at the driver until it enters the group.",
+                &["model"],
+                &LATENCY,
             ),
             steps: table.counters("steps_total", "Steps of groups driven here.", &["model"]),
             step_seconds: table.histograms(
@@ -147,7 +154,7 @@ impl Metrics {
             raft_commit_index: table.gauge("raft_commit_index", "Last committed entry."),
             raft_applied_index: table.gauge("raft_applied_index", "Last applied entry."),
             raft_elections: table.gauge("raft_elections", "Terms begun since this coordinator started."),
-            raft_syncs: table.gauge("raft_syncs", "Durable commits of the log."),
+            raft_syncs: table.gauge("raft_syncs", "Durable commits of the log since the start."),
             raft_sync_seconds: table.float("raft_sync_seconds", "Time spent in durable commits."),
             workers: table.gauges("workers", "Workers, by state.", &["state"]),
             groups: table.gauges("groups", "Groups, by state.", &["state"]),
@@ -158,6 +165,13 @@ impl Metrics {
         }
     }
 
+    /// Requests being answered by this front door, of all models.
+    pub fn requests_in_progress(&self) -> i64 {
+        let family = prometheus::core::Collector::collect(&self.requests_in_progress);
+        let gauges = family.iter().flat_map(|family| family.get_metric());
+        gauges.map(|metric| metric.get_gauge().get_value() as i64).sum()
+    }
+
     /// Handles for the driver of one group of `model`.
     pub fn driver(&self, model: &str) -> DriverMetrics {
         DriverMetrics {
@@ -166,6 +180,8 @@ impl Metrics {
             free: self.kv_blocks.with_label_values(&[model, "free"]),
             live: self.kv_blocks.with_label_values(&[model, "live"]),
             preemptions: self.preemptions.with_label_values(&[model]),
+            queue_wait: self.queue_wait.with_label_values(&[model]),
+            shown: Occupancy::default(),
             steps: self.steps.with_label_values(&[model]),
             seconds: self.step_seconds.with_label_values(&[model]),
             collective: self.step_collective_seconds.with_label_values(&[model]),
@@ -266,7 +282,10 @@ pub struct DriverMetrics {
     waiting: IntGauge,
     free: IntGauge,
     live: IntGauge,
-    preemptions: IntGauge,
+    preemptions: prometheus::IntCounter,
+    queue_wait: Histogram,
+    /// What the gauges hold of this driver: they sum over the drivers of a model.
+    shown: Occupancy,
     steps: prometheus::IntCounter,
     seconds: Histogram,
     collective: Histogram,
@@ -285,14 +304,20 @@ impl DriverMetrics {
         self.rows.observe(f64::from(timing.rows));
     }
 
+    /// A sequence has entered the group after so long.
+    pub fn queued(&self, waited: Duration) {
+        self.queue_wait.observe(waited.as_secs_f64());
+    }
+
     /// The group is this full.
-    pub fn occupancy(&self, occupancy: Occupancy) {
+    pub fn occupancy(&mut self, now: Occupancy) {
+        let before = std::mem::replace(&mut self.shown, now);
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.running.set(count(occupancy.running));
-        self.waiting.set(count(occupancy.waiting));
-        self.free.set(i64::from(occupancy.free_blocks));
-        self.live.set(i64::from(occupancy.live_blocks));
-        self.preemptions.set(i64::try_from(occupancy.preemptions).unwrap_or(i64::MAX));
+        self.running.add(count(now.running) - count(before.running));
+        self.waiting.add(count(now.waiting) - count(before.waiting));
+        self.free.add(i64::from(now.free_blocks) - i64::from(before.free_blocks));
+        self.live.add(i64::from(now.live_blocks) - i64::from(before.live_blocks));
+        self.preemptions.inc_by(now.preemptions.saturating_sub(before.preemptions));
     }
 }
 
@@ -302,3 +327,6 @@ impl Drop for DriverMetrics {
         self.occupancy(Occupancy::default());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,8 @@
 
 mod chat_template;
 mod detokenizer;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod gguf_vocabulary;
 mod python;
 mod stop;

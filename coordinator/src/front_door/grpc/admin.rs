@@ -201,7 +201,13 @@ impl wire::admin_server::Admin for Service {
         request: Request<wire::RemoveDeploymentRequest>,
     ) -> Result<Response<wire::RemoveDeploymentResponse>, Status> {
         let request = request.into_inner();
-        self.write(&request.request_id, Command::RemoveDeployment { name: request.name }).await?;
+        let id = request_id(&request.request_id)?;
+        let outcome =
+            self.door.cluster.propose_as(id, Command::RemoveDeployment { name: request.name }).await;
+        outcome.map_err(|error| match error {
+            ClusterError::Refused(reason) => Status::not_found(reason),
+            error => status_of(error),
+        })?;
         Ok(Response::new(wire::RemoveDeploymentResponse {}))
     }
 

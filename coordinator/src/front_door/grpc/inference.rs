@@ -6,6 +6,7 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::front_door::FrontDoor;
+use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{self, Event, FinishReason, Token};
 use crate::front_door::request::{self, Ask, GenerationRequest, Prompt};
 use crate::text::ChatMessage;
@@ -26,6 +27,7 @@ fn ask(
     Ask {
         request_id,
         max_tokens: s.max_tokens,
+        default_max_tokens: None,
         temperature: s.temperature,
         top_p: s.top_p,
         top_k: s.top_k,
@@ -38,7 +40,33 @@ fn ask(
     }
 }
 
+/// Its name in metrics.
+const API: &str = "grpc";
+
 impl Service {
+    async fn generate_request(&self, r: wire::GenerateRequest) -> Result<GenerationRequest, ApiError> {
+        let id = request::request_id(&r.request_id)?;
+        let model = self.door.model(&r.model).await?;
+        let prompt = match r.prompt {
+            Some(wire::generate_request::Prompt::Text(text)) => Prompt::Text(text),
+            Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
+            None => Prompt::Tokens(Vec::new()),
+        };
+        let kv_tokens = self.door.kv_tokens(&model.name);
+        request::check(model, kv_tokens, prompt, ask(r.sampling, r.output, id), true)
+    }
+
+    async fn chat_request(&self, r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
+        let id = request::request_id(&r.request_id)?;
+        let model = self.door.model(&r.model).await?;
+        let messages: Vec<ChatMessage> =
+            r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
+        let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
+        // The template writes what begins a sequence itself.
+        let kv_tokens = self.door.kv_tokens(&model.name);
+        request::check(model, kv_tokens, prompt, ask(r.sampling, r.output, id), false)
+    }
+
     fn run(&self, run: GenerationRequest) -> Response<Responses> {
         let started = wire::Started {
             request_id: run.sequence.request_id.clone(),
@@ -48,7 +76,7 @@ impl Service {
         let with_logprobs = run.sequence.params.logprobs.is_some();
         let first = wire::generate_response::Event::Started(started);
         let first = wire::GenerateResponse { event: Some(first) };
-        let events = generation::run(&self.door.generator, &self.door.metrics, "grpc", run);
+        let events = generation::run(&self.door.generator, &self.door.metrics, API, run);
         let rest = events.map(move |event| Ok(response(event?, with_logprobs)));
         Response::new(futures::stream::iter([Ok(first)]).chain(rest).boxed())
     }
@@ -60,26 +88,18 @@ impl wire::inference_server::Inference for Service {
     type ChatStream = Responses;
 
     async fn generate(&self, request: Request<wire::GenerateRequest>) -> Result<Response<Responses>, Status> {
-        let r = request.into_inner();
-        let id = request::request_id(&r.request_id)?;
-        let model = self.door.models.get(&r.model)?;
-        let prompt = match r.prompt {
-            Some(wire::generate_request::Prompt::Text(text)) => Prompt::Text(text),
-            Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
-            None => Prompt::Tokens(Vec::new()),
-        };
-        Ok(self.run(request::check(model, prompt, ask(r.sampling, r.output, id), true)?))
+        let request = request.into_inner();
+        let name = request.model.clone();
+        let run =
+            self.generate_request(request).await.map_err(|error| self.door.refused(API, &name, error))?;
+        Ok(self.run(run))
     }
 
     async fn chat(&self, request: Request<wire::ChatRequest>) -> Result<Response<Responses>, Status> {
-        let r = request.into_inner();
-        let id = request::request_id(&r.request_id)?;
-        let model = self.door.models.get(&r.model)?;
-        let messages: Vec<ChatMessage> =
-            r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
-        let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
-        // The template writes what begins a sequence itself.
-        Ok(self.run(request::check(model, prompt, ask(r.sampling, r.output, id), false)?))
+        let request = request.into_inner();
+        let name = request.model.clone();
+        let run = self.chat_request(request).await.map_err(|error| self.door.refused(API, &name, error))?;
+        Ok(self.run(run))
     }
 
     async fn list_models(
@@ -104,7 +124,7 @@ impl wire::inference_server::Inference for Service {
 fn response(event: Event, with_logprobs: bool) -> wire::GenerateResponse {
     use wire::generate_response::Event as Out;
     let event = match event {
-        Event::Delta { text, tokens } => Out::Delta(wire::Delta {
+        Event::Echo { text, tokens } | Event::Delta { text, tokens } => Out::Delta(wire::Delta {
             text,
             token_ids: tokens.iter().map(|token| token.id).collect(),
             logprobs: if with_logprobs { tokens.into_iter().map(logprob).collect() } else { Vec::new() },

@@ -3,6 +3,8 @@
 mod admin;
 mod inference;
 mod peer;
+#[cfg(test)]
+mod tests;
 
 use axum::Router;
 use axum::body::Body;
@@ -22,8 +24,11 @@ pub(super) fn router(door: &FrontDoor) -> Router {
     use wire::inference::inference_server::InferenceServer;
     use wire::worker::registry_server::RegistryServer;
     let descriptors = wire::CLIENT_FACING_DESCRIPTORS;
-    let reflection =
-        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(descriptors);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(descriptors)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(door.clone(), reporter));
     let inference = inference::Service { door: door.clone() };
@@ -45,16 +50,19 @@ pub(super) fn router(door: &FrontDoor) -> Router {
     routes.into_axum_router().layer(axum::middleware::map_response(blame_the_client))
 }
 
-/// A message that cannot be decoded is the client's mistake; the library calls it an internal error.
+/// A message that cannot be decoded is the client's mistake, and one that is too large exceeds a limit; the library calls
+/// the one an internal error and the other out of range.
 async fn blame_the_client(mut response: Response<Body>) -> Response<Body> {
-    let undecodable = response.headers().get("grpc-status").is_some_and(|status| status == "13")
-        && response.headers().get("grpc-message").is_some_and(|message| {
-            let message = String::from_utf8_lossy(message.as_bytes());
-            message.contains("failed%20to%20decode%20Protobuf")
-                || message.contains("failed to decode Protobuf")
-        });
-    if undecodable {
-        response.headers_mut().insert("grpc-status", HeaderValue::from_static("3"));
+    const REFUSALS: [(&str, &str, &str); 2] =
+        [("13", "failed to decode Protobuf", "3"), ("11", "message length too large", "8")];
+    let header = |name: &str| {
+        let value = response.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        value.unwrap_or_default().replace("%20", " ")
+    };
+    let (status, message) = (header("grpc-status"), header("grpc-message"));
+    let refusal = REFUSALS.iter().find(|(theirs, text, _)| status == *theirs && message.contains(text));
+    if let Some((_, _, ours)) = refusal {
+        response.headers_mut().insert("grpc-status", HeaderValue::from_static(ours));
     }
     response
 }
@@ -64,6 +72,8 @@ async fn report_health(door: FrontDoor, reporter: tonic_health::server::HealthRe
     use tonic_health::ServingStatus;
     use wire::inference::inference_server::InferenceServer;
     let (mut state, mut status) = (door.cluster.watch(), door.cluster.watch_status());
+    // A model may be the last to be opened: after its group is ready.
+    let mut opened = door.models.opened();
     loop {
         let serving = match door.unready().is_empty() {
             true => ServingStatus::Serving,
@@ -75,6 +85,7 @@ async fn report_health(door: FrontDoor, reporter: tonic_health::server::HealthRe
         let changed = tokio::select! {
             changed = state.changed() => changed,
             changed = status.changed() => changed,
+            changed = opened.changed() => changed,
         };
         if changed.is_err() {
             return;

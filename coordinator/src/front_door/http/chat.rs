@@ -7,27 +7,15 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::fields::Fields;
+use super::fields::{Fields, whole as whole_number};
 use super::{body, now, request_id, stream};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
-use crate::front_door::request;
+use crate::front_door::request::{self, Ask};
 use crate::text::ChatMessage;
-
-#[derive(Deserialize)]
-struct ChatBody {
-    messages: Vec<Message>,
-    max_completion_tokens: Option<i64>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<i64>,
-    add_generation_prompt: Option<bool>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-    #[serde(flatten)]
-    fields: Fields,
-}
 
 #[derive(Deserialize)]
 struct Message {
@@ -37,7 +25,7 @@ struct Message {
 
 /// A text, or parts of which only texts are understood.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "content must be a string or a list of parts")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),
@@ -49,6 +37,9 @@ struct Part {
     kind: String,
     text: Option<String>,
 }
+
+/// Its name in metrics.
+const API: &str = "chat";
 
 fn message(message: Message) -> Result<ChatMessage, ApiError> {
     let content = match message.content {
@@ -83,34 +74,58 @@ pub(super) async fn handle(
     headers: HeaderMap,
     incoming: Body,
 ) -> Result<Response, ApiError> {
-    let asked: ChatBody = body(incoming).await?;
-    let id = request_id(&headers);
-    let model = door.models.get(&asked.fields.model)?;
-    let messages = asked.messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
-    let extra = asked.chat_template_kwargs.unwrap_or_default();
-    let prompt =
-        request::chat_prompt(&model, &messages, asked.add_generation_prompt.unwrap_or(true), &extra)?;
-    let logprobs = match (asked.logprobs.unwrap_or(false), asked.top_logprobs) {
+    let mut model = String::new();
+    let prepared = prepare(&door, &headers, incoming, &mut model).await;
+    let (reply, stream, run) = prepared.map_err(|error| door.refused(API, &model, error))?;
+    let prompt_ids = run.sequence.tokens.clone();
+    let events = generation::run(&door.generator, &door.metrics, API, run);
+    if stream {
+        return Ok(stream::respond(chunks(reply, prompt_ids, events)).await);
+    }
+    whole(&reply, &prompt_ids, events).await
+}
+
+async fn prepare(
+    door: &FrontDoor,
+    headers: &HeaderMap,
+    incoming: Body,
+    name: &mut String,
+) -> Result<(Reply, bool, request::GenerationRequest), ApiError> {
+    let mut body = body::read(headers, incoming).await?;
+    let Fields { model, stream, stream_usage, token_ids, ask } = Fields::take(&mut body)?;
+    name.clone_from(&model);
+    if ask.echo {
+        return Err(ApiError::invalid("echo", "a chat does not repeat its prompt; use /v1/completions"));
+    }
+    let wanted = body.take("logprobs")?.unwrap_or(false);
+    let top = body.take("top_logprobs")?.map(|count| whole_number("top_logprobs", count)).transpose()?;
+    let logprobs = match (wanted, top) {
         (true, top) => Some(top.unwrap_or(0)),
         (false, None | Some(0)) => None,
         (false, Some(_)) => return Err(ApiError::invalid("top_logprobs", "needs logprobs to be true")),
     };
-    let ask = asked.fields.ask(id.clone(), asked.max_completion_tokens, logprobs)?;
+    let newer = body.take("max_completion_tokens")?;
+    let newer = newer.map(|count| whole_number("max_completion_tokens", count)).transpose()?;
+    let id = request_id(headers);
+    let messages: Option<Vec<Message>> = body.take("messages")?;
+    let messages = messages.ok_or_else(|| ApiError::invalid("messages", "is missing"))?;
+    let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
+    let extra = body.take("chat_template_kwargs")?.unwrap_or_default();
+    let add_generation_prompt = body.take("add_generation_prompt")?.unwrap_or(true);
+    let model = door.model(&model).await?;
+    let prompt = request::chat_prompt(&model, &messages, add_generation_prompt, &extra)?;
+    let ask = Ask { request_id: id.clone(), logprobs, max_tokens: newer.or(ask.max_tokens), ..ask };
     let reply = Reply {
         id: format!("chatcmpl-{id}"),
         model: model.name.clone(),
         created: now(),
-        token_ids: asked.fields.return_token_ids.unwrap_or(false),
+        token_ids,
         logprobs: logprobs.is_some(),
-        include_usage: asked.fields.wants_usage(),
+        include_usage: stream_usage,
     };
-    let run = request::check(model, prompt, ask, false)?;
-    let prompt_ids = run.sequence.tokens.clone();
-    let events = generation::run(&door.generator, &door.metrics, "chat", run);
-    if asked.fields.stream.unwrap_or(false) {
-        return Ok(stream::respond(chunks(reply, prompt_ids, events)).await);
-    }
-    whole(&reply, &prompt_ids, events).await
+    // The template writes what begins a sequence itself.
+    let kv_tokens = door.kv_tokens(&model.name);
+    Ok((reply, stream, request::check(model, kv_tokens, prompt, ask, false)?))
 }
 
 pub(super) fn usage(usage: Usage) -> Value {
@@ -137,7 +152,7 @@ async fn whole(reply: &Reply, prompt_ids: &[u32], mut events: EventStream) -> Re
     let mut end = None;
     while let Some(event) = events.next().await {
         match event? {
-            Event::Delta { text: more, tokens: new } => {
+            Event::Echo { text: more, tokens: new } | Event::Delta { text: more, tokens: new } => {
                 text.push_str(&more);
                 tokens.extend(new);
             }
@@ -185,7 +200,7 @@ fn chunks(
                 yield Ok(opening);
             }
             match event {
-                Event::Delta { text, tokens } => {
+                Event::Echo { text, tokens } | Event::Delta { text, tokens } => {
                     let mut choice = json!({"index": 0, "delta": {"content": text}, "finish_reason": null});
                     if reply.logprobs {
                         choice["logprobs"] = logprobs(&tokens);

@@ -7,57 +7,55 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::chat::usage;
-use super::fields::Fields;
+use super::fields::{Fields, whole as whole_number};
 use super::{body, now, request_id, stream};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::{ApiError, Kind};
 use crate::front_door::generation::{self, Event, EventStream, FinishReason, Token, Usage};
-use crate::front_door::request::{self, Prompt};
+use crate::front_door::request::{self, Ask, Prompt};
 
 /// OpenAI's default.
-const DEFAULT_MAX_TOKENS: i64 = 16;
+const DEFAULT_MAX_TOKENS: u32 = 16;
+/// Its name in metrics.
+const API: &str = "completions";
 /// Prompts of one request.
 const MAX_PROMPTS: usize = 64;
 
-#[derive(Deserialize)]
-struct CompletionBody {
-    prompt: Option<Prompts>,
-    logprobs: Option<i64>,
-    max_tokens: Option<i64>,
-    #[serde(flatten)]
-    fields: Fields,
-}
-
-/// A text, token ids, or a list of either.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Prompts {
-    Text(String),
-    Tokens(Vec<u32>),
-    Texts(Vec<String>),
-    TokenLists(Vec<Vec<u32>>),
-}
-
-impl Prompts {
-    fn list(self) -> Result<Vec<Prompt>, ApiError> {
-        let list: Vec<Prompt> = match self {
-            Self::Text(text) => vec![Prompt::Text(text)],
-            Self::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
-            Self::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
-            Self::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
-        };
-        if list.is_empty() || list.len() > MAX_PROMPTS {
-            return Err(ApiError::invalid(
-                "prompt",
-                format!("{} of them, must be 1 to {MAX_PROMPTS}", list.len()),
-            ));
+/// The prompts of a request: a text, token ids, or a list of either.
+fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
+    let wrong = || ApiError::invalid("prompt", "must be a text, a list of token ids, or a list of either");
+    let list = match value {
+        None => return Err(ApiError::invalid("prompt", "is missing")),
+        Some(Value::String(text)) => vec![Prompt::Text(text)],
+        Some(Value::Array(items)) if items.first().is_some_and(Value::is_number) => vec![tokens(items)?],
+        Some(Value::Array(items)) => {
+            let prompt = |item: Value| match item {
+                Value::String(text) => Ok(Prompt::Text(text)),
+                Value::Array(ids) => tokens(ids),
+                _ => Err(wrong()),
+            };
+            items.into_iter().map(prompt).collect::<Result<_, _>>()?
         }
-        Ok(list)
+        Some(_) => return Err(wrong()),
+    };
+    if list.is_empty() || list.len() > MAX_PROMPTS {
+        return Err(ApiError::invalid(
+            "prompt",
+            format!("{} of them, must be 1 to {MAX_PROMPTS}", list.len()),
+        ));
     }
+    Ok(list)
+}
+
+fn tokens(ids: Vec<Value>) -> Result<Prompt, ApiError> {
+    let id = |value: Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| ApiError::invalid("prompt", format!("{value} is not a token id")))
+    };
+    ids.into_iter().map(id).collect::<Result<_, _>>().map(Prompt::Tokens)
 }
 
 /// What every chunk says.
@@ -74,8 +72,6 @@ struct Reply {
 struct Choice {
     prompt_ids: Vec<u32>,
     events: EventStream,
-    /// Characters of the text so far, for `text_offset`.
-    offset: usize,
 }
 
 pub(super) async fn handle(
@@ -83,37 +79,52 @@ pub(super) async fn handle(
     headers: HeaderMap,
     incoming: Body,
 ) -> Result<Response, ApiError> {
-    let asked: CompletionBody = body(incoming).await?;
-    let id = request_id(&headers);
-    let model = door.models.get(&asked.fields.model)?;
-    let prompts = asked.prompt.ok_or_else(|| ApiError::invalid("prompt", "is missing"))?.list()?;
+    let mut model = String::new();
+    let prepared = prepare(&door, &headers, incoming, &mut model).await;
+    let (reply, stream, runs) = prepared.map_err(|error| door.refused(API, &model, error))?;
+    let choice = |run: request::GenerationRequest| Choice {
+        prompt_ids: run.sequence.tokens.clone(),
+        events: generation::run(&door.generator, &door.metrics, API, run),
+    };
+    let choices: Vec<Choice> = runs.into_iter().map(choice).collect();
+    if stream {
+        return Ok(stream::respond(chunks(reply, choices)).await);
+    }
+    whole(&reply, choices).await
+}
+
+/// Nothing starts before everything is known to be valid.
+async fn prepare(
+    door: &FrontDoor,
+    headers: &HeaderMap,
+    incoming: Body,
+    name: &mut String,
+) -> Result<(Reply, bool, Vec<request::GenerationRequest>), ApiError> {
+    let mut body = body::read(headers, incoming).await?;
+    let Fields { model, stream, stream_usage, token_ids, ask } = Fields::take(&mut body)?;
+    name.clone_from(&model);
+    let logprobs = body.take("logprobs")?.map(|count| whole_number("logprobs", count)).transpose()?;
+    let id = request_id(headers);
+    let model = door.model(&model).await?;
+    let prompts = prompts(body.take("prompt")?)?;
+    let several = prompts.len() > 1;
+    let kv_tokens = door.kv_tokens(&model.name);
+    let mut runs = Vec::new();
+    for (index, prompt) in prompts.into_iter().enumerate() {
+        let request_id = if several { format!("{id}-{index}") } else { id.clone() };
+        let default_max_tokens = Some(DEFAULT_MAX_TOKENS);
+        let ask = Ask { request_id, logprobs, default_max_tokens, ..ask.clone() };
+        runs.push(request::check(model.clone(), kv_tokens, prompt, ask, true)?);
+    }
     let reply = Reply {
         id: format!("cmpl-{id}"),
         model: model.name.clone(),
         created: now(),
-        token_ids: asked.fields.return_token_ids.unwrap_or(false),
-        logprobs: asked.logprobs.is_some(),
-        include_usage: asked.fields.wants_usage(),
+        token_ids,
+        logprobs: logprobs.is_some(),
+        include_usage: stream_usage,
     };
-    let several = prompts.len() > 1;
-    let mut runs = Vec::new();
-    for (index, prompt) in prompts.into_iter().enumerate() {
-        let id = if several { format!("{id}-{index}") } else { id.clone() };
-        let ask =
-            asked.fields.ask(id, Some(asked.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)), asked.logprobs)?;
-        runs.push(request::check(model.clone(), prompt, ask, true)?);
-    }
-    // Nothing starts before everything is known to be valid.
-    let choice = |run: request::GenerationRequest| Choice {
-        prompt_ids: run.sequence.tokens.clone(),
-        events: generation::run(&door.generator, &door.metrics, "completions", run),
-        offset: 0,
-    };
-    let choices: Vec<Choice> = runs.into_iter().map(choice).collect();
-    if asked.fields.stream.unwrap_or(false) {
-        return Ok(stream::respond(chunks(reply, choices)).await);
-    }
-    whole(&reply, choices).await
+    Ok((reply, stream, runs))
 }
 
 fn logprobs(tokens: &[Token], offset: usize) -> Value {
@@ -124,13 +135,15 @@ fn logprobs(tokens: &[Token], offset: usize) -> Value {
         at += token.text().chars().count();
     }
     let top = |token: &Token| {
-        let entry = |(_, bytes, logprob): &(u32, Vec<u8>, f32)| {
-            (String::from_utf8_lossy(bytes).into_owned(), json!(logprob))
-        };
-        match token.logprob {
-            None => Value::Null,
-            Some(_) => Value::Object(token.top.iter().map(entry).collect::<Map<_, _>>()),
+        let Some(logprob) = token.logprob else { return Value::Null };
+        let mut map = Map::new();
+        // Likeliest first: of tokens that read the same (parts of characters do) the likeliest is shown. The token itself
+        // is always among them.
+        for (_, bytes, logprob) in &token.top {
+            map.entry(String::from_utf8_lossy(bytes)).or_insert_with(|| json!(logprob));
         }
+        map.entry(token.text()).or_insert_with(|| json!(logprob));
+        Value::Object(map)
     };
     json!({"tokens": tokens.iter().map(Token::text).collect::<Vec<_>>(),
         "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
@@ -138,15 +151,31 @@ fn logprobs(tokens: &[Token], offset: usize) -> Value {
         "text_offset": offsets})
 }
 
-async fn one(choice: &mut Choice) -> Result<(String, Vec<Token>, FinishReason, Usage), ApiError> {
-    let (mut text, mut tokens) = (String::new(), Vec::new());
+/// A whole answer.
+struct Answer {
+    text: String,
+    /// Of an echoed prompt whose log-probabilities were asked for.
+    prompt: Vec<Token>,
+    tokens: Vec<Token>,
+    reason: FinishReason,
+    usage: Usage,
+}
+
+async fn one(choice: &mut Choice) -> Result<Answer, ApiError> {
+    let (mut text, mut prompt, mut tokens) = (String::new(), Vec::new(), Vec::new());
     while let Some(event) = choice.events.next().await {
         match event? {
+            Event::Echo { text: echo, tokens } => {
+                text.push_str(&echo);
+                prompt = tokens;
+            }
             Event::Delta { text: more, tokens: new } => {
                 text.push_str(&more);
                 tokens.extend(new);
             }
-            Event::Finished { reason, usage, .. } => return Ok((text, tokens, reason, usage)),
+            Event::Finished { reason, usage, .. } => {
+                return Ok(Answer { text, prompt, tokens, reason, usage });
+            }
         }
     }
     Err(ApiError::new(Kind::Internal, "the answer has no end"))
@@ -156,15 +185,16 @@ async fn whole(reply: &Reply, mut choices: Vec<Choice>) -> Result<Response, ApiE
     let answers = futures::future::try_join_all(choices.iter_mut().map(one)).await?;
     let mut total = Usage { prompt_tokens: 0, completion_tokens: 0 };
     let mut list = Vec::new();
-    for (index, ((text, tokens, reason, used), choice)) in answers.into_iter().zip(&choices).enumerate() {
-        total.prompt_tokens += used.prompt_tokens;
-        total.completion_tokens += used.completion_tokens;
-        let mut value = json!({"index": index, "text": text, "finish_reason": reason.name(),
-            "logprobs": if reply.logprobs { logprobs(&tokens, 0) } else { Value::Null }});
+    for (index, (answer, choice)) in answers.into_iter().zip(&choices).enumerate() {
+        total.prompt_tokens += answer.usage.prompt_tokens;
+        total.completion_tokens += answer.usage.completion_tokens;
+        let ids: Vec<u32> = answer.tokens.iter().map(|token| token.id).collect();
+        let shown = [answer.prompt, answer.tokens].concat();
+        let logprobs = if reply.logprobs { logprobs(&shown, 0) } else { Value::Null };
+        let mut value = json!({"index": index, "text": answer.text, "finish_reason": answer.reason.name(),
+            "logprobs": logprobs});
         if reply.token_ids {
-            // Of the answer: an echoed prompt is in `prompt_token_ids`.
-            let answer = &tokens[tokens.len() - used.completion_tokens.min(tokens.len())..];
-            value["token_ids"] = answer.iter().map(|token| token.id).collect::<Vec<_>>().into();
+            value["token_ids"] = ids.into();
             value["prompt_token_ids"] = choice.prompt_ids.clone().into();
         }
         list.push(value);
@@ -178,50 +208,76 @@ fn chunks(
     reply: Reply,
     choices: Vec<Choice>,
 ) -> impl futures::Stream<Item = Result<Value, ApiError>> + Send + 'static {
-    let tagged = choices.into_iter().enumerate().map(|(index, choice)| {
-        let Choice { prompt_ids, events, offset } = choice;
-        let state = (index, prompt_ids, offset);
-        events.map(move |event| (state.clone(), event)).boxed()
-    });
+    let mut places: Vec<Place> = choices.iter().map(|choice| Place::new(choice.prompt_ids.clone())).collect();
+    let tagged = choices
+        .into_iter()
+        .enumerate()
+        .map(|(index, choice)| choice.events.map(move |event| (index, event)).boxed());
     let mut merged: futures::stream::SelectAll<BoxStream<'static, _>> = futures::stream::select_all(tagged);
     async_stream::stream! {
-        let chunk = |choices: Value| json!({"id": reply.id, "object": "text_completion", "created": reply.created,
-            "model": reply.model, "choices": choices});
         let mut total = Usage { prompt_tokens: 0, completion_tokens: 0 };
-        let mut offsets: std::collections::HashMap<usize, usize> = std::collections::HashMap::new();
-        while let Some(((index, prompt_ids, _), event)) = merged.next().await {
-            match event {
+        while let Some((index, event)) = merged.next().await {
+            let (text, tokens, ids) = match event {
                 Err(error) => {
                     yield Err(error);
                     return;
                 }
+                Ok(Event::Echo { text, tokens }) => (text, tokens, Vec::new()),
                 Ok(Event::Delta { text, tokens }) => {
-                    let first = !offsets.contains_key(&index);
-                    let offset = offsets.entry(index).or_default();
-                    let mut choice = json!({"index": index, "text": text, "finish_reason": null, "logprobs": null});
-                    if reply.logprobs {
-                        choice["logprobs"] = logprobs(&tokens, *offset);
-                    }
-                    *offset += tokens.iter().map(|token| token.text().chars().count()).sum::<usize>();
-                    if reply.token_ids {
-                        choice["token_ids"] = tokens.iter().map(|token| token.id).collect::<Vec<_>>().into();
-                        if first {
-                            choice["prompt_token_ids"] = prompt_ids.into();
-                        }
-                    }
-                    yield Ok(chunk(json!([choice])));
+                    let ids = tokens.iter().map(|token| token.id).collect();
+                    (text, tokens, ids)
                 }
                 Ok(Event::Finished { reason, usage: used, .. }) => {
                     total.prompt_tokens += used.prompt_tokens;
                     total.completion_tokens += used.completion_tokens;
-                    yield Ok(chunk(json!([{"index": index, "text": "", "finish_reason": reason.name(), "logprobs": null}])));
+                    let reason = reason.name();
+                    let last = json!({"index": index, "text": "", "finish_reason": reason, "logprobs": null});
+                    yield Ok(reply.chunk(&json!([last])));
+                    continue;
                 }
-            }
+            };
+            yield Ok(reply.chunk(&json!([places[index].choice(&reply, index, &text, &tokens, ids)])));
         }
         if reply.include_usage {
-            let mut last = chunk(json!([]));
+            let mut last = reply.chunk(&json!([]));
             last["usage"] = usage(total);
             yield Ok(last);
         }
+    }
+}
+
+/// How far the stream of one choice is.
+struct Place {
+    /// Until they have been told.
+    prompt_ids: Option<Vec<u32>>,
+    /// Characters of the text so far, for `text_offset`.
+    offset: usize,
+}
+
+impl Place {
+    fn new(prompt_ids: Vec<u32>) -> Self {
+        Self { prompt_ids: Some(prompt_ids), offset: 0 }
+    }
+
+    fn choice(&mut self, reply: &Reply, index: usize, text: &str, tokens: &[Token], ids: Vec<u32>) -> Value {
+        let mut choice = json!({"index": index, "text": text, "finish_reason": null, "logprobs": null});
+        if reply.logprobs {
+            choice["logprobs"] = logprobs(tokens, self.offset);
+            self.offset += tokens.iter().map(|token| token.text().chars().count()).sum::<usize>();
+        }
+        if reply.token_ids {
+            choice["token_ids"] = ids.into();
+            if let Some(prompt_ids) = self.prompt_ids.take() {
+                choice["prompt_token_ids"] = prompt_ids.into();
+            }
+        }
+        choice
+    }
+}
+
+impl Reply {
+    fn chunk(&self, choices: &Value) -> Value {
+        json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
+            "choices": choices})
     }
 }

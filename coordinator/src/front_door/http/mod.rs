@@ -1,9 +1,12 @@
 //! HTTP: OpenAI's API, health, readiness and metrics.
 
+mod body;
 mod chat;
 mod completions;
 mod fields;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use axum::Json;
 use axum::Router;
@@ -13,11 +16,10 @@ use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::api_error::{ApiError, Kind};
-use super::{FrontDoor, MAX_BODY_BYTES, request};
+use super::{FrontDoor, STOPPING, request};
 
 /// Name of the header that carries the request id, both ways.
 const REQUEST_ID: &str = "x-request-id";
@@ -68,18 +70,6 @@ fn request_id(headers: &HeaderMap) -> String {
     headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// A JSON body, or what is wrong with it.
-async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
-    let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await;
-    let bytes = bytes.map_err(|_| {
-        ApiError::new(Kind::TooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes"))
-    })?;
-    std::str::from_utf8(&bytes)
-        .map_err(|e| ApiError::new(Kind::Invalid, format!("the body is not valid UTF-8: {e}")))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| ApiError::new(Kind::Invalid, format!("the body is not as expected: {e}")))
-}
-
 async fn metrics(State(door): State<FrontDoor>) -> Response {
     door.metrics.raft(&door.cluster.status());
     door.metrics.cluster(&door.cluster.state());
@@ -92,6 +82,9 @@ impl FrontDoor {
     pub(super) fn unready(&self) -> Vec<String> {
         let (state, status) = (self.cluster.state(), self.cluster.status());
         let mut reasons = Vec::new();
+        if self.is_draining() {
+            reasons.push(STOPPING.into());
+        }
         if status.leader.is_none() {
             reasons.push("no leader is known".into());
         }

@@ -1,0 +1,65 @@
+//! What a scrape shows.
+
+use super::*;
+use crate::cluster::Role;
+
+fn value(text: &str, series: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[test]
+fn every_family_the_operators_watch_is_there() {
+    let metrics = Metrics::new();
+    metrics.requests.with_label_values(&["m", "chat", "stop"]).inc();
+    metrics.time_to_first_token.with_label_values(&["m"]).observe(0.2);
+    metrics.inter_token_latency.with_label_values(&["m"]).observe(0.02);
+    let mut driver = metrics.driver("m");
+    driver.occupancy(Occupancy { running: 3, waiting: 2, free_blocks: 5, live_blocks: 4, preemptions: 1 });
+    driver.step(&StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 });
+    driver.queued(Duration::from_millis(3));
+    metrics.raft(&RaftStatus { role: Role::Leader, term: 4, commit: 9, applied: 8, ..RaftStatus::default() });
+    let text = metrics.render();
+    for (series, expected) in [
+        (r#"foggara_requests_total{api="chat",model="m",status="stop"}"#, 1.0),
+        (r#"foggara_time_to_first_token_seconds_count{model="m"}"#, 1.0),
+        (r#"foggara_inter_token_latency_seconds_bucket{model="m",le="0.025"}"#, 1.0),
+        (r#"foggara_inter_token_latency_seconds_bucket{model="m",le="0.01"}"#, 0.0),
+        (r#"foggara_sequences{model="m",state="running"}"#, 3.0),
+        (r#"foggara_sequences{model="m",state="waiting"}"#, 2.0),
+        (r#"foggara_kv_blocks{model="m",state="free"}"#, 5.0),
+        (r#"foggara_kv_blocks{model="m",state="live"}"#, 4.0),
+        (r#"foggara_preemptions_total{model="m"}"#, 1.0),
+        (r#"foggara_queue_wait_seconds_count{model="m"}"#, 1.0),
+        (r#"foggara_steps_total{model="m"}"#, 1.0),
+        (r#"foggara_step_rows_sum{model="m"}"#, 9.0),
+        ("foggara_raft_is_leader", 1.0),
+        ("foggara_raft_term", 4.0),
+        ("foggara_raft_commit_index", 9.0),
+        ("foggara_raft_applied_index", 8.0),
+    ] {
+        assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
+    }
+    for family in
+        ["process_resident_memory_bytes", "process_open_fds", "process_threads", "raft_sync_seconds"]
+    {
+        assert!(value(&text, &format!("foggara_{family}")).is_some_and(|value| value >= 0.0), "{family}");
+    }
+}
+
+#[test]
+fn gauges_sum_over_the_drivers_of_a_model_and_forget_those_that_end() {
+    let metrics = Metrics::new();
+    let (mut one, mut two) = (metrics.driver("m"), metrics.driver("m"));
+    one.occupancy(Occupancy { running: 3, free_blocks: 7, ..Occupancy::default() });
+    two.occupancy(Occupancy { running: 4, free_blocks: 1, preemptions: 2, ..Occupancy::default() });
+    two.occupancy(Occupancy { running: 1, free_blocks: 2, preemptions: 3, ..Occupancy::default() });
+    let running = r#"foggara_sequences{model="m",state="running"}"#;
+    assert_eq!(value(&metrics.render(), running), Some(4.0));
+    drop(one);
+    assert_eq!(value(&metrics.render(), running), Some(1.0));
+    drop(two);
+    let text = metrics.render();
+    assert_eq!(value(&text, running), Some(0.0));
+    assert_eq!(value(&text, r#"foggara_kv_blocks{model="m",state="free"}"#), Some(0.0));
+    assert_eq!(value(&text, r#"foggara_preemptions_total{model="m"}"#), Some(3.0), "counters only grow");
+}
