@@ -10,6 +10,7 @@ pub mod client;
 pub mod cluster;
 pub mod http;
 pub mod machine;
+pub mod members;
 pub mod metrics;
 pub mod netns;
 pub mod paths;

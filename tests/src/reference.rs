@@ -56,8 +56,8 @@ pub struct Golden {
 pub struct Case {
     /// Token ids.
     pub prompt: Vec<u32>,
-    /// Log-probability of each; none for the first.
-    pub prompt_logprobs: Vec<Option<f64>>,
+    /// Log-probability of each but the first.
+    pub prompt_logprobs: Vec<f64>,
     /// Logits after the last.
     pub logits_last: Vec<f64>,
     /// The greedy continuation, end tokens ignored.

@@ -7,6 +7,7 @@ use foggara_tests::cluster::Cluster;
 use foggara_tests::process::{self, is_alive};
 use foggara_tests::setup::Setup;
 use foggara_tests::{machine, paths, wait};
+use rustix::process::Signal;
 
 const TOKENS: u32 = 150;
 /// Tokens received before something is killed.
@@ -22,8 +23,8 @@ fn ask() -> Ask {
     Ask::text("smol", prompt).exactly(TOKENS).sampled(0.8, 0.95, 11).logprobs(2)
 }
 
-/// Asks the `number`-th coordinator, kills process `victim` in the middle, and reads on.
-async fn disturbed(cluster: &Cluster, number: u16, victim: u32) -> Answer {
+/// Asks the `number`-th coordinator, sends `signal` to the `victims` in the middle, and reads on.
+async fn disturbed(cluster: &Cluster, number: u16, victims: &[u32], signal: Signal) -> Answer {
     let client = cluster.client(number);
     let mut stream = client.stream(ask().build()).await.unwrap();
     let mut answer = Answer::default();
@@ -31,8 +32,10 @@ async fn disturbed(cluster: &Cluster, number: u16, victim: u32) -> Answer {
         while answer.token_ids.len() < BEFORE {
             assert!(answer.next(&mut stream).await.unwrap(), "ended too early");
         }
-        assert!(is_alive(victim));
-        process::kill(victim);
+        for victim in victims {
+            assert!(is_alive(*victim));
+            process::signal(*victim, signal);
+        }
         while answer.next(&mut stream).await.unwrap_or_else(|s| panic!("{:?}: {}", s.code(), s.message())) {}
     };
     wait::for_end("the disturbed answer", read).await;
@@ -51,6 +54,16 @@ fn whole(status: &StatusResponse) -> Option<StatusResponse> {
     (coordinators && workers && driven && status.leader != 0).then(|| status.clone())
 }
 
+fn pid_of_rank(status: &StatusResponse, rank: u32) -> u32 {
+    status.workers.iter().find(|w| w.rank == Some(rank)).expect("every rank has a worker").pid
+}
+
+fn same(answer: &Answer, undisturbed: &Answer, what: &str) {
+    assert_eq!(answer.bits(), undisturbed.bits(), "{what}: tokens and probabilities");
+    assert_eq!(answer.text, undisturbed.text, "{what}: text");
+    assert_eq!(answer.finished, undisturbed.finished, "{what}: usage");
+}
+
 async fn when_whole(cluster: &Cluster) -> StatusResponse {
     for number in 0..3 {
         cluster.wait_ready(number).await;
@@ -65,34 +78,93 @@ async fn streams_outlive_what_serves_them() {
     let status = when_whole(&cluster).await;
     let undisturbed = cluster.client(0).ask(ask()).await;
     assert_eq!(undisturbed.token_ids.len(), TOKENS as usize);
-    let check = |answer: &Answer, what: &str| {
-        assert_eq!(answer.bits(), undisturbed.bits(), "{what}: tokens and probabilities");
-        assert_eq!(answer.text, undisturbed.text, "{what}: text");
-        assert_eq!(answer.finished, undisturbed.finished, "{what}: usage");
-    };
+    let check = |answer: &Answer, what: &str| same(answer, &undisturbed, what);
 
     // Each rank in turn: `up` starts it again, the group is formed anew.
-    let pid_of_rank = |status: &StatusResponse, rank| {
-        status.workers.iter().find(|w| w.rank == Some(rank)).expect("every rank has a worker").pid
-    };
-    check(&disturbed(&cluster, 0, pid_of_rank(&status, 0)).await, "rank 0 killed");
+    check(&disturbed(&cluster, 0, &[pid_of_rank(&status, 0)], Signal::KILL).await, "rank 0 killed");
     let status = when_whole(&cluster).await;
-    check(&disturbed(&cluster, 1, pid_of_rank(&status, 1)).await, "rank 1 killed");
+    check(&disturbed(&cluster, 1, &[pid_of_rank(&status, 1)], Signal::KILL).await, "rank 1 killed");
+    let status = when_whole(&cluster).await;
+    let both = [pid_of_rank(&status, 0), pid_of_rank(&status, 1)];
+    check(&disturbed(&cluster, 2, &both, Signal::KILL).await, "both ranks killed");
 
     // The coordinator that drives the group, the client being on another one.
     let status = when_whole(&cluster).await;
     let driver = status.groups[0].driver;
     let pid = |id| status.coordinators.iter().find(|c| c.id == id).expect("it is a member").pid;
     let other = (0..3).find(|number| u64::from(*number) + 1 != driver).expect("there are three");
-    check(&disturbed(&cluster, other, pid(driver)).await, "driver killed");
+    check(&disturbed(&cluster, other, &[pid(driver)], Signal::KILL).await, "driver killed");
 
     // The Raft leader, with driver and front door elsewhere: nothing happens to the stream.
     let status = when_whole(&cluster).await;
     let (driver, leader) = (status.groups[0].driver, status.leader);
     let pid = status.coordinators.iter().find(|c| c.id == leader).expect("it is a member").pid;
     let door = (0..3).find(|number| u64::from(*number) + 1 != leader).expect("there are three");
-    check(&disturbed(&cluster, door, pid).await, &format!("leader {leader} killed, driver {driver}"));
+    check(
+        &disturbed(&cluster, door, &[pid], Signal::KILL).await,
+        &format!("leader {leader} killed, driver {driver}"),
+    );
 
     when_whole(&cluster).await;
     cluster.wait_idle("smol").await;
+}
+
+/// A worker that hangs is given up like one that died: a spare takes its rank. When it wakes up it does no harm.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spare_takes_the_place_of_a_worker_that_hangs() {
+    let _machine = machine::shared().await;
+    let setup =
+        Setup::new("hang").model("smol", &paths::smol_gguf()).coordinators(1).workers(3).option("tp", 2);
+    let cluster = setup.start().await;
+    let undisturbed = cluster.client(0).ask(ask()).await;
+    for rank in [1, 0] {
+        let status = cluster.status().await;
+        let victim = pid_of_rank(&status, rank);
+        let answer = disturbed(&cluster, 0, &[victim], Signal::STOP).await;
+        same(&answer, &undisturbed, &format!("rank {rank} hangs"));
+        let taken_over = cluster.status().await;
+        assert!(taken_over.groups[0].epoch > status.groups[0].epoch, "the group is another one");
+        assert!(
+            taken_over.workers.iter().all(|w| w.pid != victim || w.group.is_none()),
+            "without the one that hangs"
+        );
+        process::signal(victim, Signal::CONT);
+        let spare_again = |status: &StatusResponse| {
+            let workers = status.workers.len() == 3 && status.workers.iter().all(|w| is_alive(w.pid));
+            (workers && status.workers.iter().any(|w| w.state == "idle")).then_some(())
+        };
+        cluster.wait_status(0, "the worker is back as a spare", spare_again).await;
+        same(&cluster.client(0).ask(ask()).await, &undisturbed, "afterwards");
+    }
+    cluster.wait_idle("smol").await;
+}
+
+/// All coordinators die at once: workers keep their weights, and everything goes on where the log says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cluster_comes_back_when_all_coordinators_die() {
+    let _machine = machine::shared().await;
+    let cluster =
+        Setup::new("all-coordinators").model("tiny", &paths::golden("llama")).workers(2).start().await;
+    let ask = || Ask::tokens("tiny", &[7, 8, 9]).exactly(100).logprobs(1);
+    let before = cluster.client(0).ask(ask()).await;
+    let status = cluster.status().await;
+    status.coordinators.iter().for_each(|coordinator| process::kill(coordinator.pid));
+    let back = |now: &StatusResponse| {
+        let restarted = now.coordinators.iter().all(|c| is_alive(c.pid));
+        let same_workers =
+            now.workers.iter().map(|w| (w.id, w.pid)).eq(status.workers.iter().map(|w| (w.id, w.pid)));
+        let driven =
+            now.groups.iter().any(|g| g.state == "ready" && g.driver_epoch > status.groups[0].driver_epoch);
+        (restarted && same_workers && driven && now.deployments[0].state == "ready").then_some(())
+    };
+    for number in 0..3 {
+        cluster.wait_status(number, "the same workers serve again", back).await;
+        cluster.wait_ready(number).await;
+        assert_eq!(cluster.client(number).ask(ask()).await.bits(), before.bits());
+    }
+    assert_eq!(
+        cluster.status().await.groups[0].id,
+        status.groups[0].id,
+        "the group was kept: nothing was loaded again"
+    );
 }

@@ -30,12 +30,17 @@ async fn golden_checkpoints_at_every_tp() {
             for (number, (case, answer)) in cases.iter().zip(together(&client, &asks).await).enumerate() {
                 let what = format!("{name} tp {tp} case {number}");
                 let (prompt, answered) = answer.logprobs.split_at(case.prompt.len());
-                for (token, expected) in prompt.iter().zip(&case.prompt_logprobs) {
-                    close(&what, token.logprob, *expected);
+                assert_eq!(
+                    (prompt[0].logprob, prompt.len()),
+                    (None, 1 + case.prompt_logprobs.len()),
+                    "{what}"
+                );
+                for (token, expected) in prompt[1..].iter().zip(&case.prompt_logprobs) {
+                    close(&what, token.logprob.expect("something precedes it"), *expected);
                 }
                 let total = case.logits_last.iter().map(|logit| logit.exp()).sum::<f64>().ln();
                 for top in &answered[0].top {
-                    close(&what, Some(top.logprob), Some(case.logits_last[top.token_id as usize] - total));
+                    close(&what, top.logprob, case.logits_last[top.token_id as usize] - total);
                 }
                 let said: Vec<u32> = answered.iter().map(|token| token.token_id).collect();
                 assert_eq!(said, case.greedy, "{what}");
@@ -45,12 +50,6 @@ async fn golden_checkpoints_at_every_tp() {
     }
 }
 
-fn close(what: &str, ours: Option<f32>, expected: Option<f64>) {
-    match (ours, expected) {
-        (None, None) => {}
-        (Some(ours), Some(expected)) => {
-            assert!((f64::from(ours) - expected).abs() <= TOLERANCE, "{what}: {ours} for {expected}");
-        }
-        other => panic!("{what}: {other:?}"),
-    }
+fn close(what: &str, ours: f32, expected: f64) {
+    assert!((f64::from(ours) - expected).abs() <= TOLERANCE, "{what}: {ours} for {expected}");
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod clients;
 mod collective;
+mod deployments;
 mod failover;
 mod golden;
 mod growth;

@@ -141,7 +141,10 @@ async fn likelihood_of_texts(client: &Client, reference: &Smol, bounds: &Bounds,
         let nll = -logprobs.iter().sum::<f64>() / tokens;
         let worst = logprobs.iter().zip(&text.token_logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         let off = nll - text.mean_nll;
-        eprintln!("{what}: mean NLL {nll:.5} ({off:+.5}), worst token off by {worst:.4}: {:.40?}", text.text);
+        eprintln!(
+            "{what}: mean NLL {nll:.5} ({off:+.5}), worst token off by {worst:.4}: {:.30}",
+            text.text.escape_debug().to_string()
+        );
         assert!(
             off.abs() <= bounds.nll,
             "{what}: mean NLL {nll}, reference {}: {}",

@@ -2,7 +2,8 @@
 
 use foggara_tests::ask::Ask;
 use foggara_tests::cluster::Cluster;
-use foggara_tests::{machine, wait};
+use foggara_tests::setup::Setup;
+use foggara_tests::{machine, paths, wait};
 use futures::future::join_all;
 
 use crate::probe;
@@ -38,12 +39,11 @@ async fn tiny_alone_and_in_company_again_and_again() {
 async fn alone_and_in_company(cluster: &Cluster, model: &str, asks: &[Ask], company: impl Fn(u64) -> Ask) {
     let client = cluster.client(0);
     let alone = probe::one_by_one(&client, asks).await;
-    let crowded = |metrics: f64, small: f64| metrics - small;
     let steps_beyond_8_rows = async || {
         let labels = [("model", model)];
         let all = cluster.sum("foggara_step_rows_count", &labels).await;
         let small = cluster.sum("foggara_step_rows_bucket", &[("model", model), ("le", "8")]).await;
-        crowded(all, small)
+        all - small
     };
     let before = steps_beyond_8_rows().await;
     // The company first, and all of it at work, so that each request looked at comes into a busy group.
@@ -79,4 +79,30 @@ async fn the_seed_alone_decides() {
     let named = client.ask(unseeded("a-name")).await.bits();
     assert_eq!(named, client.ask(unseeded("a-name")).await.bits(), "the same id");
     assert_ne!(named, client.ask(unseeded("another-name")).await.bits(), "another id");
+}
+
+/// Too few KV blocks for all: some sequences make room and are computed again, and nobody can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn preempted_sequences_go_on_with_the_same_tokens() {
+    let _machine = machine::shared().await;
+    let setup = Setup::new("preempt").model("tiny", &paths::golden("llama")).coordinators(1).workers(2);
+    let cluster = setup.option("kv-tokens", 1024).start().await;
+    let client = cluster.client(0);
+    let ask = |i: u32| {
+        let prompt: Vec<u32> = (0..10 + 7 * i).map(|k| 3 + (k * (i + 11)) % 300).collect();
+        Ask::tokens("tiny", &prompt).exactly(250).logprobs(1).sampled(1.0, 0.9, u64::from(i))
+    };
+    let asks: Vec<Ask> = (0..12).map(ask).collect();
+    let alone = probe::one_by_one(&client, &asks).await;
+    let preempted = async || cluster.sum("foggara_preemptions_total", &[("model", "tiny")]).await;
+    assert_eq!(preempted().await, 0.0);
+    for (number, (alone, beside)) in alone.iter().zip(probe::together(&client, &asks).await).enumerate() {
+        assert_eq!(*alone, beside.bits(), "sequence {number}");
+    }
+    let preempted = preempted().await;
+    eprintln!("{preempted} preemptions");
+    assert!(preempted > 0.0, "12 sequences of 300 tokens do not fit 1024");
+    cluster.wait_idle("tiny").await;
+    let long = client.try_ask(Ask::tokens("tiny", &[3; 400]).max_tokens(100)).await.unwrap();
+    assert!(!long.token_ids.is_empty(), "one that fits alone is served");
 }

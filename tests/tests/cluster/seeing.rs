@@ -138,7 +138,7 @@ async fn echo_stop_and_end_tokens() {
 }
 
 /// Families that dashboards rely on.
-const FAMILIES: [(&str, &str); 29] = [
+const FAMILIES: [(&str, &str); 30] = [
     ("foggara_build_info", "gauge"),
     ("foggara_requests_total", "counter"),
     ("foggara_request_duration_seconds", "histogram"),
@@ -149,7 +149,8 @@ const FAMILIES: [(&str, &str); 29] = [
     ("foggara_requests_in_progress", "gauge"),
     ("foggara_sequences", "gauge"),
     ("foggara_kv_blocks", "gauge"),
-    ("foggara_preemptions", "gauge"),
+    ("foggara_preemptions_total", "counter"),
+    ("foggara_queue_wait_seconds", "histogram"),
     ("foggara_steps_total", "counter"),
     ("foggara_step_seconds", "histogram"),
     ("foggara_step_collective_seconds", "histogram"),

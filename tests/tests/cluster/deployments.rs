@@ -1,0 +1,82 @@
+//! Models come and go while the cluster serves.
+
+use foggara_tests::ask::Ask;
+use foggara_tests::process::{foggara, text};
+use foggara_tests::setup::Setup;
+use foggara_tests::{http, machine, paths, wait};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_are_added_listed_and_removed() {
+    let _machine = machine::shared().await;
+    let setup = Setup::new("deployments").model("first", &paths::golden("llama")).workers(3).option("tp", 1);
+    let cluster = setup.start().await;
+    let endpoint = format!("http://{}", cluster.grpc(1));
+    let run = |arguments: &[&str]| {
+        let output = foggara(&[arguments, &["--endpoint", &endpoint]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let model = format!("second={}", paths::golden("llama3-rope").display());
+    for round in 0..machine::rounds(2, 20) {
+        let said = run(&["models", "add", &model, "--tp", "2"]);
+        assert!(said.contains("second: ready"), "{said}");
+        let list = run(&["models", "list"]);
+        assert!(list.contains("first") && list.contains("second"), "{list}");
+        for number in 0..3 {
+            cluster.wait_ready(number).await;
+            for name in ["first", "second"] {
+                let answer = cluster.client(number).ask(Ask::tokens(name, &[3, 4]).exactly(8)).await;
+                assert_eq!(
+                    (answer.token_ids.len(), answer.started.model.as_str()),
+                    (8, name),
+                    "round {round}"
+                );
+            }
+        }
+        let unnamed = cluster.client(0).try_ask(Ask::tokens("", &[3, 4]).exactly(8)).await.unwrap_err();
+        assert_eq!(unnamed.code(), Code::InvalidArgument, "which of two? {}", unnamed.message());
+        run(&["models", "remove", "second"]);
+        for number in 0..3 {
+            wait::until("the model is not served any more", async || {
+                let url = format!("{}/v1/models/second", cluster.http(number));
+                (http::get(&url).await.status == 404).then_some(())
+            })
+            .await;
+            let gone =
+                cluster.client(number).try_ask(Ask::tokens("second", &[3]).exactly(1)).await.unwrap_err();
+            assert_eq!(gone.code(), Code::NotFound, "{}", gone.message());
+            let only = cluster.client(number).ask(Ask::tokens("", &[3, 4]).exactly(8)).await;
+            assert_eq!(only.started.model, "first", "the only one needs no name");
+        }
+        cluster
+            .wait_status(0, "its workers are idle again", |status| {
+                (status.workers.iter().filter(|w| w.state == "idle").count() == 2).then_some(())
+            })
+            .await;
+    }
+}
+
+/// What the command line prints is what the service says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_generates_and_chats() {
+    let _machine = machine::shared().await;
+    let cluster = crate::shared::SMOL.get().await;
+    let prompt = "The capital of France is";
+    let answer = cluster.client(0).ask(Ask::text("smol", prompt).max_tokens(12)).await;
+    for number in 0..3 {
+        let endpoint = cluster.http(number);
+        let generate =
+            ["generate", "--endpoint", &endpoint, "--max-tokens", "12", "--temperature", "0", prompt];
+        let output = foggara(&generate);
+        assert!(output.status.success(), "{}", text(&output));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(answer.text.trim()), "{said:?} for {:?}", answer.text);
+    }
+    let chat = ["chat", "--endpoint", &cluster.http(1), "--max-tokens", "24", "--temperature", "0"];
+    let output = foggara(&[&chat[..], &["What is the capital of Algeria?"]].concat());
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("Algeria"), "{}", text(&output));
+    let unknown = foggara(&[&chat[..], &["--model", "nonesuch", "hello"]].concat());
+    assert!(!unknown.status.success() && text(&unknown).contains("nonesuch"), "{}", text(&unknown));
+}
