@@ -26,7 +26,7 @@ impl MappedFile {
         }
         let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
         // SAFETY: the mapping is read-only and private. Changing a model file while it is being served is a mistake this
-        // cannot guard against (a truncated file then ends the process); README says so.
+        // cannot guard against: a file that is cut short then ends the process.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| ModelError::io(path, e))?;
         Ok(Self { path: path.into(), map })
     }

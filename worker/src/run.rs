@@ -74,7 +74,8 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         return Err(WorkerError::Config { field: "threads", reason: "must be at least 1".into() });
     }
     if !config.listen.ip().is_loopback() && !config.token.is_set() {
-        let reason = format!("{} is not loopback: that needs a cluster token", config.listen);
+        let reason =
+            format!("{} is not loopback: that needs a cluster token (--cluster-token)", config.listen);
         return Err(WorkerError::Config { field: "listen", reason });
     }
     if config.listen.ip().is_unspecified() && config.advertise.is_none() {

@@ -260,18 +260,23 @@ impl Shm {
 
     /// Writes to `out` the sum of everyone's published elements `from..`, in rank order.
     fn sum(&self, out: &mut [f32], from: usize) {
-        for rank in 0..self.segment.size {
+        assert!(from + out.len() <= SLOT_BYTES / 4, "elements of one slot");
+        let len = out.len();
+        let part = |rank: usize| {
             let slot = self.segment.slot(rank, self.phase);
-            // SAFETY: as in `peer`, which the caller has called for every rank in this phase; `from` and the length were
-            // checked against the slot when they were written.
-            let part: &[f32] =
-                unsafe { std::slice::from_raw_parts(slot.as_ptr().cast::<f32>().add(from), out.len()) };
-            if rank == 0 {
-                out.copy_from_slice(part);
-            } else {
-                crate::op::rms_norm::add_assign(out, part);
-            }
+            // SAFETY: as in `peer`, which the caller has called for every rank in this phase; inside the slot (checked
+            // above), which is aligned to a page.
+            unsafe { std::slice::from_raw_parts(slot.as_ptr().cast::<f32>().add(from), len) }
+        };
+        if self.segment.size == 1 {
+            out.copy_from_slice(part(0));
+            return;
         }
+        // The first two at once: one pass less over the vector.
+        for ((out, a), b) in out.iter_mut().zip(part(0)).zip(part(1)) {
+            *out = a + b;
+        }
+        (2..self.segment.size).for_each(|rank| crate::op::rms_norm::add_assign(out, part(rank)));
     }
 
     /// As [`reduce_direct`](Self::reduce_direct), each rank summing a part, then everyone collecting the parts.

@@ -14,7 +14,7 @@ enum Kind {
 /// Connects a group in one process and runs `f` on every rank's thread.
 fn group<R: Send>(kind: Kind, size: usize, f: impl Fn(Box<dyn Collective>) -> R + Sync) -> Vec<R> {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!("foggara-test-{}-{number}", std::process::id());
     let listeners: Vec<_> =
         (0..size).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();

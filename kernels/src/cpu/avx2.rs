@@ -129,6 +129,23 @@ impl Lanes for F32x8 {
         }
     }
     #[inline(always)]
+    fn to_codes(values: [Self; 4]) -> ([i8; 32], i32) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let [a, b, c, d] = values.map(|x| _mm256_cvtps_epi32(x.0));
+            // Packing works on each half of the registers; the permutation puts groups of four back in order.
+            let halves = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let codes = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let pairs = widen(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes));
+            let four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b_00_00_11_10>(four));
+            let sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)));
+            let mut bytes = [0i8; 32];
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), codes);
+            (bytes, sum)
+        }
+    }
+    #[inline(always)]
     fn unpack4(from: &[u8; 128]) -> [__m256i; 8] {
         // SAFETY: see the head of the file; the four loads cover the 128 bytes.
         unsafe {

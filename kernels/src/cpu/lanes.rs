@@ -38,6 +38,8 @@ pub trait Lanes: Copy {
     fn round(self) -> Self;
     /// 2^self for integers in -126..=127.
     fn exp2_integer(self) -> Self;
+    /// The nearest integers (ties to even) to 32 values within ±127, and their sum.
+    fn to_codes(values: [Self; 4]) -> ([i8; 32], i32);
 
     /// Splits 128 bytes of packed 4-bit codes into the 8 vectors of a block.
     fn unpack4(from: &[u8; 128]) -> [Self::Codes; 8];

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use super::lanes::Lanes;
 use super::simd;
 
-/// Larger than any last-level cache share that would flatter the figure.
+/// What each thread reads over and over: larger than the cache it may have to itself, which would flatter the figure.
 const BUFFER_BYTES: usize = 64 << 20;
+/// What all threads together read at most: with many, their caches are shared.
+const BUFFERS_BYTES: usize = 512 << 20;
 
 /// Bytes read per second from memory by `threads` threads together, measured for about `millis`.
 pub fn read_bandwidth(threads: usize, millis: u64) -> u64 {
     let count = threads.max(1);
-    let len = BUFFER_BYTES / 4 / count;
+    let len = BUFFER_BYTES.min(BUFFERS_BYTES / count) / 4;
     // Written, so that every page is one of its own and not the shared page of zeros.
     let buffers: Vec<Vec<f32>> = (0..count).map(|i| vec![i as f32 + 1.0; len]).collect();
     rate(buffers, millis, |buffer| {

@@ -76,6 +76,10 @@ impl Lanes for F32x8 {
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
     }
+    fn to_codes(values: [Self; 4]) -> ([i8; 32], i32) {
+        let codes = std::array::from_fn(|i| values[i / 8].0[i % 8].round_ties_even() as i8);
+        (codes, codes.iter().map(|code| i32::from(*code)).sum())
+    }
     fn unpack4(from: &[u8; 128]) -> [[i8; 32]; 8] {
         std::array::from_fn(|v| {
             let bytes = &from[v % 4 * 32..][..32];

@@ -103,25 +103,13 @@ fn quantize_row_body<L: Lanes>(x: &[f32], blocks: &mut [ActBlock]) {
         let mut padded = [0.0; 32];
         padded[..chunk.len()].copy_from_slice(chunk);
         let parts = padded.as_chunks::<8>().0;
+        let parts: [L; 4] = std::array::from_fn(|i| L::load(&parts[i]));
         let zero = L::splat(0.0);
-        let mut largest = zero;
-        for part in parts {
-            let x = L::load(part);
-            largest = largest.max(x).max(zero.sub(x));
-        }
-        let largest = largest.greatest();
-        let inverse = L::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-        let mut rounded = [[0.0; 8]; 4];
-        for (part, rounded) in parts.iter().zip(&mut rounded) {
-            L::load(part).mul(inverse).round().store(rounded);
-        }
-        let rounded = rounded.as_flattened();
-        let mut sum = 0i32;
-        for (code, rounded) in block.codes.iter_mut().zip(rounded) {
-            let whole = *rounded as i32;
-            sum += whole;
-            *code = whole as i8;
-        }
+        let largest = parts.iter().fold(zero, |largest, x| largest.max(*x).max(zero.sub(*x))).greatest();
+        // Below it 127 / largest would be infinite.
+        let inverse = L::splat(if largest > f32::MIN_POSITIVE * 256.0 { 127.0 / largest } else { 0.0 });
+        let (codes, sum) = L::to_codes(parts.map(|x| x.mul(inverse)));
+        block.codes = codes;
         block.scale = largest / 127.0;
         block.sum = block.scale * sum as f32;
     }

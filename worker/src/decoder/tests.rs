@@ -1,7 +1,7 @@
 //! The decoder against transformers, at several degrees of parallelism and over both collectives.
 
 use foggara_kernels::op::softmax::{argmax, log_sum_exp};
-use foggara_models::testing::{GgufFile, tiny_gguf};
+use foggara_models::testing::{GgufFile, tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors};
 use foggara_models::{Checkpoint, DType, TensorRole};
 
 use super::*;
@@ -173,6 +173,39 @@ fn as_gguf(model: &Checkpoint) -> GgufFile {
         }
     }
     file
+}
+
+#[test]
+fn biases_are_added_once_however_many_ranks_there_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = tiny_config();
+    let mut tensors = tiny_tensors();
+    let write = |config: &serde_json::Value, tensors: &[(String, Vec<usize>)]| {
+        std::fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
+        // A new file each time: the older one is mapped.
+        drop(std::fs::remove_file(folder.path().join("model.safetensors")));
+        let bytes = tiny_safetensors(DType::BF16, tensors);
+        std::fs::write(folder.path().join("model.safetensors"), bytes).expect("written");
+        Checkpoint::open(folder.path()).expect("a valid checkpoint")
+    };
+    let prompt = [5, 3, 8, 13, 21, 34, 1, 1, 2];
+    let plain = alone(&write(&config, &tensors), &prompt, 1);
+    config["attention_bias"] = true.into();
+    // After the others, so that these keep their values.
+    for (name, shape) in tiny_tensors().into_iter().filter(|(name, _)| name.contains("self_attn")) {
+        tensors.push((name.replace("weight", "bias"), shape[..1].to_vec()));
+    }
+    let model = write(&config, &tensors);
+    let whole = alone(&model, &prompt, 1);
+    assert!(whole != plain, "biases change something");
+    for tp in [2, 3, 5] {
+        for (row, expected) in alone(&model, &prompt, tp).iter().zip(&whole) {
+            let size = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            for (got, expected) in row.iter().zip(expected) {
+                assert!((got - expected).abs() <= 1e-4 * size, "tp {tp}: {got} for {expected}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub struct LayerWeights {
     pub qkv_bias: Vec<f32>,
     /// hidden × local query columns.
     pub o: WeightMatrix,
-    /// Added to the attention's output, on rank 0 only (the sum over ranks must have it once); else empty.
+    /// Added to the attention's output, by one rank only (the sum over ranks must have it once); else empty.
     pub o_bias: Vec<f32>,
     /// Of the norm before the MLP.
     pub mlp_norm: Vec<f32>,
@@ -92,8 +92,8 @@ impl LayerWeights {
             qkv_bias.extend(loader.vector(TensorRole::QBias(layer), columns(&slice.q_heads, dim))?);
             qkv_bias.extend(loader.vector(TensorRole::KBias(layer), columns(&slice.kv_heads, dim))?);
             qkv_bias.extend(loader.vector(TensorRole::VBias(layer), columns(&slice.kv_heads, dim))?);
-            // Only Llama's own class has a bias here, and only rank 0 (which has the first rows of the vocabulary) adds it.
-            if slice.vocab.start == 0 && loader.model.tensor(TensorRole::OBias(layer)).is_ok() {
+            // Only Llama's own class has a bias here, and only the rank with the first head adds it.
+            if slice.q_heads.contains(&0) && loader.model.tensor(TensorRole::OBias(layer)).is_ok() {
                 o_bias = loader.vector(TensorRole::OBias(layer), hidden.clone())?;
             }
         }
