@@ -63,6 +63,8 @@ pub struct RaftStatus {
     pub term: u64,
     /// The leader it knows of.
     pub leader: Option<u64>,
+    /// Term of the first leader it knew of since it started.
+    pub first_term: Option<u64>,
     /// Last committed entry.
     pub commit: u64,
     /// Last applied entry.
@@ -134,6 +136,13 @@ impl ClusterHandle {
     /// Whether this member leads.
     pub fn is_leader(&self) -> bool {
         self.status.borrow().role == Role::Leader
+    }
+
+    /// Whether a leader has found out, since this coordinator started, which workers are there. Until then the state may
+    /// tell of groups that ended with an earlier life of the cluster.
+    pub fn workers_are_known(&self) -> bool {
+        let first = self.status.borrow().first_term;
+        first.is_some_and(|first| self.state.borrow().confirmed_term >= first)
     }
 
     fn send(&self, input: Input) -> Result<(), ClusterError> {

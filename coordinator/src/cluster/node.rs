@@ -403,14 +403,19 @@ impl Node {
             Role::Leader => raft.prs().iter().filter(|(id, _)| **id != raft.id).map(progress).collect(),
             _ => Vec::new(),
         };
-        let before = self.status_out.borrow().term;
+        let (before, first_term) = {
+            let status = self.status_out.borrow();
+            (status.term, status.first_term)
+        };
         self.elections += u64::from(raft.term > before);
+        let leader = (raft.leader_id != 0).then_some(raft.leader_id);
         let store = self.raw.store();
         let status = RaftStatus {
             id: raft.id,
             role,
             term: raft.term,
-            leader: (raft.leader_id != 0).then_some(raft.leader_id),
+            leader,
+            first_term: first_term.or_else(|| leader.map(|_| raft.term)),
             commit: raft.raft_log.committed,
             applied: self.applied,
             elections: self.elections,

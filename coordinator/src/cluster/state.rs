@@ -167,6 +167,11 @@ pub enum Command {
         /// Its id.
         id: u64,
     },
+    /// The leader of a term knows of every worker whether it is there.
+    ConfirmWorkers {
+        /// Its term.
+        term: u64,
+    },
     /// A model is to be served; replaces nothing.
     PutDeployment {
         /// The name it is served under.
@@ -263,6 +268,9 @@ pub struct ClusterState {
     pub deployments: BTreeMap<String, Deployment>,
     /// Groups by id.
     pub groups: BTreeMap<u64, Group>,
+    /// The last term whose leader knew of every worker whether it is there. What is written here of ready groups may be of
+    /// an earlier life of the cluster until then.
+    pub confirmed_term: u64,
     /// Operators' notes.
     pub notes: BTreeMap<String, String>,
     notes_bytes: usize,
@@ -297,6 +305,10 @@ impl ClusterState {
             }
             Command::RegisterWorker(worker) => self.register_worker(worker),
             Command::WorkerLost { id } => self.lose_worker(*id),
+            Command::ConfirmWorkers { term } => {
+                self.confirmed_term = self.confirmed_term.max(*term);
+                Outcome::Done
+            }
             Command::PutDeployment { name, deployment } => self.put_deployment(name, deployment),
             Command::RemoveDeployment { name } => {
                 if self.deployments.remove(name).is_none() {

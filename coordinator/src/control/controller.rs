@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use foggara_models::Checkpoint;
 
+use super::probe;
 use super::registry::{Registry, not_leader};
 use crate::cluster::state::Deployment;
 use crate::cluster::{ClusterHandle, ClusterState, Command};
@@ -30,6 +31,10 @@ struct Controller {
     cluster: ClusterHandle,
     registry: Registry,
     since: Instant,
+    /// Whether this leader knows of every worker whether it is there, and has said so.
+    confirmed: bool,
+    /// Workers whose machine says that nothing listens at their address.
+    refused: BTreeSet<u64>,
     /// When each coordinator was last heard of.
     heard: BTreeMap<u64, Instant>,
     /// Coordinators that are stopping, and since when that is known.
@@ -78,6 +83,8 @@ impl Controller {
             cluster,
             registry,
             since: Instant::now(),
+            confirmed: false,
+            refused: BTreeSet::new(),
             heard: BTreeMap::new(),
             draining: BTreeMap::new(),
             needs: BTreeMap::new(),
@@ -90,6 +97,9 @@ impl Controller {
     async fn look(&mut self) {
         let state = self.cluster.state();
         self.registry.reconcile(&self.cluster);
+        if !self.confirmed {
+            self.refused = probe::refused(&state, &self.registry.live()).await;
+        }
         for id in self.lost(&state) {
             tracing::warn!(worker = id, "worker lost");
             match self.cluster.propose_leading(Command::WorkerLost { id }).await {
@@ -97,6 +107,7 @@ impl Controller {
                 Err(error) => tracing::warn!(worker = id, %error, "not removed"),
             }
         }
+        self.confirm().await;
         let state = self.cluster.state();
         self.notice_failures(&state);
         let around = self.surroundings(&state).await;
@@ -116,6 +127,15 @@ impl Controller {
         self.registry.reconcile(&self.cluster);
     }
 
+    /// Says once that every worker of the state is there.
+    async fn confirm(&mut self) {
+        let (state, live) = (self.cluster.state(), self.registry.live());
+        if !self.confirmed && state.workers.keys().all(|id| live.contains(id)) {
+            let term = self.cluster.status().term;
+            self.confirmed = self.cluster.propose_leading(Command::ConfirmWorkers { term }).await.is_ok();
+        }
+    }
+
     async fn propose(&self, command: Command) {
         if let Err(error) = self.cluster.propose_leading(command.clone()).await {
             tracing::warn!(%error, ?command, "not done");
@@ -127,7 +147,7 @@ impl Controller {
         let live = self.registry.live();
         let overdue = |id: &&u64| match self.registry.gone_since(**id) {
             Some(gone) => gone.elapsed() > WORKER_GRACE,
-            None => self.since.elapsed() > NEW_LEADER_GRACE,
+            None => self.refused.contains(*id) || self.since.elapsed() > NEW_LEADER_GRACE,
         };
         state.workers.keys().filter(|id| !live.contains(id)).filter(overdue).copied().collect()
     }

@@ -52,7 +52,8 @@ impl Service {
 
     fn deployment(&self, state: &ClusterState, name: &str, deployment: &Deployment) -> wire::Deployment {
         let groups: Vec<_> = state.groups.values().filter(|group| group.deployment == name).collect();
-        let ready = groups.iter().filter(|group| group.is_ready() && group.driver.is_some()).count();
+        let known = self.door.cluster.workers_are_known();
+        let ready = groups.iter().filter(|group| known && group.is_ready() && group.driver.is_some()).count();
         let state = match (ready, groups.len(), self.door.models.get(name)) {
             (_, _, Err(error)) if error.kind == crate::front_door::api_error::Kind::Unavailable => {
                 format!("failed: {}", error.message)

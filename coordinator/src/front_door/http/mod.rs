@@ -88,6 +88,9 @@ impl FrontDoor {
         if status.leader.is_none() {
             reasons.push("no leader is known".into());
         }
+        if !self.cluster.workers_are_known() {
+            reasons.push("the leader has not found every worker yet".into());
+        }
         if state.deployments.is_empty() {
             reasons.push("nothing is deployed".into());
         }
