@@ -8,6 +8,7 @@ mod codec;
 mod handle;
 mod inbound;
 mod node;
+mod seal;
 pub mod state;
 mod store;
 #[cfg(test)]

@@ -13,12 +13,14 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use super::codec;
+use super::seal::Seal;
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const IDENTITY: &str = "identity";
 const HARD_STATE: &str = "hard_state";
 const SNAPSHOT: &str = "snapshot";
+const COMMITS: &str = "commits";
 /// The log is kept in memory by us; the library need not keep it too.
 const CACHE_BYTES: usize = 4 << 20;
 const RESTORE: &str = "if the disk is at fault, give this coordinator a new id and an empty data folder";
@@ -45,6 +47,9 @@ pub(super) struct Identity {
 pub(super) struct LogStore {
     path: PathBuf,
     db: Database,
+    /// Commits made, and where they are counted a second time.
+    commits: u64,
+    seal: Seal,
     hard_state: HardState,
     /// Its metadata says where the log begins.
     snapshot: Snapshot,
@@ -64,12 +69,16 @@ impl LogStore {
         let fail = |reason: String| StoreError { path: path.clone(), reason };
         std::fs::create_dir_all(dir).map_err(|e| fail(format!("making its folder: {e}")))?;
         let db = open_database(&path).map_err(fail)?;
+        let counted = dir.join("raft.commits");
+        let (seal, sealed) = Seal::open(&counted).map_err(|e| fail(format!("{}: {e}", counted.display())))?;
         // The file's name must be as durable as what is in it.
         let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
         synced.map_err(|e| fail(format!("syncing its folder: {e}")))?;
         let mut store = Self {
             path: path.clone(),
             db,
+            commits: 0,
+            seal,
             hard_state: HardState::default(),
             snapshot: initial_snapshot(identity),
             entries: VecDeque::new(),
@@ -77,6 +86,11 @@ impl LogStore {
             sync_seconds: 0.0,
             syncs: 0,
         };
+        store.commits = store.count()?;
+        if let Some(sealed) = sealed.filter(|sealed| *sealed > store.commits) {
+            let found = store.commits;
+            return Err(fail(format!("has lost writes: {found} commits are there of {sealed}; {RESTORE}")));
+        }
         match store.read_meta(IDENTITY)? {
             None => {
                 let bytes = codec::encode(identity).map_err(|e| fail(e.to_string()))?;
@@ -116,6 +130,13 @@ impl LogStore {
         };
         let value = table.get(key).map_err(|e| self.fail(e))?;
         Ok(value.map(|value| value.value().to_vec()))
+    }
+
+    /// Commits that are in the file.
+    fn count(&self) -> Result<u64, StoreError> {
+        let Some(bytes) = self.read_meta(COMMITS)? else { return Ok(0) };
+        let number = bytes.try_into().map_err(|_| self.fail("the number of commits is damaged"))?;
+        Ok(u64::from_le_bytes(number))
     }
 
     fn load(&mut self) -> Result<(), StoreError> {
@@ -170,8 +191,12 @@ impl LogStore {
             let mut meta = transaction.open_table(META).map_err(|e| self.fail(e))?;
             let mut entries = transaction.open_table(ENTRIES).map_err(|e| self.fail(e))?;
             write(&mut meta, &mut entries).map_err(|e| self.fail(e))?;
+            let number = (self.commits + 1).to_le_bytes();
+            meta.insert(COMMITS, number.as_slice()).map_err(|e| self.fail(e))?;
         }
         transaction.commit().map_err(|e| self.fail(e))?;
+        self.commits += 1;
+        self.seal.set(self.commits).map_err(|e| self.fail(format!("counting a commit: {e}")))?;
         self.sync_seconds += started.elapsed().as_secs_f64();
         self.syncs += 1;
         Ok(())

@@ -98,3 +98,86 @@ fn a_file_that_is_no_store_is_an_error_and_not_a_panic() {
     std::fs::write(dir.path().join("raft.redb"), vec![7; 10_000]).expect("written");
     assert!(LogStore::open(dir.path(), &identity()).is_err());
 }
+
+const FILES: [&str; 2] = ["raft.redb", "raft.commits"];
+
+/// A store with a snapshot at 4 and entries 5 to 8, as kill -9 leaves it: never closed.
+fn files() -> [Vec<u8>; 2] {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut store = open(dir.path());
+    let hard = HardState { term: 2, vote: 3, commit: 6 };
+    store.persist(&(1..=8).map(|i| entry(i, 1)).collect::<Vec<_>>(), Some(&hard), None).expect("written");
+    store.compact(4, b"state at 4".to_vec()).expect("written");
+    read(dir.path())
+}
+
+fn read(dir: &Path) -> [Vec<u8>; 2] {
+    FILES.map(|name| std::fs::read(dir.join(name)).expect("read"))
+}
+
+/// Opens a store of these files.
+fn reopen(files: [&[u8]; 2]) -> Result<LogStore, StoreError> {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, bytes) in FILES.iter().zip(files) {
+        std::fs::write(dir.path().join(name), bytes).expect("written");
+    }
+    // An open file outlives its name.
+    LogStore::open(dir.path(), &identity())
+}
+
+fn is_whole(store: &LogStore) -> bool {
+    let hard = store.initial_state().expect("known").hard_state;
+    all(store) == [(5, 1), (6, 1), (7, 1), (8, 1)]
+        && store.snapshot_data() == b"state at 4"
+        && hard == HardState { term: 2, vote: 3, commit: 6 }
+}
+
+#[test]
+fn every_write_survives_a_crash_right_after_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut store = open(dir.path());
+    for i in 1..=12 {
+        store.persist(&[entry(i, 1)], None, None).expect("written");
+        if i % 5 == 0 {
+            store.compact(i - 1, i.to_le_bytes().to_vec()).expect("written");
+        }
+        let [store_bytes, commits] = read(dir.path());
+        let crashed = reopen([&store_bytes, &commits]).expect("a valid store");
+        assert_eq!(all(&crashed), all(&store), "after entry {i}");
+        assert_eq!(crashed.snapshot_data(), store.snapshot_data());
+    }
+}
+
+#[test]
+fn a_damaged_file_is_found_or_harmless_never_believed() {
+    let [good, commits] = files();
+    assert!(is_whole(&reopen([&good, &commits]).expect("a valid store")));
+    assert!(is_whole(&reopen([&good, b"torn"]).expect("the number beside it is only a check")));
+    let used: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0).collect();
+    let step = (used.len() / 100).max(1);
+    let mut found = 0;
+    for at in used.into_iter().step_by(step) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        match reopen([&bytes, &commits]) {
+            Ok(store) => assert!(is_whole(&store), "a flipped bit at {at} was believed"),
+            Err(error) => {
+                found += 1;
+                assert!(!error.reason.is_empty());
+            }
+        }
+    }
+    assert!(found > 0, "some of it mattered");
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_found() {
+    let [good, commits] = files();
+    for part in 0..16 {
+        let cut = good.len() * part / 16;
+        match reopen([&good[..cut], &commits]) {
+            Ok(store) => assert!(is_whole(&store), "{cut} bytes of {} were believed", good.len()),
+            Err(error) => assert!(error.to_string().contains("raft.redb"), "{error}"),
+        }
+    }
+}

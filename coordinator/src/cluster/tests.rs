@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
+use prost011::Message as _;
+use raft::prelude::{Message, MessageType};
 
 use super::*;
 
@@ -14,6 +17,8 @@ use super::*;
 struct Network {
     handles: Mutex<BTreeMap<u64, ClusterHandle>>,
     cut: Mutex<BTreeSet<(u64, u64)>>,
+    /// Snapshots that will be lost on their way.
+    lose_snapshots: AtomicUsize,
 }
 
 struct Link {
@@ -33,8 +38,19 @@ impl Link {
 
 impl transport::Transport for Link {
     fn send(&self, to: u64, messages: Vec<Vec<u8>>) {
-        if let Some(peer) = self.peer(to) {
-            messages.into_iter().for_each(|message| drop(peer.step(message)));
+        let Some(peer) = self.peer(to) else { return };
+        for message in messages {
+            let kind = Message::decode(&message[..]).expect("encoded by us").msg_type();
+            let loses = |left: usize| left.checked_sub(1);
+            if kind == MessageType::MsgSnapshot
+                && self.network.lose_snapshots.fetch_update(Ordering::SeqCst, Ordering::SeqCst, loses).is_ok()
+            {
+                if let Some(own) = self.peer(self.from) {
+                    own.unreachable(to);
+                }
+                continue;
+            }
+            peer.step(message).ok();
         }
     }
 
@@ -190,6 +206,51 @@ async fn a_follower_that_was_away_catches_up_by_snapshot() {
     cluster.start(away);
     until_has(&cluster.handle(away), "k129").await;
     assert_eq!(cluster.handle(away).state(), cluster.handle(leader).state());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_lost_is_sent_again() {
+    let cluster = Cluster::new();
+    let leader = cluster.leader(None).await;
+    let away = MEMBERS.into_iter().find(|id| *id != leader).expect("three members");
+    cluster.stop(away);
+    for i in 0..60 {
+        limited(cluster.handle(leader).propose(note(i))).await.expect("two of three are enough");
+    }
+    cluster.network.lose_snapshots.store(3, Ordering::SeqCst);
+    cluster.start(away);
+    until_has(&cluster.handle(away), "k59").await;
+    assert_eq!(cluster.network.lose_snapshots.load(Ordering::SeqCst), 0, "it was lost three times");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_leader_decides_for_itself() {
+    let cluster = Cluster::new();
+    let leader = cluster.leader(None).await;
+    let follower = MEMBERS.into_iter().find(|id| *id != leader).expect("three members");
+    let outcome = cluster.handle(follower).propose_leading(note(1)).await;
+    assert!(matches!(outcome, Err(ClusterError::NotLeader { .. })), "{outcome:?}");
+    limited(cluster.handle(follower).read_index()).await.expect("a leader is there");
+    assert!(cluster.handle(follower).state().notes.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_at_once_from_everywhere_see_what_was_acknowledged_before() {
+    let cluster = Cluster::new();
+    cluster.leader(None).await;
+    for i in 0..10 {
+        limited(cluster.handle(1).propose(note(i))).await.expect("a leader is there");
+        let key = format!("k{i}");
+        let read = |handle: ClusterHandle| {
+            let key = key.clone();
+            async move {
+                handle.read_index().await.expect("a leader is there");
+                assert!(handle.state().notes.contains_key(&key));
+            }
+        };
+        let reads = MEMBERS.into_iter().cycle().take(12).map(|id| read(cluster.handle(id)));
+        limited(futures::future::join_all(reads)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

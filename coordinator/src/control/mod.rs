@@ -2,7 +2,10 @@
 //! follow its deployments.
 
 mod controller;
+mod probe;
 mod registry;
+#[cfg(test)]
+mod tests;
 
 pub use controller::run_controller;
 pub use registry::{Registry, RegistryService};

@@ -28,7 +28,7 @@ fn both_checkpoints_give_the_references_tokens() {
     let ids = |value: &Value| -> Vec<u32> {
         value.as_array().expect("a list").iter().map(|v| v.as_u64().expect("an id") as u32).collect()
     };
-    let (gguf, hf) = (tokenizer("SmolLM2-135M-Instruct.Q4_1.gguf"), tokenizer("smollm2-135m"));
+    let (gguf, hf) = (tokenizer("smollm2-135m-instruct-q4_1.gguf"), tokenizer("smollm2-135m"));
     for case in expected["chat"].as_array().expect("a list") {
         let text = case["prompt_text"].as_str().expect("a text");
         assert_eq!(gguf.encode(text, true), Ok(ids(&case["prompt_tokens"])));
@@ -45,7 +45,7 @@ fn both_checkpoints_give_the_references_tokens() {
 
 #[test]
 fn bytes_of_tokens_are_the_bytes_of_the_text() {
-    let gguf = tokenizer("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let gguf = tokenizer("smollm2-135m-instruct-q4_1.gguf");
     assert_eq!(gguf.token_bytes(1), b"<|im_start|>");
     assert!(gguf.is_special(1) && !gguf.is_special(100));
     assert_eq!(gguf.decode(&gguf.encode("<|im_start|>hi", true).expect("tokens"), true), "hi");
@@ -141,7 +141,7 @@ fn each_kind_of_byte_level_vocabulary_splits_text_its_own_way() {
 
 #[test]
 fn long_runs_are_no_trouble_and_their_length_bounds_the_tokens() {
-    let tokenizer = tokenizer("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let tokenizer = tokenizer("smollm2-135m-instruct-q4_1.gguf");
     for unit in [" ", "a", "7", "\n", "!", "\u{3000}", "日", "\u{0}", "<|im_end|>", "<|im_"] {
         let text = unit.repeat(20_000 / unit.len()) + "x";
         let ids = tokenizer.encode(&text, true).expect("tokens");

@@ -1,0 +1,294 @@
+//! Workers' sessions and the leader's loop, over real connections to a cluster of one coordinator.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foggara_proto::PROTOCOL;
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::worker as wire;
+use foggara_proto::wire::worker::registry_client::RegistryClient;
+use foggara_proto::wire::worker::registry_server::RegistryServer;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tonic::Streaming;
+use wire::registry_message::Message as Told;
+use wire::worker_message::Message as Says;
+
+use super::{Registry, RegistryService, run_controller};
+use crate::cluster::state::{Deployment, Group, Member};
+use crate::cluster::transport::GrpcTransport;
+use crate::cluster::{self, ClusterConfig, ClusterHandle, ClusterState, Command};
+
+struct Rig {
+    cluster: ClusterHandle,
+    addr: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.cluster.stop();
+    }
+}
+
+impl Rig {
+    /// Coordinator 1 of `members`, with its registry on a port.
+    async fn of(members: &[u64]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let peers = members.iter().map(|id| (*id, format!("127.0.0.1:{id}"))).collect();
+        let transport =
+            Arc::new(GrpcTransport::new("test", 1, &peers, &ClusterToken::default()).expect("valid"));
+        let config = ClusterConfig::new("test", 1, members.to_vec(), dir.path().into());
+        let cluster = cluster::start(&config, transport).expect("it starts");
+        let registry = Registry::default();
+        tokio::spawn(run_controller(cluster.clone(), registry.clone()));
+        let service = RegistryServer::new(RegistryService { cluster: cluster.clone(), registry });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound").to_string();
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Self { cluster, addr, _dir: dir }
+    }
+
+    /// The leader, with deployment "m" of two ranks.
+    async fn new() -> Self {
+        let rig = Self::of(&[1]).await;
+        let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1, draining: false };
+        rig.write(Command::RegisterMember { id: 1, member }).await;
+        let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama");
+        let deployment = Deployment {
+            model_path: model.to_string_lossy().into_owned(),
+            tp: 2,
+            replicas: 1,
+            kv_tokens: 64,
+            kv_dtype: "auto".into(),
+            collective: "auto".into(),
+            created: 0,
+        };
+        rig.write(Command::PutDeployment { name: "m".into(), deployment }).await;
+        rig
+    }
+
+    async fn write(&self, command: Command) {
+        self.cluster.propose(command).await.expect("one is a majority");
+    }
+
+    async fn until(&self, what: impl FnMut(&Arc<ClusterState>) -> bool) -> Arc<ClusterState> {
+        let mut watch = self.cluster.watch();
+        limited(watch.wait_for(what)).await.expect("the node runs").clone()
+    }
+
+    /// Two workers that hold a ready, driven group.
+    async fn with_group(&self) -> (FakeWorker, FakeWorker, wire::Assign) {
+        let (mut a, mut b) =
+            (FakeWorker::join(self, "a", None).await, FakeWorker::join(self, "b", None).await);
+        let (first, second) = (a.assigned().await, b.assigned().await);
+        assert_eq!((first.group, first.epoch), (second.group, second.epoch));
+        a.ready(&first);
+        b.ready(&second);
+        self.until(driven).await;
+        (a, b, first)
+    }
+}
+
+fn driven(state: &Arc<ClusterState>) -> bool {
+    state.groups.values().any(|group: &Group| group.driver.is_some())
+}
+
+async fn limited<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("within a minute")
+}
+
+struct FakeWorker {
+    id: u64,
+    says: mpsc::UnboundedSender<wire::WorkerMessage>,
+    told: Streaming<wire::RegistryMessage>,
+}
+
+fn hello(name: &str) -> wire::Hello {
+    wire::Hello {
+        incarnation: name.into(),
+        protocol: PROTOCOL.into(),
+        addr: format!("{name}:1"),
+        collective_addr: format!("{name}:2"),
+        host: "h".into(),
+        capabilities: Some(foggara_proto::wire::admin::Capabilities {
+            threads: 1,
+            memory_bytes: 1 << 30,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+impl FakeWorker {
+    /// Opens a session; the first answer is not read yet.
+    async fn open(rig: &Rig, hello: wire::Hello) -> Self {
+        let (says, said) = mpsc::unbounded_channel();
+        let worker = |says, told| Self { id: 0, says, told };
+        says.send(wire::WorkerMessage { message: Some(Says::Hello(hello)) }).expect("new");
+        let mut client = RegistryClient::connect(format!("http://{}", rig.addr)).await.expect("it listens");
+        let told = limited(client.session(UnboundedReceiverStream::new(said))).await.expect("taken");
+        worker(says, told.into_inner())
+    }
+
+    async fn join(rig: &Rig, name: &str, held: Option<wire::Held>) -> Self {
+        let mut worker = Self::open(rig, wire::Hello { held, ..hello(name) }).await;
+        let Some(Told::Welcome(welcome)) = worker.next().await else { panic!("not welcome") };
+        worker.id = welcome.worker;
+        worker
+    }
+
+    /// The next message that is no heartbeat; `None` if the session has ended.
+    async fn next(&mut self) -> Option<Told> {
+        loop {
+            match limited(self.told.message()).await.ok()??.message? {
+                Told::Heartbeat(_) => {}
+                message => return Some(message),
+            }
+        }
+    }
+
+    async fn assigned(&mut self) -> wire::Assign {
+        match self.next().await {
+            Some(Told::Assign(assign)) => assign,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn released(&mut self, from: &wire::Assign) {
+        match self.next().await {
+            Some(Told::Release(release)) => {
+                assert_eq!((release.group, release.epoch), (from.group, from.epoch))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn say(&self, message: Says) {
+        self.says.send(wire::WorkerMessage { message: Some(message) }).expect("a session");
+    }
+
+    fn ready(&self, assign: &wire::Assign) {
+        let (group, epoch, rank) = (assign.group, assign.epoch, assign.rank);
+        self.say(Says::Ready(wire::RankReady { group, epoch, rank }));
+    }
+}
+
+#[tokio::test]
+async fn workers_become_a_group_that_is_driven() {
+    let rig = Rig::new().await;
+    let (a, b, assign) = rig.with_group().await;
+    assert_eq!((assign.rank, assign.size, assign.collective.as_str()), (0, 2, "shm"));
+    assert_eq!((assign.kv_blocks * assign.block_size, assign.threads_on_host), (64, 2));
+    assert_eq!((&assign.peers[..], assign.group_key.len()), (&["a:2".to_owned(), "b:2".into()][..], 16));
+    assert_ne!(assign.group_key, [0; 16]);
+    let state = rig.cluster.state();
+    assert_eq!(state.groups[&assign.group].ranks, [a.id, b.id]);
+    assert_eq!(state.groups[&assign.group].driver.map(|lease| lease.coordinator), Some(1));
+}
+
+#[tokio::test]
+async fn a_lost_worker_ends_its_group_which_forms_anew() {
+    let rig = Rig::new().await;
+    let (mut a, b, first) = rig.with_group().await;
+    let lost = b.id;
+    drop(b);
+    a.released(&first).await;
+    assert!(!rig.cluster.state().workers.contains_key(&lost));
+    let mut c = FakeWorker::join(&rig, "c", None).await;
+    let (again, other) = (a.assigned().await, c.assigned().await);
+    assert!(again.epoch > first.epoch && again.epoch == other.epoch);
+    assert_ne!(again.group_key, first.group_key);
+    // What a rank of the former group says is not taken for the new one's.
+    a.ready(&first);
+    a.ready(&again);
+    c.ready(&other);
+    let state = rig.until(driven).await;
+    assert_eq!(state.groups.keys().copied().collect::<Vec<_>>(), [again.group]);
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_with_its_rank_keeps_it() {
+    let rig = Rig::new().await;
+    let (mut a, mut b, first) = rig.with_group().await;
+    let held = wire::Held { group: first.group, epoch: first.epoch, rank: 0, ready: true };
+    let again = FakeWorker::join(&rig, "a", Some(held)).await;
+    assert_eq!(again.id, a.id);
+    assert_eq!(a.next().await, None, "its former session has ended");
+    assert!(driven(&rig.cluster.state()));
+    drop(again);
+    b.released(&first).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_without_its_rank_ends_the_group() {
+    let rig = Rig::new().await;
+    let (_a, mut b, first) = rig.with_group().await;
+    let mut again = FakeWorker::join(&rig, "a", None).await;
+    b.released(&first).await;
+    // It may still be told of the group that is about to end.
+    let assign = loop {
+        match again.next().await {
+            Some(Told::Assign(assign)) if assign.epoch > first.epoch => break assign,
+            Some(_) => {}
+            None => panic!("the session has ended"),
+        }
+    };
+    assert_eq!(b.assigned().await.epoch, assign.epoch);
+}
+
+#[tokio::test]
+async fn a_rank_that_fails_makes_its_group_form_again() {
+    let rig = Rig::new().await;
+    let (mut a, mut b, first) = rig.with_group().await;
+    let failed =
+        wire::RankFailed { group: first.group, epoch: first.epoch, rank: 1, reason: "no memory".into() };
+    b.say(Says::Failed(failed));
+    for worker in [&mut a, &mut b] {
+        worker.released(&first).await;
+        assert!(worker.assigned().await.epoch > first.epoch);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_given_up_while_it_is_there_must_join_anew() {
+    let rig = Rig::new().await;
+    let (mut a, _b, first) = rig.with_group().await;
+    rig.write(Command::WorkerLost { id: a.id }).await;
+    while let Some(message) = a.next().await {
+        assert!(matches!(message, Told::Release(_)), "{message:?}");
+    }
+    let held = wire::Held { group: first.group, epoch: first.epoch, rank: 0, ready: true };
+    let mut again = FakeWorker::join(&rig, "a", Some(held)).await;
+    assert_ne!(again.id, a.id);
+    again.released(&first).await;
+    assert!(again.assigned().await.epoch > first.epoch);
+}
+
+#[tokio::test]
+async fn a_worker_of_another_version_is_refused() {
+    let rig = Rig::new().await;
+    let mut other =
+        FakeWorker::open(&rig, wire::Hello { protocol: "foggara 0.0.0".into(), ..hello("a") }).await;
+    let Some(Told::Refused(refused)) = other.next().await else { panic!("not refused") };
+    assert!(
+        refused.reason.contains("foggara 0.0.0") && refused.reason.contains(PROTOCOL),
+        "{}",
+        refused.reason
+    );
+    assert!(rig.cluster.state().workers.is_empty());
+}
+
+#[tokio::test]
+async fn only_the_leader_keeps_sessions() {
+    let rig = Rig::of(&[1, 2, 3]).await;
+    let mut worker = FakeWorker::open(&rig, hello("a")).await;
+    let told = worker.next().await;
+    assert!(
+        matches!(&told, Some(Told::NotLeader(elsewhere)) if elsewhere.leader_addr.is_empty()),
+        "{told:?}"
+    );
+    assert_eq!(worker.next().await, None);
+}
