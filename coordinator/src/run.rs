@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use foggara_proto::auth::ClusterToken;
 use tokio::net::TcpListener;
 
@@ -17,7 +16,7 @@ use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command};
 use crate::control::{Registry, run_controller};
 use crate::driver::{DriverContext, Drivers, run_drivers};
-use crate::front_door::{FrontDoor, ServedModels};
+use crate::front_door::{self, FrontDoor, ServedModels};
 use crate::metrics::Metrics;
 use crate::router::dispatch::Dispatcher;
 
@@ -139,17 +138,7 @@ pub async fn run(
     tracing::info!(id = config.id, http = http_addr, grpc = %config.grpc, "coordinator started");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let router = door.router();
-    let serve = |listener: TcpListener| {
-        let mut stopped = stopped.clone();
-        // A token is a small packet that should leave at once.
-        let listener = listener.tap_io(|stream| {
-            stream.set_nodelay(true).ok();
-        });
-        let until = async move {
-            stopped.wait_for(|stopped| *stopped).await.ok();
-        };
-        tokio::spawn(axum::serve(listener, router.clone()).with_graceful_shutdown(until).into_future())
-    };
+    let serve = |listener| tokio::spawn(front_door::serve(listener, router.clone(), stopped.clone()));
     let servers = [serve(http), serve(grpc)];
     let mut status = cluster.watch_status();
     let outcome = tokio::select! {

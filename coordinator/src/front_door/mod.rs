@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod models;
 mod request;
+mod serve;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,7 @@ use crate::router::Generator;
 
 use api_error::{ApiError, Kind};
 pub use models::{ServedModel, ServedModels};
+pub use serve::serve;
 
 /// Largest request body, HTTP or gRPC.
 pub const MAX_BODY_BYTES: usize = 8 << 20;

@@ -1,0 +1,81 @@
+//! Connections: accepted, bounded, and ended in good order.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower::ServiceExt;
+
+/// Calls at once on one HTTP/2 connection: another coordinator sends all its clients' sequences through one.
+const MAX_STREAMS: u32 = 16_384;
+/// How long a client may take to say what it wants.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// An HTTP/2 client that answers no ping within this long, twice, is gone, and what it asked for is cancelled.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// After a connection could not be accepted: most likely there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `stopped` is true and every connection has ended. Dropping the future ends all of them at once.
+pub async fn serve(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+    let stop = stopped.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = told(&mut stopped) => break,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
+    // A token is a small packet that should leave at once.
+    stream.set_nodelay(true).ok();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    let service = TowerToHyperService::new(tower::service_fn(move |request: Request<_>| {
+        let router = router.clone();
+        async move { answer(router, request.map(Body::new)).await }
+    }));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // Whatever a client does to its connection is its own business.
+        _ = connection.as_mut() => return,
+        () = told(&mut stopped) => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await.ok();
+}
+
+async fn told(stopped: &mut watch::Receiver<bool>) {
+    // A sender that has gone says the same.
+    stopped.wait_for(|stopped| *stopped).await.ok();
+}
+
+async fn answer(router: Router, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+    router.oneshot(request).await
+}
