@@ -11,6 +11,8 @@ mod setup;
 mod test;
 mod test_run;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -29,22 +31,27 @@ struct Arguments {
 enum Task {
     Setup(setup::Arguments),
     Demo(demo::Arguments),
-    /// Check formatting, lints, documentation, and the rules of this project.
-    ///
-    /// Rules of our own: crates depend in the direction of the arrows; versions and lints come from the workspace; unsafe
-    /// code is in kernels/ (and one file of models/); pure modules use no runtime, clock, randomness or files; links in
-    /// documents lead to files. Then rustfmt, clippy, rustdoc, and cargo-deny where it is installed.
-    Check,
+    Check(check::Arguments),
     Test(test::Arguments),
     Soak(test::SoakArguments),
     Bench(bench::Arguments),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Setup(arguments) => setup::run(arguments.purpose),
         Task::Demo(arguments) => demo::run(&arguments),
-        Task::Check => check::run(),
+        Task::Check(arguments) => check::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Soak(arguments) => test::soak(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),

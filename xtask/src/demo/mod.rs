@@ -84,7 +84,9 @@ async fn tour(
     if !stays {
         return Ok(Ending::Done);
     }
-    let status = wait(client(&["chat"]), stop).await?;
+    // A model this small talks nonsense at the usual temperature.
+    let conversation = client(&["chat", "--temperature", "0.3", "--top-p", "0.9", "--max-tokens", "400"]);
+    let status = wait(conversation, stop).await?;
     Ok(status.map_or(Ending::Interrupted, |_| Ending::Done))
 }
 

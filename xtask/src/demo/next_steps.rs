@@ -56,30 +56,29 @@ pub fn text(foggara: &Path, model: &str, cluster: &Cluster, stays: bool) -> Stri
         }
     };
     let last = match stays {
-        true => "\nThis terminal is now a chat with the model. Ctrl-C ends the chat and stops the cluster.\n",
+        true => "\n\nThis terminal is now a chat with the model. Ctrl-C ends the chat and stops the cluster.",
         false => "",
     };
     format!(
         r#"{first}
   curl, as with any OpenAI-style server:
-    curl -N {http}/v1/chat/completions -H 'content-type: application/json' -d '{{"model": "{model}", "stream": true, "max_tokens": 60, "messages": [{{"role": "user", "content": "Name three colours."}}]}}'
+    curl -N {http}/v1/chat/completions -H 'content-type: application/json' -d '{{"model": "{model}", "stream": true, "temperature": 0, "max_tokens": 60, "messages": [{{"role": "user", "content": "Name three colours."}}]}}'
   grpcurl (reflection is on):
-    grpcurl -plaintext -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Name three colours."}}], "sampling": {{"max_tokens": 60}}}}' 127.0.0.1:{grpc} foggara.inference.v1.Inference/Chat
+    grpcurl -plaintext -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Name three colours."}}], "sampling": {{"temperature": 0, "max_tokens": 60}}}}' 127.0.0.1:{grpc} foggara.inference.v1.Inference/Chat
   Python, with OpenAI's own package:
     {python} -m pip install -q {openai}
     {python} -c '
 from openai import OpenAI
 client = OpenAI(base_url="{http}/v1", api_key="none")
 question = [{{"role": "user", "content": "Name three colours."}}]
-for chunk in client.chat.completions.create(model="{model}", messages=question, max_tokens=60, stream=True):
+for chunk in client.chat.completions.create(model="{model}", messages=question, temperature=0, max_tokens=60, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 print()'
   Who is there, who leads, who holds what:
     {typed} status{endpoint}
   Kill {who}, and chat on (it is started again, and catches up):
     kill -9 {pid}
-    {typed} chat{endpoint} 'Are you still there?'
-{last}"#,
+    {typed} chat{endpoint} --temperature 0 --max-tokens 60 'Are you still there?'{last}"#,
         grpc = ports.grpc,
         openai = pinned("openai"),
     )

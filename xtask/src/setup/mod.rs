@@ -9,7 +9,7 @@ mod stamp;
 use std::fs::File;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::place;
 
@@ -85,6 +85,9 @@ pub fn run(purpose: Purpose) -> Result<()> {
         println!("{title}: {todo}");
         let started = Instant::now();
         step.act().with_context(|| format!("set-up of {}", step.title()))?;
+        if let Some(todo) = step.todo() {
+            bail!("set-up of {}: done, and yet there remains: {todo}", step.title());
+        }
         println!("{title}: done in {:.0} s", started.elapsed().as_secs_f64().ceil());
     }
     Ok(())
