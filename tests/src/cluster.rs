@@ -19,6 +19,7 @@ pub struct Cluster {
     base: u16,
     // Before the folder: processes end before their files go.
     up: Process,
+    arguments: Vec<String>,
     folder: Scratch,
     ready_line: String,
 }
@@ -38,16 +39,36 @@ impl Cluster {
             arguments.extend([option.to_owned(), value]);
         }
         arguments.extend(setup.arguments.iter().cloned());
-        let up =
-            Process::start("foggara up", process::long_running(&arguments), &folder.path().join("up.log"));
+        let up = run(&arguments, &folder);
         let name = setup.name.clone();
         let coordinators = setup.coordinators;
-        let mut cluster = Self { name, coordinators, base, up, folder, ready_line: String::new() };
-        cluster.ready_line = tokio::task::block_in_place(|| cluster.up.line(wait::PATIENCE));
-        for number in 0..setup.coordinators {
-            cluster.wait_ready(number).await;
-        }
+        let mut cluster = Self { name, coordinators, base, up, arguments, folder, ready_line: String::new() };
+        cluster.wait_until_it_serves().await;
         cluster
+    }
+
+    /// Starts it again on the folder it had, after it has ended in whatever way.
+    pub async fn start_again(&mut self) {
+        self.wait_for_its_processes();
+        self.up = run(&self.arguments, &self.folder);
+        self.wait_until_it_serves().await;
+    }
+
+    async fn wait_until_it_serves(&mut self) {
+        self.ready_line = tokio::task::block_in_place(|| self.up.line(wait::PATIENCE));
+        for number in 0..self.coordinators {
+            self.wait_ready(number).await;
+        }
+    }
+
+    /// Kills `up`, and waits until the processes it had started have ended too.
+    fn wait_for_its_processes(&mut self) {
+        let pids = self.pids();
+        self.up.kill();
+        let started = std::time::Instant::now();
+        while pids.iter().any(|pid| process::is_alive(*pid)) && started.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The one line that says that it serves.
@@ -172,12 +193,11 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             self.show_logs();
         }
-        // Its children end with it; their files may go only then.
-        let pids = self.pids();
-        self.up.kill();
-        let started = std::time::Instant::now();
-        while pids.iter().any(|pid| process::is_alive(*pid)) && started.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        // Their files may go only then.
+        self.wait_for_its_processes();
     }
+}
+
+fn run(arguments: &[String], folder: &Scratch) -> Process {
+    Process::start("foggara up", process::long_running(arguments), &folder.path().join("up.log"))
 }

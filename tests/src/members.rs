@@ -72,3 +72,11 @@ impl Members {
         self.processes[usize::from(number)] = Some(Process::start(&name, long_running(&arguments), &log));
     }
 }
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.processes.iter().flatten().for_each(Process::show_log);
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -9,6 +10,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 #[derive(Debug)]
 pub struct TwoHosts {
     names: [String; 2],
+    ends: [String; 2],
 }
 
 /// Address of each host.
@@ -24,21 +26,34 @@ impl TwoHosts {
             rustix::process::geteuid().is_root(),
             "network namespaces need root: run this test as root (`sudo -E cargo xtask test`)"
         );
-        let id = std::process::id();
-        let hosts = Self { names: [format!("foggara-a{id}"), format!("foggara-b{id}")] };
-        let [a, b] = &hosts.names;
-        let ends = [format!("fga{id}"), format!("fgb{id}")];
+        // Tests of one run may have theirs at the same time; the names of interfaces are short.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let hosts = Self {
+            names: [format!("foggara-a{id}"), format!("foggara-b{id}")],
+            ends: [format!("fga{id}"), format!("fgb{id}")],
+        };
+        let ([a, b], [end_a, end_b]) = (&hosts.names, &hosts.ends);
         for name in [a, b] {
             ip(&["netns", "add", name]);
         }
-        let [end_a, end_b] = [&ends[0], &ends[1]];
         ip(&["link", "add", end_a, "netns", a, "type", "veth", "peer", "name", end_b, "netns", b]);
-        for ((name, end), address) in hosts.names.iter().zip(&ends).zip(ADDRESSES) {
+        for ((name, end), address) in hosts.names.iter().zip(&hosts.ends).zip(ADDRESSES) {
             ip(&["-n", name, "address", "add", &format!("{address}/24"), "dev", end]);
             ip(&["-n", name, "link", "set", end, "up"]);
             ip(&["-n", name, "link", "set", "lo", "up"]);
         }
         hosts
+    }
+
+    /// Cuts the connection between the hosts: packets vanish, nobody is told.
+    pub fn cut(&self) {
+        ip(&["-n", &self.names[0], "link", "set", &self.ends[0], "down"]);
+    }
+
+    /// Mends it.
+    pub fn mend(&self) {
+        ip(&["-n", &self.names[0], "link", "set", &self.ends[0], "up"]);
     }
 
     /// `command`, run on host `number`.

@@ -64,6 +64,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Shows the end of its log, for failures.
+    pub fn show_log(&self) {
+        eprintln!("--- {}: {}\n{}", self.name, self.log.display(), tail(&self.log));
+    }
+
     /// The next line on its standard output.
     pub fn line(&mut self, deadline: Duration) -> String {
         let said = self.lines.get_mut().expect("nobody panicked with it").recv_timeout(deadline);

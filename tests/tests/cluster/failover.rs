@@ -139,6 +139,25 @@ async fn a_spare_takes_the_place_of_a_worker_that_hangs() {
     cluster.wait_idle("smol").await;
 }
 
+/// A coordinator that hangs is given up like one that died: streams through the others go on while it sleeps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_outlive_a_coordinator_that_hangs() {
+    let _machine = machine::shared().await;
+    let cluster = start().await;
+    let undisturbed = cluster.client(0).ask(ask()).await;
+    for what in ["driver", "leader"] {
+        let status = when_whole(&cluster).await;
+        let id = if what == "driver" { status.groups[0].driver } else { status.leader };
+        let victim = status.coordinators.iter().find(|c| c.id == id).expect("it is a member").pid;
+        let other = (0..3).find(|number| u64::from(*number) + 1 != id).expect("there are three");
+        let answer = disturbed(&cluster, other, &[victim], Signal::STOP).await;
+        process::signal(victim, Signal::CONT);
+        same(&answer, &undisturbed, &format!("{what} hangs"));
+    }
+    when_whole(&cluster).await;
+    cluster.wait_idle("smol").await;
+}
+
 /// All coordinators die at once: workers keep their weights, and everything goes on where the log says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cluster_comes_back_when_all_coordinators_die() {

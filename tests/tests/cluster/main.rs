@@ -15,3 +15,4 @@ mod same_tokens;
 mod seeing;
 mod shared;
 mod stopping;
+mod two_hosts;

@@ -1,5 +1,6 @@
 //! How a cluster ends: by Ctrl-C with nothing cut off, by `kill -9` with nothing left behind.
 
+use foggara_proto::wire::admin::{GetNoteRequest, PutNoteRequest, StatusResponse};
 use foggara_tests::answer::Answer;
 use foggara_tests::ask::Ask;
 use foggara_tests::process::is_alive;
@@ -47,4 +48,31 @@ async fn an_interrupt_lets_answers_end_and_stops_everything() {
     assert_eq!(rest.map_err(|status| status.message().to_owned()), Ok(500), "the answer under way ends");
     assert!(status.success(), "{status}");
     assert!(pids.iter().all(|pid| !is_alive(*pid)), "nothing is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_starts_again_on_its_folder() {
+    let _machine = machine::shared().await;
+    let mut cluster = Setup::new("again").model("tiny", &paths::golden("llama")).workers(2).start().await;
+    let ask = || Ask::tokens("tiny", &[7, 8, 9]).exactly(50).logprobs(1);
+    let before = cluster.client(0).ask(ask()).await;
+    for round in 0..3 {
+        let (key, value) = (format!("round-{round}"), "kept".to_owned());
+        let note = PutNoteRequest { key: key.clone(), value, request_id: String::new() };
+        cluster.client(1).admin().put_note(note).await.unwrap();
+        if round == 1 {
+            assert!(tokio::task::block_in_place(|| cluster.stop()).success());
+        }
+        // The other times without being asked to end first: as in a loss of power.
+        cluster.start_again().await;
+        for number in 0..3 {
+            let client = cluster.client(number);
+            let note =
+                client.admin().get_note(GetNoteRequest { key: key.clone() }).await.unwrap().into_inner();
+            assert_eq!(note.value.as_deref(), Some("kept"), "{key}");
+            assert_eq!(client.ask(ask()).await.bits(), before.bits());
+        }
+        let workers = |status: &StatusResponse| (status.workers.len() == 2).then_some(());
+        cluster.wait_status(0, "workers of the life before are forgotten", workers).await;
+    }
 }

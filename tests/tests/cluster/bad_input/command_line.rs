@@ -125,6 +125,16 @@ async fn damaged_models_are_named_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_named() {
+    let _machine = machine::shared().await;
+    let cluster = TINY.get().await;
+    let (model, taken) = (paths::golden("llama"), cluster.grpc(1));
+    let arguments =
+        ["up", "--model", model.to_str().expect("UTF-8"), "--http", "127.0.0.1:19999", "--grpc", &taken];
+    fails(&arguments, &["grpc", &taken]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_answers() {
     let _machine = machine::shared().await;
     fails(&["status", "--endpoint", "http://127.0.0.1:9"], &["127.0.0.1:9"]);
