@@ -85,7 +85,7 @@ async fn tour(
         return Ok(Ending::Done);
     }
     // A model this small talks nonsense at the usual temperature.
-    let conversation = client(&["chat", "--temperature", "0.3", "--top-p", "0.9", "--max-tokens", "400"]);
+    let conversation = client(&["chat", "--temperature", "0.3", "--top-p", "0.9", "--max-tokens", "200"]);
     let status = wait(conversation, stop).await?;
     Ok(status.map_or(Ending::Interrupted, |_| Ending::Done))
 }
