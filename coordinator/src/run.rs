@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use foggara_proto::auth::ClusterToken;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::cluster::state::Member;
 use crate::cluster::transport::GrpcTransport;
@@ -121,6 +123,7 @@ pub async fn run(
         registry: registry.clone(),
         token: config.token.clone(),
         draining: Arc::default(),
+        tokenizing: Arc::new(Semaphore::new(front_door::TOKENIZING)),
     };
     let context = DriverContext {
         cluster: cluster.clone(),
@@ -129,9 +132,10 @@ pub async fn run(
         token: config.token.clone(),
         queue: config.queue,
     };
-    tokio::spawn(models.follow(cluster.clone()));
-    tokio::spawn(run_drivers(context));
-    tokio::spawn(run_controller(cluster.clone(), registry));
+    let mut parts = JoinSet::new();
+    parts.spawn(models.follow(cluster.clone()));
+    parts.spawn(run_drivers(context));
+    parts.spawn(run_controller(cluster.clone(), registry));
     let http_addr = http.local_addr().unwrap_or(config.http).to_string();
     let member = Member { addr: own, http_addr: http_addr.clone(), pid: std::process::id(), draining: false };
     let registered = tokio::spawn(register(cluster.clone(), config.id, member.clone()));
@@ -142,11 +146,14 @@ pub async fn run(
     let servers = [serve(http), serve(grpc)];
     let mut status = cluster.watch_status();
     let outcome = tokio::select! {
+        biased;
         () = shutdown => Ok(()),
         failed = status.wait_for(|status| status.failed.is_some()) => {
             let reason = failed.ok().and_then(|status| status.failed.clone());
             Err(CoordinatorError::Failed(reason.unwrap_or_else(|| "the control plane has stopped".into())))
         }
+        // Half a coordinator is worse than none.
+        Some(ended) = parts.join_next() => Err(CoordinatorError::Failed(format!("a part of it has ended: {ended:?}"))),
     };
     registered.abort();
     if outcome.is_ok() {

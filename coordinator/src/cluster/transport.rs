@@ -19,6 +19,7 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT: Duration = Duration::from_millis(200);
 /// Largest gRPC message between coordinators: a snapshot is one.
 pub const MAX_MESSAGE_BYTES: usize = 80 << 20;
@@ -71,7 +72,7 @@ impl GrpcTransport {
                 .tcp_nodelay(true)
                 // A machine that vanishes closes no connection.
                 .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
                 .connect_lazy();
             let (queue, received) = mpsc::channel(QUEUE);
             let sender = Sender {

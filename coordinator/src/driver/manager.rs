@@ -1,6 +1,7 @@
 //! Keeps one driver running for each group leased to this coordinator.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use foggara_proto::auth::ClusterToken;
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::rank_client::RankClient;
+use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// A machine that vanishes closes no connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -86,7 +89,7 @@ pub async fn run_drivers(context: DriverContext) {
         });
         for (group, lease) in wanted {
             let context = context.clone();
-            running.entry(group).or_insert_with(|| (lease.clone(), tokio::spawn(hold(context, lease))));
+            running.entry(group).or_insert_with(|| (lease.clone(), tokio::spawn(keep(context, lease))));
         }
         if watch.changed().await.is_err() {
             return;
@@ -94,12 +97,32 @@ pub async fn run_drivers(context: DriverContext) {
     }
 }
 
-/// Holds one lease: attaches, drives, and asks for a newer lease when the connection breaks.
-async fn hold(context: DriverContext, lease: Lease) {
+/// Keeps one lease: drives, and asks for a newer lease when the connection breaks.
+async fn keep(context: DriverContext, lease: Lease) {
+    let (group, driver_epoch) = (lease.group, lease.driver_epoch);
+    let reason = AssertUnwindSafe(drive(&context, &lease)).catch_unwind().await;
+    // A fault of one group's driver is not the others'.
+    let reason = reason.unwrap_or_else(|_| "it panicked; the log says where".into());
+    context.drivers.remove(group, driver_epoch);
+    tracing::warn!(group, driver_epoch, reason, "driver stopped");
+    // The group may well be alive: a new lease fences whatever is left of this one. If it is not, this is refused.
+    let coordinator = context.cluster.id();
+    let command = Command::AssignDriver { group, coordinator, replaces: driver_epoch };
+    loop {
+        match context.cluster.propose(command.clone()).await {
+            Ok(_) | Err(ClusterError::Refused(_) | ClusterError::Stopped) => return,
+            // Without a leader for now. If someone else gets the lease, this task is aborted.
+            Err(error) => tracing::warn!(group, driver_epoch, %error, "no newer lease yet"),
+        }
+    }
+}
+
+/// Attaches, and drives until the connection ends; says why it did.
+async fn drive(context: &DriverContext, lease: &Lease) -> String {
     let (group, driver_epoch) = (lease.group, lease.driver_epoch);
     let mut complained = false;
     let (plans, mut reports, limits) = loop {
-        let attempt = tokio::time::timeout(ATTACH_TIMEOUT, attach(&context, &lease)).await;
+        let attempt = tokio::time::timeout(ATTACH_TIMEOUT, attach(context, lease)).await;
         match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTACH_TIMEOUT:?}"))) {
             Ok(attached) => break attached,
             Err(reason) => {
@@ -117,21 +140,7 @@ async fn hold(context: DriverContext, lease: Lease) {
     let metrics = context.metrics.driver(&lease.model);
     let drive = Drive::new(lease.model.clone(), driver_epoch, &limits, context.queue, plans, metrics);
     context.drivers.insert(group, Handle { epoch: driver_epoch, commands });
-    let reason = drive.run(&mut received, &mut reports).await;
-    context.drivers.remove(group, driver_epoch);
-    // What came too late for this driver looks for the next one.
-    drop(received);
-    tracing::warn!(group, driver_epoch, reason, "driver stopped");
-    // The group may well be alive: a new lease fences whatever is left of this one. If it is not, this is refused.
-    let coordinator = context.cluster.id();
-    let command = Command::AssignDriver { group, coordinator, replaces: driver_epoch };
-    loop {
-        match context.cluster.propose(command.clone()).await {
-            Ok(_) | Err(ClusterError::Refused(_) | ClusterError::Stopped) => return,
-            // Without a leader for now. If someone else gets the lease, this task is aborted.
-            Err(error) => tracing::warn!(group, driver_epoch, %error, "no newer lease yet"),
-        }
-    }
+    drive.run(&mut received, &mut reports).await
 }
 
 type Attached = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessage>, GroupLimits);
@@ -143,7 +152,7 @@ async fn attach(context: &DriverContext, lease: &Lease) -> Result<Attached, Stri
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE);
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     let channel =
         endpoint.connect().await.map_err(|e| format!("connecting to {}: {e}", lease.leader_addr))?;
     let mut client = RankClient::with_interceptor(channel, context.token.shown())

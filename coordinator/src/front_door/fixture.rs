@@ -172,6 +172,7 @@ impl Fixture {
             registry: crate::control::Registry::default(),
             token,
             draining: Arc::default(),
+            tokenizing: Arc::new(tokio::sync::Semaphore::new(1)),
         };
         Self { door, generator, _dir: dir }
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use foggara_proto::auth::ClusterToken;
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use crate::cluster::ClusterHandle;
@@ -27,6 +28,7 @@ use crate::router::Generator;
 
 use api_error::{ApiError, Kind};
 pub use models::{ServedModel, ServedModels};
+use request::{Ask, GenerationRequest, Prompt};
 pub use serve::serve;
 
 /// Largest request body, HTTP or gRPC.
@@ -51,7 +53,14 @@ pub struct FrontDoor {
     pub token: ClusterToken,
     /// Set when this coordinator is about to stop: what runs goes on, nothing new begins.
     pub draining: Arc<AtomicBool>,
+    /// Long prompts that may be tokenized at once.
+    pub tokenizing: Arc<Semaphore>,
 }
+
+/// Long prompts tokenized at once.
+pub const TOKENIZING: usize = 2;
+/// Bytes of a prompt that is tokenized at once, which takes a millisecond or two.
+const SHORT_PROMPT: usize = 8 << 10;
 
 /// What clients are told then.
 const STOPPING: &str = "this coordinator is stopping; ask another one";
@@ -89,6 +98,26 @@ impl FrontDoor {
         let late =
             |_| Err(ApiError::new(Kind::Unavailable, format!("model `{name}` is still being opened here")));
         tokio::time::timeout(OPENING, found).await.unwrap_or_else(late)
+    }
+
+    /// Checks a request against its model.
+    async fn check(
+        &self,
+        model: Arc<ServedModel>,
+        prompt: Prompt,
+        ask: Ask,
+        add_special: bool,
+    ) -> Result<GenerationRequest, ApiError> {
+        let kv_tokens = self.kv_tokens(&model.name);
+        let short = prompt.text_bytes() <= SHORT_PROMPT;
+        let check = move || request::check(model, kv_tokens, prompt, ask, add_special);
+        if short {
+            return check();
+        }
+        // Not beside everyone's tokens, and few at once: it may take hundreds of bytes of memory for each of text.
+        let _place = self.tokenizing.acquire().await;
+        let checked = tokio::task::spawn_blocking(check).await;
+        checked.unwrap_or_else(|e| Err(ApiError::new(Kind::Internal, format!("tokenizing: {e}"))))
     }
 
     /// Tokens that the KV cache of every group of `model` holds, once there are groups.

@@ -25,6 +25,16 @@ pub(super) enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Prompt {
+    /// Bytes that would have to be turned into tokens.
+    pub(super) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(_) => 0,
+        }
+    }
+}
+
 /// What a client asks for, whatever the protocol. `None` is "not said".
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Ask {
@@ -189,6 +199,11 @@ fn tokenize(
                 let reason = format!("model `{}` has no tokenizer; send token ids", model.name);
                 return Err(ApiError::invalid("prompt", reason));
             };
+            let fewest = tokenizer.fewest_tokens(text.len());
+            if fewest > model.context {
+                let reason = format!("at least {fewest} tokens do not fit the context of {}", model.context);
+                return Err(ApiError::invalid("prompt", reason));
+            }
             let tokens = tokenizer.encode(&text, add_special);
             (tokens.map_err(|e| ApiError::new(Kind::Internal, e.to_string()))?, Some(text))
         }

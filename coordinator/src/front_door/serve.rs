@@ -79,3 +79,45 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
 async fn answer(router: Router, request: Request<Body>) -> Result<Response<Body>, Infallible> {
     router.oneshot(request).await
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn stopping_answers_what_was_asked_and_takes_nothing_new() {
+        let go = std::sync::Arc::new(tokio::sync::Notify::new());
+        let waits = go.clone();
+        let slow = move || {
+            let go = waits.clone();
+            async move {
+                go.notified().await;
+                "late"
+            }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let (stop, stopped) = watch::channel(false);
+        let server = tokio::spawn(serve(listener, Router::new().route("/", get(slow)), stopped));
+        let mut asked = TcpStream::connect(addr).await.expect("it listens");
+        let mut idle = TcpStream::connect(addr).await.expect("it listens");
+        asked.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        // The first request is being answered once the second connection has been.
+        idle.write_all(b"GET /none HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        let mut some = [0; 12];
+        idle.read_exact(&mut some).await.expect("answered");
+        assert_eq!(&some, b"HTTP/1.1 404");
+        stop.send(true).expect("it runs");
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.expect("closed");
+        go.notify_one();
+        let mut answer = String::new();
+        asked.read_to_string(&mut answer).await.expect("closed after the answer");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("late"), "{answer}");
+        tokio::time::timeout(Duration::from_secs(60), server).await.expect("ended").expect("no panic");
+        assert!(TcpStream::connect(addr).await.is_err());
+    }
+}

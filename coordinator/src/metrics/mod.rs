@@ -1,12 +1,13 @@
 //! What Prometheus reads. Every family is declared in the one table of [`Metrics::new`]; labels are bounded: models by the
 //! deployments there are, everything else by this code.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use foggara_proto::step::StepTiming;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::batcher::Occupancy;
@@ -51,14 +52,15 @@ pub struct Metrics {
     raft_is_leader: IntGauge,
     raft_commit_index: IntGauge,
     raft_applied_index: IntGauge,
-    raft_elections: IntGauge,
-    raft_syncs: IntGauge,
-    raft_sync_seconds: Gauge,
+    raft_elections: IntCounter,
+    raft_syncs: IntCounter,
+    raft_sync_seconds: Counter,
     workers: IntGaugeVec,
     groups: IntGaugeVec,
     resident_bytes: IntGauge,
     open_files: IntGauge,
     threads: IntGauge,
+    scrape: Mutex<()>,
 }
 
 impl Metrics {
@@ -153,14 +155,16 @@ impl Metrics {
             raft_is_leader: table.gauge("raft_is_leader", "1 if this coordinator leads."),
             raft_commit_index: table.gauge("raft_commit_index", "Last committed entry."),
             raft_applied_index: table.gauge("raft_applied_index", "Last applied entry."),
-            raft_elections: table.gauge("raft_elections", "Terms begun since this coordinator started."),
-            raft_syncs: table.gauge("raft_syncs", "Durable commits of the log since the start."),
-            raft_sync_seconds: table.float("raft_sync_seconds", "Time spent in durable commits."),
+            raft_elections: table
+                .counter("raft_elections_total", "Terms begun since this coordinator started."),
+            raft_syncs: table.counter("raft_syncs_total", "Durable commits of the log."),
+            raft_sync_seconds: table.seconds("raft_sync_seconds_total", "Time spent in durable commits."),
             workers: table.gauges("workers", "Workers, by state.", &["state"]),
             groups: table.gauges("groups", "Groups, by state.", &["state"]),
             resident_bytes: table.gauge("process_resident_memory_bytes", "Memory of this process."),
             open_files: table.gauge("process_open_fds", "Open files of this process."),
             threads: table.gauge("process_threads", "Threads of this process."),
+            scrape: Mutex::new(()),
             registry,
         }
     }
@@ -198,9 +202,12 @@ impl Metrics {
         set(&self.raft_is_leader, u64::from(status.role == crate::cluster::Role::Leader));
         set(&self.raft_commit_index, status.commit);
         set(&self.raft_applied_index, status.applied);
-        set(&self.raft_elections, status.elections);
-        set(&self.raft_syncs, status.syncs);
-        self.raft_sync_seconds.set(status.sync_seconds);
+        // These only grow; two scrapes at once may not count the growth twice.
+        let grow = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
+        let _scrape = self.scrape.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        grow(&self.raft_elections, status.elections);
+        grow(&self.raft_syncs, status.syncs);
+        self.raft_sync_seconds.inc_by((status.sync_seconds - self.raft_sync_seconds.get()).max(0.0));
     }
 
     /// Takes in what the cluster consists of.
@@ -265,9 +272,12 @@ impl Table<'_> {
         self.add(IntGauge::new(format!("foggara_{name}"), help))
     }
 
-    fn float(&self, name: &str, help: &str) -> Gauge {
-        let family: GaugeVec = self.add(GaugeVec::new(Opts::new(format!("foggara_{name}"), help), &[]));
-        family.with_label_values::<&str>(&[])
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(format!("foggara_{name}"), help))
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> Counter {
+        self.add(Counter::new(format!("foggara_{name}"), help))
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
@@ -282,11 +292,11 @@ pub struct DriverMetrics {
     waiting: IntGauge,
     free: IntGauge,
     live: IntGauge,
-    preemptions: prometheus::IntCounter,
+    preemptions: IntCounter,
     queue_wait: Histogram,
     /// What the gauges hold of this driver: they sum over the drivers of a model.
     shown: Occupancy,
-    steps: prometheus::IntCounter,
+    steps: IntCounter,
     seconds: Histogram,
     collective: Histogram,
     wait: Histogram,

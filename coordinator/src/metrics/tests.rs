@@ -17,7 +17,10 @@ fn every_family_the_operators_watch_is_there() {
     driver.occupancy(Occupancy { running: 3, waiting: 2, free_blocks: 5, live_blocks: 4, preemptions: 1 });
     driver.step(&StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 });
     driver.queued(Duration::from_millis(3));
-    metrics.raft(&RaftStatus { role: Role::Leader, term: 4, commit: 9, applied: 8, ..RaftStatus::default() });
+    let leads =
+        RaftStatus { role: Role::Leader, term: 4, commit: 9, applied: 8, syncs: 5, ..RaftStatus::default() };
+    metrics.raft(&RaftStatus { syncs: 3, ..leads.clone() });
+    metrics.raft(&leads);
     let text = metrics.render();
     for (series, expected) in [
         (r#"foggara_requests_total{api="chat",model="m",status="stop"}"#, 1.0),
@@ -33,6 +36,7 @@ fn every_family_the_operators_watch_is_there() {
         (r#"foggara_steps_total{model="m"}"#, 1.0),
         (r#"foggara_step_rows_sum{model="m"}"#, 9.0),
         ("foggara_raft_is_leader", 1.0),
+        ("foggara_raft_syncs_total", 5.0),
         ("foggara_raft_term", 4.0),
         ("foggara_raft_commit_index", 9.0),
         ("foggara_raft_applied_index", 8.0),
@@ -40,7 +44,7 @@ fn every_family_the_operators_watch_is_there() {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
     }
     for family in
-        ["process_resident_memory_bytes", "process_open_fds", "process_threads", "raft_sync_seconds"]
+        ["process_resident_memory_bytes", "process_open_fds", "process_threads", "raft_sync_seconds_total"]
     {
         assert!(value(&text, &format!("foggara_{family}")).is_some_and(|value| value >= 0.0), "{family}");
     }

@@ -52,8 +52,7 @@ impl Service {
             Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
             None => Prompt::Tokens(Vec::new()),
         };
-        let kv_tokens = self.door.kv_tokens(&model.name);
-        request::check(model, kv_tokens, prompt, ask(r.sampling, r.output, id), true)
+        self.door.check(model, prompt, ask(r.sampling, r.output, id), true).await
     }
 
     async fn chat_request(&self, r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
@@ -63,8 +62,7 @@ impl Service {
             r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
         let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
         // The template writes what begins a sequence itself.
-        let kv_tokens = self.door.kv_tokens(&model.name);
-        request::check(model, kv_tokens, prompt, ask(r.sampling, r.output, id), false)
+        self.door.check(model, prompt, ask(r.sampling, r.output, id), false).await
     }
 
     fn run(&self, run: GenerationRequest) -> Response<Responses> {

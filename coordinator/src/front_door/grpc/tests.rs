@@ -19,8 +19,12 @@ use crate::router::GenerateError;
 async fn connect(fixture: &Fixture) -> Channel {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("bound");
+    let (stop, stopped) = tokio::sync::watch::channel(false);
     let router = fixture.door.router();
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(async move {
+        crate::front_door::serve(listener, router, stopped).await;
+        drop(stop);
+    });
     Channel::from_shared(format!("http://{addr}")).expect("valid").connect().await.expect("it listens")
 }
 
@@ -230,4 +234,24 @@ async fn operators_show_the_cluster_token_and_clients_need_none() {
         AdminClient::with_interceptor(channel.clone(), ClusterToken::new(Some("secret")).shown());
     client.status(admin::StatusRequest {}).await.expect("admitted");
     run(channel, generate("hi")).await.expect("clients have no token");
+}
+
+#[tokio::test]
+async fn one_connection_carries_hundreds_of_streams() {
+    let fixture = Fixture::new(FakeGenerator { hangs: Some(1), ..FakeGenerator::default() });
+    let channel = connect(&fixture).await;
+    let mut streams = Vec::new();
+    for i in 0..600 {
+        let request = wire::GenerateRequest { request_id: format!("r{i}"), ..generate("hi") };
+        let mut client = InferenceClient::new(channel.clone());
+        let stream = tokio::time::timeout(Duration::from_secs(60), client.generate(request)).await;
+        let mut stream = stream.expect("none waits for another to end").expect("taken").into_inner();
+        stream.message().await.expect("no error").expect("started");
+        streams.push(stream);
+    }
+    assert_eq!(fixture.door.metrics.requests_in_progress(), 600);
+    drop(streams);
+    while fixture.door.metrics.requests_in_progress() > 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

@@ -124,8 +124,7 @@ async fn prepare(
         include_usage: stream_usage,
     };
     // The template writes what begins a sequence itself.
-    let kv_tokens = door.kv_tokens(&model.name);
-    Ok((reply, stream, request::check(model, kv_tokens, prompt, ask, false)?))
+    Ok((reply, stream, door.check(model, prompt, ask, false).await?))
 }
 
 pub(super) fn usage(usage: Usage) -> Value {

@@ -108,13 +108,12 @@ async fn prepare(
     let model = door.model(&model).await?;
     let prompts = prompts(body.take("prompt")?)?;
     let several = prompts.len() > 1;
-    let kv_tokens = door.kv_tokens(&model.name);
     let mut runs = Vec::new();
     for (index, prompt) in prompts.into_iter().enumerate() {
         let request_id = if several { format!("{id}-{index}") } else { id.clone() };
         let default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         let ask = Ask { request_id, logprobs, default_max_tokens, ..ask.clone() };
-        runs.push(request::check(model.clone(), kv_tokens, prompt, ask, true)?);
+        runs.push(door.check(model.clone(), prompt, ask, true).await?);
     }
     let reply = Reply {
         id: format!("cmpl-{id}"),
