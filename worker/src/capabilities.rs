@@ -18,8 +18,8 @@ pub(crate) fn measure(threads: usize) -> Capabilities {
     }
 }
 
-/// Bytes the system could give without swapping (proc(5), MemAvailable).
-fn available_memory() -> u64 {
+/// Bytes the system could give without swapping (proc(5), MemAvailable); 0 if it does not say.
+pub(crate) fn available_memory() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)

@@ -14,6 +14,7 @@ use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::capabilities::available_memory;
 use crate::decoder::{BlockTables, CacheConfig, Decoder};
 use crate::engine::{Engine, EngineEvent, follow, kv_type, lead};
 use crate::weights::RankWeights;
@@ -283,6 +284,16 @@ impl Rank {
             block_size: a.block_size as usize,
             ty: kv_type(&a.kv_dtype, &model)?,
         };
+        // Memory is taken as blocks are first used: what does not fit must be said now, not found out then.
+        let (needed, available) = (cache.bytes(model.spec(), &slices[rank]), available_memory());
+        if needed.is_none_or(|needed| available > 0 && needed as u64 > available) {
+            let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
+            let needed =
+                needed.map_or("more bytes than there are".into(), |needed| format!("{needed} bytes"));
+            return Err(format!(
+                "{blocks} take {needed}, and {available} are available: lower the KV tokens"
+            ));
+        }
         let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
         let decoder =
             Decoder::new(model.spec(), &slices, rank, weights, cache, pool).map_err(|e| e.to_string())?;
@@ -336,3 +347,7 @@ impl Rank {
         tcp::connect(&config).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

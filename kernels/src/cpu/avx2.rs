@@ -29,6 +29,7 @@ fn widen(x: __m256i) -> __m256i {
 
 /// Signed codes times activations over the vectors `FROM..TO`. |code| × 127 × 2 ≤ 32,512 fits 16 bits.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "two arrays are walked; with constant bounds this unrolls")]
 fn signed<const FROM: usize, const TO: usize>(codes: &[__m256i; 8], a: &[i8; 32]) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
@@ -167,6 +168,7 @@ impl Lanes for F32x8 {
         std::array::from_fn(|v| unsafe { _mm256_loadu_si256(from.as_ptr().add(v * 32).cast()) })
     }
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as in `signed`")]
     fn dot_u4(codes: &[__m256i; 8], a: &[i8; 32]) -> Self {
         // 15 × 127 × 2 × 8 = 30,480: all eight products of a lane are summed in 16 bits.
         // SAFETY: see the head of the file.

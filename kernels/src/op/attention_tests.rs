@@ -75,9 +75,9 @@ fn agrees_with_double_precision() {
                 let mut out = vec![f32::NAN; q.len()];
                 attention(&ThreadPool::new(2), &case.cache, 1, &q, &rows, &kv_head_of, 0.3, &mut out);
                 for (t, row) in rows.iter().enumerate() {
-                    for h in 0..heads {
+                    for (h, kv) in kv_head_of.iter().enumerate() {
                         let at = (t * heads + h) * dim;
-                        let kv = kv_head_of[h] as usize;
+                        let kv = *kv as usize;
                         let expected = exact(&case, &q[at..][..dim], kv, dim, row.window_start, row.len, 0.3);
                         for (got, expected) in out[at..].iter().zip(&expected) {
                             let error = (f64::from(*got) - expected).abs();

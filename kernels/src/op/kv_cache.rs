@@ -94,13 +94,17 @@ impl KvCache {
         self.blocks
     }
 
-    /// Bytes of one block over all layers.
-    pub fn bytes_per_block(&self) -> usize {
-        let element = match self.store {
-            Store::F32 { .. } => KvType::F32.bytes(),
-            Store::F16 { .. } => KvType::F16.bytes(),
-        };
-        self.layers * self.kv_heads * self.block_size * (self.head_dim + self.value_stride) * element
+    /// Bytes that a cache of these sizes can come to; `None` if there is no such number.
+    pub fn bytes(
+        layers: usize,
+        blocks: usize,
+        block_size: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        ty: KvType,
+    ) -> Option<usize> {
+        let both = head_dim.checked_next_multiple_of(8)?.checked_add(head_dim)?;
+        [layers, blocks, kv_heads, block_size, ty.bytes()].iter().try_fold(both, |a, b| a.checked_mul(*b))
     }
 
     /// Index of a head's part of a block.

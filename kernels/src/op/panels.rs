@@ -285,7 +285,7 @@ impl WeightPacker {
     pub fn push_rows(&mut self, bytes: &[u8]) -> Result<(), KernelError> {
         let m = &mut self.matrix;
         let row_bytes = m.ty.row_bytes(self.cols_stored);
-        let count = if row_bytes == 0 { 0 } else { bytes.len() / row_bytes };
+        let count = bytes.len().checked_div(row_bytes).unwrap_or(0);
         if count * row_bytes != bytes.len() || self.next + count > m.rows {
             let reason = format!(
                 "{} bytes after row {} of {} ({row_bytes} bytes each)",

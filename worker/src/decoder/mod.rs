@@ -53,6 +53,14 @@ pub struct CacheConfig {
     pub ty: KvType,
 }
 
+impl CacheConfig {
+    /// Bytes that the cache of one rank can come to; `None` if there is no such number.
+    pub fn bytes(&self, spec: &ArchSpec, slice: &RankSlice) -> Option<usize> {
+        let heads = slice.kv_heads.len();
+        KvCache::bytes(spec.layers, self.blocks, self.block_size, heads, spec.head_dim, self.ty)
+    }
+}
+
 impl Decoder {
     /// A decoder of `slices[rank]` with an empty cache.
     ///

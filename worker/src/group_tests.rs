@@ -1,0 +1,154 @@
+//! A worker's rank from assignment to release, with the test as its coordinator.
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+
+/// Far more than loading takes, and less than ranks wait for each other.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama")
+}
+
+fn host() -> (GroupHost, UnboundedReceiver<wire::WorkerMessage>) {
+    let (news, received) = unbounded_channel();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    (GroupHost::new(listener, 1, news), received)
+}
+
+fn assign(group: u64, size: u32) -> wire::Assign {
+    wire::Assign {
+        group,
+        epoch: 7,
+        rank: 0,
+        size,
+        model_path: model().to_string_lossy().into_owned(),
+        collective: "shm".into(),
+        peers: vec![],
+        kv_blocks: 8,
+        block_size: 16,
+        kv_dtype: "auto".into(),
+        max_step_rows: 64,
+        threads_on_host: 1,
+        group_key: std::process::id().to_be_bytes().repeat(4),
+    }
+}
+
+fn attach(group: u64, driver_epoch: u64) -> wire::Attach {
+    wire::Attach { group, group_epoch: 7, driver_epoch }
+}
+
+/// The next news but for progress.
+fn hear(news: &mut UnboundedReceiver<wire::WorkerMessage>) -> wire::worker_message::Message {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match news.try_recv().ok().and_then(|message| message.message) {
+            Some(wire::worker_message::Message::Progress(_)) => {}
+            Some(message) => return message,
+            None => {
+                assert!(Instant::now() < deadline, "no news");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+fn is_ready(message: &wire::worker_message::Message, group: u64) -> bool {
+    matches!(message, wire::worker_message::Message::Ready(ready) if ready.group == group)
+}
+
+#[test]
+fn a_rank_loads_and_says_so_and_drivers_take_over_from_each_other() {
+    let (host, mut news) = host();
+    assert!(host.held().is_none());
+    host.assign(assign(1, 1));
+    assert!(is_ready(&hear(&mut news), 1));
+    let held = host.held().expect("it holds a rank");
+    assert_eq!((held.group, held.epoch, held.rank, held.ready), (1, 7, 0, true));
+    host.assign(assign(1, 1));
+    assert!(is_ready(&hear(&mut news), 1), "the same again is only answered");
+
+    let limits = host.attach(&attach(1, 3)).expect("the first driver").1;
+    assert_eq!((limits.kv_blocks, limits.block_size, limits.max_step_rows), (8, 16, 64));
+    let refused = |attach: &wire::Attach| host.attach(attach).map(drop).expect_err("refused");
+    assert!(matches!(refused(&attach(1, 2)), AttachError::OldDriver { epoch: 2, newer: 3 }));
+    assert!(matches!(refused(&attach(2, 4)), AttachError::NotHere { group: 2, .. }));
+    let other_epoch = wire::Attach { group_epoch: 6, ..attach(1, 4) };
+    assert!(matches!(refused(&other_epoch), AttachError::NotHere { epoch: 6, .. }));
+    host.attach(&attach(1, 4)).expect("a newer driver");
+
+    host.release(1, 6, "another epoch");
+    assert!(host.held().is_some());
+    host.release(1, 7, "enough");
+    assert!(host.held().is_none());
+    assert!(matches!(refused(&attach(1, 5)), AttachError::NotHere { .. }));
+    host.assign(assign(2, 1));
+    assert!(is_ready(&hear(&mut news), 2), "and the next one");
+    host.assign(assign(3, 1));
+    assert!(is_ready(&hear(&mut news), 3), "without a release too");
+    host.shut_down();
+    assert!(news.try_recv().is_err(), "ranks that were let go are not failures");
+}
+
+#[test]
+fn what_cannot_be_held_is_told_with_the_reason() {
+    let (host, mut news) = host();
+    let missing = PathBuf::from("/no/such/model");
+    let cases = [
+        (
+            wire::Assign { model_path: missing.to_string_lossy().into_owned(), ..assign(1, 1) },
+            "/no/such/model",
+        ),
+        (wire::Assign { kv_dtype: "int3".into(), ..assign(1, 1) }, "`int3`"),
+        (wire::Assign { rank: 2, ..assign(1, 2) }, "rank 2 of 2"),
+        (wire::Assign { size: 0, ..assign(1, 1) }, "rank 0 of 0"),
+        (wire::Assign { block_size: 12, ..assign(1, 1) }, "block size"),
+        (wire::Assign { kv_blocks: u32::MAX, block_size: 1 << 31, ..assign(1, 1) }, "KV blocks"),
+        (wire::Assign { kv_blocks: u32::MAX, ..assign(1, 1) }, "KV blocks"),
+        (wire::Assign { group_key: vec![1], ..assign(1, 2) }, "group key"),
+        (
+            wire::Assign { collective: "tcp".into(), peers: vec!["nowhere".into(); 2], ..assign(1, 2) },
+            "`nowhere`",
+        ),
+    ];
+    for (wrong, said) in cases {
+        host.assign(wrong);
+        let wire::worker_message::Message::Failed(failed) = hear(&mut news) else {
+            panic!("{said}: not told")
+        };
+        assert_eq!((failed.group, failed.epoch), (1, 7));
+        assert!(failed.reason.contains(said), "`{said}` is not in: {}", failed.reason);
+        assert!(host.held().is_none(), "{said}");
+    }
+    host.assign(assign(1, 1));
+    assert!(is_ready(&hear(&mut news), 1), "the same group again, now as it should be");
+    host.shut_down();
+}
+
+#[test]
+fn a_rank_that_waits_for_others_is_let_go_at_once() {
+    let (host, mut news) = host();
+    // Rank 0 of a group whose other rank never comes, through shared memory …
+    let waiting = assign(1, 2);
+    let key: String = waiting.group_key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let segment = Path::new("/dev/shm").join(format!("foggara-1-7-{key}"));
+    host.assign(waiting);
+    let deadline = Instant::now() + PATIENCE;
+    while !segment.exists() {
+        assert!(Instant::now() < deadline, "it makes the segment");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    host.release(1, 7, "the other rank is lost");
+    // … and rank 1 of one whose rank 0 listens but says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let peers = vec![silent.local_addr().expect("bound").to_string(); 2];
+    host.assign(wire::Assign { rank: 1, collective: "tcp".into(), peers, ..assign(2, 2) });
+    let _connection = silent.accept().expect("it dials");
+    assert!(!segment.exists(), "nothing is left of the first");
+    host.assign(assign(3, 1));
+    assert!(is_ready(&hear(&mut news), 3));
+    host.shut_down();
+}
