@@ -112,8 +112,9 @@ pub(crate) struct RunArgs {
     /// Prints JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Folder for `latest.json` and `latest.md`.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
+    /// Folder for `latest.json` and `latest.md` [default: bench/results of the source tree].
+    #[arg(long, value_name = "DIR", hide_default_value = true,
+        default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
     pub(crate) results: PathBuf,
 }
 

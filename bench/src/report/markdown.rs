@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{Measure, Report};
 
 /// Notes longer than this go below the table.
-const NOTE_WIDTH: usize = 72;
+const NOTE_WIDTH: usize = 84;
 
 /// The whole report.
 pub(crate) fn markdown(report: &Report) -> String {
