@@ -104,7 +104,8 @@ struct Tool {
 fn tools() -> Vec<Tool> {
     let mut doc =
         cargo(&["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
-    doc.env("RUSTDOCFLAGS", "-D warnings");
+    // Private items are documented, too, so links to them lead somewhere.
+    doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     let deny = process::find("cargo-deny").map(|_| cargo(&["deny", "--log-level", "error", "check"]));
     let deny_name = match deny.is_some() {
