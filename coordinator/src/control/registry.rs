@@ -149,8 +149,9 @@ fn assign(state: &ClusterState, group_id: u64, group: &Group, id: u64) -> Option
         group.ranks.iter().map(|rank| state.workers.get(rank)).collect::<Option<_>>()?;
     let rank = group.ranks.iter().position(|rank| *rank == id)?;
     let here = &workers[rank].host;
+    // Other groups' workers want the same cores.
     let threads_on_host =
-        workers.iter().filter(|worker| worker.host == *here).map(|w| w.capabilities.threads).sum();
+        state.workers.values().filter(|worker| worker.host == *here).map(|w| w.capabilities.threads).sum();
     let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     Some(wire::Assign {
         group: group_id,
