@@ -218,3 +218,16 @@ async fn metrics_are_there_and_add_up() {
     assert_eq!(after.sum("foggara_workers", &[]), 2.0);
     assert_eq!(after.sum("foggara_requests_in_progress", &[]), 0.0);
 }
+
+/// A coordinator is small, whatever it has just done for whom.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_fits_in_100_megabytes() {
+    let _machine = machine::shared().await;
+    let cluster = SMOL.get().await;
+    for number in 0..3 {
+        cluster.client(number).ask(Ask::text("smol", &"water ".repeat(300)).exactly(4).echo().logprobs(20)).await;
+        let bytes = cluster.metrics(number).await.sum("foggara_process_resident_memory_bytes", &[]);
+        eprintln!("coordinator {}: {:.1} MB", number + 1, bytes / 1e6);
+        assert!(bytes > 0.0 && bytes < 100e6, "coordinator {}: {bytes} bytes", number + 1);
+    }
+}
