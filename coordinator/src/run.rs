@@ -166,6 +166,9 @@ pub async fn run(
     tokio::time::timeout(FLUSH, futures::future::join_all(servers)).await.ok();
     aborts.iter().for_each(tokio::task::AbortHandle::abort);
     cluster.stop();
+    // Until the store is closed: whoever starts next on the same folder finds it free.
+    let closed = async { while status.changed().await.is_ok() {} };
+    tokio::time::timeout(FLUSH, closed).await.ok();
     outcome
 }
 
@@ -193,5 +196,58 @@ async fn register(cluster: ClusterHandle, id: u64, member: Member) {
     let command = Command::RegisterMember { id, member };
     while cluster.propose(command.clone()).await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &std::path::Path) -> CoordinatorConfig {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        CoordinatorConfig {
+            id: 1,
+            cluster_id: "test".into(),
+            peers: [(1, "127.0.0.1:1".to_owned())].into(),
+            http: any,
+            grpc: any,
+            data_dir: dir.into(),
+            token: ClusterToken::default(),
+            queue: 10,
+        }
+    }
+
+    async fn outcome(config: CoordinatorConfig) -> Result<(), CoordinatorError> {
+        let ended = run(config, std::future::ready(()));
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it stops")
+    }
+
+    #[tokio::test]
+    async fn settings_that_make_no_sense_are_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let everyone = "0.0.0.0:0".parse().expect("an address");
+        for (field, wrong) in [
+            ("peers", CoordinatorConfig { id: 2, ..config(dir.path()) }),
+            ("http", CoordinatorConfig { http: everyone, ..config(dir.path()) }),
+            ("grpc", CoordinatorConfig { grpc: everyone, ..config(dir.path()) }),
+        ] {
+            let error = outcome(wrong).await.expect_err("refused").to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+        let token = ClusterToken::new(Some("secret"));
+        outcome(CoordinatorConfig { http: everyone, token, ..config(dir.path()) })
+            .await
+            .expect("with a token");
+    }
+
+    #[tokio::test]
+    async fn it_starts_stops_and_starts_again_with_what_it_had() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for _ in 0..2 {
+            outcome(config(dir.path())).await.expect("nothing is in its way");
+        }
+        std::fs::write(dir.path().join("raft.redb"), "no store").expect("written");
+        let error = outcome(config(dir.path())).await.expect_err("damaged").to_string();
+        assert!(error.contains("raft.redb"), "{error}");
     }
 }

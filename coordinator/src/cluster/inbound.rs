@@ -173,7 +173,7 @@ mod tests {
             Message { commit: 50, term: 3, ..message(MessageType::MsgHeartbeat) },
             Message { index: 5, ..message(MessageType::MsgAppendResponse) },
             Message { index: 9, reject: true, ..message(MessageType::MsgAppendResponse) },
-            Message { term: 0, entries: vec![Entry::default()].into(), ..message(MessageType::MsgReadIndex) },
+            Message { term: 0, entries: vec![Entry::default()], ..message(MessageType::MsgReadIndex) },
             message(MessageType::MsgRequestVote),
             message(MessageType::MsgTimeoutNow),
             snapshot(&[3, 1, 2], 9, 4),

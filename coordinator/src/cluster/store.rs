@@ -268,7 +268,7 @@ impl LogStore {
     pub(super) fn compact(&mut self, index: u64, data: Vec<u8>) -> Result<(), StoreError> {
         let term = raft::Storage::term(self, index).map_err(|e| self.fail(e))?;
         let mut snapshot = self.snapshot.clone();
-        snapshot.data = data.into();
+        snapshot.data = data;
         let metadata = snapshot.mut_metadata();
         (metadata.index, metadata.term) = (index, term);
         let bytes = codec::seal(&snapshot.encode_to_vec());

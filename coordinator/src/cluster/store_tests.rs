@@ -9,7 +9,7 @@ fn identity() -> Identity {
 }
 
 fn entry(index: u64, term: u64) -> Entry {
-    Entry { index, term, data: vec![index as u8; 3].into(), ..Entry::default() }
+    Entry { index, term, data: vec![index as u8; 3], ..Entry::default() }
 }
 
 fn open(dir: &Path) -> LogStore {

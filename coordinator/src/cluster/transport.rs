@@ -139,6 +139,17 @@ impl Transport for GrpcTransport {
     }
 }
 
+/// What a status says, and what caused it: the library's own text is only "transport error".
+fn describe(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    text
+}
+
 /// Sends to one peer for as long as the process lives.
 struct Sender {
     cluster_id: String,
@@ -151,6 +162,7 @@ struct Sender {
 
 impl Sender {
     async fn run(self, mut queue: mpsc::Receiver<Vec<u8>>) {
+        let mut told = String::new();
         loop {
             // One stream for as long as it holds.
             let (out, outgoing) = mpsc::channel::<wire::RaftMessages>(16);
@@ -169,12 +181,17 @@ impl Sender {
                 }
                 false
             };
-            let goes_on = tokio::select! {
-                goes_on = pump => goes_on,
-                _ended = stream => true,
+            let reason = tokio::select! {
+                goes_on = pump => match goes_on {
+                    true => "the stream has ended".to_owned(),
+                    false => return,
+                },
+                ended = stream => ended.err().map_or_else(|| "it ended the stream".into(), |e| describe(&e)),
             };
-            if !goes_on {
-                return;
+            // A line for each new reason, not for each attempt.
+            if reason != told {
+                tracing::warn!(coordinator = self.to, reason, "not connected to a coordinator");
+                told = reason;
             }
             self.lost();
             tokio::time::sleep(RECONNECT).await;

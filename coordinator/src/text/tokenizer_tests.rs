@@ -7,6 +7,7 @@ use foggara_models::tokenizer::GgufVocabulary;
 use serde_json::Value;
 
 use super::*;
+use crate::text::{ChatMessage, ChatTemplate};
 
 /// The folder of real models that `cargo xtask setup` fills.
 fn models() -> PathBuf {
@@ -33,6 +34,14 @@ fn both_checkpoints_give_the_references_tokens() {
         let text = case["prompt_text"].as_str().expect("a text");
         assert_eq!(gguf.encode(text, true), Ok(ids(&case["prompt_tokens"])));
         assert_eq!(hf.encode(text, true), Ok(ids(&case["prompt_tokens"])));
+        for tokenizer in [&gguf, &hf] {
+            assert_eq!(tokenizer.decode(&ids(&case["greedy_tokens"]), true), case["greedy_text"]);
+        }
+    }
+    for case in expected["teacher_forced"].as_array().expect("a list") {
+        let text = case["text"].as_str().expect("a text");
+        assert_eq!(gguf.encode(text, true), Ok(ids(&case["tokens"])));
+        assert_eq!(hf.encode(text, true), Ok(ids(&case["tokens"])));
     }
     let corpus = "Numbers 1234567890, 3.14; naïve café — 日本語のテキスト 🤖👩‍👩‍👧 \t\ttabs\n\n\n  spaces   \
         fn main() { println!(\"{:?}\", x); } don't I'LL we've \u{0} \u{7f} عربي русский <|im_end|> <|endoftext|>";
@@ -40,6 +49,27 @@ fn both_checkpoints_give_the_references_tokens() {
         let ids = gguf.encode(&corpus[cut..], true).expect("any text has tokens");
         assert_eq!(hf.encode(&corpus[cut..], true).as_ref(), Ok(&ids));
         assert_eq!(gguf.decode(&ids, false), corpus[cut..], "text comes back as it was");
+    }
+}
+
+#[test]
+fn both_checkpoints_render_the_references_prompts() {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/expected/smollm2-135m.json");
+    let expected: Value = serde_json::from_str(&std::fs::read_to_string(file).expect("there")).expect("JSON");
+    for name in ["smollm2-135m-instruct-q4_1.gguf", "smollm2-135m"] {
+        let model =
+            Checkpoint::open(&models().join(name)).unwrap_or_else(|e| panic!("{e}; run `cargo xtask setup`"));
+        let special = model.special();
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let template = model.chat_template().expect("it has one");
+        let template = ChatTemplate::compile(template, &text(&special.bos_text), &text(&special.eos_text));
+        let template = template.expect("valid");
+        for case in expected["chat"].as_array().expect("a list") {
+            let content = case["user"].as_str().expect("a text").to_owned();
+            let messages = [ChatMessage { role: "user".into(), content }];
+            let rendered = template.render(&messages, true, &serde_json::Map::new());
+            assert_eq!(rendered.as_deref(), Ok(case["prompt_text"].as_str().expect("a text")), "{name}");
+        }
     }
 }
 
@@ -162,7 +192,7 @@ fn damaged_vocabularies_are_refused() {
     let special = SpecialTokens::default();
     let refused = |vocabulary: GgufVocabulary| {
         let source = TokenizerSource::Gguf(vocabulary);
-        Tokenizer::from_source(&source, &special).err().expect("refused").to_string()
+        Tokenizer::from_source(&source, &special).expect_err("refused").to_string()
     };
     let gpt2 = |tokens: &[&str], merges: &[&str]| GgufVocabulary {
         model: "gpt2".into(),
@@ -189,10 +219,7 @@ fn damaged_vocabularies_are_refused() {
 fn unknown_kinds_are_refused_by_name() {
     let special = SpecialTokens::default();
     let refused = |vocabulary: GgufVocabulary| {
-        Tokenizer::from_source(&TokenizerSource::Gguf(vocabulary), &special)
-            .err()
-            .expect("refused")
-            .to_string()
+        Tokenizer::from_source(&TokenizerSource::Gguf(vocabulary), &special).expect_err("refused").to_string()
     };
     let tokens = vec!["a".to_string()];
     let wrong_model = GgufVocabulary { model: "rwkv".into(), tokens: tokens.clone(), ..Default::default() };
