@@ -21,7 +21,7 @@ impl Process {
     }
 }
 
-/// A process's state letter and start time in clock ticks since boot (proc(5), /proc/[pid]/stat fields 3 and 22).
+/// A process's state letter and start time in clock ticks since boot (proc(5): fields 3 and 22 of `/proc/PID/stat`).
 fn state(pid: u32) -> Option<(u8, u64)> {
     parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }

@@ -77,8 +77,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Gathers the texts, and finds what is against one rule.
+type OwnCheck = fn() -> Result<Vec<Finding>>;
+
 /// Checks of our own; they read files and `cargo metadata` only.
-const OWN: &[(&str, fn() -> Result<Vec<Finding>>)] = &[
+const OWN: &[(&str, OwnCheck)] = &[
     ("crates depend in the direction of the arrows", || Ok(arrows::findings(&metadata()?))),
     ("manifests take lints and versions from the workspace", || {
         Ok(manifests::findings(&sources(|path| path.file_name().is_some_and(|name| name == "Cargo.toml"))?))
