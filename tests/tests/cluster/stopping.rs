@@ -26,10 +26,10 @@ async fn kill_9_of_up_leaves_no_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupt_lets_answers_end_and_stops_everything() {
     let _machine = machine::shared().await;
-    let mut cluster = Setup::new("interrupt").model("tiny", &paths::golden("llama")).workers(2).start().await;
+    let mut cluster = Setup::new("interrupt").model("smol", &paths::smol_gguf()).workers(2).start().await;
     let pids = cluster.pids();
     let client = cluster.client(1);
-    let mut stream = client.stream(Ask::tokens("tiny", &[9]).exactly(500).build()).await.unwrap();
+    let mut stream = client.stream(Ask::tokens("smol", &[9]).exactly(100).build()).await.unwrap();
     let mut answer = Answer::default();
     while answer.token_ids.is_empty() {
         assert!(answer.next(&mut stream).await.unwrap());
@@ -45,7 +45,7 @@ async fn an_interrupt_lets_answers_end_and_stops_everything() {
             (handle.block_on(rest), stopped.join().unwrap())
         })
     });
-    assert_eq!(rest.map_err(|status| status.message().to_owned()), Ok(500), "the answer under way ends");
+    assert_eq!(rest.map_err(|status| status.message().to_owned()), Ok(100), "the answer under way ends");
     assert!(status.success(), "{status}");
     assert!(pids.iter().all(|pid| !is_alive(*pid)), "nothing is left");
 }
