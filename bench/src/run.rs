@@ -34,8 +34,9 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
         clients: how.clients,
         quick: how.quick,
     };
-    for workload in Workload::value_variants().iter().filter(|workload| how.wants(**workload)) {
-        progress(&format!("{workload:?}"));
+    let wanted = |workload: &&Workload| **workload != Workload::ColdStart && how.wants(**workload);
+    for workload in Workload::value_variants().iter().filter(wanted) {
+        progress(workload.to_possible_value().as_ref().map_or("", |value| value.get_name()));
         measures.extend(bench.run(*workload).await?);
     }
 
