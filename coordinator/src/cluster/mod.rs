@@ -56,3 +56,10 @@ pub enum ClusterError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+/// A folder for a test's stores: in memory where there is such a place. No power is cut in these tests, and a busy disk would
+/// only make elections take longer than their timeouts.
+#[cfg(test)]
+pub(crate) fn test_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+}

@@ -3,6 +3,7 @@
 use raft::Storage;
 
 use super::*;
+use crate::cluster::test_dir;
 
 fn identity() -> Identity {
     Identity { cluster_id: "c".into(), id: 1, voters: vec![1, 2, 3] }
@@ -25,7 +26,7 @@ fn all(store: &LogStore) -> Vec<(u64, u64)> {
 
 #[test]
 fn a_restart_finds_what_was_written_and_conflicts_are_replaced() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     let hard = HardState { term: 2, vote: 3, commit: 2 };
     {
         let mut store = open(dir.path());
@@ -44,7 +45,7 @@ fn a_restart_finds_what_was_written_and_conflicts_are_replaced() {
 
 #[test]
 fn compacting_and_received_snapshots_survive_a_restart() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     {
         let mut store = open(dir.path());
         store.persist(&(1..=6).map(|i| entry(i, 1)).collect::<Vec<_>>(), None, None).expect("written");
@@ -66,7 +67,7 @@ fn compacting_and_received_snapshots_survive_a_restart() {
 
 #[test]
 fn a_store_of_another_cluster_or_coordinator_is_refused() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     drop(open(dir.path()));
     for other in [
         Identity { cluster_id: "d".into(), ..identity() },
@@ -80,7 +81,7 @@ fn a_store_of_another_cluster_or_coordinator_is_refused() {
 
 #[test]
 fn a_damaged_entry_is_found_at_start() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     {
         let mut store = open(dir.path());
         store.persist(&[entry(1, 1), entry(2, 1)], None, None).expect("written");
@@ -94,7 +95,7 @@ fn a_damaged_entry_is_found_at_start() {
 
 #[test]
 fn a_file_that_is_no_store_is_an_error_and_not_a_panic() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     std::fs::write(dir.path().join("raft.redb"), vec![7; 10_000]).expect("written");
     assert!(LogStore::open(dir.path(), &identity()).is_err());
 }
@@ -103,7 +104,7 @@ const FILES: [&str; 2] = ["raft.redb", "raft.commits"];
 
 /// A store with a snapshot at 4 and entries 5 to 8, as kill -9 leaves it: never closed.
 fn files() -> [Vec<u8>; 2] {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     let mut store = open(dir.path());
     let hard = HardState { term: 2, vote: 3, commit: 6 };
     store.persist(&(1..=8).map(|i| entry(i, 1)).collect::<Vec<_>>(), Some(&hard), None).expect("written");
@@ -117,7 +118,7 @@ fn read(dir: &Path) -> [Vec<u8>; 2] {
 
 /// Opens a store of these files.
 fn reopen(files: [&[u8]; 2]) -> Result<LogStore, StoreError> {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     for (name, bytes) in FILES.iter().zip(files) {
         std::fs::write(dir.path().join(name), bytes).expect("written");
     }
@@ -134,7 +135,7 @@ fn is_whole(store: &LogStore) -> bool {
 
 #[test]
 fn every_write_survives_a_crash_right_after_it() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = test_dir();
     let mut store = open(dir.path());
     for i in 1..=12 {
         store.persist(&[entry(i, 1)], None, None).expect("written");

@@ -75,7 +75,7 @@ const MEMBERS: [u64; 3] = [1, 2, 3];
 
 impl Cluster {
     fn new() -> Self {
-        let cluster = Self { network: Arc::default(), dir: tempfile::tempdir().expect("a folder") };
+        let cluster = Self { network: Arc::default(), dir: test_dir() };
         MEMBERS.into_iter().for_each(|id| cluster.start(id));
         cluster
     }
@@ -86,7 +86,7 @@ impl Cluster {
 
     fn start(&self, id: u64) {
         let config = ClusterConfig {
-            tick: Duration::from_millis(10),
+            tick: Duration::from_millis(20),
             snapshot_every: 50,
             ..ClusterConfig::new("test", id, MEMBERS.to_vec(), self.dir(id))
         };
@@ -123,7 +123,7 @@ impl Cluster {
 
     /// Waits until a member other than `not` leads, by all the running ones' word.
     async fn leader(&self, not: Option<u64>) -> u64 {
-        limited(async {
+        self.limited(async {
             loop {
                 let handles: Vec<_> =
                     self.network.handles.lock().expect("no panic").values().cloned().collect();
@@ -136,40 +136,50 @@ impl Cluster {
         })
         .await
     }
-}
 
-async fn limited<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("within a minute")
+    /// What must happen within a minute; if not, where everyone stands.
+    async fn limited<T>(&self, future: impl Future<Output = T>) -> T {
+        let late = |_| {
+            let handles = self.network.handles.lock().expect("no panic").clone();
+            panic!(
+                "not within a minute: {:#?}",
+                handles.values().map(ClusterHandle::status).collect::<Vec<_>>()
+            )
+        };
+        tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(late)
+    }
+
+    /// Writes through member `id`, however long the members of a busy machine take to agree on a leader.
+    async fn write(&self, id: u64, i: usize) {
+        let handle = self.handle(id);
+        let written = async {
+            while let Err(error) = handle.propose(note(i)).await {
+                assert!(matches!(error, ClusterError::NoLeader(_)), "{error}");
+            }
+        };
+        self.limited(written).await;
+    }
+
+    /// Reads at member `id`, as patiently.
+    async fn read(&self, id: u64) -> Arc<ClusterState> {
+        let handle = self.handle(id);
+        let read = async {
+            while let Err(error) = handle.read_index().await {
+                assert!(matches!(error, ClusterError::NoLeader(_)), "{error}");
+            }
+        };
+        self.limited(read).await;
+        handle.state()
+    }
+
+    async fn until_has(&self, id: u64, key: &str) {
+        let mut watch = self.handle(id).watch();
+        self.limited(watch.wait_for(|state| state.notes.contains_key(key))).await.expect("the node runs");
+    }
 }
 
 fn note(i: usize) -> Command {
     Command::PutNote { key: format!("k{i}"), value: i.to_string() }
-}
-
-/// Writes, however long the members of a busy machine take to agree on a leader.
-async fn write(handle: &ClusterHandle, i: usize) {
-    let written = async {
-        while let Err(error) = handle.propose(note(i)).await {
-            assert!(matches!(error, ClusterError::NoLeader(_)), "{error}");
-        }
-    };
-    limited(written).await;
-}
-
-/// Reads, as patiently.
-async fn read(handle: &ClusterHandle) -> Arc<ClusterState> {
-    let read = async {
-        while let Err(error) = handle.read_index().await {
-            assert!(matches!(error, ClusterError::NoLeader(_)), "{error}");
-        }
-    };
-    limited(read).await;
-    handle.state()
-}
-
-async fn until_has(handle: &ClusterHandle, key: &str) {
-    let mut watch = handle.watch();
-    limited(watch.wait_for(|state| state.notes.contains_key(key))).await.expect("the node runs");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,9 +187,9 @@ async fn writes_reach_everyone_from_anyone_and_reads_see_them() {
     let cluster = Cluster::new();
     cluster.leader(None).await;
     for (i, id) in MEMBERS.into_iter().cycle().take(9).enumerate() {
-        write(&cluster.handle(id), i).await;
+        cluster.write(id, i).await;
         for reader in MEMBERS {
-            let state = read(&cluster.handle(reader)).await;
+            let state = cluster.read(reader).await;
             assert_eq!(state.notes.get(&format!("k{i}")), Some(&i.to_string()));
         }
     }
@@ -191,22 +201,21 @@ async fn writes_reach_everyone_from_anyone_and_reads_see_them() {
 async fn no_acknowledged_write_is_lost_when_leaders_stop() {
     let cluster = Cluster::new();
     let mut written = 0;
-    for _ in 0..20 {
+    for _ in 0..10 {
         let leader = cluster.leader(None).await;
         for _ in 0..5 {
             let writer = MEMBERS.into_iter().find(|id| *id != leader).expect("three members");
-            write(&cluster.handle(writer), written).await;
+            cluster.write(writer, written).await;
             written += 1;
         }
         cluster.stop(leader);
         let survivor = cluster.leader(Some(leader)).await;
-        write(&cluster.handle(survivor), written).await;
+        cluster.write(survivor, written).await;
         written += 1;
         cluster.start(leader);
     }
     for id in MEMBERS {
-        let handle = cluster.handle(id);
-        let state = read(&handle).await;
+        let state = cluster.read(id).await;
         for i in 0..written {
             assert!(state.notes.contains_key(&format!("k{i}")), "coordinator {id} has lost write {i}");
         }
@@ -220,10 +229,10 @@ async fn a_follower_that_was_away_catches_up_by_snapshot() {
     let away = MEMBERS.into_iter().find(|id| *id != leader).expect("three members");
     cluster.stop(away);
     for i in 0..130 {
-        write(&cluster.handle(leader), i).await;
+        cluster.write(leader, i).await;
     }
     cluster.start(away);
-    until_has(&cluster.handle(away), "k129").await;
+    cluster.until_has(away, "k129").await;
     assert_eq!(cluster.handle(away).state(), cluster.handle(leader).state());
 }
 
@@ -234,11 +243,11 @@ async fn a_snapshot_that_is_lost_is_sent_again() {
     let away = MEMBERS.into_iter().find(|id| *id != leader).expect("three members");
     cluster.stop(away);
     for i in 0..60 {
-        write(&cluster.handle(leader), i).await;
+        cluster.write(leader, i).await;
     }
     cluster.network.lose_snapshots.store(3, Ordering::SeqCst);
     cluster.start(away);
-    until_has(&cluster.handle(away), "k59").await;
+    cluster.until_has(away, "k59").await;
     assert_eq!(cluster.network.lose_snapshots.load(Ordering::SeqCst), 0, "it was lost three times");
 }
 
@@ -249,7 +258,7 @@ async fn only_a_leader_decides_for_itself() {
     let follower = MEMBERS.into_iter().find(|id| *id != leader).expect("three members");
     let outcome = cluster.handle(follower).propose_leading(note(1)).await;
     assert!(matches!(outcome, Err(ClusterError::NotLeader { .. })), "{outcome:?}");
-    assert!(read(&cluster.handle(follower)).await.notes.is_empty());
+    assert!(cluster.read(follower).await.notes.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,14 +266,10 @@ async fn reads_at_once_from_everywhere_see_what_was_acknowledged_before() {
     let cluster = Cluster::new();
     cluster.leader(None).await;
     for i in 0..10 {
-        write(&cluster.handle(1), i).await;
+        cluster.write(1, i).await;
         let key = format!("k{i}");
-        let sees = |handle: ClusterHandle| {
-            let key = key.clone();
-            async move { assert!(read(&handle).await.notes.contains_key(&key)) }
-        };
-        let reads = MEMBERS.into_iter().cycle().take(12).map(|id| sees(cluster.handle(id)));
-        limited(futures::future::join_all(reads)).await;
+        let sees = async |id| assert!(cluster.read(id).await.notes.contains_key(&key));
+        futures::future::join_all(MEMBERS.into_iter().cycle().take(12).map(sees)).await;
     }
 }
 
@@ -272,14 +277,17 @@ async fn reads_at_once_from_everywhere_see_what_was_acknowledged_before() {
 async fn a_leader_that_is_cut_off_serves_no_reads_and_steps_down() {
     let cluster = Cluster::new();
     let old = cluster.leader(None).await;
-    write(&cluster.handle(old), 0).await;
+    cluster.write(old, 0).await;
     cluster.isolate(old);
     let new = cluster.leader(Some(old)).await;
-    write(&cluster.handle(new), 1).await;
-    assert!(limited(cluster.handle(old).read_index()).await.is_err(), "it cannot know what is newest");
+    cluster.write(new, 1).await;
+    assert!(
+        cluster.limited(cluster.handle(old).read_index()).await.is_err(),
+        "it cannot know what is newest"
+    );
     assert!(!cluster.handle(old).is_leader(), "check-quorum");
     cluster.heal();
-    until_has(&cluster.handle(old), "k1").await;
+    cluster.until_has(old, "k1").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -287,12 +295,12 @@ async fn everyone_can_restart_from_disk() {
     let cluster = Cluster::new();
     cluster.leader(None).await;
     for i in 0..70 {
-        write(&cluster.handle(2), i).await;
+        cluster.write(2, i).await;
     }
     MEMBERS.into_iter().for_each(|id| cluster.stop(id));
     MEMBERS.into_iter().for_each(|id| cluster.start(id));
     cluster.leader(None).await;
-    assert_eq!(read(&cluster.handle(3)).await.notes.len(), 70);
+    assert_eq!(cluster.read(3).await.notes.len(), 70);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -304,7 +312,7 @@ async fn nonsense_from_the_network_is_dropped() {
         handle.step(bytes).expect("taken, then dropped");
     }
     assert!(matches!(handle.propose_forwarded(vec![1, 2, 3]).await, Err(ClusterError::Invalid(_))));
-    write(&handle, 1).await;
+    cluster.write(leader, 1).await;
 }
 
 #[test]

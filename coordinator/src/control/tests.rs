@@ -35,7 +35,7 @@ impl Drop for Rig {
 impl Rig {
     /// Coordinator 1 of `members`, with its registry on a port.
     async fn of(members: &[u64]) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = cluster::test_dir();
         let peers = members.iter().map(|id| (*id, format!("127.0.0.1:{id}"))).collect();
         let transport =
             Arc::new(GrpcTransport::new("test", 1, &peers, &ClusterToken::default()).expect("valid"));

@@ -32,7 +32,7 @@ impl Drop for Rig {
 impl Rig {
     /// Coordinator 1 with deployment "m" and no group.
     async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = cluster::test_dir();
         let (peers, token) = ([(1, "127.0.0.1:1".to_owned())].into(), ClusterToken::default());
         let transport = Arc::new(GrpcTransport::new("test", 1, &peers, &token).expect("valid"));
         let config = ClusterConfig::new("test", 1, vec![1], dir.path().into());

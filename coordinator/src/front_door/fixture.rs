@@ -156,7 +156,7 @@ impl Fixture {
     }
 
     pub(super) fn with_token(generator: FakeGenerator, token: ClusterToken) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = cluster::test_dir();
         let peers = [(1, "127.0.0.1:1".to_owned())].into();
         let transport = Arc::new(GrpcTransport::new("test", 1, &peers, &token).expect("valid"));
         let config = ClusterConfig::new("test", 1, vec![1], dir.path().into());
