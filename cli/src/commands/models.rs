@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use foggara_proto::wire::admin as wire;
 
+use crate::commands::status::state_of;
 use crate::endpoint::EndpointArguments;
 use crate::model_argument::ModelArgument;
 use crate::output::table;
@@ -112,24 +113,27 @@ impl Add {
         let request_id = uuid::Uuid::new_v4().to_string();
         admin.put_deployment(wire::PutDeploymentRequest { deployment: Some(deployment), request_id }).await?;
         writeln!(std::io::stdout(), "added {name}")?;
+        if self.no_wait {
+            return Ok(());
+        }
         let mut shown = String::new();
-        while !self.no_wait {
+        loop {
             let status = admin.status(wire::StatusRequest {}).await?.into_inner();
             let deployment = status.deployments.into_iter().find(|deployment| deployment.name == name);
             let Some(deployment) = deployment else { anyhow::bail!("`{name}` was removed meanwhile") };
-            if deployment.state != shown {
-                shown = deployment.state;
-                writeln!(std::io::stdout(), "{name}: {shown}")?;
+            let state = state_of(&deployment);
+            if state != shown {
+                writeln!(std::io::stdout(), "{name}: {state}")?;
+                shown = state;
             }
-            if shown == "ready" {
+            if deployment.state == "ready" {
                 return Ok(());
             }
-            if let Some(reason) = shown.strip_prefix("failed: ") {
+            if let Some(reason) = deployment.state.strip_prefix("failed: ") {
                 anyhow::bail!("`{name}` cannot be served: {reason}");
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
     }
 }
 
@@ -137,7 +141,7 @@ async fn list(endpoint: &EndpointArguments) -> anyhow::Result<()> {
     let status = endpoint.admin().await?.status(wire::StatusRequest {}).await?.into_inner();
     let row = |d: wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
-        vec![d.name, d.state, replicas, d.tp.to_string(), d.kv_dtype, d.model_path]
+        vec![d.name.clone(), state_of(&d), replicas, d.tp.to_string(), d.kv_dtype, d.model_path]
     };
     let rows: Vec<_> = status.deployments.into_iter().map(row).collect();
     Ok(table(&mut std::io::stdout().lock(), &["name", "state", "replicas", "tp", "kv", "model"], &rows)?)

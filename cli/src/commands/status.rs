@@ -75,7 +75,7 @@ fn as_json(status: &wire::StatusResponse) -> Value {
     let deployment = |d: &wire::Deployment| {
         json!({"name": d.name, "model_path": d.model_path, "tp": d.tp,
         "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
-        "state": d.state, "ready_replicas": d.ready_replicas, "created": d.created})
+        "state": d.state, "reason": d.reason, "ready_replicas": d.ready_replicas, "created": d.created})
     };
     json!({
         "cluster_id": status.cluster_id,
@@ -124,10 +124,18 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
     writeln!(out, "\ndeployments")?;
     let row = |d: &wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
-        vec![d.name.clone(), d.state.clone(), replicas, d.tp.to_string(), d.model_path.clone()]
+        vec![d.name.clone(), state_of(d), replicas, d.tp.to_string(), d.model_path.clone()]
     };
     let rows: Vec<_> = status.deployments.iter().map(row).collect();
     table(out, &["name", "state", "replicas", "tp", "model"], &rows)
+}
+
+/// What a deployment's state is, and why if it is not as it should be.
+pub(crate) fn state_of(d: &wire::Deployment) -> String {
+    match (d.state.as_str(), d.reason.as_str()) {
+        ("ready", _) | (_, "") => d.state.clone(),
+        (state, reason) => format!("{state}: {reason}"),
+    }
 }
 
 fn worker_row(w: &wire::Worker) -> Vec<String> {

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, End};
 
 /// Lines of a log shown when its process cannot be kept running.
 const TAIL_LINES: usize = 8;
@@ -111,7 +111,8 @@ async fn keep_running(
         if *stop.borrow() {
             return Ok(());
         }
-        let Some(pause) = backoff.after(started.elapsed()) else {
+        let end = if status.code().is_some() { End::Exited } else { End::Killed };
+        let Some(pause) = backoff.after(started.elapsed(), end) else {
             return Err(format!("keeps ending ({status})"));
         };
         eprintln!("{} ended ({status}); starting it again", spec.name);

@@ -18,6 +18,8 @@ pub const MAX_NOTES_BYTES: usize = 16 << 20;
 pub const MAX_DEPLOYMENTS: usize = 256;
 /// Most workers.
 pub const MAX_WORKERS: usize = 4096;
+/// Characters kept of what keeps a deployment from being served.
+const MAX_OBSTACLE: usize = 1000;
 /// Writes remembered, so that one that is sent again is applied once.
 const REMEMBERED_REQUESTS: usize = 4096;
 
@@ -184,6 +186,13 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Something keeps a deployment from being served.
+    NoteObstacle {
+        /// Its name.
+        deployment: String,
+        /// What.
+        reason: String,
+    },
     /// Idle workers become a group.
     FormGroup {
         /// Whose replica.
@@ -266,6 +275,8 @@ pub struct ClusterState {
     pub workers: BTreeMap<u64, Worker>,
     /// Deployments by name.
     pub deployments: BTreeMap<String, Deployment>,
+    /// Why deployments are not served, by name: what was in the way last. Gone when a group becomes ready.
+    pub obstacles: BTreeMap<String, String>,
     /// Groups by id.
     pub groups: BTreeMap<u64, Group>,
     /// The last term whose leader knew of every worker whether it is there. What is written here of ready groups may be of
@@ -314,9 +325,18 @@ impl ClusterState {
                 if self.deployments.remove(name).is_none() {
                     return Outcome::Refused(format!("no deployment is called `{name}`"));
                 }
+                self.obstacles.remove(name);
                 let ended: Vec<u64> =
                     self.groups.iter().filter(|(_, g)| g.deployment == *name).map(|(id, _)| *id).collect();
                 ended.into_iter().for_each(|id| self.end_group(id));
+                Outcome::Done
+            }
+            Command::NoteObstacle { deployment, reason } => {
+                if !self.deployments.contains_key(deployment) {
+                    return Outcome::Refused(format!("no deployment is called `{deployment}`"));
+                }
+                let reason = reason.chars().take(MAX_OBSTACLE).collect();
+                self.obstacles.insert(deployment.clone(), reason);
                 Outcome::Done
             }
             Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, key } => {
@@ -336,6 +356,10 @@ impl ClusterState {
             Command::RankReady { group, epoch, rank } => match self.group_of_epoch(*group, *epoch) {
                 Ok(group) if (*rank as usize) < group.ranks.len() => {
                     group.ready.insert(*rank);
+                    if group.is_ready() {
+                        let deployment = group.deployment.clone();
+                        self.obstacles.remove(&deployment);
+                    }
                     Outcome::Done
                 }
                 Ok(_) => Outcome::Refused(format!("group {group} has no rank {rank}")),

@@ -108,6 +108,25 @@ fn groups_are_formed_of_distinct_idle_workers_of_a_deployment() {
 }
 
 #[test]
+fn an_obstacle_is_known_until_a_group_is_ready_or_the_deployment_gone() {
+    let mut run = Run::with_group();
+    let note = |deployment: &str| {
+        let reason = "é".repeat(2 * MAX_OBSTACLE);
+        Command::NoteObstacle { deployment: deployment.into(), reason }
+    };
+    assert!(refused(&run.apply(note("unknown"))));
+    assert_eq!(run.apply(note("m")), Outcome::Done);
+    assert_eq!(run.state.obstacles["m"].chars().count(), MAX_OBSTACLE, "bounded");
+    run.apply(Command::RankReady { group: 3, epoch: 4, rank: 0 });
+    assert_eq!(run.state.obstacles.len(), 1, "one rank is not a group");
+    run.apply(Command::RankReady { group: 3, epoch: 4, rank: 1 });
+    assert!(run.state.obstacles.is_empty());
+    run.apply(note("m"));
+    run.apply(Command::RemoveDeployment { name: "m".into() });
+    assert!(run.state.obstacles.is_empty());
+}
+
+#[test]
 fn a_write_sent_twice_is_applied_once() {
     let mut state = ClusterState::default();
     let envelope = Envelope { request_id: "same".into(), command: worker("a") };

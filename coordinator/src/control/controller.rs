@@ -119,6 +119,7 @@ impl Controller {
                     if self.missing.get(&deployment) != Some(&reason) {
                         tracing::warn!(deployment, reason, "cannot be placed yet");
                     }
+                    self.note_obstacle(&deployment, &reason).await;
                     missing.insert(deployment, reason);
                 }
             }
@@ -133,6 +134,14 @@ impl Controller {
         if !self.confirmed && state.workers.keys().all(|id| live.contains(id)) {
             let term = self.cluster.status().term;
             self.confirmed = self.cluster.propose_leading(Command::ConfirmWorkers { term }).await.is_ok();
+        }
+    }
+
+    /// Lets everyone know why a deployment is not served.
+    async fn note_obstacle(&self, deployment: &str, reason: &str) {
+        if self.cluster.state().obstacles.get(deployment).is_none_or(|known| known != reason) {
+            let (deployment, reason) = (deployment.to_owned(), reason.to_owned());
+            self.propose(Command::NoteObstacle { deployment, reason }).await;
         }
     }
 

@@ -366,6 +366,15 @@ impl Listener {
                     reason = f.reason,
                     "rank failed"
                 );
+                let state = self.cluster.state();
+                let failed = state.groups.get(&f.group).filter(|group| group.epoch == f.epoch);
+                propose(
+                    &self.cluster,
+                    failed.map(|group| Command::NoteObstacle {
+                        deployment: group.deployment.clone(),
+                        reason: format!("rank {} (worker {}): {}", f.rank, self.id, f.reason),
+                    }),
+                );
                 propose(&self.cluster, Some(Command::DissolveGroup { group: f.group, epoch: f.epoch }));
             }
             Some(In::Progress(p)) => {

@@ -57,6 +57,33 @@ async fn models_are_added_listed_and_removed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_a_model_from_being_served_is_said_everywhere() {
+    let _machine = machine::shared().await;
+    let setup = Setup::new("obstacles").model("first", &paths::golden("llama")).workers(2).option("tp", 1);
+    let cluster = setup.start().await;
+    let endpoint = format!("http://{}", cluster.grpc(2));
+    let big = format!("big={}", paths::golden("llama").display());
+    let added = foggara(&["models", "add", &big, "--tp", "4", "--no-wait", "--endpoint", &endpoint]);
+    assert!(added.status.success(), "{}", text(&added));
+    for number in 0..3 {
+        cluster
+            .wait_status(number, "the reason is known", |status| {
+                let big = status.deployments.iter().find(|deployment| deployment.name == "big")?;
+                (big.state == "pending" && big.reason == "4 idle workers are needed, there are 1")
+                    .then_some(())
+            })
+            .await;
+    }
+    let listed = foggara(&["models", "list", "--endpoint", &endpoint]);
+    assert!(text(&listed).contains("pending: 4 idle workers are needed"), "{}", text(&listed));
+    let removed = foggara(&["models", "remove", "big", "--endpoint", &endpoint]);
+    assert!(removed.status.success(), "{}", text(&removed));
+    cluster.wait_ready(0).await;
+    let answer = cluster.client(0).ask(Ask::tokens("first", &[3, 4]).exactly(8)).await;
+    assert_eq!(answer.token_ids.len(), 8, "the others were served all along");
+}
+
 /// What the command line prints is what the service says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_generates_and_chats() {

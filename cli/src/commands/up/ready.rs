@@ -11,6 +11,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::plan::Plan;
+use crate::commands::status::state_of;
 use crate::endpoint::connect;
 
 const POLL: Duration = Duration::from_millis(30);
@@ -87,9 +88,10 @@ async fn still_waiting(plan: &Plan) -> anyhow::Result<Option<String>> {
             anyhow::bail!("model `{}` cannot be served: {reason}", wanted.name);
         }
         if deployment.state != "ready" {
-            let (name, state) = (&wanted.name, &deployment.state);
             let (joined, all) = (status.workers.len().min(plan.workers.len()), plan.workers.len());
-            let waiting = format!("model {name}: {state}; {joined} of {all} workers have joined");
+            // Before that, what it lacks is workers.
+            let state = if joined == all { state_of(deployment) } else { deployment.state.clone() };
+            let waiting = format!("model {}: {state}; {joined} of {all} workers have joined", wanted.name);
             return Ok(Some(waiting + &others(plan, &status)));
         }
     }

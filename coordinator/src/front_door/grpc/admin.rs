@@ -54,6 +54,7 @@ impl Service {
         let groups: Vec<_> = state.groups.values().filter(|group| group.deployment == name).collect();
         let known = self.door.cluster.workers_are_known();
         let ready = groups.iter().filter(|group| known && group.is_ready() && group.driver.is_some()).count();
+        let reason = state.obstacles.get(name).cloned().unwrap_or_default();
         let state = match (ready, groups.len(), self.door.models.get(name)) {
             (_, _, Err(error)) if error.kind == crate::front_door::api_error::Kind::Unavailable => {
                 format!("failed: {}", error.message)
@@ -73,6 +74,7 @@ impl Service {
             state,
             ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
             created: deployment.created,
+            reason,
         }
     }
 }
