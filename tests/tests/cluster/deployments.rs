@@ -24,6 +24,11 @@ async fn models_are_added_listed_and_removed() {
         let list = run(&["models", "list"]);
         assert!(list.contains("first") && list.contains("second"), "{list}");
         for number in 0..3 {
+            wait::until("the model is served", async || {
+                let url = format!("{}/v1/models/second", cluster.http(number));
+                (http::get(&url).await.status == 200).then_some(())
+            })
+            .await;
             cluster.wait_ready(number).await;
             for name in ["first", "second"] {
                 let answer = cluster.client(number).ask(Ask::tokens(name, &[3, 4]).exactly(8)).await;

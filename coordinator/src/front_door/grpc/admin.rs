@@ -33,6 +33,12 @@ impl Service {
         self.door.cluster.propose_as(id, command).await.map(drop).map_err(status_of)
     }
 
+    /// Waits until this coordinator's status shows a write that has been acknowledged: who wrote it asks here next.
+    async fn catch_up(&self) {
+        // The write is done, whether or not a leader answers now.
+        self.door.cluster.read_index().await.ok();
+    }
+
     fn coordinators(&self, state: &ClusterState) -> Vec<wire::Coordinator> {
         let status = self.door.cluster.status();
         let role = |id: u64| match status.leader {
@@ -196,6 +202,7 @@ impl wire::admin_server::Admin for Service {
         let opened = tokio::task::spawn_blocking(open).await.map_err(|e| Status::internal(e.to_string()))?;
         opened.map_err(|e| Status::invalid_argument(format!("model_path: {e}")))?;
         self.write(&request.request_id, Command::PutDeployment { name, deployment }).await?;
+        self.catch_up().await;
         Ok(Response::new(wire::PutDeploymentResponse {}))
     }
 
@@ -211,6 +218,7 @@ impl wire::admin_server::Admin for Service {
             ClusterError::Refused(reason) => Status::not_found(reason),
             error => status_of(error),
         })?;
+        self.catch_up().await;
         Ok(Response::new(wire::RemoveDeploymentResponse {}))
     }
 
