@@ -60,15 +60,17 @@ impl Service {
         let groups: Vec<_> = state.groups.values().filter(|group| group.deployment == name).collect();
         let known = self.door.cluster.workers_are_known();
         let ready = groups.iter().filter(|group| known && group.is_ready() && group.driver.is_some()).count();
-        let reason = state.obstacles.get(name).cloned().unwrap_or_default();
+        let obstacle = state.obstacles.get(name).cloned();
         let state = match (ready, groups.len(), self.door.models.get(name)) {
             (_, _, Err(error)) if error.kind == crate::front_door::api_error::Kind::Unavailable => {
                 format!("failed: {}", error.message)
             }
             (ready, _, _) if ready >= deployment.replicas as usize => "ready".into(),
             (_, 0, _) => "pending".into(),
-            _ => "loading".into(),
+            _ => "loading".to_owned(),
         };
+        // While a group forms, what was in the way of the last one is history.
+        let reason = obstacle.filter(|_| state == "pending").unwrap_or_default();
         wire::Deployment {
             name: name.to_owned(),
             model_path: deployment.model_path.clone(),
