@@ -84,4 +84,61 @@ pub trait Lanes: Copy {
         }
         p.mul(n.exp2_integer())
     }
+
+    /// e^self - 1, within a few units in the last place also near 0; clamped as [`exp`](Self::exp).
+    #[inline(always)]
+    fn exp_m1(self) -> Self {
+        let x = self.min(Self::splat(88.0)).max(Self::splat(-87.336_54));
+        let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.fma(Self::splat(-0.693_359_4), x);
+        let r = n.fma(Self::splat(2.121_944_4e-4), r);
+        let mut p = Self::splat(1.0 / 5040.0);
+        for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5] {
+            p = p.fma(r, Self::splat(coefficient));
+        }
+        // e^r - 1 = r + r²p, and 2^n - 1 is exact where it matters.
+        let small = p.mul(r).fma(r, r);
+        let power = n.exp2_integer();
+        small.fma(power, power.sub(Self::splat(1.0)))
+    }
+
+    /// tanh self, within a few units in the last place.
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        // Beyond 10 it is 1 in f32.
+        let x = self.min(Self::splat(10.0)).max(Self::splat(-10.0));
+        let e = x.add(x).exp_m1();
+        e.div(e.add(Self::splat(2.0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{portable, simd};
+
+    simd! { fn tanh_of(x: &[f32; 8], out: &mut [f32; 8]) => tanh_body }
+
+    #[inline(always)]
+    fn tanh_body<L: Lanes>(x: &[f32; 8], out: &mut [f32; 8]) {
+        L::load(x).tanh().store(out);
+    }
+
+    #[test]
+    fn tanh_agrees_with_double_precision_and_across_lanes() {
+        for step in 0..4000u32 {
+            let x: [f32; 8] = std::array::from_fn(|i| {
+                let magnitude = 1e-6 * 1.0045f32.powi((step + i as u32) as i32 % 4000);
+                if i % 2 == 0 { magnitude } else { -magnitude }
+            });
+            let (mut out, mut plain) = ([0.0; 8], [0.0; 8]);
+            tanh_of(&x, &mut out);
+            tanh_body::<portable::F32x8>(&x, &mut plain);
+            assert_eq!(out.map(f32::to_bits), plain.map(f32::to_bits));
+            for (x, got) in x.into_iter().zip(out) {
+                let exact = f64::from(x).tanh();
+                assert!((f64::from(got) - exact).abs() <= 4e-7 * exact.abs(), "{x}: {got} {exact}");
+            }
+        }
+    }
 }

@@ -10,8 +10,10 @@ use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd;
 
-/// Most query heads that share one pass over a key head; larger groups take several.
+/// Query heads that share one pass over a key head; larger groups take several.
 const HEADS: usize = 4;
+/// As [`HEADS`], where there are so many heads that threads have enough to do.
+const MANY_HEADS: usize = 8;
 
 /// What one row may see.
 #[derive(Debug, Clone, Copy)]
@@ -24,59 +26,82 @@ pub struct AttentionRow<'a> {
     pub window_start: usize,
 }
 
-/// Attention of `rows` rows of `heads` query heads.
+/// What all rows of a layer have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionParams<'a> {
+    /// For each query head, the cache's head that it attends to (non-decreasing).
+    pub kv_head_of: &'a [u32],
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// `Some(cap)`: a scaled score becomes `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// For each query head, a logit that takes part in the softmax and has no value; empty for none.
+    pub sinks: &'a [f32],
+}
+
+/// Attention of `rows`: `q` is rows × (heads · key width), `out` rows × (heads · value width).
 ///
-/// `q` and `out` are rows × (heads · head_dim); `kv_head_of[h]` is the cache's head that query head `h` attends to
-/// (non-decreasing); scores are multiplied by `scale`.
+/// A row that sees no key has zeros as its result.
 ///
 /// # Panics
 /// If the shapes do not agree or a row sees more than its blocks hold.
-#[allow(clippy::too_many_arguments)]
 pub fn attention(
     pool: &ThreadPool,
     cache: &KvCache,
     layer: usize,
     q: &[f32],
     rows: &[AttentionRow<'_>],
-    kv_head_of: &[u32],
-    scale: f32,
+    params: &AttentionParams<'_>,
     out: &mut [f32],
 ) {
-    let (heads, dim) = (kv_head_of.len(), cache.head_dim);
+    let heads = params.kv_head_of.len();
+    let (key_dim, value_dim) = (cache.key_dim, cache.value_dim);
     assert!(
-        q.len() >= rows.len() * heads * dim && out.len() >= rows.len() * heads * dim,
+        q.len() >= rows.len() * heads * key_dim && out.len() >= rows.len() * heads * value_dim,
         "attention: q and out"
     );
+    assert!(params.sinks.is_empty() || params.sinks.len() == heads, "attention: a sink for each head");
     for row in rows {
         assert!(row.len <= row.blocks.len() * cache.block_size, "attention: {} keys in its blocks", row.len);
     }
-    let groups = groups(kv_head_of);
+    let mut groups = groups(params.kv_head_of, MANY_HEADS);
+    if rows.len() * groups.len() < 2 * pool.threads() {
+        groups = self::groups(params.kv_head_of, HEADS);
+    }
     let out = SharedSlice::new(out);
     pool.run(rows.len() * groups.len(), |task| {
         let (t, (first, count)) = (task / groups.len(), groups[task % groups.len()]);
-        let at = (t * heads + first) * dim;
-        let head = kv_head_of[first] as usize;
+        let at = t * heads + first;
         // SAFETY: each task has heads of its own.
-        let out = unsafe { out.part(at, count * dim) };
-        let q = &q[at..][..count * dim];
+        let out = unsafe { out.part(at * value_dim, count * value_dim) };
+        let q = &q[at * key_dim..][..count * key_dim];
+        let head = params.kv_head_of[first] as usize;
+        let (scale, softcap) = (params.scale, params.softcap);
+        let sinks = if params.sinks.is_empty() { &[][..] } else { &params.sinks[first..][..count] };
         match &cache.store {
             Store::F32 { keys, values } => {
-                attend_f32(&Heads { cache, layer, head, keys, values, scale }, &rows[t], q, out);
+                let group = Heads { cache, layer, head, count, keys, values, scale, softcap, sinks };
+                attend_f32(&group, &rows[t], q, out);
             }
             Store::F16 { keys, values } => {
-                attend_f16(&Heads { cache, layer, head, keys, values, scale }, &rows[t], q, out);
+                let group = Heads { cache, layer, head, count, keys, values, scale, softcap, sinks };
+                attend_f16(&group, &rows[t], q, out);
             }
         }
     });
 }
 
-/// Runs of at most [`HEADS`] query heads with the same key head: (first, count).
-fn groups(kv_head_of: &[u32]) -> Vec<(usize, usize)> {
-    let mut groups: Vec<(usize, usize)> = Vec::new();
-    for (h, kv) in kv_head_of.iter().enumerate() {
-        match groups.last_mut() {
-            Some((first, count)) if kv_head_of[*first] == *kv && *count < HEADS => *count += 1,
-            _ => groups.push((h, 1)),
+/// Cuts the query heads into runs with the same key head, of 1 to 4 or 8 and at most `most`: (first, count). A head's
+/// result does not depend on its company.
+fn groups(kv_head_of: &[u32], most: usize) -> Vec<(usize, usize)> {
+    let mut groups = Vec::new();
+    let mut first = 0;
+    for run in kv_head_of.chunk_by(|a, b| a == b) {
+        let mut left = run.len();
+        while left > 0 {
+            let count = if left >= most { most } else { left.min(HEADS) };
+            groups.push((first, count));
+            (first, left) = (first + count, left - count);
         }
     }
     groups
@@ -87,9 +112,14 @@ struct Heads<'a, E> {
     cache: &'a KvCache,
     layer: usize,
     head: usize,
+    /// Query heads: 1 to 4, or 8.
+    count: usize,
     keys: &'a [E],
     values: &'a [E],
     scale: f32,
+    softcap: Option<f32>,
+    /// One for each query head, or empty.
+    sinks: &'a [f32],
 }
 
 /// An element of the cache.
@@ -126,11 +156,12 @@ fn attend_f16_body<L: Lanes>(heads: &Heads<'_, u16>, row: &AttentionRow<'_>, q: 
 
 #[inline(always)]
 fn by_count<L: Lanes, E: Element>(heads: &Heads<'_, E>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
-    match q.len() / heads.cache.head_dim {
+    match heads.count {
         1 => attend::<L, E, 1>(heads, row, q, out),
         2 => attend::<L, E, 2>(heads, row, q, out),
         3 => attend::<L, E, 3>(heads, row, q, out),
-        _ => attend::<L, E, 4>(heads, row, q, out),
+        4 => attend::<L, E, 4>(heads, row, q, out),
+        _ => attend::<L, E, 8>(heads, row, q, out),
     }
 }
 
@@ -142,14 +173,18 @@ fn attend<L: Lanes, E: Element, const N: usize>(
     out: &mut [f32],
 ) {
     let cache = heads.cache;
-    let (size, dim) = (cache.block_size, cache.head_dim);
-    let q: [&[f32]; N] = std::array::from_fn(|h| &q[h * dim..][..dim]);
+    let (size, key_dim, dim) = (cache.block_size, cache.key_dim, cache.value_dim);
+    let q: [&[f32]; N] = std::array::from_fn(|h| &q[h * key_dim..][..key_dim]);
     let (mut highest, mut total) = ([f32::NEG_INFINITY; N], [0.0f32; N]);
+    if let Some(sinks) = heads.sinks.first_chunk::<N>() {
+        // A sink is a score that was seen before all others and weighs on nothing.
+        (highest, total) = (*sinks, [1.0; N]);
+    }
     out.fill(0.0);
     for (tile, block) in row.blocks[..row.len.div_ceil(size)].iter().enumerate().skip(row.window_start / size)
     {
         let cell = cache.cell(heads.layer, *block, heads.head);
-        let keys = &heads.keys[cell * dim * size..][..dim * size];
+        let keys = &heads.keys[cell * key_dim * size..][..key_dim * size];
         let values = &heads.values[cell * size * cache.value_stride..][..size * cache.value_stride];
         let from = row.window_start.saturating_sub(tile * size);
         let to = size.min(row.len - tile * size);
@@ -158,7 +193,11 @@ fn attend<L: Lanes, E: Element, const N: usize>(
             if base >= to || base + 8 <= from {
                 continue;
             }
-            let scores = scores::<L, E, N>(&q, keys, size, part, heads.scale);
+            let mut scores = scores::<L, E, N>(&q, keys, size, part, heads.scale);
+            if let Some(cap) = heads.softcap {
+                let cap = L::splat(cap);
+                scores = scores.map(|score| cap.mul(score.div(cap).tanh()));
+            }
             let (from, to) = (from.saturating_sub(base), (to - base).min(8));
             let mut weights = [[0.0f32; 8]; N];
             for h in 0..N {

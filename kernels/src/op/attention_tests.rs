@@ -15,77 +15,78 @@ struct Case {
     values: Vec<Vec<f32>>,
 }
 
-fn case(positions: usize, kv_heads: usize, dim: usize, ty: KvType) -> Case {
+fn case(positions: usize, kv_heads: usize, key_dim: usize, value_dim: usize, ty: KvType) -> Case {
     let size = 16;
     let count = positions.div_ceil(size);
-    let mut cache = KvCache::new(2, count + 3, size, kv_heads, dim, ty).expect("fits");
+    let mut cache = KvCache::new(2, count + 3, size, kv_heads, key_dim, value_dim, ty).expect("fits");
     let blocks: Vec<u32> = (0..count as u32).map(|i| (i * 5 + 2) % (count as u32 + 3)).collect();
     let blocks = if blocks.iter().collect::<std::collections::BTreeSet<_>>().len() == count {
         blocks
     } else {
         (0..count as u32).rev().collect()
     };
-    let width = kv_heads * dim;
-    let keys: Vec<Vec<f32>> = (0..positions).map(|p| (0..width).map(|i| noise(i, p)).collect()).collect();
-    let values: Vec<Vec<f32>> =
-        (0..positions).map(|p| (0..width).map(|i| noise(i, p + 999)).collect()).collect();
+    let rows = |width: usize, salt: usize| -> Vec<Vec<f32>> {
+        (0..positions).map(|p| (0..width).map(|i| noise(i, p + salt)).collect()).collect()
+    };
+    let (keys, values) = (rows(kv_heads * key_dim, 0), rows(kv_heads * value_dim, 999));
     for p in 0..positions {
         cache.write(1, blocks[p / size], p % size, &keys[p], &values[p]);
     }
     Case { cache, blocks, keys, values }
 }
 
-fn exact(case: &Case, q: &[f32], head: usize, dim: usize, from: usize, to: usize, scale: f32) -> Vec<f64> {
-    let part = |row: &[f32]| row[head * dim..][..dim].iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-    let scores: Vec<f64> = (from..to)
-        .map(|p| {
-            part(&case.keys[p]).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * f64::from(scale)
-        })
-        .collect();
-    let peak = scores.iter().copied().fold(f64::MIN, f64::max);
-    let total: f64 = scores.iter().map(|s| (s - peak).exp()).sum();
-    let mut out = vec![0.0; dim];
-    for (p, score) in (from..to).zip(&scores) {
-        for (out, v) in out.iter_mut().zip(part(&case.values[p])) {
-            *out += v * (score - peak).exp() / total;
+impl Case {
+    /// The result of one head of one row in double precision.
+    fn exact(&self, q: &[f32], h: usize, row: &AttentionRow<'_>, params: &AttentionParams<'_>) -> Vec<f64> {
+        let head = params.kv_head_of[h] as usize;
+        let part = |row: &[f32], dim: usize| -> Vec<f64> {
+            row[head * dim..][..dim].iter().map(|x| f64::from(*x)).collect()
+        };
+        let (key_dim, dim) = (self.cache.key_dim, self.cache.value_dim);
+        let range = row.window_start..row.len;
+        let scores: Vec<f64> = range
+            .clone()
+            .map(|p| {
+                let dot: f64 =
+                    part(&self.keys[p], key_dim).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum();
+                let score = dot * f64::from(params.scale);
+                params.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+            })
+            .collect();
+        let sink = params.sinks.get(h).map(|sink| f64::from(*sink));
+        let peak = scores.iter().copied().chain(sink).fold(f64::MIN, f64::max);
+        let total: f64 = scores.iter().copied().chain(sink).map(|s| (s - peak).exp()).sum();
+        let mut out = vec![0.0; dim];
+        for (p, score) in range.zip(&scores) {
+            for (out, v) in out.iter_mut().zip(part(&self.values[p], dim)) {
+                *out += v * (score - peak).exp() / total;
+            }
         }
+        out
     }
-    out
-}
 
-#[test]
-fn agrees_with_double_precision() {
-    for (ty, tolerance) in [(KvType::F32, 3e-6), (KvType::F16, 2e-3)] {
-        for (dim, kv_head_of) in
-            [(64, vec![0, 0, 0, 1, 1, 1]), (8, vec![0]), (12, vec![0, 0, 0, 0, 0]), (80, vec![0, 1])]
-        {
-            let heads = kv_head_of.len();
-            let case = case(70, 2, dim, ty);
-            let lens = [1usize, 5, 16, 17, 31, 70];
-            let q: Vec<f32> = (0..lens.len() * heads * dim).map(|i| noise(i, 5) * 3.0).collect();
-            for window in [0, 3, 20] {
-                let rows: Vec<AttentionRow<'_>> = lens
-                    .iter()
-                    .map(|len| AttentionRow {
-                        blocks: &case.blocks,
-                        len: *len,
-                        window_start: if window == 0 { 0 } else { len.saturating_sub(window) },
-                    })
-                    .collect();
-                let mut out = vec![f32::NAN; q.len()];
-                attention(&ThreadPool::new(2), &case.cache, 1, &q, &rows, &kv_head_of, 0.3, &mut out);
-                for (t, row) in rows.iter().enumerate() {
-                    for (h, kv) in kv_head_of.iter().enumerate() {
-                        let at = (t * heads + h) * dim;
-                        let kv = *kv as usize;
-                        let expected = exact(&case, &q[at..][..dim], kv, dim, row.window_start, row.len, 0.3);
-                        for (got, expected) in out[at..].iter().zip(&expected) {
-                            let error = (f64::from(*got) - expected).abs();
-                            assert!(
-                                error < tolerance,
-                                "{ty:?} dim {dim} row {t} head {h} window {window}: {error}"
-                            );
-                        }
+    /// Checks every head of rows of several lengths.
+    fn check(&self, window: usize, tolerance: f64, params: &AttentionParams<'_>) {
+        let (key_dim, dim) = (self.cache.key_dim, self.cache.value_dim);
+        let heads = params.kv_head_of.len();
+        let lens = [1usize, 5, 16, 17, 31, 70];
+        let q: Vec<f32> = (0..lens.len() * heads * key_dim).map(|i| noise(i, 5) * 3.0).collect();
+        let rows = lens.map(|len| AttentionRow {
+            blocks: &self.blocks,
+            len,
+            window_start: if window == 0 { 0 } else { len.saturating_sub(window) },
+        });
+        for threads in [1, 40] {
+            // The number of threads decides how heads are grouped, and nothing else.
+            let mut out = vec![f32::NAN; lens.len() * heads * dim];
+            attention(&ThreadPool::with_spin(threads, false), &self.cache, 1, &q, &rows, params, &mut out);
+            for (t, row) in rows.iter().enumerate() {
+                for h in 0..heads {
+                    let at = t * heads + h;
+                    let expected = self.exact(&q[at * key_dim..][..key_dim], h, row, params);
+                    for (got, expected) in out[at * dim..].iter().zip(&expected) {
+                        let error = (f64::from(*got) - expected).abs();
+                        assert!(error < tolerance, "row {t} head {h} window {window} {params:?}: {error}");
                     }
                 }
             }
@@ -93,26 +94,103 @@ fn agrees_with_double_precision() {
     }
 }
 
+const TOLERANCES: [(KvType, f64); 2] = [(KvType::F32, 4e-6), (KvType::F16, 2e-3)];
+
+#[test]
+fn agrees_with_double_precision() {
+    for (ty, tolerance) in TOLERANCES {
+        for (key_dim, value_dim, kv_head_of) in [
+            (64, 64, vec![0, 0, 0, 1, 1, 1]),
+            (8, 8, vec![0]),
+            (12, 12, vec![0, 0, 0, 0, 0]),
+            (80, 80, vec![0, 1]),
+            (48, 20, vec![0, 0, 1, 1]),
+            (20, 48, [vec![0; 19], vec![1; 8]].concat()),
+        ] {
+            let case = case(70, 2, key_dim, value_dim, ty);
+            for window in [0, 3, 20] {
+                let params =
+                    AttentionParams { kv_head_of: &kv_head_of, scale: 0.3, softcap: None, sinks: &[] };
+                case.check(window, tolerance, &params);
+            }
+        }
+    }
+}
+
+#[test]
+fn caps_and_sinks_agree_with_double_precision() {
+    let kv_head_of = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+    let sinks: Vec<f32> = (0..11).map(|h| noise(h, 77) * 9.0).collect();
+    for (ty, tolerance) in TOLERANCES {
+        let case = case(70, 2, 32, 24, ty);
+        for window in [0, 20] {
+            for (softcap, sinks) in [(Some(2.0), &[][..]), (None, &sinks[..]), (Some(50.0), &sinks[..])] {
+                let params = AttentionParams { kv_head_of: &kv_head_of, scale: 0.3, softcap, sinks };
+                case.check(window, tolerance, &params);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_sees_nothing_is_zero() {
+    let case = case(16, 1, 8, 8, KvType::F32);
+    let nothing = AttentionRow { blocks: &case.blocks, len: 0, window_start: 0 };
+    for sinks in [&[][..], &[0.5]] {
+        let params = AttentionParams { kv_head_of: &[0], scale: 1.0, softcap: None, sinks };
+        let mut out = [f32::NAN; 8];
+        attention(&ThreadPool::new(1), &case.cache, 1, &[1.0; 8], &[nothing], &params, &mut out);
+        assert_eq!(out, [0.0; 8]);
+    }
+}
+
 #[test]
 fn lanes_agree_bit_for_bit_and_rows_do_not_see_each_other() {
-    let case = case(45, 1, 64, KvType::F16);
+    let case = case(45, 1, 64, 40, KvType::F16);
     let q: Vec<f32> = (0..3 * 64).map(|i| noise(i, 2)).collect();
     let row = AttentionRow { blocks: &case.blocks, len: 45, window_start: 0 };
-    let mut all = vec![0.0; 2 * 3 * 64];
     let other = AttentionRow { blocks: &case.blocks, len: 7, window_start: 0 };
-    attention(
-        &ThreadPool::new(1),
-        &case.cache,
-        1,
-        &[q.clone(), q.clone()].concat(),
-        &[other, row],
-        &[0; 3],
-        0.125,
-        &mut all,
-    );
-    let Store::F16 { keys, values } = &case.cache.store else { unreachable!("made as F16") };
-    let heads = Heads { cache: &case.cache, layer: 1, head: 0, keys, values, scale: 0.125 };
-    let mut plain = vec![0.0; 3 * 64];
-    attend_f16_body::<portable::F32x8>(&heads, &row, &q, &mut plain);
-    assert_eq!(plain, all[3 * 64..]);
+    for (softcap, sinks) in [(None, &[][..]), (Some(5.0), &[0.5, -1.0, 2.0])] {
+        let params = AttentionParams { kv_head_of: &[0; 3], scale: 0.125, softcap, sinks };
+        let mut all = vec![0.0; 2 * 3 * 40];
+        let both = [q.clone(), q.clone()].concat();
+        attention(&ThreadPool::new(1), &case.cache, 1, &both, &[other, row], &params, &mut all);
+        let Store::F16 { keys, values } = &case.cache.store else { unreachable!("made as F16") };
+        let heads = Heads {
+            cache: &case.cache,
+            layer: 1,
+            head: 0,
+            count: 3,
+            keys,
+            values,
+            scale: 0.125,
+            softcap,
+            sinks,
+        };
+        let mut plain = vec![0.0; 3 * 40];
+        attend_f16_body::<portable::F32x8>(&heads, &row, &q, &mut plain);
+        assert_eq!(plain, all[3 * 40..]);
+    }
+}
+
+#[test]
+fn heads_have_the_same_bits_in_any_company() {
+    let case = case(70, 1, 24, 16, KvType::F16);
+    let rows = [AttentionRow { blocks: &case.blocks, len: 70, window_start: 9 }];
+    let q: Vec<f32> = (0..13 * 24).map(|i| noise(i, 3)).collect();
+    let sinks: Vec<f32> = (0..13).map(|h| noise(h, 8)).collect();
+    let pool = ThreadPool::new(1);
+    let params = AttentionParams { kv_head_of: &[0; 13], scale: 0.4, softcap: Some(3.0), sinks: &sinks };
+    let mut all = vec![0.0; 13 * 16];
+    // Groups of eight, four and one.
+    attention(&pool, &case.cache, 1, &q, &rows, &params, &mut all);
+    for h in 0..13 {
+        let alone = AttentionParams { kv_head_of: &[0], sinks: &sinks[h..=h], ..params };
+        let mut out = [0.0; 16];
+        attention(&pool, &case.cache, 1, &q[h * 24..][..24], &rows, &alone, &mut out);
+        assert_eq!(
+            out.map(f32::to_bits)[..],
+            all[h * 16..][..16].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        );
+    }
 }

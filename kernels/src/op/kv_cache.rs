@@ -41,13 +41,15 @@ pub struct KvCache {
     blocks: usize,
     pub(crate) block_size: usize,
     pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    /// `head_dim` rounded up to whole vectors.
+    pub(crate) key_dim: usize,
+    pub(crate) value_dim: usize,
+    /// `value_dim` rounded up to whole vectors.
     pub(crate) value_stride: usize,
 }
 
 impl KvCache {
-    /// A cache of `blocks` blocks. `block_size` must be a multiple of 8.
+    /// A cache of `blocks` blocks, of `kv_heads` keys of `key_dim` and values of `value_dim` at each position. `block_size`
+    /// must be a multiple of 8.
     ///
     /// # Errors
     /// If the sizes are not usable, or do not fit in memory's address range.
@@ -56,32 +58,36 @@ impl KvCache {
         blocks: usize,
         block_size: usize,
         kv_heads: usize,
-        head_dim: usize,
+        key_dim: usize,
+        value_dim: usize,
         ty: KvType,
     ) -> Result<Self, KernelError> {
         let wrong = |reason: &str| {
-            let sizes =
-                format!("{layers} layers × {blocks} blocks × {block_size} × {kv_heads} heads × {head_dim}");
+            let sizes = format!(
+                "{layers} layers × {blocks} blocks × {block_size} × {kv_heads} heads × ({key_dim} + {value_dim})"
+            );
             KernelError::new("KV cache", format!("{sizes}: {reason}"))
         };
         if block_size == 0 || !block_size.is_multiple_of(8) {
             return Err(wrong("the block size must be a multiple of 8"));
         }
-        let value_stride = head_dim.next_multiple_of(8);
+        let Some(value_stride) = value_dim.checked_next_multiple_of(8) else {
+            return Err(wrong("too large"));
+        };
         let total = |width: usize| {
             [layers, blocks, kv_heads, block_size].iter().try_fold(width, |a, b| a.checked_mul(*b))
         };
-        let (Some(keys), Some(values)) = (total(head_dim), total(value_stride)) else {
+        let (Some(keys), Some(values)) = (total(key_dim), total(value_stride)) else {
             return Err(wrong("too large"));
         };
-        if values.checked_mul(ty.bytes()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+        if keys.max(values).checked_mul(ty.bytes()).is_none_or(|bytes| bytes > isize::MAX as usize) {
             return Err(wrong("too large"));
         }
         let store = match ty {
             KvType::F32 => Store::F32 { keys: vec![0.0; keys], values: vec![0.0; values] },
             KvType::F16 => Store::F16 { keys: vec![0; keys], values: vec![0; values] },
         };
-        Ok(Self { store, layers, blocks, block_size, kv_heads, head_dim, value_stride })
+        Ok(Self { store, layers, blocks, block_size, kv_heads, key_dim, value_dim, value_stride })
     }
 
     /// Positions in a block.
@@ -100,10 +106,11 @@ impl KvCache {
         blocks: usize,
         block_size: usize,
         kv_heads: usize,
-        head_dim: usize,
+        key_dim: usize,
+        value_dim: usize,
         ty: KvType,
     ) -> Option<usize> {
-        let both = head_dim.checked_next_multiple_of(8)?.checked_add(head_dim)?;
+        let both = value_dim.checked_next_multiple_of(8)?.checked_add(key_dim)?;
         [layers, blocks, kv_heads, block_size, ty.bytes()].iter().try_fold(both, |a, b| a.checked_mul(*b))
     }
 
@@ -113,32 +120,35 @@ impl KvCache {
         (layer * self.blocks + block as usize) * self.kv_heads + head
     }
 
-    /// Stores the keys and values (each `kv_heads × head_dim`) of the position `offset` of `block`.
+    /// Stores the keys (`kv_heads × key_dim`) and values (`kv_heads × value_dim`) of the position `offset` of `block`.
     ///
     /// # Panics
     /// If the place does not exist.
     pub fn write(&mut self, layer: usize, block: u32, offset: usize, k: &[f32], v: &[f32]) {
-        let (size, dim, stride) = (self.block_size, self.head_dim, self.value_stride);
+        let (size, stride) = (self.block_size, self.value_stride);
+        let (key_dim, value_dim) = (self.key_dim, self.value_dim);
         assert!(
-            offset < size && k.len() == self.kv_heads * dim && v.len() == k.len(),
-            "KV cache: offset {offset}"
+            offset < size && k.len() == self.kv_heads * key_dim && v.len() == self.kv_heads * value_dim,
+            "KV cache: offset {offset}, {} and {} elements",
+            k.len(),
+            v.len()
         );
         for head in 0..self.kv_heads {
             let cell = self.cell(layer, block, head);
-            let (k, v) = (&k[head * dim..][..dim], &v[head * dim..][..dim]);
-            let (key_at, value_at) = (cell * dim * size, (cell * size + offset) * stride);
+            let (k, v) = (&k[head * key_dim..][..key_dim], &v[head * value_dim..][..value_dim]);
+            let (key_at, value_at) = (cell * key_dim * size, (cell * size + offset) * stride);
             match &mut self.store {
                 Store::F32 { keys, values } => {
                     for (d, k) in k.iter().enumerate() {
                         keys[key_at + d * size + offset] = *k;
                     }
-                    values[value_at..][..dim].copy_from_slice(v);
+                    values[value_at..][..value_dim].copy_from_slice(v);
                 }
                 Store::F16 { keys, values } => {
                     for (d, k) in k.iter().enumerate() {
                         keys[key_at + d * size + offset] = f16::from_f32(*k).to_bits();
                     }
-                    for (to, v) in values[value_at..][..dim].iter_mut().zip(v) {
+                    for (to, v) in values[value_at..][..value_dim].iter_mut().zip(v) {
                         *to = f16::from_f32(*v).to_bits();
                     }
                 }

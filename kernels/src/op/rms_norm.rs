@@ -21,10 +21,39 @@ pub fn rms_norm(pool: &ThreadPool, x: &[f32], rows: usize, weight: &[f32], eps: 
     });
 }
 
-simd! { fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body }
+/// As [`rms_norm`], in place, over heads: head `h` of row `t` is the `weight.len()` elements from
+/// `x[t · row_stride + h · weight.len()]` on, and each of the `heads` heads is normalised by itself.
+///
+/// # Panics
+/// If `x` is too short, or the heads of a row do not fit its stride.
+pub fn rms_norm_heads(
+    pool: &ThreadPool,
+    x: &mut [f32],
+    rows: usize,
+    row_stride: usize,
+    heads: usize,
+    weight: &[f32],
+    eps: f32,
+) {
+    let width = heads * weight.len();
+    assert!(width <= row_stride || rows <= 1, "rms_norm_heads: {heads} heads in a row of {row_stride}");
+    if width == 0 {
+        return;
+    }
+    let x = SharedSlice::new(x);
+    pool.run(rows, |t| {
+        // SAFETY: rows do not overlap (checked above), and each task has one of its own.
+        let row = unsafe { x.part(t * row_stride, width) };
+        row.chunks_exact_mut(weight.len()).for_each(|head| rms_norm_head(head, weight, eps));
+    });
+}
 
+simd! { fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body }
+simd! { fn rms_norm_head(x: &mut [f32], weight: &[f32], eps: f32) => rms_norm_head_body }
+
+/// 1 / sqrt(mean(x²) + eps).
 #[inline(always)]
-fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+fn scale_of<L: Lanes>(x: &[f32], eps: f32) -> f32 {
     let (whole, rest) = x.as_chunks::<8>();
     let mut squares = L::splat(0.0);
     for chunk in whole {
@@ -33,7 +62,13 @@ fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
     }
     let tail = rest.iter().fold(0.0f32, |sum, x| x * x + sum);
     let mean = (squares.sum() + tail) / x.len() as f32;
-    let scale = 1.0 / (mean + eps).sqrt();
+    1.0 / (mean + eps).sqrt()
+}
+
+#[inline(always)]
+fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let (whole, rest) = x.as_chunks::<8>();
+    let scale = scale_of::<L>(x, eps);
     let lanes = L::splat(scale);
     let at = whole.len() * 8;
     for ((x, w), out) in whole.iter().zip(weight.as_chunks::<8>().0).zip(out.as_chunks_mut::<8>().0) {
@@ -41,6 +76,20 @@ fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
     }
     for ((x, w), out) in rest.iter().zip(&weight[at..]).zip(&mut out[at..]) {
         *out = x * scale * w;
+    }
+}
+
+#[inline(always)]
+fn rms_norm_head_body<L: Lanes>(x: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = scale_of::<L>(x, eps);
+    let lanes = L::splat(scale);
+    let (whole, rest) = x.as_chunks_mut::<8>();
+    let (weights, weight_rest) = weight.as_chunks::<8>();
+    for (x, w) in whole.iter_mut().zip(weights) {
+        L::load(x).mul(lanes).mul(L::load(w)).store(x);
+    }
+    for (x, w) in rest.iter_mut().zip(weight_rest) {
+        *x = *x * scale * w;
     }
 }
 
@@ -78,6 +127,29 @@ mod tests {
                 rms_norm_body::<portable::F32x8>(row, &weight, 1e-5, &mut plain);
                 assert_eq!(plain, out[t * cols..][..cols]);
             }
+        }
+    }
+
+    #[test]
+    fn heads_are_normalised_in_place_and_the_rest_of_a_row_is_left_alone() {
+        for (dim, heads) in [(8, 3), (20, 2), (64, 1), (8, 0)] {
+            let (rows, stride) = (3, heads * dim + 5);
+            let x: Vec<f32> = (0..rows * stride).map(|i| ((i * 31 % 89) as f32 - 44.0) * 0.03).collect();
+            let weight: Vec<f32> = (0..dim).map(|i| 1.5 - i as f32 * 0.02).collect();
+            let (mut got, mut expected) = (x.clone(), x.clone());
+            rms_norm_heads(&ThreadPool::new(2), &mut got, rows, stride, heads, &weight, 1e-6);
+            for t in 0..rows {
+                for h in 0..heads {
+                    let at = t * stride + h * dim;
+                    let mut out = vec![0.0; dim];
+                    rms_norm(&ThreadPool::new(1), &x[at..], 1, &weight, 1e-6, &mut out);
+                    expected[at..][..dim].copy_from_slice(&out);
+                    let mut plain = x[at..][..dim].to_vec();
+                    rms_norm_head_body::<portable::F32x8>(&mut plain, &weight, 1e-6);
+                    assert_eq!(plain, out);
+                }
+            }
+            assert_eq!(got, expected, "{heads} heads of {dim}");
         }
     }
 }

@@ -10,12 +10,12 @@ use std::ops::Range;
 
 use foggara_kernels::collective::{Collective, CollectiveError};
 use foggara_kernels::op::activations::Activations;
-use foggara_kernels::op::attention::{AttentionRow, attention};
+use foggara_kernels::op::attention::{AttentionParams, AttentionRow, attention};
+use foggara_kernels::op::gated::{GatedActivation, gated};
 use foggara_kernels::op::kv_cache::{KvCache, KvType};
 use foggara_kernels::op::matmul::matmul;
 use foggara_kernels::op::rms_norm::{add_assign, rms_norm};
 use foggara_kernels::op::rope::{RopeAngles, RopeStyle, RopeTable};
-use foggara_kernels::op::swiglu::swiglu;
 use foggara_kernels::{KernelError, ThreadPool};
 use foggara_models::{ArchSpec, RankSlice};
 
@@ -57,7 +57,15 @@ impl CacheConfig {
     /// Bytes that the cache of one rank can come to; `None` if there is no such number.
     pub fn bytes(&self, spec: &ArchSpec, slice: &RankSlice) -> Option<usize> {
         let heads = slice.kv_heads.len();
-        KvCache::bytes(spec.layers, self.blocks, self.block_size, heads, spec.head_dim, self.ty)
+        KvCache::bytes(
+            spec.layers,
+            self.blocks,
+            self.block_size,
+            heads,
+            spec.head_dim,
+            spec.head_dim,
+            self.ty,
+        )
     }
 }
 
@@ -83,8 +91,8 @@ impl Decoder {
         let local = |head: usize| u32::try_from(head / group - slice.kv_heads.start).expect("heads are few");
         let kv_head_of = slice.q_heads.clone().map(local).collect();
         let kv_heads = slice.kv_heads.len();
-        let cache =
-            KvCache::new(spec.layers, cache.blocks, cache.block_size, kv_heads, spec.head_dim, cache.ty)?;
+        let dim = spec.head_dim;
+        let cache = KvCache::new(spec.layers, cache.blocks, cache.block_size, kv_heads, dim, dim, cache.ty)?;
         Ok(Self {
             spec: spec.clone(),
             vocab_counts: slices.iter().map(|slice| slice.vocab.len()).collect(),
@@ -198,17 +206,13 @@ impl Decoder {
         for (row, qkv) in b.qkv.chunks_exact(width).enumerate() {
             b.q[row * q_width..][..q_width].copy_from_slice(&qkv[..q_width]);
         }
-        let scale = 1.0 / (dim as f32).sqrt();
-        attention(
-            &self.pool,
-            &self.cache,
-            layer,
-            &b.q,
-            &seen,
-            &self.kv_head_of,
-            scale,
-            b.attended.f32_rows_mut(),
-        );
+        let params = AttentionParams {
+            kv_head_of: &self.kv_head_of,
+            scale: 1.0 / (dim as f32).sqrt(),
+            softcap: None,
+            sinks: &[],
+        };
+        attention(&self.pool, &self.cache, layer, &b.q, &seen, &params, b.attended.f32_rows_mut());
         if w.o.is_quantized() {
             b.attended.quantize(&self.pool);
         }
@@ -229,7 +233,7 @@ impl Decoder {
         project(&self.pool, &w.gate_up, &mut b.normed, &mut b.gate_up, 2 * ffn);
         for (both, out) in b.gate_up.chunks_exact(2 * ffn).zip(b.gated.f32_rows_mut().chunks_exact_mut(ffn)) {
             let (gate, up) = both.split_at(ffn);
-            swiglu(gate, up, out);
+            gated(GatedActivation::Silu, gate, up, out);
         }
         if w.down.is_quantized() {
             b.gated.quantize(&self.pool);
