@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 /// Longest message of [`Collective::broadcast`], in bytes.
 pub const MAX_BROADCAST: usize = 16 << 20;
 
+/// Longest part of [`Collective::all_to_all`], in elements.
+pub const MAX_PART: usize = 1 << 30;
+
 /// Why a collective did not complete. After any error the group is unusable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CollectiveError {
@@ -100,7 +103,7 @@ impl SpinPolicy {
 pub struct CollectiveStats {
     /// Calls made.
     pub calls: u64,
-    /// Bytes sent to peers.
+    /// Bytes sent to peers: data, and the lengths where peers do not know them.
     pub bytes: u64,
     /// Time inside calls.
     pub nanos: u64,
@@ -182,6 +185,11 @@ impl AbortHandle {
         Self(Arc::new(abort))
     }
 
+    /// One handle for several groups.
+    pub fn all(handles: Vec<Self>) -> Self {
+        Self::new(move |reason| handles.iter().for_each(|handle| handle.abort(reason)))
+    }
+
     /// Ends the group, for `reason`.
     pub fn abort(&self, reason: &str) {
         (self.0)(reason);
@@ -214,6 +222,18 @@ pub trait Collective: Send {
     /// # Errors
     /// Any [`CollectiveError`].
     fn broadcast(&mut self, bytes: &mut Vec<u8>) -> Result<(), CollectiveError>;
+    /// Sends `send[r]` to rank r, for every r (this rank's own part is copied), and replaces `recv[r]` by what rank r sent
+    /// here. Parts have any length up to [`MAX_PART`], which only their sender need know.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`].
+    fn all_to_all(&mut self, send: &[&[f32]], recv: &mut [Vec<f32>]) -> Result<(), CollectiveError>;
+    /// In a group of two: replaces rank 1's `data` by rank 0's, of the same length. Rank 0 does not wait until rank 1 has
+    /// it, only until there is room for it on the way.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`].
+    fn pass(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
     /// Returns once every rank has called it.
     ///
     /// # Errors
@@ -264,6 +284,17 @@ impl Collective for Solo {
         self.check()?;
         check_broadcast(bytes)
     }
+    fn all_to_all(&mut self, send: &[&[f32]], recv: &mut [Vec<f32>]) -> Result<(), CollectiveError> {
+        self.check()?;
+        check_all_to_all(1, send, recv)?;
+        recv[0].clear();
+        recv[0].extend_from_slice(send[0]);
+        Ok(())
+    }
+    fn pass(&mut self, _data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.check()?;
+        check_pass(1)
+    }
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.check()
     }
@@ -312,6 +343,34 @@ fn check_broadcast(bytes: &[u8]) -> Result<(), CollectiveError> {
         return Err(CollectiveError::io("broadcast", reason));
     }
     Ok(())
+}
+
+/// Refuses an exchange without a part for each rank, or with one that is too long.
+fn check_all_to_all(size: usize, send: &[&[f32]], recv: &[Vec<f32>]) -> Result<(), CollectiveError> {
+    let refuse = |reason: String| Err(CollectiveError::io("all_to_all", reason));
+    if send.len() != size || recv.len() != size {
+        return refuse(format!(
+            "{} parts to send and {} to receive for {size} ranks; give one for each",
+            send.len(),
+            recv.len()
+        ));
+    }
+    match send.iter().find(|part| part.len() > MAX_PART) {
+        Some(part) => refuse(format!("a part of {} elements, at most {MAX_PART}", part.len())),
+        None => Ok(()),
+    }
+}
+
+/// Bytes that an exchange sends to peers: a length and a part to each.
+fn sent_to_peers(rank: usize, send: &[&[f32]]) -> usize {
+    send.iter().enumerate().filter(|(peer, _)| *peer != rank).map(|(_, part)| 4 + size_of_val(*part)).sum()
+}
+
+fn check_pass(size: usize) -> Result<(), CollectiveError> {
+    match size {
+        2 => Ok(()),
+        _ => Err(CollectiveError::io("pass", format!("{size} ranks; it is for groups of two"))),
+    }
 }
 
 /// Elements that rank `r` of `size` reduces of a vector of `len`.

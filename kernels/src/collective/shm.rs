@@ -4,6 +4,8 @@
 //! number; readers wait for the number, read, and say when they are through. A slot is written again two phases later, once
 //! every rank is through with what it held. So a small all-reduce is one exchange: everyone writes, everyone reads all.
 
+mod all_to_all;
+
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +16,7 @@ use super::segment::{SLOT_BYTES, Segment};
 use super::signal::Signal;
 use super::{
     AbortHandle, Collective, CollectiveError, CollectiveStats, Joining, Limit, MAX_BROADCAST, SpinPolicy,
-    check_broadcast, check_gather, nanos_since, part_of,
+    check_all_to_all, check_broadcast, check_gather, check_pass, nanos_since, part_of, sent_to_peers,
 };
 
 /// Most ranks of a group: each takes two megabytes of memory.
@@ -110,24 +112,35 @@ enum Call {
     Gather,
     Broadcast,
     Barrier,
+    AllToAll,
+    Pass,
 }
 
 impl Call {
+    const ALL: [Self; 7] = [
+        Self::AllReduce,
+        Self::Spread,
+        Self::Gather,
+        Self::Broadcast,
+        Self::Barrier,
+        Self::AllToAll,
+        Self::Pass,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::AllReduce | Self::Spread => "all_reduce",
             Self::Gather => "gather",
             Self::Broadcast => "broadcast",
             Self::Barrier => "barrier",
+            Self::AllToAll => "all_to_all",
+            Self::Pass => "pass",
         }
     }
 
     /// What a peer's word says.
     fn name_of(number: u64) -> &'static str {
-        [Self::AllReduce, Self::Spread, Self::Gather, Self::Broadcast, Self::Barrier]
-            .into_iter()
-            .find(|call| *call as u64 == number)
-            .map_or("an unknown call", Self::name)
+        Self::ALL.into_iter().find(|call| *call as u64 == number).map_or("an unknown call", Self::name)
     }
 }
 
@@ -430,6 +443,33 @@ impl Collective for Shm {
                 this.peer(Call::Barrier, rank, Some(0))?;
             }
             this.done();
+            Ok(())
+        })
+    }
+
+    fn all_to_all(&mut self, send: &[&[f32]], recv: &mut [Vec<f32>]) -> Result<(), CollectiveError> {
+        check_all_to_all(self.segment.size, send, recv)?;
+        let sent = sent_to_peers(self.rank, send);
+        self.counted(sent, |this| this.exchange(send, recv))
+    }
+
+    fn pass(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        check_pass(self.segment.size)?;
+        let sent = if self.rank == 0 { size_of_val(data) } else { 0 };
+        self.counted(sent, |this| {
+            for chunk in data.chunks_mut(SLOT_BYTES / 4) {
+                let bytes = size_of_val(chunk);
+                if this.rank == 0 {
+                    this.publish(Call::Pass, bytes, |slot| {
+                        slot[..bytes].copy_from_slice(bytemuck::cast_slice(chunk));
+                    })?;
+                } else {
+                    this.publish(Call::Pass, 0, |_| ())?;
+                    let slot = this.peer(Call::Pass, 0, Some(bytes))?;
+                    bytemuck::cast_slice_mut(chunk).copy_from_slice(&slot[..bytes]);
+                }
+                this.done();
+            }
             Ok(())
         })
     }

@@ -14,8 +14,8 @@ use rustix::net::sockopt;
 use super::tcp_exchange::{Exchange, Incoming, Outgoing};
 use super::tcp_handshake::{accept_all, dial};
 use super::{
-    AbortHandle, Collective, CollectiveError, CollectiveStats, Joining, SpinPolicy, check_broadcast,
-    check_gather, part_of,
+    AbortHandle, Collective, CollectiveError, CollectiveStats, Joining, SpinPolicy, check_all_to_all,
+    check_broadcast, check_gather, check_pass, part_of, sent_to_peers,
 };
 
 /// A host that vanishes closes no connection. An idle rank finds out by asking: first after this long …
@@ -43,6 +43,13 @@ pub struct TcpConfig {
     pub connect_timeout: Duration,
     /// Set from another thread: gives up joining.
     pub cancelled: Arc<AtomicBool>,
+}
+
+/// A key for part `part` of a group (any number that the part's ranks agree on), made from the group's key. A process may
+/// be in several groups over one listener: a connection meant for another group is dropped, and its dialler tries again.
+/// Ranks that are in several groups must join them in one order.
+pub fn key_of_part(group_key: &[u8; 16], part: u64) -> [u8; 16] {
+    super::tcp_handshake::key_of_part(group_key, part)
 }
 
 /// Joins the group; returns once this rank is connected to every other.
@@ -123,6 +130,8 @@ const SPREAD: u8 = 2;
 const GATHER: u8 = 3;
 const BROADCAST: u8 = 4;
 const BARRIER: u8 = 5;
+const ALL_TO_ALL: u8 = 6;
+const PASS: u8 = 7;
 
 impl Tcp {
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
@@ -246,6 +255,33 @@ impl Collective for Tcp {
             let out = this.others().map(|peer| Outgoing::new(peer, &[])).collect();
             let into = this.others().map(|peer| Incoming::exact(peer, &mut [])).collect();
             this.exchange.run("barrier", BARRIER, out, into)
+        })
+    }
+
+    fn all_to_all(&mut self, send: &[&[f32]], recv: &mut [Vec<f32>]) -> Result<(), CollectiveError> {
+        check_all_to_all(self.size, send, recv)?;
+        let rank = self.rank;
+        self.counted(sent_to_peers(rank, send), |this| {
+            recv[rank].clear();
+            recv[rank].extend_from_slice(send[rank]);
+            let out =
+                this.others().map(|peer| Outgoing::new(peer, bytemuck::cast_slice(send[peer]))).collect();
+            let into = recv.iter_mut().enumerate().filter(|(peer, _)| *peer != rank);
+            let into = into.map(|(peer, part)| Incoming::floats(peer, part)).collect();
+            this.exchange.run("all_to_all", ALL_TO_ALL, out, into)
+        })
+    }
+
+    fn pass(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        check_pass(self.size)?;
+        let sent = if self.rank == 0 { size_of_val(data) } else { 0 };
+        self.counted(sent, |this| {
+            let (mut out, mut into) = (Vec::new(), Vec::new());
+            match this.rank {
+                0 => out.push(Outgoing::new(1, bytemuck::cast_slice(data))),
+                _ => into.push(Incoming::exact(0, bytemuck::cast_slice_mut(data))),
+            }
+            this.exchange.run("pass", PASS, out, into)
         })
     }
 

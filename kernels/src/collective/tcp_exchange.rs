@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::{CollectiveError, Limit, MAX_BROADCAST, nanos_since};
+use super::{CollectiveError, Limit, MAX_BROADCAST, MAX_PART, nanos_since};
 
 const HEADER_BYTES: usize = 16;
 
@@ -37,6 +37,7 @@ impl<'a> Outgoing<'a> {
 enum Target<'a> {
     Exact(&'a mut [u8]),
     Any(&'a mut Vec<u8>),
+    Floats(&'a mut Vec<f32>),
 }
 
 /// A message expected from a peer.
@@ -58,6 +59,11 @@ impl<'a> Incoming<'a> {
     /// A message of any length up to [`MAX_BROADCAST`].
     pub(super) fn any(peer: usize, into: &'a mut Vec<u8>) -> Self {
         Self { peer, target: Target::Any(into), header: [0; HEADER_BYTES], received: 0, len: None }
+    }
+
+    /// Floats, up to [`MAX_PART`].
+    pub(super) fn floats(peer: usize, into: &'a mut Vec<f32>) -> Self {
+        Self { peer, target: Target::Floats(into), header: [0; HEADER_BYTES], received: 0, len: None }
     }
 
     fn is_done(&self) -> bool {
@@ -250,12 +256,15 @@ impl Exchange {
             let read = match (message.received.checked_sub(HEADER_BYTES), &mut message.target) {
                 (Some(at), Target::Exact(into)) => stream.read(&mut into[at..]),
                 (Some(at), Target::Any(into)) => stream.read(&mut into[at..]),
+                (Some(at), Target::Floats(into)) => stream.read(&mut bytemuck::cast_slice_mut(into)[at..]),
                 // A message of this length or none: header and payload at once. More is not taken, the next is not ours.
                 (None, Target::Exact(into)) => stream.read_vectored(&mut [
                     IoSliceMut::new(&mut message.header[message.received..]),
                     IoSliceMut::new(into),
                 ]),
-                (None, Target::Any(_)) => stream.read(&mut message.header[message.received..]),
+                (None, Target::Any(_) | Target::Floats(_)) => {
+                    stream.read(&mut message.header[message.received..])
+                }
             };
             match read {
                 Ok(0) => return Err(self.lost(message.peer, "it closed the connection")),
@@ -282,18 +291,27 @@ impl Exchange {
     ) -> Result<(), CollectiveError> {
         let len = u64::from_le_bytes(std::array::from_fn(|i| message.header[8 + i]));
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let fits = match &mut message.target {
-            Target::Exact(into) => len == into.len(),
-            Target::Any(into) => {
-                let fits = len <= MAX_BROADCAST;
-                if fits {
-                    into.clear();
-                    into.resize(len, 0);
+        // The header first: room is made only for what belongs here.
+        let fits = message.header == header(op, self.sequence, len)
+            && match &mut message.target {
+                Target::Exact(into) => len == into.len(),
+                Target::Any(into) => {
+                    let fits = len <= MAX_BROADCAST;
+                    if fits {
+                        into.clear();
+                        into.resize(len, 0);
+                    }
+                    fits
                 }
-                fits
-            }
-        };
-        if !fits || message.header != header(op, self.sequence, len) {
+                Target::Floats(into) => {
+                    let fits = len.is_multiple_of(4) && len / 4 <= MAX_PART;
+                    if fits {
+                        into.resize(len / 4, 0.0);
+                    }
+                    fits
+                }
+            };
+        if !fits {
             let reason =
                 format!("{name} {} here, {:?} of {len} bytes there", self.sequence, &message.header[..8]);
             return Err(CollectiveError::Mismatch { rank: message.peer, reason });

@@ -49,6 +49,19 @@ fn sip_hash(key: &[u8; 16], message: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// A key for part `part` of a group, made from the group's: ranks that are in several parts tell them apart by it.
+pub(super) fn key_of_part(key: &[u8; 16], part: u64) -> [u8; 16] {
+    let half = |which: u8| {
+        let mut message = [0; 17];
+        message[..8].copy_from_slice(&MAGIC);
+        message[8..16].copy_from_slice(&part.to_le_bytes());
+        message[16] = which;
+        sip_hash(key, &message).to_le_bytes()
+    };
+    let (low, high) = (half(0), half(1));
+    std::array::from_fn(|i| if i < 8 { low[i] } else { high[i - 8] })
+}
+
 /// Proof of `role` that it knows the key, for this connection only.
 fn proof(config: &TcpConfig, role: Role, dialler: usize, acceptor: usize, nonces: [&Nonce; 2]) -> [u8; 8] {
     let mut message = Vec::with_capacity(64);
@@ -255,6 +268,14 @@ mod tests {
         let key = std::array::from_fn(|i| i as u8);
         let message: Vec<u8> = (0..15).collect();
         assert_eq!(sip_hash(&key, &message), 0xa129_ca61_49be_45e5);
+    }
+
+    #[test]
+    fn parts_have_keys_of_their_own() {
+        let keys: std::collections::BTreeSet<_> =
+            (0..4).flat_map(|part| [key_of_part(&[1; 16], part), key_of_part(&[2; 16], part)]).collect();
+        assert_eq!(keys.len(), 8);
+        assert!(keys.iter().all(|key| key[..8] != key[8..]));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Both implementations against the same expectations: results, order, faults.
 
+mod exchange;
+
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
