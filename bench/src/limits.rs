@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use foggara_kernels::cpu::measure;
-use foggara_models::{Checkpoint, TensorRole};
+use foggara_models::footprint::Footprint;
+use foggara_models::{Checkpoint, Quantize};
 use serde::{Deserialize, Serialize};
 
 /// Rates of the machine, the best of several short measurements.
@@ -49,7 +50,7 @@ impl MachineLimits {
 /// What a model asks of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ModelCost {
-    /// Bytes of weights, as stored, that every step reads once.
+    /// Bytes of weights, as stored, that a step of one token reads once.
     pub(crate) weight_bytes: u64,
     /// Weights that every token is multiplied with.
     pub(crate) body_params: u64,
@@ -61,29 +62,14 @@ impl ModelCost {
     /// Reads the tensor table of a checkpoint.
     pub(crate) fn of(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path).with_context(|| format!("reading {}", path.display()))?;
-        let tensor = |role| checkpoint.tensor(role);
-        let output = tensor(TensorRole::Output)?;
-        let output_params = (output.rows * output.cols) as u64;
-        let mut weight_bytes = (output.bytes() + tensor(TensorRole::FinalNorm)?.bytes()) as u64;
-        let mut body_params = 0;
-        for layer in 0..checkpoint.spec().layers {
-            let matrices = [
-                TensorRole::Q(layer),
-                TensorRole::K(layer),
-                TensorRole::V(layer),
-                TensorRole::O(layer),
-                TensorRole::Gate(layer),
-                TensorRole::Up(layer),
-                TensorRole::Down(layer),
-            ];
-            for role in matrices {
-                let matrix = tensor(role)?;
-                body_params += (matrix.rows * matrix.cols) as u64;
-                weight_bytes += matrix.bytes() as u64;
-            }
-            for role in [TensorRole::AttnNorm(layer), TensorRole::MlpNorm(layer)] {
-                weight_bytes += tensor(role)?.bytes() as u64;
-            }
+        let footprint = Footprint::of(&checkpoint, Quantize::None)?;
+        let output = footprint.scoring();
+        let (mut weight_bytes, output_params, mut body_params) = (output.bytes, output.params, 0);
+        for layer in &footprint.layers {
+            let every = layer.attention + layer.dense;
+            let experts = layer.top_k as u64;
+            weight_bytes += every.bytes + experts * layer.expert.bytes;
+            body_params += every.params + experts * layer.expert.params;
         }
         Ok(Self { weight_bytes, body_params, output_params })
     }

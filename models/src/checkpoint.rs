@@ -5,11 +5,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::arch::{Layout, names::Naming};
 use crate::error::ModelError;
-use crate::roles::{Naming, TensorRole};
+use crate::expected::expected;
+use crate::quantize::Quantize;
+use crate::roles::{LayerRole, Place, TensorRole};
 use crate::slice::{TensorInfo, TensorSlice};
-use crate::slices::{Granularity, RankSlice, plan_slices};
-use crate::spec::ArchSpec;
+use crate::slices::{Cut, Granularity, SlicePlan, plan_slices};
+use crate::spec::{ArchSpec, Mlp};
 use crate::tokenizer::{SpecialTokens, TokenizerSource};
 use crate::{gguf, hf};
 
@@ -22,7 +25,8 @@ pub(crate) struct Parts {
     pub(crate) special: SpecialTokens,
     pub(crate) chat_template: Option<String>,
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
-    pub(crate) naming: &'static Naming,
+    pub(crate) naming: Naming,
+    pub(crate) layout: Layout,
     /// Where tensors alone say what the model computes, one that the decoder does not know must not be passed over: these
     /// are the ones that may. `None` where a configuration says it, and the format's own loader ignores the rest.
     pub(crate) harmless: Option<&'static [&'static str]>,
@@ -97,13 +101,31 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the checkpoint lacks it.
-    pub fn tensor(&self, role: TensorRole) -> Result<&TensorInfo, ModelError> {
-        let role = match role {
-            TensorRole::Output if self.0.spec.tied_output => TensorRole::Embedding,
-            role => role,
-        };
-        let name = self.0.naming.name(role);
-        self.0.tensors.get(&name).ok_or_else(|| ModelError::tensor(&self.0.path, name, "is missing"))
+    pub fn tensor(&self, role: TensorRole) -> Result<TensorInfo, ModelError> {
+        let place = self.place(role);
+        let stored = self.0.tensors.get(&place.name);
+        let stored = stored.ok_or_else(|| ModelError::tensor(&self.0.path, &place.name, "is missing"))?;
+        stored.part(&place.part)
+    }
+
+    /// Where a role's values lie.
+    fn place(&self, role: TensorRole) -> Place {
+        let Parts { naming, layout, spec, .. } = &*self.0;
+        match role {
+            TensorRole::Output if spec.tied_output => self.place(TensorRole::Embedding),
+            TensorRole::Layer(l, role) => {
+                let prefix = naming.layer_prefix(l);
+                let place = layout(spec, role).unwrap_or_else(|| naming.layer(role)).under(&prefix);
+                match (naming, split_expert(role)) {
+                    // Older GGUF files hold each expert in a tensor of its own.
+                    (Naming::Gguf, Some(split)) if !self.0.tensors.contains_key(&place.name) => {
+                        Place::whole(split).under(&prefix)
+                    }
+                    _ => place,
+                }
+            }
+            role => Place::whole(naming.global(role)),
+        }
     }
 
     /// Rows `rows` and columns `cols` of a tensor.
@@ -124,25 +146,38 @@ impl Checkpoint {
         self.0.tensors.values().map(|tensor| tensor.bytes() as u64).sum()
     }
 
-    /// Cuts the model for `tp` ranks.
+    /// Cuts the model as it will be once quantized so.
     ///
     /// # Errors
-    /// If `tp` is out of range.
-    pub fn slices(&self, tp: usize) -> Result<Vec<RankSlice>, ModelError> {
-        let mut granularity = Granularity { attention: 1, ffn: 1 };
-        for layer in 0..self.0.spec.layers {
-            let (o, down) = (self.tensor(TensorRole::O(layer))?, self.tensor(TensorRole::Down(layer))?);
-            granularity.attention = granularity.attention.max(o.dtype.column_granularity());
-            granularity.ffn = granularity.ffn.max(down.dtype.column_granularity());
+    /// If the degrees of parallelism do not go together, or with the model.
+    pub fn slices(&self, cut: &Cut, quantize: Quantize) -> Result<SlicePlan, ModelError> {
+        let mut granularity = Granularity::ANY;
+        let finest = |role: LayerRole, l: usize, so_far: &mut usize| -> Result<(), ModelError> {
+            let tensor = self.tensor(TensorRole::Layer(l, role))?;
+            let loaded = quantize.loaded(TensorRole::Layer(l, role), &tensor);
+            *so_far = (*so_far).max(loaded.column_granularity());
+            Ok(())
+        };
+        for (l, layer) in self.0.spec.layers.iter().enumerate() {
+            finest(LayerRole::O, l, &mut granularity.attention)?;
+            match layer.mlp {
+                Mlp::Dense { .. } => finest(LayerRole::Down, l, &mut granularity.dense)?,
+                Mlp::Experts(experts) => {
+                    finest(LayerRole::ExpertDown(0), l, &mut granularity.experts)?;
+                    if experts.shared_width > 0 {
+                        finest(LayerRole::SharedDown, l, &mut granularity.shared)?;
+                    }
+                }
+            }
         }
-        plan_slices(&self.0.spec, granularity, tp)
+        plan_slices(&self.0.spec, granularity, cut)
     }
 
     /// Every tensor is there, in the shape the configuration says.
     fn check(&self) -> Result<(), ModelError> {
         let s = &self.0.spec;
         s.check().map_err(|reason| ModelError::corrupt(&self.0.path, reason))?;
-        let expected = self.expected();
+        let expected = expected(s);
         for (role, rows, cols) in &expected {
             let tensor = self.tensor(*role)?;
             let wrong = |reason| Err(ModelError::tensor(&self.0.path, &tensor.name, reason));
@@ -155,7 +190,7 @@ impl Checkpoint {
             }
         }
         let Some(harmless) = self.0.harmless else { return Ok(()) };
-        let known: BTreeSet<String> = expected.iter().map(|(role, ..)| self.0.naming.name(*role)).collect();
+        let known: BTreeSet<String> = expected.iter().map(|(role, ..)| self.place(*role).name).collect();
         let unknown = |name: &&String| !known.contains(*name) && !harmless.contains(&name.as_str());
         match self.0.tensors.keys().find(unknown) {
             Some(name) => {
@@ -165,40 +200,16 @@ impl Checkpoint {
             None => Ok(()),
         }
     }
+}
 
-    /// The tensors the decoder needs, with their rows and columns.
-    fn expected(&self) -> Vec<(TensorRole, usize, usize)> {
-        let s = &self.0.spec;
-        let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
-        let mut expected = vec![
-            (TensorRole::Embedding, s.vocab, s.hidden),
-            (TensorRole::FinalNorm, 1, s.hidden),
-            (TensorRole::Output, s.vocab, s.hidden),
-        ];
-        for l in 0..s.layers {
-            expected.extend([
-                (TensorRole::AttnNorm(l), 1, s.hidden),
-                (TensorRole::Q(l), q, s.hidden),
-                (TensorRole::K(l), kv, s.hidden),
-                (TensorRole::V(l), kv, s.hidden),
-                (TensorRole::O(l), s.hidden, q),
-                (TensorRole::MlpNorm(l), 1, s.hidden),
-                (TensorRole::Gate(l), s.ffn, s.hidden),
-                (TensorRole::Up(l), s.ffn, s.hidden),
-                (TensorRole::Down(l), s.hidden, s.ffn),
-            ]);
-            if s.attention_bias {
-                let biases =
-                    [(TensorRole::QBias(l), q), (TensorRole::KBias(l), kv), (TensorRole::VBias(l), kv)];
-                expected.extend(biases.map(|(role, cols)| (role, 1, cols)));
-                // Of the output only if the file has it, or a configuration says so.
-                if self.0.harmless.is_none() || self.tensor(TensorRole::OBias(l)).is_ok() {
-                    expected.push((TensorRole::OBias(l), 1, s.hidden));
-                }
-            }
-        }
-        expected
-    }
+/// The name of an expert's own tensor, within its layer.
+fn split_expert(role: LayerRole) -> Option<String> {
+    Some(match role {
+        LayerRole::ExpertGate(e) => format!("ffn_gate.{e}.weight"),
+        LayerRole::ExpertUp(e) => format!("ffn_up.{e}.weight"),
+        LayerRole::ExpertDown(e) => format!("ffn_down.{e}.weight"),
+        _ => return None,
+    })
 }
 
 fn open_folder(path: &Path) -> Result<Parts, ModelError> {

@@ -1,8 +1,7 @@
-//! What a tensor is for, whatever its file calls it.
+//! What a tensor is for, whatever its file calls it and wherever in a larger tensor it lies.
 
-/// A tensor of the decoder. Per-layer roles carry the layer's number.
+/// A tensor of the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
 pub enum TensorRole {
     /// vocabulary × hidden.
     Embedding,
@@ -10,106 +9,123 @@ pub enum TensorRole {
     FinalNorm,
     /// vocabulary × hidden; the embedding itself where the two are tied.
     Output,
-    AttnNorm(usize),
+    /// One of a layer's.
+    Layer(usize, LayerRole),
+}
+
+/// A tensor of a layer. Matrices are output × input features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum LayerRole {
+    AttnNorm,
     /// heads · head_dim × hidden.
-    Q(usize),
+    Q,
     /// kv_heads · head_dim × hidden.
-    K(usize),
-    V(usize),
-    /// hidden × heads · head_dim.
-    O(usize),
-    QBias(usize),
-    KBias(usize),
-    VBias(usize),
-    OBias(usize),
-    MlpNorm(usize),
-    /// ffn × hidden.
-    Gate(usize),
-    Up(usize),
-    /// hidden × ffn.
-    Down(usize),
+    K,
+    V,
+    /// hidden × heads · out_dim.
+    O,
+    QBias,
+    KBias,
+    VBias,
+    OBias,
+    /// head_dim: norms of each head of queries and keys.
+    QNorm,
+    KNorm,
+    /// heads: logits without a value.
+    Sinks,
+    /// Latent attention: q_rank × hidden, its norm, heads · (nope + rope) × q_rank (or × hidden).
+    QDown,
+    QDownNorm,
+    QUp,
+    /// kv_rank + rope × hidden, the norm of the first part, heads · (nope + value) × kv_rank.
+    KvDown,
+    KvDownNorm,
+    KvUp,
+    /// hidden: of what attention adds to the residual stream.
+    PostAttnNorm,
+    MlpNorm,
+    /// width × hidden.
+    Gate,
+    Up,
+    /// hidden × width.
+    Down,
+    /// The same of the expert every token goes to.
+    SharedGate,
+    SharedUp,
+    SharedDown,
+    PostMlpNorm,
+    /// experts × hidden.
+    Router,
+    /// experts.
+    RouterBias,
+    /// experts: added for the choice only.
+    RouterCorrection,
+    /// width × hidden.
+    ExpertGate(usize),
+    ExpertUp(usize),
+    /// hidden × width.
+    ExpertDown(usize),
+    ExpertGateBias(usize),
+    ExpertUpBias(usize),
+    ExpertDownBias(usize),
 }
 
-impl TensorRole {
-    /// The layer and the per-layer name table's index, or the index into the global table.
-    fn place(self) -> (Option<usize>, usize) {
-        match self {
-            Self::Embedding => (None, 0),
-            Self::FinalNorm => (None, 1),
-            Self::Output => (None, 2),
-            Self::AttnNorm(l) => (Some(l), 0),
-            Self::Q(l) => (Some(l), 1),
-            Self::K(l) => (Some(l), 2),
-            Self::V(l) => (Some(l), 3),
-            Self::O(l) => (Some(l), 4),
-            Self::QBias(l) => (Some(l), 5),
-            Self::KBias(l) => (Some(l), 6),
-            Self::VBias(l) => (Some(l), 7),
-            Self::OBias(l) => (Some(l), 8),
-            Self::MlpNorm(l) => (Some(l), 9),
-            Self::Gate(l) => (Some(l), 10),
-            Self::Up(l) => (Some(l), 11),
-            Self::Down(l) => (Some(l), 12),
-        }
+/// Where in a stored tensor a role's values lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// It is all of it.
+    Whole,
+    /// Rows `first..first + count` of a matrix, or elements of a vector.
+    Rows {
+        /// The first.
+        first: usize,
+        /// How many.
+        count: usize,
+    },
+    /// One matrix of a stack, or one row of a stack of vectors.
+    Stacked {
+        /// Which.
+        index: usize,
+    },
+    /// One matrix of a stack that is stored input × output features; of the output features every `step`th from `first`.
+    /// Of a stack of vectors, such elements of one of them.
+    Strided {
+        /// Which matrix or vector.
+        index: usize,
+        /// First output feature.
+        first: usize,
+        /// To the next.
+        step: usize,
+    },
+}
+
+/// A stored tensor's name, and the part of it that is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) part: Part,
+}
+
+impl Place {
+    pub(crate) fn whole(name: impl Into<String>) -> Self {
+        Self { name: name.into(), part: Part::Whole }
+    }
+
+    pub(crate) fn rows(name: impl Into<String>, first: usize, count: usize) -> Self {
+        Self { name: name.into(), part: Part::Rows { first, count } }
+    }
+
+    pub(crate) fn stacked(name: impl Into<String>, index: usize) -> Self {
+        Self { name: name.into(), part: Part::Stacked { index } }
+    }
+
+    pub(crate) fn strided(name: impl Into<String>, index: usize, first: usize, step: usize) -> Self {
+        Self { name: name.into(), part: Part::Strided { index, first, step } }
+    }
+
+    /// The same within a layer's own names.
+    pub(crate) fn under(self, prefix: &str) -> Self {
+        Self { name: format!("{prefix}{}", self.name), ..self }
     }
 }
-
-/// How one kind of file names its tensors.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Naming {
-    global: [&'static str; 3],
-    layer_prefix: &'static str,
-    layer: [&'static str; 13],
-}
-
-impl Naming {
-    /// The name of the tensor with this role.
-    pub(crate) fn name(&self, role: TensorRole) -> String {
-        match role.place() {
-            (None, index) => self.global[index].to_owned(),
-            (Some(layer), index) => format!("{}{layer}.{}", self.layer_prefix, self.layer[index]),
-        }
-    }
-}
-
-/// Hugging Face's names.
-pub(crate) const HUGGING_FACE: Naming = Naming {
-    global: ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"],
-    layer_prefix: "model.layers.",
-    layer: [
-        "input_layernorm.weight",
-        "self_attn.q_proj.weight",
-        "self_attn.k_proj.weight",
-        "self_attn.v_proj.weight",
-        "self_attn.o_proj.weight",
-        "self_attn.q_proj.bias",
-        "self_attn.k_proj.bias",
-        "self_attn.v_proj.bias",
-        "self_attn.o_proj.bias",
-        "post_attention_layernorm.weight",
-        "mlp.gate_proj.weight",
-        "mlp.up_proj.weight",
-        "mlp.down_proj.weight",
-    ],
-};
-
-/// GGUF's names.
-pub(crate) const GGUF: Naming = Naming {
-    global: ["token_embd.weight", "output_norm.weight", "output.weight"],
-    layer_prefix: "blk.",
-    layer: [
-        "attn_norm.weight",
-        "attn_q.weight",
-        "attn_k.weight",
-        "attn_v.weight",
-        "attn_output.weight",
-        "attn_q.bias",
-        "attn_k.bias",
-        "attn_v.bias",
-        "attn_output.bias",
-        "ffn_norm.weight",
-        "ffn_gate.weight",
-        "ffn_up.weight",
-        "ffn_down.weight",
-    ],
-};

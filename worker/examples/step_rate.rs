@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, CollectiveStats, Solo, SpinPolicy, shm};
 use foggara_kernels::op::kv_cache::KvType;
-use foggara_models::{Checkpoint, RankSlice};
-use foggara_worker::decoder::{BlockTables, CacheConfig, Decoder, Segment, StepInput};
+use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
+use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Segment, StepInput};
 use foggara_worker::weights::RankWeights;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let threads: usize = args.next().map_or(Ok(1), |n| n.parse())?;
     let started = Instant::now();
     let model = Checkpoint::open(Path::new(&path))?;
-    let slices = model.slices(ranks)?;
+    let slices = model.slices(&Cut::even(Shape::tensor(ranks)), Quantize::None)?;
     println!("opened in {:.0?}, {ranks} ranks of {threads} threads", started.elapsed());
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..ranks)
@@ -53,40 +53,41 @@ fn connect(rank: usize, ranks: usize, spin: SpinPolicy) -> Result<Box<dyn Collec
     Ok(shm::connect(&shm::ShmConfig { spin, ..shm::ShmConfig::new(name, rank, ranks) })?)
 }
 
-fn run(model: &Checkpoint, slices: &[RankSlice], rank: usize, threads: usize) -> Result<()> {
+fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize) -> Result<()> {
     let started = Instant::now();
-    let weights = RankWeights::load(model, &slices[rank], &mut |_, _| true)?;
+    let weights = RankWeights::load(model, slices, rank, Quantize::None, &mut |_, _| true)?;
     if rank == 0 {
         println!("loaded {:.1} MB in {:.0?}", weights.bytes() as f64 / 1e6, started.elapsed());
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let spin = if slices.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
-    let mut collective = connect(rank, slices.len(), spin)?;
+    let spin = if slices.ranks.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
+    let all = connect(rank, slices.ranks.len(), spin)?;
+    let mut comms = Comms::join(slices.shape, all, |_| Err("a tensor-parallel group has no parts"))?;
     let blocks = MOST_SEQUENCES * BLOCKS_EACH;
     let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: KvType::F16 };
     let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
     let mut decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool)?;
-    let mut tables = BlockTables::default();
+    let mut tables = BlockTables::new(1, blocks);
     let grants = (0..MOST_SEQUENCES)
         .map(|slot| (slot as u32, (0..BLOCKS_EACH).map(|i| (slot * BLOCKS_EACH + i) as u32).collect()))
         .collect();
-    tables.apply(&StepInput { grants, ..StepInput::default() }, blocks)?;
+    tables.apply(&StepInput { grants, ..StepInput::default() })?;
 
     let mut measure = |what: &str, steps: usize, step: &dyn Fn(usize) -> StepInput| -> Result<()> {
-        let before = collective.stats();
+        let before = comms.stats();
         let mut rows = 0;
         let mut best = Duration::MAX;
-        collective.barrier()?;
+        comms.all().barrier()?;
         let started = Instant::now();
         for number in 0..steps {
             let one = Instant::now();
             let input = step(number);
             rows += input.tokens.len();
-            decoder.forward(&input, &tables, &mut *collective, &mut |_, _| ())?;
+            decoder.forward(&input, &tables, &mut comms, &mut |_, _| ())?;
             best = best.min(one.elapsed());
         }
         let seconds = started.elapsed().as_secs_f64();
-        let CollectiveStats { nanos, wait_nanos, .. } = collective.stats();
+        let CollectiveStats { nanos, wait_nanos, .. } = comms.stats();
         if rank == 0 {
             println!(
                 "{what:22} {:8.1} tok/s, step {:8.0} µs (best {:8.0}), {:2.0} % in collectives, {:2.0} % waiting",

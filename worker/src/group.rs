@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
-use foggara_models::Checkpoint;
+use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::capabilities::available_memory;
-use crate::decoder::{BlockTables, CacheConfig, Decoder};
+use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, Part};
 use crate::engine::{Engine, EngineEvent, follow, kv_type, lead};
 use crate::weights::RankWeights;
 
@@ -261,7 +261,8 @@ impl Rank {
             return Err(format!("rank {rank} of {size}"));
         }
         let model = Checkpoint::open(Path::new(&a.model_path)).map_err(|e| e.to_string())?;
-        let slices = model.slices(size).map_err(|e| e.to_string())?;
+        let (cut, quantize) = (Cut::even(Shape::tensor(size)), Quantize::None);
+        let plan = model.slices(&cut, quantize).map_err(|e| e.to_string())?;
         let mut last = Instant::now();
         let mut progress = |loaded_bytes, total_bytes| {
             if last.elapsed() > PROGRESS_INTERVAL {
@@ -272,10 +273,13 @@ impl Rank {
             }
             !self.cancelled.load(Ordering::SeqCst)
         };
-        let weights = RankWeights::load(&model, &slices[rank], &mut progress).map_err(|e| e.to_string())?;
+        let weights = RankWeights::load(&model, &plan, rank, quantize, &mut progress);
+        let weights = weights.map_err(|e| e.to_string())?;
         tracing::info!(bytes = weights.bytes(), model = a.model_path, "weights loaded");
-        let collective = self.connect(rank, size).map_err(|e| e.to_string())?;
-        *lock(&self.abort) = Some(collective.abort_handle());
+        let all = self.connect(rank, size, 0, None)?;
+        *lock(&self.abort) = Some(all.abort_handle());
+        let comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;
+        *lock(&self.abort) = Some(comms.abort_handle());
         if self.cancelled.load(Ordering::SeqCst) {
             return Err("cancelled".into());
         }
@@ -285,7 +289,7 @@ impl Rank {
             ty: kv_type(&a.kv_dtype, &model)?,
         };
         // Memory is taken as blocks are first used: what does not fit must be said now, not found out then.
-        let (needed, available) = (cache.bytes(model.spec(), &slices[rank]), available_memory());
+        let (needed, available) = (cache.bytes(model.spec(), &plan.ranks[rank]), available_memory());
         if needed.is_none_or(|needed| available > 0 && needed as u64 > available) {
             let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
             let needed =
@@ -296,11 +300,11 @@ impl Rank {
         }
         let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
         let decoder =
-            Decoder::new(model.spec(), &slices, rank, weights, cache, pool).map_err(|e| e.to_string())?;
+            Decoder::new(model.spec(), &plan, rank, weights, cache, pool).map_err(|e| e.to_string())?;
         Ok(Engine {
             decoder,
-            tables: BlockTables::default(),
-            collective,
+            tables: BlockTables::new(plan.shape.dp, a.kv_blocks as usize),
+            comms,
             block_size: a.block_size as usize,
             max_rows: a.max_step_rows as usize,
         })
@@ -312,7 +316,21 @@ impl Rank {
         if self.assign.threads_on_host as usize > cores { SpinPolicy::Park } else { SpinPolicy::default() }
     }
 
-    fn connect(&self, rank: usize, size: usize) -> Result<Box<dyn Collective>, String> {
+    /// Joins a part of the group that has collectives of its own.
+    fn join(&self, rank: usize, part: &Part) -> Result<Box<dyn Collective>, String> {
+        let place = part.ranks.iter().position(|member| *member == rank);
+        let place = place.ok_or_else(|| format!("rank {rank} is not in {part:?}"))?;
+        self.connect(place, part.ranks.len(), part.number, Some(&part.ranks))
+    }
+
+    /// Rank `rank` of `size` in part `part` of the group (0: the whole), whose members are `members` of it.
+    fn connect(
+        &self,
+        rank: usize,
+        size: usize,
+        part: u64,
+        members: Option<&[usize]>,
+    ) -> Result<Box<dyn Collective>, String> {
         let a = &self.assign;
         if size == 1 {
             return Ok(Box::<Solo>::default());
@@ -321,11 +339,12 @@ impl Rank {
             a.group_key[..].try_into().map_err(|_| "the group key is not 16 bytes".to_string())?;
         if a.collective == "shm" {
             let unique: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            let part = if part == 0 { String::new() } else { format!("-{part:x}") };
             let config = shm::ShmConfig {
                 spin: self.spin(),
                 connect_timeout: CONNECT_TIMEOUT,
                 cancelled: Arc::clone(&self.cancelled),
-                ..shm::ShmConfig::new(format!("foggara-{}-{}-{unique}", a.group, a.epoch), rank, size)
+                ..shm::ShmConfig::new(format!("foggara-{}-{}-{unique}{part}", a.group, a.epoch), rank, size)
             };
             return shm::connect(&config).map_err(|e| e.to_string());
         }
@@ -334,10 +353,14 @@ impl Rank {
             .iter()
             .map(|peer| crate::run::resolve(peer).map_err(|e| format!("collective address `{peer}`: {e}")))
             .collect::<Result<_, _>>()?;
+        let peers = match members {
+            None => peers,
+            Some(members) => members.iter().filter_map(|member| peers.get(*member).copied()).collect(),
+        };
         let listener = self.host.listener.try_clone().map_err(|e| format!("collective listener: {e}"))?;
         let config = tcp::TcpConfig {
             rank,
-            group_key: key,
+            group_key: if part == 0 { key } else { tcp::key_of_part(&key, part) },
             peers,
             listener,
             spin: self.spin(),

@@ -8,10 +8,10 @@ use std::time::Duration;
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, Solo, SpinPolicy, shm, tcp};
 use foggara_kernels::op::kv_cache::KvType;
-use foggara_models::Checkpoint;
+use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use serde_json::Value;
 
-use crate::decoder::{BlockTables, CacheConfig, Decoder};
+use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder};
 use crate::engine::Engine;
 use crate::weights::RankWeights;
 
@@ -46,10 +46,10 @@ pub(crate) fn tokens(value: &Value) -> Vec<u32> {
     numbers(value).into_iter().map(|token| token as u32).collect()
 }
 
-/// Loads `model` cut for `tp` ranks and runs `f` on every rank's thread; returns what each gave.
+/// Loads `model` cut to `shape` and runs `f` on every rank's thread; returns what each gave.
 pub(crate) fn group<R: Send>(
     model: &Checkpoint,
-    tp: usize,
+    shape: Shape,
     kind: Kind,
     ty: KvType,
     f: impl Fn(Engine) -> R + Sync,
@@ -57,43 +57,51 @@ pub(crate) fn group<R: Send>(
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!("foggara-worker-test-{}-{number}", std::process::id());
-    let slices = model.slices(tp).expect("can be cut");
-    let listeners: Vec<_> = (0..tp).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    let plan = model.slices(&Cut::even(shape), Quantize::None).expect("can be cut");
+    let listeners: Vec<_> =
+        (0..shape.ranks()).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().expect("bound")).collect();
     std::thread::scope(|scope| {
         let ranks: Vec<_> = listeners
             .into_iter()
             .enumerate()
             .map(|(rank, listener)| {
-                let (slices, name, peers, f) = (&slices, name.clone(), peers.clone(), &f);
+                let (plan, name, peers, f) = (&plan, name.clone(), peers.clone(), &f);
                 scope.spawn(move || {
-                    let collective: Box<dyn Collective> = match kind {
-                        _ if tp == 1 => Box::<Solo>::default(),
-                        Kind::Shm => shm::connect(&shm::ShmConfig {
-                            spin: SpinPolicy::Park,
-                            ..shm::ShmConfig::new(name, rank, tp)
-                        })
-                        .expect("connects"),
-                        Kind::Tcp => tcp::connect(&tcp::TcpConfig {
-                            rank,
-                            group_key: [9; 16],
-                            peers,
-                            listener,
-                            spin: SpinPolicy::Park,
-                            connect_timeout: Duration::from_secs(60),
-                            cancelled: Default::default(),
-                        })
-                        .expect("connects"),
+                    let connect = |members: &[usize], number: u64| -> Box<dyn Collective> {
+                        let place = members.iter().position(|member| *member == rank).expect("a member");
+                        match kind {
+                            _ if members.len() == 1 => Box::<Solo>::default(),
+                            Kind::Shm => shm::connect(&shm::ShmConfig {
+                                spin: SpinPolicy::Park,
+                                ..shm::ShmConfig::new(format!("{name}-{number:x}"), place, members.len())
+                            })
+                            .expect("connects"),
+                            Kind::Tcp => tcp::connect(&tcp::TcpConfig {
+                                rank: place,
+                                group_key: tcp::key_of_part(&[9; 16], number),
+                                peers: members.iter().map(|member| peers[*member]).collect(),
+                                listener: listener.try_clone().expect("a listener can be shared"),
+                                spin: SpinPolicy::Park,
+                                connect_timeout: Duration::from_secs(60),
+                                cancelled: Default::default(),
+                            })
+                            .expect("connects"),
+                        }
                     };
-                    let weights = RankWeights::load(model, &slices[rank], &mut |_, _| true).expect("loads");
+                    let all = connect(&(0..shape.ranks()).collect::<Vec<_>>(), 0);
+                    let join = |part: &crate::decoder::Part| Ok::<_, ()>(connect(&part.ranks, part.number));
+                    let comms = Comms::join(shape, all, join).expect("connects");
+                    let weights = RankWeights::load(model, plan, rank, Quantize::None, &mut |_, _| true)
+                        .expect("loads");
                     let cache = CacheConfig { blocks: BLOCKS, block_size: BLOCK_SIZE, ty };
                     // One rank computes with helpers, so that both ways are tested.
                     let pool = ThreadPool::with_spin(if rank == 0 { 2 } else { 1 }, false);
-                    let decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool);
+                    let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
                     f(Engine {
                         decoder: decoder.expect("fits in memory"),
-                        tables: BlockTables::default(),
-                        collective,
+                        tables: BlockTables::new(shape.dp, BLOCKS),
+                        comms,
                         block_size: BLOCK_SIZE,
                         max_rows: 512,
                     })

@@ -241,8 +241,8 @@ async fn needs(deployment: Deployment) -> Result<ModelNeeds, String> {
         let element = if deployment.kv_dtype == "f32" { 4 } else { 2 };
         Ok(ModelNeeds {
             weight_bytes: model.total_bytes(),
-            kv_bytes_per_token: (spec.layers * spec.kv_heads * spec.head_dim * 2 * element) as u64,
-            kv_heads: u32::try_from(spec.kv_heads).unwrap_or(u32::MAX),
+            kv_bytes_per_token: (spec.kv_elements() * element) as u64,
+            kv_heads: u32::try_from(spec.kv_heads()).unwrap_or(u32::MAX),
             context: spec.context as u64,
         })
     };

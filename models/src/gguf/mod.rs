@@ -16,7 +16,7 @@ use crate::mmap::MappedFile;
 use crate::slice::TensorInfo;
 
 use cursor::Cursor;
-pub(crate) use model::{open, vocabulary};
+pub(crate) use model::{Header, open, vocabulary};
 use value::{Array, Value};
 
 /// Far above any real file, far below what could hurt.
@@ -169,8 +169,11 @@ impl Entry {
             wrong(format!("stored as {name}, which is not supported (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K are)"))
         })?;
         let cols = usize::try_from(self.dims[0]).map_err(|_| wrong("too large".into()))?;
-        let rows = self.dims[1..].iter().try_fold(1usize, |a, d| a.checked_mul(usize::try_from(*d).ok()?));
-        let rows = rows.ok_or_else(|| wrong("too large".into()))?;
+        let size = |d: &u64| usize::try_from(*d).ok();
+        let rows = self.dims.get(1).map_or(Some(1), size).ok_or_else(|| wrong("too large".into()))?;
+        let outer = self.dims.get(2..).unwrap_or(&[]);
+        let count = outer.iter().try_fold(1usize, |a, d| a.checked_mul(size(d)?));
+        let count = count.ok_or_else(|| wrong("too large".into()))?;
         if !cols.is_multiple_of(dtype.block_elems()) {
             return Err(wrong(format!("rows of {cols} elements are not whole blocks of {dtype}")));
         }
@@ -179,13 +182,14 @@ impl Entry {
         }
         let bytes =
             (cols / dtype.block_elems()).checked_mul(dtype.block_bytes()).and_then(|b| b.checked_mul(rows));
+        let bytes = bytes.and_then(|b| b.checked_mul(count));
         let bytes = bytes.ok_or_else(|| wrong("too large".into()))?;
         let start = data.checked_add(self.offset).and_then(|s| usize::try_from(s).ok());
         let range = start.and_then(|start| Some(start..start.checked_add(bytes)?));
         let total = file.bytes().len();
         match range {
             Some(range) if range.end <= total => {
-                Ok(TensorInfo { name: self.name, dtype, rows, cols, file: Arc::clone(file), range })
+                Ok(TensorInfo::stored(self.name, dtype, [count, rows, cols], Arc::clone(file), range))
             }
             _ => Err(wrong(format!(
                 "its {bytes} bytes at offset {} go past the end of the file ({total} bytes): truncated?",

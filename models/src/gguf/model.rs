@@ -4,19 +4,22 @@ use std::path::Path;
 
 use super::Gguf;
 use super::value::Value;
-use crate::arch::rope::{RopeScaling, inv_freq};
-use crate::arch::{ARCHITECTURES, supported};
+use crate::arch::names::Naming;
+use crate::arch::rope::{RopeScaling, inv_freq, yarn_scale};
+use crate::arch::{GgufArchitecture, by_gguf_name, gguf_names};
 use crate::checkpoint::Parts;
 use crate::error::ModelError;
-use crate::roles::{GGUF, TensorRole};
-use crate::spec::{ArchSpec, RopeSpec, RopeStyle};
+use crate::roles::{LayerRole, TensorRole};
+use crate::spec::{
+    Activation, ArchSpec, Attention, Experts, Grouped, Layer, Mlp, RopeSpec, RopeStyle, Routing,
+};
 use crate::tokenizer::{GgufVocabulary, SpecialTokens, TokenizerSource};
 
 /// Llama 3's scaling of the rotation: a divisor for each frequency.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Entries under the architecture's name that are read here, and those known to change nothing.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 21] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -32,7 +35,10 @@ const KNOWN: [&str; 18] = [
     "rope.scaling.factor",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
     "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "tensor_data_layout",
     "vocab_size",
 ];
@@ -42,11 +48,12 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
     let gguf = Gguf::read(path)?;
     let name = gguf.optional("general.architecture", "a text", Value::as_text)?;
     let name = name.ok_or_else(|| gguf.missing("general.architecture", "a text"))?;
-    let Some(architecture) = ARCHITECTURES.iter().find(|a| a.gguf == name) else {
-        let reason = format!("architecture `{name}` (served: {})", supported(|a| a.gguf));
+    let Some(architecture) = by_gguf_name(&name) else {
+        let reason = format!("architecture `{name}` (served: {})", gguf_names());
         return Err(ModelError::unsupported(path, reason));
     };
-    let spec = spec(&gguf, architecture.family, &name)?;
+    refuse_unknown(&gguf, architecture)?;
+    let spec = (architecture.spec)(&Header { gguf: &gguf, arch: architecture.name })?;
     let special = special(&gguf)?;
     let has_tokenizer = gguf.metadata.contains_key("tokenizer.ggml.model");
     let chat_template = gguf.optional("tokenizer.chat_template", "a text", Value::as_text)?;
@@ -59,7 +66,8 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
         special,
         chat_template,
         tensors,
-        naming: &GGUF,
+        naming: Naming::Gguf,
+        layout: architecture.layout,
         harmless: Some(&[ROPE_FACTORS]),
         tokenizer: has_tokenizer.then_some(crate::checkpoint::TokenizerPlace::Gguf),
     })
@@ -90,91 +98,179 @@ pub(crate) fn vocabulary(path: &Path) -> Result<TokenizerSource, ModelError> {
     }))
 }
 
-fn spec(gguf: &Gguf, family: &'static str, arch: &str) -> Result<ArchSpec, ModelError> {
-    let key = |name: &str| format!("{arch}.{name}");
-    let count = |name: &str| gguf.count(&key(name));
-    let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
-    let unsupported = |reason: String| ModelError::unsupported(gguf.path(), reason);
-    if heads == 0 {
-        return Err(ModelError::corrupt(gguf.path(), "no attention heads"));
-    }
+/// Refuses metadata that may change numbers and is not read.
+fn refuse_unknown(gguf: &Gguf, architecture: &GgufArchitecture) -> Result<(), ModelError> {
     for (key, value) in &gguf.metadata {
-        let Some(name) = key.strip_prefix(arch).and_then(|rest| rest.strip_prefix('.')) else { continue };
+        let name = key.strip_prefix(architecture.name).and_then(|rest| rest.strip_prefix('.'));
+        let Some(name) = name else { continue };
         let off = matches!(value, Value::Bool(false)) || value.as_f64() == Some(0.0);
-        if !off && !KNOWN.contains(&name) {
-            return Err(unsupported(format!(
-                "metadata `{key}` ({value}): what it changes is not known here"
-            )));
+        if !off && !KNOWN.contains(&name) && !architecture.fields.contains(&name) {
+            let reason = format!("metadata `{key}` ({value}): what it changes is not known here");
+            return Err(ModelError::unsupported(gguf.path(), reason));
         }
     }
-    let optional = |name: &str| gguf.optional(&key(name), "a whole number", Value::as_u64);
-    let as_usize =
-        |value: Option<u64>, default: usize| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(default);
-    let head_dim = as_usize(optional("attention.key_length")?, hidden / heads);
-    if as_usize(optional("attention.value_length")?, head_dim) != head_dim {
-        return Err(unsupported("values of another width than keys".into()));
-    }
-    let tensor = |role: TensorRole| gguf.tensors.get(&GGUF.name(role));
-    let embedding = tensor(TensorRole::Embedding);
-    let missing = || ModelError::tensor(gguf.path(), GGUF.name(TensorRole::Embedding), "is missing");
-    let vocab = embedding.ok_or_else(missing)?.rows;
-    Ok(ArchSpec {
-        family,
-        hidden,
-        layers: count("block_count")?,
-        heads,
-        kv_heads: as_usize(optional("attention.head_count_kv")?, heads),
-        head_dim,
-        ffn: count("feed_forward_length")?,
-        vocab,
-        context: count("context_length")?,
-        norm_eps: gguf
-            .optional(&key("attention.layer_norm_rms_epsilon"), "a number", Value::as_f64)?
-            .ok_or_else(|| gguf.missing(&key("attention.layer_norm_rms_epsilon"), "a number"))?
-            as f32,
-        rope: rope(gguf, arch, head_dim)?,
-        tied_output: tensor(TensorRole::Output).is_none(),
-        attention_bias: tensor(TensorRole::QBias(0)).is_some(),
-    })
+    Ok(())
 }
 
-fn rope(gguf: &Gguf, arch: &str, head_dim: usize) -> Result<RopeSpec, ModelError> {
-    let key = |name: &str| format!("{arch}.rope.{name}");
-    let number = |name: &str| gguf.optional(&key(name), "a number", Value::as_f64);
-    let theta = number("freq_base")?.unwrap_or(10_000.0);
-    let dims = gguf.optional(&key("dimension_count"), "a whole number", Value::as_u64)?;
-    let dims = dims.and_then(|d| usize::try_from(d).ok()).unwrap_or(head_dim);
-    let scaling = match gguf.optional(&key("scaling.type"), "a text", Value::as_text)?.as_deref() {
-        Some("none") => RopeScaling::None,
-        // Linear is the format's default; 0 and 1 stand for no scaling.
-        None | Some("linear") => match number("scaling.factor")?.or(number("scale_linear")?) {
-            Some(factor) if factor != 0.0 && factor != 1.0 => RopeScaling::Linear { factor },
-            _ => RopeScaling::None,
-        },
-        Some(other) => {
-            return Err(ModelError::unsupported(
-                gguf.path(),
-                format!("rope scaling `{other}` (none and linear are)"),
-            ));
+/// What the architectures' files read a header through: entries under the architecture's name.
+pub(crate) struct Header<'a> {
+    gguf: &'a Gguf,
+    arch: &'a str,
+}
+
+impl Header<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.gguf.path()
+    }
+
+    pub(crate) fn count(&self, name: &str) -> Result<usize, ModelError> {
+        self.gguf.count(&self.key(name))
+    }
+
+    pub(crate) fn optional_count(&self, name: &str) -> Result<Option<usize>, ModelError> {
+        let count = |value: &Value| value.as_u64().and_then(|v| usize::try_from(v).ok());
+        self.gguf.optional(&self.key(name), "a whole number", count)
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        self.gguf.optional(&self.key(name), "a number", Value::as_f64)
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, ModelError> {
+        self.gguf.optional(&self.key(name), "true or false", Value::as_bool)
+    }
+
+    /// Whether the first layer has a tensor, under its usual name.
+    pub(crate) fn has(&self, role: LayerRole) -> bool {
+        let place = Naming::Gguf.layer(role).under(&Naming::Gguf.layer_prefix(0));
+        self.gguf.tensors.contains_key(&place.name)
+    }
+
+    /// A decoder as Llama is one, with whatever of it the common entries say. Architectures change the rest.
+    pub(crate) fn llama_like(&self, family: &'static str, style: RopeStyle) -> Result<ArchSpec, ModelError> {
+        let (hidden, heads) = (self.count("embedding_length")?, self.count("attention.head_count")?);
+        if heads == 0 {
+            return Err(ModelError::corrupt(self.path(), "no attention heads"));
         }
-    };
-    let inv_freq = inv_freq(theta, dims, scaling);
-    let mut inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(gguf.path(), reason))?;
-    if let Some(tensor) = gguf.tensors.get(ROPE_FACTORS) {
+        let head_dim = self.optional_count("attention.key_length")?.unwrap_or(hidden / heads);
+        let value_dim = self.optional_count("attention.value_length")?.unwrap_or(head_dim);
+        let latent = self.optional_count("attention.kv_lora_rank")?.is_some();
+        if value_dim != head_dim && !latent {
+            return Err(ModelError::unsupported(self.path(), "values of another width than keys"));
+        }
+        let tensor = |role: TensorRole| self.gguf.tensors.get(Naming::Gguf.global(role));
+        let name = Naming::Gguf.global(TensorRole::Embedding);
+        let embedding = tensor(TensorRole::Embedding)
+            .ok_or_else(|| ModelError::tensor(self.path(), name, "is missing"))?;
+        let layers = self.count("block_count")?;
+        if layers > 1 << 12 {
+            let reason = format!("layers is {layers}, must be within 1..=4096");
+            return Err(ModelError::corrupt(self.path(), reason));
+        }
+        let eps = "attention.layer_norm_rms_epsilon";
+        let norm_eps = self.number(eps)?.ok_or_else(|| self.gguf.missing(&self.key(eps), "a number"))?;
+        // Models whose every layer has experts may leave the width of MLPs out.
+        let width = match self.optional_count("expert_feed_forward_length")? {
+            Some(_) => self.optional_count("feed_forward_length")?.unwrap_or(1).max(1),
+            None => self.count("feed_forward_length")?,
+        };
+        let layer = Layer { window: None, rope: 0, mlp: Mlp::Dense { width } };
+        Ok(ArchSpec {
+            family,
+            hidden,
+            heads,
+            vocab: embedding.rows,
+            context: self.count("context_length")?,
+            norm_eps: norm_eps as f32,
+            norm_plus_one: false,
+            post_norms: false,
+            embedding_scale: 1.0,
+            attention: Attention::Grouped(Grouped {
+                kv_heads: self.optional_count("attention.head_count_kv")?.unwrap_or(heads),
+                head_dim,
+                qkv_bias: false,
+                o_bias: false,
+                qk_norm: false,
+                sinks: false,
+            }),
+            attention_scale: (head_dim.max(1) as f32).sqrt().recip(),
+            attention_softcap: None,
+            ropes: vec![self.rope(style, head_dim)?],
+            activation: Activation::Silu,
+            layers: vec![layer; layers],
+            logit_softcap: None,
+            tied_output: tensor(TensorRole::Output).is_none(),
+        })
+    }
+
+    /// The experts of a layer.
+    pub(crate) fn experts(&self, width: usize, routing: Routing) -> Result<Experts, ModelError> {
+        let (count, top_k) = (self.count("expert_count")?, self.count("expert_used_count")?);
+        Ok(Experts { count, top_k, width, shared_width: 0, routing, bias: false })
+    }
+
+    fn rope(&self, style: RopeStyle, head_dim: usize) -> Result<RopeSpec, ModelError> {
+        let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
+        let dims = self.optional_count("rope.dimension_count")?.unwrap_or(head_dim);
+        let factor = self.number("rope.scaling.factor")?;
+        let mut scale = 1.0;
+        let kind = self.gguf.optional(&self.key("rope.scaling.type"), "a text", Value::as_text)?;
+        let scaling = match kind.as_deref() {
+            Some("none") => RopeScaling::None,
+            // Linear is the format's default; 0 and 1 stand for no scaling.
+            None | Some("linear") => match factor.or(self.number("rope.scale_linear")?) {
+                Some(factor) if factor != 0.0 && factor != 1.0 => RopeScaling::Linear { factor },
+                _ => RopeScaling::None,
+            },
+            Some("yarn") => {
+                let key = self.key("rope.scaling.factor");
+                let factor = factor.ok_or_else(|| self.gguf.missing(&key, "a number"))?;
+                let given = self.number("rope.scaling.attn_factor")?;
+                scale = given.unwrap_or(1.0) * yarn_scale(factor, 1.0);
+                let original = match self.number("rope.scaling.original_context_length")? {
+                    Some(original) => original,
+                    None => self.count("context_length")? as f64,
+                };
+                RopeScaling::Yarn {
+                    factor,
+                    original,
+                    fast: self.number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    slow: self.number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                    // The format cannot say it; gpt-oss is the one that does not round.
+                    truncate: self.arch != "gpt-oss",
+                }
+            }
+            Some(other) => {
+                let reason = format!("rope scaling `{other}` (none, linear and yarn are)");
+                return Err(ModelError::unsupported(self.path(), reason));
+            }
+        };
+        let inv_freq = inv_freq(theta, dims, scaling);
+        let mut inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(self.path(), reason))?;
+        self.divide_by_factors(&mut inv_freq)?;
+        Ok(RopeSpec { style, inv_freq, scale: scale as f32 })
+    }
+
+    fn divide_by_factors(&self, inv_freq: &mut [f32]) -> Result<(), ModelError> {
+        let Some(tensor) = self.gguf.tensors.get(ROPE_FACTORS) else { return Ok(()) };
+        let wrong = |reason: String| Err(ModelError::tensor(self.path(), ROPE_FACTORS, reason));
         if (tensor.rows, tensor.cols) != (1, inv_freq.len()) {
-            let reason =
-                format!("{} × {} factors for {} frequencies", tensor.rows, tensor.cols, inv_freq.len());
-            return Err(ModelError::tensor(gguf.path(), ROPE_FACTORS, reason));
+            let (rows, cols) = (tensor.rows, tensor.cols);
+            return wrong(format!("{rows} × {cols} factors for {} frequencies", inv_freq.len()));
         }
         let factors = tensor.slice(0..1, 0..tensor.cols)?.to_f32()?;
         if let Some(factor) = factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
-            return Err(ModelError::tensor(gguf.path(), ROPE_FACTORS, format!("holds the factor {factor}")));
+            return wrong(format!("holds the factor {factor}"));
         }
         for (frequency, factor) in inv_freq.iter_mut().zip(factors) {
             *frequency /= factor;
         }
+        Ok(())
     }
-    Ok(RopeSpec { style: RopeStyle::Interleaved, inv_freq, scale: 1.0 })
 }
 
 fn special(gguf: &Gguf) -> Result<SpecialTokens, ModelError> {

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::spec::{Attention, Mlp};
 use crate::testing::{
     FFN, GgufFile, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, VOCAB, ggml_number, stored, tiny_gguf,
 };
-use crate::{Checkpoint, DType, ModelError, RopeStyle, TensorRole, TokenizerSource};
+use crate::{
+    Checkpoint, Cut, DType, LayerRole, ModelError, Quantize, RopeStyle, Shape, TensorRole, TokenizerSource,
+};
 
 const TYPES: [DType; 11] = [
     DType::F32,
@@ -60,22 +63,22 @@ fn every_type_is_read_where_it_lies() {
         let file = tiny_gguf(dtype);
         let model = folder.open(&file).expect("a good file");
         let spec = model.spec();
-        assert_eq!(
-            (spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.ffn, spec.vocab),
-            (HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB)
-        );
-        assert!(spec.tied_output && !spec.attention_bias && spec.rope.style == RopeStyle::Interleaved);
+        assert_eq!((spec.hidden, spec.layers.len(), spec.heads), (HIDDEN, LAYERS, HEADS));
+        assert_eq!((spec.kv_heads(), spec.key_dim(), spec.vocab), (KV_HEADS, HEAD_DIM, VOCAB));
+        let Attention::Grouped(attention) = spec.attention else { panic!("grouped") };
+        assert!(spec.tied_output && !attention.qkv_bias && spec.ropes[0].style == RopeStyle::Interleaved);
+        assert_eq!(spec.layers[0].mlp, Mlp::Dense { width: FFN });
         assert_eq!((spec.context, model.name()), (64, "tiny"));
         let written = |name: &str| &file.tensors.iter().find(|t| t.name == name).expect("written").data;
         for (role, name, rows, cols) in [
             (TensorRole::Embedding, "token_embd.weight", VOCAB, HIDDEN),
             (TensorRole::Output, "token_embd.weight", VOCAB, HIDDEN),
-            (TensorRole::Down(1), "blk.1.ffn_down.weight", HIDDEN, FFN),
+            (TensorRole::Layer(1, LayerRole::Down), "blk.1.ffn_down.weight", HIDDEN, FFN),
         ] {
             let tensor = model.tensor(role).expect("it is there");
             assert_eq!((tensor.dtype, tensor.rows, tensor.cols), (dtype, rows, cols), "{name}");
             let all = model.slice(role, 0..rows, 0..cols).expect("the whole");
-            let bytes: Vec<u8> = (0..rows).flat_map(|row| all.row(row).to_vec()).collect();
+            let bytes: Vec<u8> = (0..rows).flat_map(|row| all.row(row, &mut Vec::new()).to_vec()).collect();
             assert!(bytes == *written(name), "{dtype} {name}");
             // A part: rows 3..7 and the columns from 288 on, which lie in the second block of the widest types.
             let from = if cols > 288 { 288 } else { 32 };
@@ -83,7 +86,7 @@ fn every_type_is_read_where_it_lies() {
             let first = from / dtype.block_elems() * dtype.block_bytes();
             for row in 0..4 {
                 let stored = &written(name)[(3 + row) * dtype.row_bytes(cols)..][..dtype.row_bytes(cols)];
-                assert_eq!(part.row(row), &stored[first..], "{dtype} {name} row {row}");
+                assert_eq!(part.row(row, &mut Vec::new()), &stored[first..], "{dtype} {name} row {row}");
             }
             assert_eq!(part.col_skip, from % dtype.block_elems());
             let cut = model.slice(role, 0..rows, 16..cols);
@@ -127,7 +130,9 @@ fn a_flipped_byte_in_the_header_never_panics() {
             // Some flips change nothing that matters; all of them end in a model or an error.
             if let Ok(model) = folder.open_bytes(&bad) {
                 model.tokenizer().map(drop).ok();
-                model.slices(3).expect("an accepted model can be cut");
+                model
+                    .slices(&Cut::even(Shape::tensor(3)), Quantize::None)
+                    .expect("an accepted model can be cut");
             }
         }
     }
@@ -246,17 +251,17 @@ fn tensors_that_do_not_fit_are_named() {
 fn metadata_that_changes_numbers_is_understood_or_refused() {
     let folder = Folder::new();
     let good = tiny_gguf(DType::F16);
-    folder.refuse(&good.clone().text("general.architecture", "mamba"), &["`mamba`", "served: llama"]);
+    folder.refuse(&good.clone().text("general.architecture", "mamba"), &["`mamba`", "served: llama, "]);
     folder.refuse(&good.clone().without("general.architecture"), &["general.architecture", "is missing"]);
     folder
         .refuse(&good.clone().u32("general.architecture", 3), &["general.architecture", "is 3, not a text"]);
     folder.refuse(&good.clone().text("llama.block_count", "two"), &["llama.block_count", "\"two\""]);
     folder.refuse(&good.clone().without("llama.context_length"), &["llama.context_length", "is missing"]);
-    for key in ["llama.expert_count", "llama.attention.sliding_window", "llama.some_new_thing"] {
+    for key in ["llama.expert_shared_count", "llama.attention.sliding_window", "llama.some_new_thing"] {
         folder.refuse(&good.clone().u32(key, 8), &[key, "not supported"]);
         folder.open(&good.clone().u32(key, 0)).expect("switched off");
     }
-    folder.refuse(&good.clone().text("llama.rope.scaling.type", "yarn"), &["rope scaling `yarn`"]);
+    folder.refuse(&good.clone().text("llama.rope.scaling.type", "longrope"), &["rope scaling `longrope`"]);
     folder.refuse(&good.clone().f32("llama.rope.freq_base", f32::NAN), &["theta NaN"]);
     folder.refuse(&good.clone().f32("llama.rope.freq_base", 0.0), &["theta 0"]);
     folder.refuse(
@@ -268,7 +273,8 @@ fn metadata_that_changes_numbers_is_understood_or_refused() {
     twice.metadata.push(twice.metadata[2].clone());
     folder.refuse(&twice, &["is there twice"]);
 
-    let frequencies = |file: &GgufFile| folder.open(file).expect("a good file").spec().rope.inv_freq.clone();
+    let frequencies =
+        |file: &GgufFile| folder.open(file).expect("a good file").spec().ropes[0].inv_freq.clone();
     let plain = frequencies(&good);
     assert_eq!((plain.len(), plain[0]), (HEAD_DIM / 2, 1.0));
     let linear = good.clone().text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 4.0);
@@ -296,7 +302,7 @@ fn an_alignment_of_its_own_is_kept() {
             GgufFile { alignment, ..tiny_gguf(DType::Q5_1) }.u32("general.alignment", alignment as u32);
         let model = folder.open(&file).expect("a good file");
         let last = model.slice(TensorRole::FinalNorm, 0..1, 0..HIDDEN).expect("the last tensor");
-        assert_eq!(last.row(0), file.tensors.last().expect("some").data);
+        assert_eq!(last.row(0, &mut Vec::new()), file.tensors.last().expect("some").data);
     }
 }
 

@@ -1,4 +1,4 @@
-//! config.json → [`ArchSpec`], in its fields' old and new spellings.
+//! config.json, in its fields' old and new spellings: what every architecture's file reads it through.
 //!
 //! A field that could change numbers and is not understood is refused by name, never ignored.
 
@@ -6,13 +6,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::arch::rope::{RopeScaling, inv_freq};
-use crate::arch::{ARCHITECTURES, supported};
+use crate::arch::{Architecture, by_class, classes};
 use crate::error::ModelError;
-use crate::spec::{ArchSpec, RopeSpec, RopeStyle};
+use crate::spec::{Activation, ArchSpec, Attention, Experts, Grouped, Layer, Mlp, RopeStyle, Routing};
 
-/// Fields that are read here, and fields known to change nothing at inference.
-const KNOWN: [&str; 48] = [
+use super::rope;
+
+/// Fields that are read for every architecture, and fields known to change nothing at inference.
+const KNOWN: [&str; 54] = [
     "architectures",
     "model_type",
     "hidden_size",
@@ -28,8 +29,6 @@ const KNOWN: [&str; 48] = [
     "rope_scaling",
     "rope_parameters",
     "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
     "hidden_act",
     "bos_token_id",
     "eos_token_id",
@@ -41,12 +40,16 @@ const KNOWN: [&str; 48] = [
     "initializer_range",
     "pretraining_tp",
     "attention_dropout",
+    "embd_pdrop",
+    "resid_pdrop",
     "_name_or_path",
-    "rope_interleaved",
     "is_llama_config",
     "unk_token_id",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "return_dict",
     "id2label",
     "label2id",
@@ -61,100 +64,204 @@ const KNOWN: [&str; 48] = [
     "unsloth_fixed",
     "unsloth_version",
     "_attn_implementation_autoset",
+    "cache_implementation",
+    "architecture",
+    "max_window_layers",
+    "num_nextn_predict_layers",
 ];
 
-/// Fields of the rotation that are read here.
-const KNOWN_ROPE: [&str; 8] = [
-    "rope_type",
-    "type",
-    "rope_theta",
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-    "partial_rotary_factor",
-];
-
-struct Config<'a> {
-    path: &'a Path,
+/// A config.json and the file it came from.
+pub(crate) struct Config<'a> {
+    pub(crate) path: &'a Path,
     json: &'a Value,
 }
 
 impl Config<'_> {
-    fn wrong(&self, field: &str, what: &str) -> ModelError {
+    pub(crate) fn wrong(&self, field: &str, what: &str) -> ModelError {
         let found =
             self.json.get(field).map_or_else(|| "is missing".into(), |v| format!("is {v}, not {what}"));
         ModelError::corrupt(self.path, format!("field `{field}` {found}"))
     }
 
-    fn unsupported(&self, reason: String) -> ModelError {
+    pub(crate) fn unsupported(&self, reason: String) -> ModelError {
         ModelError::unsupported(self.path, reason)
     }
 
     /// The field's value; `null` counts as absent.
-    fn get(&self, field: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
         self.json.get(field).filter(|value| !value.is_null())
     }
 
-    fn optional_count(&self, field: &str) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn optional_count(&self, field: &str) -> Result<Option<usize>, ModelError> {
         let count = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
         self.get(field).map(|v| count(v).ok_or_else(|| self.wrong(field, "a whole number"))).transpose()
     }
 
-    fn count(&self, field: &str) -> Result<usize, ModelError> {
+    pub(crate) fn count(&self, field: &str) -> Result<usize, ModelError> {
         self.optional_count(field)?.ok_or_else(|| self.wrong(field, "a whole number"))
     }
 
-    fn flag(&self, field: &str) -> Result<Option<bool>, ModelError> {
+    pub(crate) fn flag(&self, field: &str) -> Result<Option<bool>, ModelError> {
         self.get(field).map(|v| v.as_bool().ok_or_else(|| self.wrong(field, "true or false"))).transpose()
+    }
+
+    pub(crate) fn number(&self, field: &str) -> Result<Option<f64>, ModelError> {
+        self.get(field).map(|v| v.as_f64().ok_or_else(|| self.wrong(field, "a number"))).transpose()
+    }
+
+    /// Refuses a field that is there with another value than `expected`.
+    pub(crate) fn only(&self, field: &str, expected: &Value) -> Result<(), ModelError> {
+        match self.get(field).filter(|value| *value != expected) {
+            Some(value) => {
+                Err(self.unsupported(format!("field `{field}` is {value} ({expected} is served)")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A decoder as Llama is one, with whatever of it the common fields say. Architectures change the rest.
+    pub(crate) fn llama_like(&self, family: &'static str) -> Result<ArchSpec, ModelError> {
+        let (hidden, heads) = (self.count("hidden_size")?, self.count("num_attention_heads")?);
+        if heads == 0 {
+            return Err(self.wrong("num_attention_heads", "at least 1"));
+        }
+        let head_dim = self.optional_count("head_dim")?.unwrap_or(hidden / heads);
+        let eps = self.number("rms_norm_eps")?.ok_or_else(|| self.wrong("rms_norm_eps", "a number"))?;
+        let layers = self.count("num_hidden_layers")?;
+        if layers > 1 << 12 {
+            return Err(ModelError::corrupt(
+                self.path,
+                format!("layers is {layers}, must be within 1..=4096"),
+            ));
+        }
+        let layer =
+            Layer { window: None, rope: 0, mlp: Mlp::Dense { width: self.count("intermediate_size")? } };
+        Ok(ArchSpec {
+            family,
+            hidden,
+            heads,
+            vocab: self.count("vocab_size")?,
+            context: self.count("max_position_embeddings")?,
+            norm_eps: eps as f32,
+            norm_plus_one: false,
+            post_norms: false,
+            embedding_scale: 1.0,
+            attention: Attention::Grouped(Grouped {
+                kv_heads: self.optional_count("num_key_value_heads")?.unwrap_or(heads),
+                head_dim,
+                qkv_bias: false,
+                o_bias: false,
+                qk_norm: false,
+                sinks: false,
+            }),
+            attention_scale: ((head_dim.max(1)) as f32).sqrt().recip(),
+            attention_softcap: None,
+            ropes: vec![rope::spec(self, self.rope_parameters(), head_dim, RopeStyle::Half)?.0],
+            activation: self.activation("hidden_act")?,
+            layers: vec![layer; layers],
+            logit_softcap: None,
+            tied_output: self.flag("tie_word_embeddings")?.unwrap_or(false),
+        })
+    }
+
+    /// Newer files keep everything in `rope_parameters`; older ones have `rope_theta` and `rope_scaling`. An object of
+    /// objects (one for each kind of layer) is no rotation itself.
+    pub(crate) fn rope_parameters(&self) -> Option<&Value> {
+        let parameters = self.get("rope_parameters").or_else(|| self.get("rope_scaling"));
+        parameters.filter(|p| !p.as_object().is_some_and(|p| p.values().any(Value::is_object)))
+    }
+
+    /// The activation a field names; silu if it is absent.
+    pub(crate) fn activation(&self, field: &str) -> Result<Activation, ModelError> {
+        match self.get(field).map(|act| act.as_str().unwrap_or_default()) {
+            None | Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+            Some(_) => {
+                let act = self.get(field).map(Value::to_string).unwrap_or_default();
+                Err(self
+                    .unsupported(format!("field `{field}` is {act} (silu and gelu_pytorch_tanh are served)")))
+            }
+        }
+    }
+
+    /// Which layers see a window only: as `layer_types` says, or else `default`. True for those that do.
+    pub(crate) fn windowed(
+        &self,
+        layers: usize,
+        default: impl Fn(usize) -> bool,
+    ) -> Result<Vec<bool>, ModelError> {
+        let Some(types) = self.get("layer_types") else { return Ok((0..layers).map(default).collect()) };
+        let list = types.as_array().filter(|list| list.len() == layers);
+        let list = list.ok_or_else(|| self.wrong("layer_types", "a list with an entry for each layer"))?;
+        let kind = |value: &Value| match value.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(self.unsupported(format!(
+                "field `layer_types` has {value} (full_attention and sliding_attention are served)"
+            ))),
+        };
+        list.iter().map(kind).collect()
+    }
+
+    /// Gives a window to the layers for which `windowed` is true, if the configuration has one.
+    pub(crate) fn set_windows(
+        &self,
+        spec: &mut ArchSpec,
+        default: impl Fn(usize) -> bool,
+    ) -> Result<(), ModelError> {
+        let windowed = self.windowed(spec.layers.len(), default)?;
+        let window = self.optional_count("sliding_window")?;
+        if window.is_none() && windowed.contains(&true) {
+            return Err(self.wrong("sliding_window", "a whole number, though layers use it"));
+        }
+        for (layer, windowed) in spec.layers.iter_mut().zip(windowed) {
+            layer.window = window.filter(|_| windowed);
+        }
+        Ok(())
+    }
+
+    /// Experts whose count has one of the names in use.
+    pub(crate) fn experts(&self, width: usize, routing: Routing) -> Result<Experts, ModelError> {
+        let counts = ["num_local_experts", "num_experts", "n_routed_experts"];
+        let field = counts.into_iter().find(|field| self.get(field).is_some()).unwrap_or(counts[0]);
+        let count = self.count(field)?;
+        let top_k = self.count("num_experts_per_tok")?;
+        Ok(Experts { count, top_k, width, shared_width: 0, routing, bias: false })
+    }
+}
+
+/// Grouped attention's own fields, to be changed.
+pub(crate) fn grouped(spec: &mut ArchSpec) -> &mut Grouped {
+    match &mut spec.attention {
+        Attention::Grouped(grouped) => grouped,
+        Attention::Latent(_) => unreachable!("a Llama-like decoder has grouped attention"),
     }
 }
 
 /// The architecture a config.json describes.
-pub(super) fn spec(path: &Path, json: &Value) -> Result<ArchSpec, ModelError> {
+pub(super) fn spec(path: &Path, json: &Value) -> Result<(&'static Architecture, ArchSpec), ModelError> {
     let config = Config { path, json };
     let class = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
     let class = class.ok_or_else(|| config.wrong("architectures", "a list with the model's class name"))?;
-    let Some(architecture) = ARCHITECTURES.iter().find(|a| a.hf == class) else {
-        return Err(config.unsupported(format!("architecture `{class}` (served: {})", supported(|a| a.hf))));
+    let Some(architecture) = by_class(class) else {
+        return Err(config.unsupported(format!("architecture `{class}` (served: {})", classes())));
     };
-    refuse_unknown(&config)?;
-    if let Some(act) = config.get("hidden_act")
-        && act.as_str() != Some("silu")
-    {
-        return Err(config.unsupported(format!("field `hidden_act` is {act} (\"silu\" is served)")));
-    }
-    if config.flag("mlp_bias")? == Some(true) {
-        return Err(config.unsupported("field `mlp_bias` is true".into()));
-    }
-    let (hidden, heads) = (config.count("hidden_size")?, config.count("num_attention_heads")?);
-    if heads == 0 {
-        return Err(config.wrong("num_attention_heads", "at least 1"));
-    }
-    let head_dim = config.optional_count("head_dim")?.unwrap_or(hidden / heads);
-    let eps = config.get("rms_norm_eps").and_then(Value::as_f64);
-    Ok(ArchSpec {
-        family: architecture.family,
-        hidden,
-        layers: config.count("num_hidden_layers")?,
-        heads,
-        kv_heads: config.optional_count("num_key_value_heads")?.unwrap_or(heads),
-        head_dim,
-        ffn: config.count("intermediate_size")?,
-        vocab: config.count("vocab_size")?,
-        context: config.count("max_position_embeddings")?,
-        norm_eps: eps.ok_or_else(|| config.wrong("rms_norm_eps", "a number"))? as f32,
-        rope: rope(&config, head_dim)?,
-        tied_output: config.flag("tie_word_embeddings")?.unwrap_or(false),
-        attention_bias: config.flag("attention_bias")?.unwrap_or(false),
-    })
+    refuse_unknown(&config, architecture.hf_fields)?;
+    Ok((architecture, (architecture.hf_spec)(&config)?))
 }
 
 /// A field nobody here knows may change numbers, unless it is empty or off.
-fn refuse_unknown(config: &Config<'_>) -> Result<(), ModelError> {
+fn refuse_unknown(config: &Config<'_>, own: &[&str]) -> Result<(), ModelError> {
     let Some(fields) = config.json.as_object() else {
         return Err(config.wrong("architectures", "in an object"));
     };
+    if let Some(quantization) = config.get("quantization_config") {
+        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+        let method = method.to_uppercase();
+        return Err(config.unsupported(format!(
+            "field `quantization_config`: weights quantized with {method}; use float weights and --quantize, or a GGUF file"
+        )));
+    }
     for (field, value) in fields {
         let off = match value {
             Value::Null | Value::Bool(false) => true,
@@ -162,60 +269,11 @@ fn refuse_unknown(config: &Config<'_>) -> Result<(), ModelError> {
             Value::Object(map) => map.is_empty(),
             _ => false,
         };
-        if !off && !KNOWN.contains(&field.as_str()) {
+        if !off && !KNOWN.contains(&field.as_str()) && !own.contains(&field.as_str()) {
             return Err(
                 config.unsupported(format!("field `{field}` ({value}): what it changes is not known here"))
             );
         }
     }
-    if config.flag("rope_interleaved")? == Some(true) {
-        return Err(config.unsupported("field `rope_interleaved` is true".into()));
-    }
     Ok(())
-}
-
-fn rope(config: &Config<'_>, head_dim: usize) -> Result<RopeSpec, ModelError> {
-    // Newer files keep everything in `rope_parameters`; older ones have `rope_theta` and `rope_scaling`.
-    let parameters = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
-    for (field, value) in parameters.and_then(Value::as_object).into_iter().flatten() {
-        if !value.is_null() && !KNOWN_ROPE.contains(&field.as_str()) {
-            let reason = format!("rope parameter `{field}` ({value}): what it changes is not known here");
-            return Err(config.unsupported(reason));
-        }
-    }
-    let number = |name: &str| parameters.and_then(|p| p.get(name)).and_then(Value::as_f64);
-    let theta = match parameters.and_then(|p| p.get("rope_theta")).or_else(|| config.get("rope_theta")) {
-        None => 10_000.0,
-        Some(theta) => theta.as_f64().ok_or_else(|| {
-            ModelError::corrupt(config.path, format!("field `rope_theta` is {theta}, not a number"))
-        })?,
-    };
-    let kind = parameters.and_then(|p| p.get("rope_type").or_else(|| p.get("type")));
-    let required = |name: &str| {
-        let missing = || {
-            ModelError::corrupt(config.path, format!("rope parameter `{name}` is missing or not a number"))
-        };
-        number(name).ok_or_else(missing)
-    };
-    if number("partial_rotary_factor").is_some_and(|factor| factor != 1.0) {
-        return Err(config.unsupported("rope parameter `partial_rotary_factor` other than 1".into()));
-    }
-    let scaling = match kind.map(|kind| kind.as_str().unwrap_or_default()) {
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: required("factor")? },
-        Some("llama3") => RopeScaling::Llama3 {
-            factor: required("factor")?,
-            low: required("low_freq_factor")?,
-            high: required("high_freq_factor")?,
-            original: required("original_max_position_embeddings")?,
-        },
-        Some(other) => {
-            return Err(
-                config.unsupported(format!("rope type `{other}` (default, linear and llama3 are served)"))
-            );
-        }
-    };
-    let inv_freq = inv_freq(theta, head_dim, scaling);
-    let inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(config.path, reason))?;
-    Ok(RopeSpec { style: RopeStyle::Half, inv_freq, scale: 1.0 })
 }

@@ -1,16 +1,25 @@
 //! Hugging Face folders: config.json, safetensors (one file or an index of shards), tokenizer files.
 
 mod config;
+mod rope;
 mod tensors;
 
 use std::path::Path;
 
 use serde_json::Value;
 
+use crate::arch::names::Naming;
 use crate::checkpoint::{Parts, TokenizerPlace};
+use crate::dtype::DType;
 use crate::error::ModelError;
-use crate::roles::{HUGGING_FACE, TensorRole};
+use crate::roles::TensorRole;
+use crate::spec::ArchSpec;
 use crate::tokenizer::SpecialTokens;
+
+pub(crate) use config::{Config, grouped};
+pub(crate) use rope::{
+    partial_factor as partial_rotation, refuse_partial as refuse_partial_rotation, spec as rope_spec,
+};
 
 /// Largest text that is read, JSON or template (tokenizer.json is not read here).
 const MAX_TEXT: u64 = 64 << 20;
@@ -19,11 +28,11 @@ const MAX_TEXT: u64 = 64 << 20;
 pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
     let config_path = path.join("config.json");
     let config = read_json(&config_path)?;
-    let mut spec = config::spec(&config_path, &config)?;
+    let (architecture, mut spec) = config::spec(&config_path, &config)?;
     let tensors = tensors::open(path)?;
     // A checkpoint may carry an output layer although its configuration ties it; then it uses the tied one, as
     // transformers does. One that says it is untied must have it.
-    let has_output = tensors.contains_key(&HUGGING_FACE.name(TensorRole::Output));
+    let has_output = tensors.contains_key(Naming::HuggingFace.global(TensorRole::Output));
     if !spec.tied_output && !has_output && config.get("tie_word_embeddings").is_none() {
         spec.tied_output = true;
     }
@@ -39,10 +48,26 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
         special: special(&config, &generation, &tokenizer_config),
         chat_template: chat_template(path, &tokenizer_config)?,
         tensors,
-        naming: &HUGGING_FACE,
+        naming: Naming::HuggingFace,
+        layout: architecture.hf_layout,
         harmless: None,
         tokenizer: tokenizer.is_file().then_some(TokenizerPlace::Json(tokenizer)),
     })
+}
+
+/// The architecture and the stored type that a config.json (or the one in a folder) describes.
+pub(crate) fn spec_of_config(path: &Path) -> Result<(ArchSpec, DType), ModelError> {
+    let path = if path.is_dir() { path.join("config.json") } else { path.into() };
+    let config = read_json(&path)?;
+    let (_, spec) = config::spec(&path, &config)?;
+    spec.check().map_err(|reason| ModelError::corrupt(&path, reason))?;
+    let dtype = config.get("dtype").or_else(|| config.get("torch_dtype")).and_then(Value::as_str);
+    let dtype = match dtype {
+        Some("float32") => DType::F32,
+        Some("float16") => DType::F16,
+        _ => DType::BF16,
+    };
+    Ok((spec, dtype))
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {

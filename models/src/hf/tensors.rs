@@ -73,21 +73,27 @@ fn read(path: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
                 )));
             }
         };
-        let (rows, cols) = match info.shape[..] {
-            [cols] => (1, cols),
-            [rows, cols] => (rows, cols),
+        let (count, rows, cols) = match info.shape[..] {
+            [cols] => (1, 1, cols),
+            [rows, cols] => (1, rows, cols),
+            [count, rows, cols] => (count, rows, cols),
             ref other => {
-                return Err(wrong(format!("has shape {other:?}; vectors and matrices are expected")));
+                return Err(wrong(format!(
+                    "has shape {other:?}; vectors, matrices and stacks of them are expected"
+                )));
             }
         };
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        let needed = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(dtype.block_bytes()));
+        let elements = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(count));
+        let needed = elements.and_then(|elements| elements.checked_mul(dtype.block_bytes()));
         if range.end > file.bytes().len() || Some(range.len()) != needed {
             let total = file.bytes().len();
-            let reason = format!("its bytes {range:?} of {total} do not hold {rows} × {cols} of {dtype}");
+            let reason =
+                format!("its bytes {range:?} of {total} do not hold {count} × {rows} × {cols} of {dtype}");
             return Err(wrong(reason));
         }
-        tensors.insert(name.clone(), TensorInfo { name, dtype, rows, cols, file: Arc::clone(&file), range });
+        let info = TensorInfo::stored(name.clone(), dtype, [count, rows, cols], Arc::clone(&file), range);
+        tensors.insert(name, info);
     }
     Ok(tensors)
 }

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::spec::Mlp;
 use crate::testing::{
     FFN, HEAD_DIM, HIDDEN, LAYERS, VOCAB, safetensors, stored, tiny_config, tiny_folder, tiny_safetensors,
     tiny_tensors,
 };
-use crate::{Checkpoint, DType, ModelError, RopeStyle, TensorRole, TokenizerSource};
+use crate::{
+    Checkpoint, Cut, DType, LayerRole, ModelError, Quantize, RopeStyle, Shape, TensorRole, TokenizerSource,
+};
 
 struct Folder(tempfile::TempDir);
 
@@ -60,17 +63,24 @@ fn every_type_is_read_where_it_lies() {
         let folder = Folder::new(dtype);
         let model = folder.open().expect("a good folder");
         let spec = model.spec();
-        assert_eq!((spec.hidden, spec.layers, spec.ffn, spec.vocab), (HIDDEN, LAYERS, FFN, VOCAB));
-        assert!(spec.tied_output && spec.rope.style == RopeStyle::Half);
-        assert_eq!(spec.rope.inv_freq.len(), HEAD_DIM / 2);
+        assert_eq!((spec.hidden, spec.layers.len(), spec.vocab), (HIDDEN, LAYERS, VOCAB));
+        assert_eq!(spec.layers[1].mlp, Mlp::Dense { width: FFN });
+        assert!(spec.tied_output && spec.ropes[0].style == RopeStyle::Half);
+        assert_eq!(spec.ropes[0].inv_freq.len(), HEAD_DIM / 2);
         assert_eq!((model.special().bos, &model.special().eos[..]), (Some(1), &[2, 3][..]));
         let names = tiny_tensors();
         let number = names.iter().position(|(name, _)| name.contains("0.mlp.down")).expect("there");
         let written = stored(dtype, HIDDEN * FFN, number as u32);
-        let part = model.slice(TensorRole::Down(0), 5..9, 7..100).expect("floats are cut anywhere");
+        let part = model
+            .slice(TensorRole::Layer(0, LayerRole::Down), 5..9, 7..100)
+            .expect("floats are cut anywhere");
         let width = dtype.block_bytes();
         for row in 0..4 {
-            assert_eq!(part.row(row), &written[((5 + row) * FFN + 7) * width..][..93 * width], "{dtype}");
+            assert_eq!(
+                part.row(row, &mut Vec::new()),
+                &written[((5 + row) * FFN + 7) * width..][..93 * width],
+                "{dtype}"
+            );
         }
         let norm = model.slice(TensorRole::FinalNorm, 0..1, 0..HIDDEN).expect("there").to_f32();
         assert_eq!(norm.expect("floats").len(), HIDDEN);
@@ -90,7 +100,7 @@ fn a_file_cut_anywhere_or_with_a_flipped_byte_is_an_error_or_a_model() {
         let mut bad = bytes.clone();
         bad[at] ^= if at % 2 == 0 { 0x01 } else { 0xff };
         if let Ok(model) = folder.write("model.safetensors", &bad).open() {
-            model.slices(2).expect("an accepted model can be cut");
+            model.slices(&Cut::even(Shape::tensor(2)), Quantize::None).expect("an accepted model can be cut");
         }
     }
     // A header that claims to be longer than any memory.
@@ -114,7 +124,8 @@ fn tensors_that_do_not_fit_are_named() {
         tiny_safetensors(DType::F16, &all.iter().map(with).collect::<Vec<_>>())
     };
     folder.write("model.safetensors", reshaped(&[HIDDEN, FFN])).refuse(&[name, "256 × 512", "512 × 256"]);
-    folder.write("model.safetensors", reshaped(&[2, FFN, HIDDEN])).refuse(&[name, "vectors and matrices"]);
+    folder.write("model.safetensors", reshaped(&[2, FFN, HIDDEN])).refuse(&[name, "a stack of 2 matrices"]);
+    folder.write("model.safetensors", reshaped(&[1, 2, FFN, HIDDEN])).refuse(&[name, "vectors, matrices"]);
     for dtype in ["I64", "F8_E4M3", "F64", "U8"] {
         let width = match dtype {
             "I64" | "F64" => 8,
@@ -202,7 +213,7 @@ fn fields_that_change_numbers_are_understood_or_refused_by_name() {
         folder.write("config.json", config.to_string()).open().expect("switched off");
     }
     for (field, value, said) in [
-        ("architectures", json!(["MambaForCausalLM"]), "`MambaForCausalLM` (served: LlamaForCausalLM)"),
+        ("architectures", json!(["MambaForCausalLM"]), "`MambaForCausalLM` (served: LlamaForCausalLM, "),
         ("architectures", json!("LlamaForCausalLM"), "`architectures` is"),
         ("architectures", json!(null), "`architectures` is missing"),
         ("hidden_size", json!("big"), "`hidden_size` is \"big\", not a whole number"),
@@ -237,7 +248,7 @@ fn fields_that_change_numbers_are_understood_or_refused_by_name() {
 fn the_rotation_is_read_in_old_and_new_spellings() {
     let folder = Folder::new(DType::F16);
     let frequencies = |field: &str, value: Value| {
-        folder.config(field, value).open().map(|model| model.spec().rope.inv_freq.clone())
+        folder.config(field, value).open().map(|model| model.spec().ropes[0].inv_freq.clone())
     };
     let plain = frequencies("rope_scaling", json!(null)).expect("no scaling");
     let second = |theta: f32| theta.powf(-2.0 / HEAD_DIM as f32);
@@ -252,12 +263,14 @@ fn the_rotation_is_read_in_old_and_new_spellings() {
     let scaled = frequencies("rope_scaling", llama3).expect("llama3");
     assert_eq!((scaled[0], scaled[15]), (1.0, plain[15] / 8.0));
     for (value, said) in [
-        (json!({"rope_type": "yarn", "factor": 2.0}), "rope type `yarn`"),
+        (json!({"rope_type": "longrope", "factor": 2.0}), "rope type `longrope`"),
+        (json!({"rope_type": "dynamic", "factor": 2.0}), "rope type `dynamic`"),
         (json!({"rope_type": "llama3", "factor": 8.0}), "`low_freq_factor` is missing"),
         (json!({"rope_type": "linear"}), "`factor` is missing"),
         (json!({"rope_type": "linear", "factor": 0.0}), "no finite frequencies"),
         (json!({"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!({"rope_type": "default", "mscale": 0.7}), "rope parameter `mscale`"),
+        (json!({"rope_type": "default", "long_mscale": 0.7}), "rope parameter `long_mscale`"),
     ] {
         let error = frequencies("rope_scaling", value).expect_err(said).to_string();
         assert!(error.contains(said) && error.contains("config.json"), "{error}");

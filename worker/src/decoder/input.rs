@@ -53,22 +53,6 @@ impl StepInput {
         self.tokens.is_empty() && self.drops.is_empty() && self.grants.is_empty()
     }
 
-    /// The position of each row.
-    pub fn positions(&self) -> Vec<u32> {
-        self.segments.iter().flat_map(|segment| segment.start..segment.start + segment.len).collect()
-    }
-
-    /// Indices of the rows that want logits.
-    pub fn logit_rows(&self) -> Vec<usize> {
-        let mut first = 0;
-        let mut rows = Vec::new();
-        for segment in &self.segments {
-            rows.extend(first + segment.logits_from as usize..first + segment.len as usize);
-            first += segment.len as usize;
-        }
-        rows
-    }
-
     /// Whether it can be run on `tables` (its own changes made) with this vocabulary, block size and most rows.
     ///
     /// # Errors
@@ -144,38 +128,70 @@ impl StepInput {
 }
 
 /// The blocks of every sequence, by slot; the same on every rank.
-#[derive(Debug, Default)]
+///
+/// Each part of the batch has a pool of blocks: of `n` blocks each, pool `p` has those numbered `p · n ..`. A sequence's blocks
+/// are of one pool, and so say which part it is in.
+#[derive(Debug)]
 pub struct BlockTables {
-    slots: Vec<Vec<BlockId>>,
+    pools: usize,
+    pool_blocks: usize,
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Slot {
+    pool: usize,
+    /// Numbered within the pool.
+    blocks: Vec<BlockId>,
 }
 
 impl BlockTables {
+    /// Empty tables over `pools` pools of `pool_blocks` blocks.
+    pub fn new(pools: usize, pool_blocks: usize) -> Self {
+        Self { pools, pool_blocks, slots: Vec::new() }
+    }
+
     /// Makes a step's changes.
     ///
     /// # Errors
-    /// If a slot or block does not exist.
-    pub fn apply(&mut self, input: &StepInput, total_blocks: usize) -> Result<(), InputError> {
+    /// If a slot or block does not exist, or a sequence would have blocks of two pools.
+    pub fn apply(&mut self, input: &StepInput) -> Result<(), InputError> {
         for slot in &input.drops {
-            if let Some(blocks) = self.slots.get_mut(*slot as usize) {
-                blocks.clear();
+            if let Some(slot) = self.slots.get_mut(*slot as usize) {
+                slot.blocks.clear();
             }
         }
         for (slot, blocks) in &input.grants {
-            if *slot >= MAX_SLOTS || blocks.iter().any(|block| *block as usize >= total_blocks) {
-                return Err(InputError(format!("blocks {blocks:?} of {total_blocks} for slot {slot}")));
+            let total = self.pools * self.pool_blocks;
+            if *slot >= MAX_SLOTS || blocks.iter().any(|block| *block as usize >= total) {
+                return Err(InputError(format!("blocks {blocks:?} of {total} for slot {slot}")));
             }
-            let slot = *slot as usize;
-            if self.slots.len() <= slot {
-                self.slots.resize_with(slot + 1, Vec::new);
+            let Some(first) = blocks.first() else { continue };
+            let pool = *first as usize / self.pool_blocks;
+            let at = *slot as usize;
+            if self.slots.len() <= at {
+                self.slots.resize_with(at + 1, Slot::default);
             }
-            self.slots[slot].extend_from_slice(blocks);
+            let table = &mut self.slots[at];
+            let stays = table.blocks.is_empty() || table.pool == pool;
+            if !stays || blocks.iter().any(|block| *block as usize / self.pool_blocks != pool) {
+                return Err(InputError(format!("blocks {blocks:?} of two pools for slot {slot}")));
+            }
+            table.pool = pool;
+            let start = pool * self.pool_blocks;
+            table.blocks.extend(blocks.iter().map(|block| block - start as BlockId));
         }
         Ok(())
     }
 
-    /// The blocks of a slot, in order.
+    /// The blocks of a slot, in order, numbered within their pool.
     pub fn blocks(&self, slot: u32) -> &[BlockId] {
-        self.slots.get(slot as usize).map_or(&[], Vec::as_slice)
+        self.slots.get(slot as usize).map_or(&[], |slot| &slot.blocks)
+    }
+
+    /// The part of the batch that a slot's sequence is in.
+    pub fn pool(&self, slot: u32) -> usize {
+        self.slots.get(slot as usize).map_or(0, |slot| slot.pool)
     }
 }
 
@@ -203,16 +219,14 @@ mod tests {
         for len in 0..bytes.len() - 3 {
             assert!(StepInput::decode(&bytes[..len]).is_err(), "{len} bytes");
         }
-        assert_eq!(input().positions(), [0, 1, 2, 9]);
-        assert_eq!(input().logit_rows(), [2]);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let mut tables = BlockTables::default();
-        assert!(tables.apply(&input(), 7).is_err(), "block 7 of 7");
-        let mut tables = BlockTables::default();
-        tables.apply(&input(), 8).expect("blocks exist");
+        assert!(BlockTables::new(1, 7).apply(&input()).is_err(), "block 7 of 7");
+        assert!(BlockTables::new(2, 4).apply(&input()).is_err(), "blocks of two pools");
+        let mut tables = BlockTables::new(1, 8);
+        tables.apply(&input()).expect("blocks exist");
         assert_eq!(tables.blocks(1), [7, 2]);
         assert!(input().check(&tables, 9, 2, 9).is_err(), "slot 3 has no blocks");
         let one = StepInput { segments: input().segments[..1].to_vec(), tokens: vec![5, 6, 7], ..input() };
@@ -220,7 +234,19 @@ mod tests {
         assert!(one.check(&tables, 9, 2, 2).is_err(), "three rows of two");
         assert!(one.check(&tables, 7, 2, 9).is_err(), "token 7 of 7");
         assert!(one.check(&tables, 9, 1, 9).is_err(), "three positions in two blocks of one");
-        tables.apply(&StepInput { drops: vec![1], ..StepInput::default() }, 8).expect("a drop");
+        tables.apply(&StepInput { drops: vec![1], ..StepInput::default() }).expect("a drop");
         assert!(tables.blocks(1).is_empty());
+    }
+
+    #[test]
+    fn blocks_are_numbered_within_their_pool() {
+        let mut tables = BlockTables::new(3, 4);
+        let grant = |blocks| StepInput { grants: vec![(5, blocks)], ..StepInput::default() };
+        tables.apply(&grant(vec![9, 8])).expect("both of pool 2");
+        tables.apply(&grant(vec![11])).expect("again");
+        assert_eq!((tables.pool(5), tables.blocks(5)), (2, &[1, 0, 3][..]));
+        assert!(tables.apply(&grant(vec![1])).is_err(), "of another pool");
+        tables.apply(&StepInput { drops: vec![5], ..grant(vec![1]) }).expect("dropped and granted anew");
+        assert_eq!((tables.pool(5), tables.blocks(5)), (0, &[1][..]));
     }
 }

@@ -1,45 +1,57 @@
-//! The forward pass: one decoder for every architecture an `ArchSpec` can describe.
+//! The forward pass: one decoder for every architecture an `ArchSpec` can describe, at any shape of group.
 //!
-//! Every rank runs it on the same [`StepInput`]. Attention and MLP are split over ranks; what each computes of the residual
-//! stream is summed after each of the two, and each rank scores its part of the vocabulary.
+//! Every rank runs it on the same [`StepInput`]. Attention and MLPs are split over the ranks of a tensor-parallel part, and
+//! what each computes of the residual stream is summed after each of the two; parts of the batch go to different such parts,
+//! layers to different stages, experts to different ranks of a stage. Each rank of the last stage scores its part of the
+//! vocabulary for its part of the batch.
 
+mod attention;
 mod buffers;
+mod comms;
+mod experts;
 mod input;
+mod mlp;
+mod project;
+mod routing;
+mod score;
 
 use std::ops::Range;
 
-use foggara_kernels::collective::{Collective, CollectiveError};
+use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::op::activations::Activations;
-use foggara_kernels::op::attention::{AttentionParams, AttentionRow, attention};
-use foggara_kernels::op::gated::{GatedActivation, gated};
 use foggara_kernels::op::kv_cache::{KvCache, KvType};
-use foggara_kernels::op::matmul::matmul;
 use foggara_kernels::op::rms_norm::{add_assign, rms_norm};
 use foggara_kernels::op::rope::{RopeAngles, RopeStyle, RopeTable};
 use foggara_kernels::{KernelError, ThreadPool};
-use foggara_models::{ArchSpec, RankSlice};
+use foggara_models::spec::Mlp;
+use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
 
-use crate::weights::{Column, LayerWeights, RankWeights};
+use crate::weights::{MlpKind, RankWeights};
 
+use attention::{Attender, Context, Row};
 use buffers::Buffers;
+pub use comms::{Comms, Part, Parts};
+pub use experts::DispatchStats;
+use experts::ExpertRunner;
 pub use input::{BlockTables, InputError, Segment, StepInput};
-
-/// Rows of logits that exist at once: many would be hundreds of megabytes.
-const LOGIT_ROWS: usize = 32;
+use mlp::MlpRunner;
 
 /// One rank of the decoder.
 pub struct Decoder {
     spec: ArchSpec,
+    shape: Shape,
     slice: RankSlice,
-    /// Vocabulary rows of each rank.
+    /// Vocabulary rows of each rank that scores.
     vocab_counts: Vec<usize>,
     weights: RankWeights,
-    rope: RopeTable,
-    kv_head_of: Vec<u32>,
+    ropes: Vec<RopeTable>,
     cache: KvCache,
     pool: ThreadPool,
     buffers: Buffers,
-    angles: RopeAngles,
+    attender: Attender,
+    mlp: MlpRunner,
+    experts: ExpertRunner,
+    angles: Vec<RopeAngles>,
 }
 
 /// How a decoder keeps its keys and values.
@@ -56,53 +68,62 @@ pub struct CacheConfig {
 impl CacheConfig {
     /// Bytes that the cache of one rank can come to; `None` if there is no such number.
     pub fn bytes(&self, spec: &ArchSpec, slice: &RankSlice) -> Option<usize> {
-        let heads = slice.kv_heads.len();
         KvCache::bytes(
-            spec.layers,
+            slice.layers.len(),
             self.blocks,
             self.block_size,
-            heads,
-            spec.head_dim,
-            spec.head_dim,
+            slice.kv_heads.len(),
+            spec.key_dim(),
+            spec.value_dim(),
             self.ty,
         )
     }
 }
 
 impl Decoder {
-    /// A decoder of `slices[rank]` with an empty cache.
+    /// A decoder of rank `rank` of `plan` with an empty cache.
     ///
     /// # Errors
     /// If the cache cannot be made.
     pub fn new(
         spec: &ArchSpec,
-        slices: &[RankSlice],
+        plan: &SlicePlan,
         rank: usize,
         weights: RankWeights,
         cache: CacheConfig,
         pool: ThreadPool,
     ) -> Result<Self, KernelError> {
-        let slice = slices[rank].clone();
-        let style = match spec.rope.style {
-            foggara_models::RopeStyle::Interleaved => RopeStyle::Interleaved,
-            foggara_models::RopeStyle::Half => RopeStyle::Half,
+        let slice = plan.ranks[rank].clone();
+        let table = |rope: &foggara_models::RopeSpec| {
+            let style = match rope.style {
+                foggara_models::RopeStyle::Interleaved => RopeStyle::Interleaved,
+                foggara_models::RopeStyle::Half => RopeStyle::Half,
+            };
+            RopeTable::new(rope.inv_freq.clone(), style, rope.scale)
         };
-        let group = spec.heads_per_kv();
-        let local = |head: usize| u32::try_from(head / group - slice.kv_heads.start).expect("heads are few");
-        let kv_head_of = slice.q_heads.clone().map(local).collect();
-        let kv_heads = slice.kv_heads.len();
-        let dim = spec.head_dim;
-        let cache = KvCache::new(spec.layers, cache.blocks, cache.block_size, kv_heads, dim, dim, cache.ty)?;
+        let cache = KvCache::new(
+            slice.layers.len(),
+            cache.blocks,
+            cache.block_size,
+            slice.kv_heads.len(),
+            spec.key_dim(),
+            spec.value_dim(),
+            cache.ty,
+        )?;
+        let scores = |slice: &RankSlice| slice.place.stage + 1 == plan.shape.pp;
         Ok(Self {
             spec: spec.clone(),
-            vocab_counts: slices.iter().map(|slice| slice.vocab.len()).collect(),
+            shape: plan.shape,
+            vocab_counts: plan.ranks.iter().map(|s| if scores(s) { s.vocab.len() } else { 0 }).collect(),
             weights,
-            rope: RopeTable::new(spec.rope.inv_freq.clone(), style, spec.rope.scale),
-            kv_head_of,
+            ropes: spec.ropes.iter().map(table).collect(),
             cache,
             pool,
             buffers: Buffers::new(spec, &slice),
-            angles: RopeAngles::default(),
+            attender: Attender::new(spec, &slice),
+            mlp: MlpRunner::new(spec.activation),
+            experts: ExpertRunner::new(spec, plan),
+            angles: vec![RopeAngles::default(); spec.ropes.len()],
             slice,
         })
     }
@@ -112,13 +133,29 @@ impl Decoder {
         &self.spec
     }
 
-    /// Blocks in the cache.
+    /// The group's shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Blocks in the cache of each part of the batch.
     pub fn blocks(&self) -> usize {
         self.cache.blocks()
     }
 
-    /// Runs one step. On rank 0, `on_logits(i, logits)` is called for each row that wants them, in order; `logits` spans
-    /// the vocabulary.
+    /// Rows and bytes sent between ranks for experts, so far.
+    pub fn dispatch_stats(&self) -> DispatchStats {
+        self.experts.stats()
+    }
+
+    /// Tokens routed to each expert of each layer since the last call, as far as it is for this rank to count them: those of
+    /// all ranks add up to every token once.
+    pub fn take_expert_counts(&mut self) -> Vec<Vec<u64>> {
+        self.experts.take_counts()
+    }
+
+    /// Runs one step. On rank 0, `on_logits(i, logits)` is called for each row that wants them (the `i`th of those), a
+    /// sequence's in order; `logits` spans the vocabulary.
     ///
     /// # Errors
     /// If the collectives fail; the group is unusable then.
@@ -129,182 +166,146 @@ impl Decoder {
         &mut self,
         input: &StepInput,
         tables: &BlockTables,
-        collective: &mut dyn Collective,
+        comms: &mut Comms,
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), CollectiveError> {
-        let rows = input.tokens.len();
-        if rows == 0 {
+        if input.tokens.is_empty() {
             return Ok(());
         }
-        let positions = input.positions();
-        self.rope.angles(&positions, &mut self.angles);
-        self.buffers.set_rows(rows);
-        self.embed(&input.tokens);
-        collective.all_reduce(&mut self.buffers.x)?;
-        for layer in 0..self.spec.layers {
-            self.attend(layer, input, tables, &positions);
-            collective.all_reduce(&mut self.buffers.partial)?;
-            add_assign(&mut self.buffers.x, &self.buffers.partial);
-            self.mlp(layer);
-            collective.all_reduce(&mut self.buffers.partial)?;
-            add_assign(&mut self.buffers.x, &self.buffers.partial);
+        let (tokens, rows) = self.own_rows(input, tables);
+        let positions: Vec<u32> = rows.iter().map(|row| row.position as u32).collect();
+        for (rope, angles) in self.ropes.iter().zip(&mut self.angles) {
+            rope.angles(&positions, angles);
         }
-        let wanted = input.logit_rows();
-        for (tile, rows) in wanted.chunks(LOGIT_ROWS).enumerate() {
-            self.score(rows, collective)?;
-            if collective.rank() == 0 {
-                for (i, logits) in
-                    self.buffers.logits.chunks_exact(self.spec.vocab).take(rows.len()).enumerate()
-                {
-                    on_logits(tile * LOGIT_ROWS + i, logits);
-                }
+        self.buffers.set_rows(rows.len());
+        // Ranks that split tensors have the same rows; without any there is nothing to sum.
+        let busy = !rows.is_empty();
+        if self.slice.place.stage == 0 {
+            if busy {
+                self.embed(&tokens);
+                comms.tp().all_reduce(&mut self.buffers.x)?;
+            }
+        } else if busy {
+            comms.receive(&mut self.buffers.x)?;
+        }
+        for local in 0..self.slice.layers.len() {
+            if busy {
+                self.attend(local, &rows);
+                comms.tp().all_reduce(&mut self.buffers.partial)?;
+                self.add(local, |layer| &layer.post_attn_norm);
+            }
+            self.feed_forward(local, &rows, comms)?;
+            if busy {
+                comms.tp().all_reduce(&mut self.buffers.partial)?;
+                self.add(local, |layer| &layer.post_mlp_norm);
             }
         }
-        Ok(())
+        if busy {
+            comms.send(&mut self.buffers.x)?;
+        }
+        self.score(input, tables, comms, on_logits)
+    }
+
+    /// The rows of this rank's part of the batch, with their tokens.
+    fn own_rows<'a>(&self, input: &'a StepInput, tables: &'a BlockTables) -> (Vec<u32>, Vec<Row<'a>>) {
+        let (mut tokens, mut rows, mut first) = (Vec::new(), Vec::new(), 0);
+        for segment in &input.segments {
+            let all = first..first + segment.len as usize;
+            first = all.end;
+            if tables.pool(segment.slot) == self.slice.place.dp {
+                let blocks = tables.blocks(segment.slot);
+                tokens.extend_from_slice(&input.tokens[all]);
+                rows.extend(segment.positions().map(|position| Row { blocks, position }));
+            }
+        }
+        (tokens, rows)
     }
 
     /// x = rows of the embedding; zeros for tokens of other ranks.
     fn embed(&mut self, tokens: &[u32]) {
         let vocab = &self.slice.vocab;
+        let Some(embedding) = &self.weights.embedding else { return };
         for (token, x) in tokens.iter().zip(self.buffers.x.chunks_exact_mut(self.spec.hidden)) {
             match (*token as usize).checked_sub(vocab.start).filter(|row| *row < vocab.len()) {
-                Some(row) => self.weights.embedding.dequantize_row(row, x),
+                Some(row) => embedding.dequantize_row(row, x),
                 None => x.fill(0.0),
             }
+        }
+        if self.spec.embedding_scale != 1.0 {
+            self.buffers.x.iter_mut().for_each(|x| *x *= self.spec.embedding_scale);
         }
     }
 
     /// partial = this rank's heads' part of the attention's output.
-    fn attend(&mut self, layer: usize, input: &StepInput, tables: &BlockTables, positions: &[u32]) {
-        let w = &self.weights.layers[layer];
-        let b = &mut self.buffers;
-        let (rows, dim) = (positions.len(), self.spec.head_dim);
-        let (q_width, kv_width) = (self.slice.q_heads.len() * dim, self.slice.kv_heads.len() * dim);
-        let width = q_width + 2 * kv_width;
-        if q_width == 0 {
-            // A rank without heads still takes part in the sum.
-            b.partial.fill(0.0);
-            return;
-        }
-        rms_norm(&self.pool, &b.x, rows, &w.attn_norm, self.spec.norm_eps, b.normed.f32_rows_mut());
-        project(&self.pool, &w.qkv, &mut b.normed, &mut b.qkv, width);
-        add_bias(&mut b.qkv, &w.qkv_bias);
-        self.rope.rotate(&self.angles, &mut b.qkv, width, self.slice.q_heads.len(), dim);
-        self.rope.rotate(&self.angles, &mut b.qkv[q_width..], width, self.slice.kv_heads.len(), dim);
-        let size = self.cache.block_size();
-        let mut seen: Vec<AttentionRow<'_>> = Vec::with_capacity(rows);
-        for segment in &input.segments {
-            let blocks = tables.blocks(segment.slot);
-            for position in segment.positions() {
-                let row = seen.len();
-                let qkv = &b.qkv[row * width..][..width];
-                let (k, v) = qkv[q_width..].split_at(kv_width);
-                self.cache.write(layer, blocks[position / size], position % size, k, v);
-                seen.push(AttentionRow { blocks, len: position + 1, window_start: 0 });
-            }
-        }
-        for (row, qkv) in b.qkv.chunks_exact(width).enumerate() {
-            b.q[row * q_width..][..q_width].copy_from_slice(&qkv[..q_width]);
-        }
-        let params = AttentionParams {
-            kv_head_of: &self.kv_head_of,
-            scale: 1.0 / (dim as f32).sqrt(),
-            softcap: None,
-            sinks: &[],
+    fn attend(&mut self, local: usize, rows: &[Row<'_>]) {
+        let (w, b) = (&self.weights.layers[local], &mut self.buffers);
+        let layer = &self.spec.layers[self.slice.layers.start + local];
+        rms_norm(&self.pool, &b.x, rows.len(), &w.attn_norm, self.spec.norm_eps, b.normed.f32_rows_mut());
+        let mut context = Context {
+            pool: &self.pool,
+            cache: &mut self.cache,
+            layer: local,
+            rope: &self.ropes[layer.rope],
+            angles: &self.angles[layer.rope],
+            window: layer.window,
+            rows,
         };
-        attention(&self.pool, &self.cache, layer, &b.q, &seen, &params, b.attended.f32_rows_mut());
-        if w.o.is_quantized() {
-            b.attended.quantize(&self.pool);
-        }
-        matmul(&self.pool, &w.o, &b.attended, &mut b.partial, self.spec.hidden);
-        add_bias(&mut b.partial, &w.o_bias);
+        let attended = &mut b.attended;
+        self.attender.run(&self.spec, &w.attention, &mut b.normed, attended, &mut b.partial, &mut context);
     }
 
-    /// partial = this rank's columns' part of the MLP's output.
-    fn mlp(&mut self, layer: usize) {
-        let w: &LayerWeights = &self.weights.layers[layer];
+    /// x += partial, normed before where the model says so.
+    fn add(&mut self, local: usize, norm: impl Fn(&crate::weights::LayerWeights) -> &Vec<f32>) {
         let b = &mut self.buffers;
-        let (rows, ffn) = (b.normed.rows(), self.slice.ffn.len());
-        if ffn == 0 {
-            b.partial.fill(0.0);
+        let norm = norm(&self.weights.layers[local]);
+        if norm.is_empty() {
+            add_assign(&mut b.x, &b.partial);
             return;
         }
-        rms_norm(&self.pool, &b.x, rows, &w.mlp_norm, self.spec.norm_eps, b.normed.f32_rows_mut());
-        project(&self.pool, &w.gate_up, &mut b.normed, &mut b.gate_up, 2 * ffn);
-        for (both, out) in b.gate_up.chunks_exact(2 * ffn).zip(b.gated.f32_rows_mut().chunks_exact_mut(ffn)) {
-            let (gate, up) = both.split_at(ffn);
-            gated(GatedActivation::Silu, gate, up, out);
-        }
-        if w.down.is_quantized() {
-            b.gated.quantize(&self.pool);
-        }
-        matmul(&self.pool, &w.down, &b.gated, &mut b.partial, self.spec.hidden);
+        let rows = b.normed.rows();
+        rms_norm(&self.pool, &b.partial, rows, norm, self.spec.norm_eps, b.normed.f32_rows_mut());
+        add_assign(&mut b.x, b.normed.f32_rows());
     }
 
-    /// Rank 0's logits = scores of the rows `wanted` over the whole vocabulary.
-    fn score(&mut self, wanted: &[usize], collective: &mut dyn Collective) -> Result<(), CollectiveError> {
-        let (hidden, vocab, count) = (self.spec.hidden, self.spec.vocab, wanted.len());
-        let b = &mut self.buffers;
-        b.last.set_rows(count);
-        for (row, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
-            let x = &b.x[row * hidden..][..hidden];
-            rms_norm(&self.pool, x, 1, &self.weights.final_norm, self.spec.norm_eps, to);
+    /// partial = this rank's part of what the MLP or the experts add.
+    fn feed_forward(
+        &mut self,
+        local: usize,
+        rows: &[Row<'_>],
+        comms: &mut Comms,
+    ) -> Result<(), CollectiveError> {
+        let (w, b) = (&self.weights.layers[local], &mut self.buffers);
+        let global = self.slice.layers.start + local;
+        if !rows.is_empty() {
+            rms_norm(&self.pool, &b.x, rows.len(), &w.mlp_norm, self.spec.norm_eps, b.normed.f32_rows_mut());
         }
-        let output = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
-        if output.is_quantized() {
-            b.last.quantize(&self.pool);
+        let (experts, spec) = match (&w.mlp, &self.spec.layers[global].mlp) {
+            (MlpKind::Experts(experts), Mlp::Experts(spec)) => (experts, spec),
+            (MlpKind::Dense(dense), _) if !rows.is_empty() => {
+                self.mlp.run(&self.pool, dense, &mut b.normed, &mut b.partial);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        match &experts.shared {
+            Some(shared) if !rows.is_empty() => {
+                self.mlp.run(&self.pool, shared, &mut b.normed, &mut b.partial);
+            }
+            _ => b.partial.fill(0.0),
         }
-        let local = self.slice.vocab.len();
-        b.scores.resize(count * local, 0.0);
-        matmul(&self.pool, output, &b.last, &mut b.scores, local);
-        let leads = collective.rank() == 0;
-        if collective.size() == 1 || count == 1 {
-            // One row, or one rank: the parts lie in order as they come.
-            b.logits.resize(if leads { count * vocab } else { 0 }, 0.0);
-            let counts: Vec<usize> = self.vocab_counts.iter().map(|part| part * count).collect();
-            return collective.gather(&b.scores, &counts, &mut b.logits);
+        let place = self.slice.place;
+        if self.shape.dp == 1 {
+            let (x, out) = (&mut b.normed, &mut b.partial[..]);
+            let counted = place.tp == 0;
+            self.experts.run_local(&self.pool, &mut self.mlp, global, spec, experts, x, out, counted);
+            return Ok(());
         }
-        let counts: Vec<usize> = self.vocab_counts.iter().map(|part| part * count).collect();
-        b.gathered.resize(if leads { count * vocab } else { 0 }, 0.0);
-        collective.gather(&b.scores, &counts, &mut b.gathered)?;
-        if leads {
-            b.logits.resize(count * vocab, 0.0);
-            interleave(&b.gathered, &self.vocab_counts, count, &mut b.logits);
-        }
-        Ok(())
-    }
-}
-
-/// From rank-major parts (each `rows` × its count) to rows over the whole vocabulary.
-fn interleave(parts: &[f32], counts: &[usize], rows: usize, out: &mut [f32]) {
-    let vocab: usize = counts.iter().sum();
-    let (mut start, mut column) = (0, 0);
-    for count in counts {
-        for row in 0..rows {
-            let from = &parts[start + row * count..][..*count];
-            out[row * vocab + column..][..*count].copy_from_slice(from);
-        }
-        start += rows * count;
-        column += count;
-    }
-}
-
-/// Products of every column group, side by side in rows of `width`.
-fn project(pool: &ThreadPool, columns: &[Column], x: &mut Activations, out: &mut [f32], width: usize) {
-    if columns.iter().any(|column| column.weights.is_quantized()) {
-        x.quantize(pool);
-    }
-    for column in columns {
-        matmul(pool, &column.weights, x, &mut out[column.at..], width);
-    }
-}
-
-/// Adds `bias` to every row; nothing if it is empty.
-fn add_bias(x: &mut [f32], bias: &[f32]) {
-    if !bias.is_empty() {
-        for row in x.chunks_exact_mut(bias.len()) {
-            add_assign(row, bias);
-        }
+        // Of ranks with the same rows each dispatches some, chosen by position: by nothing that depends on the batch.
+        let mine: Vec<usize> =
+            (0..rows.len()).filter(|row| rows[*row].position % self.shape.tp == place.tp).collect();
+        let (x, out): (&Activations, _) = (&b.normed, &mut b.partial[..]);
+        let stage = comms.stage();
+        self.experts.run_dispatched(&self.pool, &mut self.mlp, global, spec, experts, x, &mine, stage, out)
     }
 }
 

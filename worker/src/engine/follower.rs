@@ -11,9 +11,9 @@ pub fn follow(mut engine: Engine) -> Result<(), EngineError> {
     let mut bytes = Vec::new();
     loop {
         // Between steps there may be nothing to do for hours.
-        engine.collective.set_deadline(None);
-        engine.collective.broadcast(&mut bytes)?;
-        engine.collective.set_deadline(Some(STEP_DEADLINE));
+        engine.comms.set_deadline(None);
+        engine.comms.all().broadcast(&mut bytes)?;
+        engine.comms.set_deadline(Some(STEP_DEADLINE));
         let input = StepInput::decode(&bytes)?;
         engine.prepare(&input)?;
         engine.run(&input, &mut |_, _| ())?;

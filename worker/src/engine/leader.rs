@@ -36,7 +36,7 @@ struct Driver {
 /// # Errors
 /// Why it ended, unless it was asked to.
 pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), EngineError> {
-    engine.collective.set_deadline(Some(STEP_DEADLINE));
+    engine.comms.set_deadline(Some(STEP_DEADLINE));
     let mut table = SequenceTable::new(engine.decoder.spec().vocab);
     let mut driver: Option<Driver> = None;
     let mut bytes = Vec::new();
@@ -95,7 +95,7 @@ fn step(
     }
     driver.last_plan = number;
     let started = Instant::now();
-    let collective_before = engine.collective.stats().nanos;
+    let collective_before = engine.comms.stats().nanos;
     let mut sampling = Duration::ZERO;
     run(engine, &input, bytes, &mut |row, logits| {
         let began = Instant::now();
@@ -103,7 +103,7 @@ fn step(
         sampling += began.elapsed();
     })?;
     let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
-    let collective = Duration::from_nanos(engine.collective.stats().nanos - collective_before);
+    let collective = Duration::from_nanos(engine.comms.stats().nanos - collective_before);
     let timing = StepTiming {
         rows: u32::try_from(input.tokens.len()).unwrap_or(u32::MAX),
         wait_us: micros(waited),
@@ -127,9 +127,9 @@ fn run(
     if input.is_empty() {
         return Ok(());
     }
-    if engine.collective.size() > 1 {
+    if engine.comms.size() > 1 {
         input.encode(bytes);
-        engine.collective.broadcast(bytes)?;
+        engine.comms.all().broadcast(bytes)?;
     }
     engine.run(input, on_logits)?;
     Ok(())

@@ -7,11 +7,11 @@ mod sequences;
 
 use std::time::Duration;
 
-use foggara_kernels::collective::{Collective, CollectiveError};
+use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{DType, TensorRole};
 
-use crate::decoder::{BlockTables, Decoder, InputError, Segment, StepInput};
+use crate::decoder::{BlockTables, Comms, Decoder, InputError, Segment, StepInput};
 
 pub use follower::follow;
 pub use leader::{EngineEvent, lead};
@@ -42,7 +42,7 @@ pub struct Engine {
     /// Blocks by slot.
     pub tables: BlockTables,
     /// The other ranks.
-    pub collective: Box<dyn Collective>,
+    pub comms: Comms,
     /// Positions in a block.
     pub block_size: usize,
     /// Most rows of a step.
@@ -52,7 +52,7 @@ pub struct Engine {
 impl Engine {
     /// Makes a step's changes to the tables of this rank. After an error it must not be run.
     fn prepare(&mut self, input: &StepInput) -> Result<(), InputError> {
-        self.tables.apply(input, self.decoder.blocks())?;
+        self.tables.apply(input)?;
         input.check(&self.tables, self.decoder.spec().vocab, self.block_size, self.max_rows)
     }
 
@@ -62,7 +62,7 @@ impl Engine {
         input: &StepInput,
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), CollectiveError> {
-        self.decoder.forward(input, &self.tables, &mut *self.collective, on_logits)
+        self.decoder.forward(input, &self.tables, &mut self.comms, on_logits)
     }
 
     /// One real step on every rank, collectives included, before the group may call itself ready.
@@ -70,12 +70,12 @@ impl Engine {
     /// # Errors
     /// If ranks disagree, or the logits are not finite.
     pub fn check(&mut self) -> Result<(), EngineError> {
-        self.collective.set_deadline(Some(STEP_DEADLINE));
+        self.comms.set_deadline(Some(STEP_DEADLINE));
         // Everyone is there, in the place it believes.
-        let size = self.collective.size();
+        let size = self.comms.size();
         let mut ranks = vec![0.0f32; size];
-        ranks[self.collective.rank()] = 1.0;
-        self.collective.all_reduce(&mut ranks)?;
+        ranks[self.comms.rank()] = 1.0;
+        self.comms.all().all_reduce(&mut ranks)?;
         if ranks.iter().any(|count| *count != 1.0) {
             return Err(EngineError::Check(format!("ranks answered {ranks:?} times")));
         }
@@ -88,13 +88,13 @@ impl Engine {
         let mut finite = true;
         self.prepare(&input)?;
         self.run(&input, &mut |_, logits| finite &= logits.iter().all(|logit| logit.is_finite()))?;
-        self.tables.apply(&StepInput { drops: vec![0], ..StepInput::default() }, self.decoder.blocks())?;
+        self.tables.apply(&StepInput { drops: vec![0], ..StepInput::default() })?;
         if !finite {
             return Err(EngineError::Check(
                 "logits of a first token are not finite: corrupt weights?".into(),
             ));
         }
-        self.collective.barrier()?;
+        self.comms.all().barrier()?;
         Ok(())
     }
 }

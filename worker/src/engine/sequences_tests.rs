@@ -81,7 +81,7 @@ fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
     let mut table = SequenceTable::new(10);
     let echo = SequenceParams { prompt_logprobs: true, logprobs: Some(1), ..params(0) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5], 3, echo)], vec![chunk(1, 2)], vec![]);
-    assert_eq!(input.logit_rows(), [0, 1]);
+    assert_eq!(input.segments[0].logits_from, 0);
     table.take_logits(0, &likely(4));
     table.take_logits(1, &likely(9));
     let output = table.finish().remove(0);
@@ -102,7 +102,7 @@ fn a_sequence_goes_on_from_where_it_was() {
     let mut table = SequenceTable::new(10);
     let again = SequenceParams { prompt_logprobs: true, ..params(3) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5, 6], 2, again)], vec![chunk(1, 4)], vec![]);
-    assert_eq!(input.logit_rows(), [0, 1, 2, 3]);
+    assert_eq!((input.segments[0].logits_from, input.segments[0].len), (0, 4));
     for row in 0..4 {
         table.take_logits(row, &likely(8));
     }

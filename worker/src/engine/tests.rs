@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use foggara_models::Checkpoint;
+use foggara_models::{Checkpoint, Shape};
 use foggara_proto::sequence::SequenceParams;
 use foggara_proto::step::{Chunk, Grant, Join, SequenceId, StepPlan, StepReport};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -26,9 +26,9 @@ fn run(
             // A leader that has ended by itself does not listen.
             events.send(EngineEvent::Stop).ok();
         });
-        let ends = group(model, tp, kind, KvType::F32, |mut engine| {
+        let ends = group(model, Shape::tensor(tp), kind, KvType::F32, |mut engine| {
             engine.check()?;
-            if engine.collective.rank() == 0 {
+            if engine.comms.rank() == 0 {
                 let events = received.lock().expect("one leader").take().expect("one leader");
                 lead(engine, &events)
             } else {
@@ -230,9 +230,9 @@ fn a_group_ends_when_any_rank_does() {
     let (model, _) = golden("llama");
     for kind in [Kind::Shm, Kind::Tcp] {
         for first in 0..3 {
-            let ends = group(&model, 3, kind, KvType::F32, |mut engine| {
+            let ends = group(&model, Shape::tensor(3), kind, KvType::F32, |mut engine| {
                 engine.check()?;
-                let rank = engine.collective.rank();
+                let rank = engine.comms.rank();
                 if rank == first {
                     return Ok(());
                 }
@@ -267,14 +267,14 @@ fn an_abort_ends_a_waiting_follower() {
     for kind in [Kind::Shm, Kind::Tcp] {
         let (gone, wait) = channel::<()>();
         let wait = Mutex::new(wait);
-        let ends = group(&model, 2, kind, KvType::F32, |mut engine| {
+        let ends = group(&model, Shape::tensor(2), kind, KvType::F32, |mut engine| {
             engine.check()?;
-            if engine.collective.rank() == 0 {
+            if engine.comms.rank() == 0 {
                 // Stays, without a word, until the other has gone.
                 wait.lock().expect("one leader").recv().expect("the follower says so");
-                return engine.collective.barrier().map_err(EngineError::from);
+                return engine.comms.all().barrier().map_err(EngineError::from);
             }
-            let abort = engine.collective.abort_handle();
+            let abort = engine.comms.abort_handle();
             let end = std::thread::scope(|scope| {
                 scope.spawn(move || abort.abort("enough"));
                 follow(engine)

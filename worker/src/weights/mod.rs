@@ -1,12 +1,18 @@
 //! Reading a rank's slice of a checkpoint and repacking it for the kernels.
 
+mod attention;
 mod layer;
+mod loader;
+mod mlp;
 
 use foggara_kernels::op::panels::WeightMatrix;
 use foggara_kernels::{KernelError, WeightType};
-use foggara_models::{Checkpoint, DType, ModelError, RankSlice, TensorRole, TensorSlice};
+use foggara_models::{Checkpoint, DType, ModelError, Quantize, SlicePlan, TensorRole};
 
-pub use layer::{Column, LayerWeights};
+pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
+pub use layer::{Column, LayerWeights, MlpKind};
+use loader::Loader;
+pub use mlp::{ExpertsWeights, MlpWeights};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -28,41 +34,52 @@ pub type Progress<'a> = dyn FnMut(u64, u64) -> bool + 'a;
 /// One rank's weights.
 #[derive(Debug)]
 pub struct RankWeights {
-    /// Rows `slice.vocab` of the embedding.
-    pub embedding: WeightMatrix,
-    /// The same rows of the output layer; `None` where it is the embedding.
+    /// Rows `slice.vocab` of the embedding: on the first stage, and on the last where it is the output layer.
+    pub embedding: Option<WeightMatrix>,
+    /// The same rows of the output layer, on the last stage; `None` where it is the embedding.
     pub output: Option<WeightMatrix>,
     /// Of the last norm.
     pub final_norm: Vec<f32>,
-    /// Layer by layer.
+    /// The layers of the rank's stage.
     pub layers: Vec<LayerWeights>,
 }
 
 impl RankWeights {
-    /// Reads and repacks the tensors of `slice`.
+    /// Reads and repacks what rank `rank` of `plan` holds.
     ///
     /// # Errors
     /// If a tensor cannot be read, or `progress` says to stop.
     pub fn load(
         model: &Checkpoint,
-        slice: &RankSlice,
+        plan: &SlicePlan,
+        rank: usize,
+        quantize: Quantize,
         progress: &mut Progress<'_>,
     ) -> Result<Self, LoadError> {
-        let spec = model.spec();
-        let mut loader = Loader { model, done: 0, total: 0, progress };
+        let (spec, slice) = (model.spec(), &plan.ranks[rank]);
+        let mut loader = Loader::new(model, quantize, progress);
+        let (first, last) = (slice.place.stage == 0, slice.place.stage + 1 == plan.shape.pp);
         let hidden = 0..spec.hidden;
-        loader.total = layer::bytes(model, slice)? * spec.layers as u64;
-        let embedding = model.slice(TensorRole::Embedding, slice.vocab.clone(), hidden.clone())?;
-        let output = match spec.tied_output {
-            true => None,
-            false => Some(model.slice(TensorRole::Output, slice.vocab.clone(), hidden)?),
+        let end = |loader: &Loader<'_, '_>, role, here: bool| {
+            here.then(|| loader.part(role, slice.vocab.clone(), hidden.clone())).transpose()
         };
-        loader.total += embedding.bytes() as u64 + output.as_ref().map_or(0, |output| output.bytes() as u64);
+        let embedding = end(&loader, TensorRole::Embedding, first || (last && spec.tied_output))?;
+        let output = end(&loader, TensorRole::Output, last && !spec.tied_output)?;
+        let mut total: u64 = embedding.iter().chain(&output).map(|part| part.bytes() as u64).sum();
+        for layer in slice.layers.clone() {
+            total += LayerWeights::bytes_read(&loader, slice, layer)?;
+        }
+        loader.expect(total);
+        let matrix = |loader: &mut Loader<'_, '_>, part: Option<loader::Part>| {
+            part.map(|part| loader.matrix(&[part])).transpose()
+        };
         Ok(Self {
-            embedding: loader.matrix(&[embedding])?,
-            output: output.map(|output| loader.matrix(&[output])).transpose()?,
-            final_norm: loader.vector(TensorRole::FinalNorm, 0..spec.hidden)?,
-            layers: (0..spec.layers)
+            embedding: matrix(&mut loader, embedding)?,
+            output: matrix(&mut loader, output)?,
+            final_norm: loader.norm(TensorRole::FinalNorm)?,
+            layers: slice
+                .layers
+                .clone()
                 .map(|l| LayerWeights::load(&mut loader, slice, l))
                 .collect::<Result<_, _>>()?,
         })
@@ -70,51 +87,8 @@ impl RankWeights {
 
     /// Bytes of memory of all matrices.
     pub fn bytes(&self) -> usize {
-        let output = self.output.as_ref().map_or(0, WeightMatrix::bytes);
-        self.embedding.bytes() + output + self.layers.iter().map(LayerWeights::bytes).sum::<usize>()
-    }
-}
-
-/// Loads tensors one by one and tells how far it is.
-struct Loader<'a, 'p> {
-    model: &'a Checkpoint,
-    done: u64,
-    total: u64,
-    progress: &'a mut Progress<'p>,
-}
-
-impl Loader<'_, '_> {
-    /// One matrix of the rows of all `parts`, in order. Parts must have one type and one width.
-    fn matrix(&mut self, parts: &[TensorSlice]) -> Result<WeightMatrix, LoadError> {
-        let first = &parts[0];
-        let rows = parts.iter().map(|part| part.rows).sum();
-        let mut packer = WeightMatrix::packer(
-            weight_type(first.dtype),
-            rows,
-            first.cols_stored,
-            first.col_skip,
-            first.cols,
-        )?;
-        for part in parts {
-            part.advise_will_need();
-            for row in 0..part.rows {
-                if part.row_bytes() > 0 {
-                    packer.push_rows(part.row(row))?;
-                }
-            }
-            // What has been repacked is not needed in its stored form again.
-            part.advise_dont_need();
-            self.done += part.bytes() as u64;
-            if !(self.progress)(self.done, self.total) {
-                return Err(LoadError::Cancelled);
-            }
-        }
-        Ok(packer.finish()?)
-    }
-
-    /// Elements `range` of a vector.
-    fn vector(&mut self, role: TensorRole, range: std::ops::Range<usize>) -> Result<Vec<f32>, LoadError> {
-        Ok(self.model.slice(role, 0..1, range)?.to_f32()?)
+        let ends = self.embedding.iter().chain(&self.output).map(WeightMatrix::bytes).sum::<usize>();
+        ends + self.layers.iter().map(LayerWeights::bytes).sum::<usize>()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What each rank holds, put together again, is the model; and nobody reads more than that.
 
 use foggara_models::testing::{FFN, HEAD_DIM, HIDDEN, KV_HEADS, LAYERS, VOCAB, tiny_gguf};
+use foggara_models::{Cut, Shape};
 
 use super::*;
 
@@ -26,10 +27,22 @@ fn open(dtype: DType) -> (tempfile::TempDir, Checkpoint) {
     (folder, model)
 }
 
+fn tensor(model: &Checkpoint, tp: usize) -> SlicePlan {
+    model.slices(&Cut::even(Shape::tensor(tp)), Quantize::None).expect("can be cut")
+}
+
+/// The two halves of a layer of the tiny model.
+fn parts(layer: &LayerWeights) -> (&GroupedWeights, &MlpWeights) {
+    match (&layer.attention, &layer.mlp) {
+        (AttentionWeights::Grouped(attention), MlpKind::Dense(mlp)) => (attention, mlp),
+        _ => panic!("a Llama"),
+    }
+}
+
 /// A rank's weights and the bytes it read.
-fn load(model: &Checkpoint, slice: &RankSlice) -> (RankWeights, u64) {
+fn load(model: &Checkpoint, plan: &SlicePlan, rank: usize) -> (RankWeights, u64) {
     let mut read = 0;
-    let weights = RankWeights::load(model, slice, &mut |done, total| {
+    let weights = RankWeights::load(model, plan, rank, Quantize::None, &mut |done, total| {
         assert!(done >= read && done <= total, "progress: {done} of {total}");
         read = done;
         true
@@ -60,16 +73,20 @@ fn columns(whole: &[Vec<f32>], range: std::ops::Range<usize>) -> Vec<Vec<f32>> {
 fn ranks_hold_the_parts_of_their_slices() {
     for dtype in TYPES {
         let (_folder, model) = open(dtype);
-        let (whole, _) = load(&model, &model.slices(1).expect("one rank")[0]);
+        let (whole, _) = load(&model, &tensor(&model, 1), 0);
         for tp in 2..=9 {
-            for slice in model.slices(tp).expect("can be cut") {
-                let (part, _) = load(&model, &slice);
+            let plan = tensor(&model, tp);
+            for (rank, slice) in plan.ranks.iter().enumerate() {
+                let (part, _) = load(&model, &plan, rank);
                 let what = format!("{dtype} tp {tp} {slice:?}");
-                assert!(all(&part.embedding) == rows(&whole.embedding, slice.vocab.clone()), "{what}");
+                let embedding =
+                    |weights: &RankWeights| all(weights.embedding.as_ref().expect("the first stage has it"));
+                assert!(embedding(&part) == embedding(&whole)[slice.vocab.clone()], "{what}");
                 let heads = |range: &std::ops::Range<usize>| range.start * HEAD_DIM..range.end * HEAD_DIM;
                 let (q, kv) = (heads(&slice.q_heads), heads(&slice.kv_heads));
                 let (k_at, v_at) = (HIDDEN, HIDDEN + KV_HEADS * HEAD_DIM);
-                for (part, whole) in part.layers.iter().zip(&whole.layers) {
+                for (part_layer, whole_layer) in part.layers.iter().zip(&whole.layers) {
+                    let ((part, part_mlp), (whole, whole_mlp)) = (parts(part_layer), parts(whole_layer));
                     let qkv = &whole.qkv[0].weights;
                     let expected = [
                         rows(qkv, q.clone()),
@@ -78,12 +95,13 @@ fn ranks_hold_the_parts_of_their_slices() {
                     ];
                     assert!(all(&part.qkv[0].weights) == expected.concat(), "{what}: qkv");
                     assert!(all(&part.o) == columns(&all(&whole.o), q.clone()), "{what}: o");
-                    let (gate, up) = (slice.ffn.clone(), FFN + slice.ffn.start..FFN + slice.ffn.end);
-                    let gate_up = &whole.gate_up[0].weights;
+                    let ffn = slice.dense.clone();
+                    let (gate, up) = (ffn.clone(), FFN + ffn.start..FFN + ffn.end);
+                    let gate_up = &whole_mlp.gate_up[0].weights;
                     let expected = [rows(gate_up, gate), rows(gate_up, up)].concat();
-                    assert!(all(&part.gate_up[0].weights) == expected, "{what}: gate and up");
-                    assert!(all(&part.down) == columns(&all(&whole.down), slice.ffn.clone()), "{what}: down");
-                    assert_eq!(part.attn_norm, whole.attn_norm);
+                    assert!(all(&part_mlp.gate_up[0].weights) == expected, "{what}: gate and up");
+                    assert!(all(&part_mlp.down) == columns(&all(&whole_mlp.down), ffn), "{what}: down");
+                    assert_eq!(part_layer.attn_norm, whole_layer.attn_norm);
                 }
             }
         }
@@ -94,15 +112,15 @@ fn ranks_hold_the_parts_of_their_slices() {
 fn ranks_read_the_bytes_of_their_slices_and_no_others() {
     for dtype in TYPES {
         let (_folder, model) = open(dtype);
-        let (_, whole) = load(&model, &model.slices(1).expect("one rank")[0]);
+        let (_, whole) = load(&model, &tensor(&model, 1), 0);
         let kv = 2 * KV_HEADS * HEAD_DIM;
         let matrices = VOCAB * HIDDEN + LAYERS * (kv * HIDDEN + 2 * HIDDEN * HIDDEN + 3 * FFN * HIDDEN);
         assert_eq!(whole, dtype.row_bytes(matrices) as u64, "{dtype}");
         for tp in 2..=9 {
-            let slices = model.slices(tp).expect("can be cut");
-            let read: u64 = slices.iter().map(|slice| load(&model, slice).1).sum();
+            let plan = tensor(&model, tp);
+            let read: u64 = (0..tp).map(|rank| load(&model, &plan, rank).1).sum();
             // Key heads that several ranks hold are read by each.
-            let held: usize = slices.iter().map(|slice| slice.kv_heads.len()).sum();
+            let held: usize = plan.ranks.iter().map(|slice| slice.kv_heads.len()).sum();
             let again = LAYERS * 2 * (held - KV_HEADS) * HEAD_DIM * HIDDEN;
             let expected = whole + dtype.row_bytes(again) as u64;
             if dtype.block_elems() <= 32 {
@@ -120,7 +138,7 @@ fn ranks_read_the_bytes_of_their_slices_and_no_others() {
 fn loading_stops_when_asked_to() {
     let (_folder, model) = open(DType::Q4_0);
     let mut calls = 0;
-    let outcome = RankWeights::load(&model, &model.slices(1).expect("one rank")[0], &mut |_, _| {
+    let outcome = RankWeights::load(&model, &tensor(&model, 1), 0, Quantize::None, &mut |_, _| {
         calls += 1;
         calls < 3
     });

@@ -145,8 +145,8 @@ fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
     if asked.name.is_empty() || asked.name.len() > MAX_NAME || !asked.name.chars().all(valid) {
         return wrong("name", format!("`{}` must be 1 to {MAX_NAME} letters, digits or ._-/:", asked.name));
     }
-    if asked.tp == 0 || asked.tp as usize > foggara_models::slices::MAX_TP {
-        return wrong("tp", format!("{}, must be within 1..={}", asked.tp, foggara_models::slices::MAX_TP));
+    if asked.tp == 0 || asked.tp as usize > foggara_models::slices::MAX_RANKS {
+        return wrong("tp", format!("{}, must be within 1..={}", asked.tp, foggara_models::slices::MAX_RANKS));
     }
     if asked.replicas == 0 || asked.replicas > MAX_REPLICAS {
         return wrong("replicas", format!("{}, must be within 1..={MAX_REPLICAS}", asked.replicas));

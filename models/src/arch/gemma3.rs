@@ -1,0 +1,103 @@
+//! Gemma 3, the text models (Gemma Team, 2025): five layers with a window and a rotation of their own to one without.
+
+use serde_json::Value;
+
+use super::gemma2::{gemma, gguf_gemma, hf_layout};
+use super::{Architecture, GgufArchitecture};
+use crate::arch::rope::{RopeScaling, inv_freq};
+use crate::error::ModelError;
+use crate::gguf::Header;
+use crate::hf::{Config, grouped, rope_spec};
+use crate::spec::{ArchSpec, RopeSpec, RopeStyle};
+
+/// Index of the rotation of layers with a window.
+const LOCAL: usize = 1;
+
+pub(crate) const GEMMA3: Architecture = Architecture {
+    hf: "Gemma3ForCausalLM",
+    hf_fields: &[
+        "attention_bias",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "hidden_activation",
+        "query_pre_attn_scalar",
+        "sliding_window",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+        "layer_types",
+        "rope_local_base_freq",
+        "partial_rotary_factor",
+    ],
+    hf_spec,
+    hf_layout,
+    gguf: Some(GgufArchitecture {
+        name: "gemma3",
+        fields: &["attention.sliding_window", "final_logit_softcapping"],
+        spec: gguf_spec,
+        layout: |_, _| None,
+    }),
+};
+
+fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
+    let mut spec = gemma(config, "gemma3")?;
+    let head_dim = grouped(&mut spec).head_dim;
+    grouped(&mut spec).qk_norm = true;
+    let pattern = match config.optional_count("sliding_window_pattern")? {
+        None => config.optional_count("_sliding_window_pattern")?.unwrap_or(6),
+        Some(pattern) => pattern,
+    };
+    config.set_windows(&mut spec, |layer| pattern == 0 || (layer + 1) % pattern != 0)?;
+    spec.attention_softcap = config.number("attn_logit_softcapping")?.map(|cap| cap as f32);
+    spec.logit_softcap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);
+    let nested = config.get("rope_parameters");
+    let of = |kind: &str| nested.and_then(|p| p.get(kind)).filter(|p| p.is_object());
+    let (global, local) = match (of("full_attention"), of("sliding_attention")) {
+        (Some(global), Some(local)) => (
+            rope_spec(config, Some(global), head_dim, RopeStyle::Half)?.0,
+            rope_spec(config, Some(local), head_dim, RopeStyle::Half)?.0,
+        ),
+        _ => {
+            // Older files: the global base and scaling as usual (1,000,000 unless given), the local base beside them.
+            let mut global = match config.get("rope_scaling").and_then(Value::as_object) {
+                Some(scaling) => scaling.clone(),
+                None => serde_json::Map::new(),
+            };
+            global.insert("rope_theta".into(), config.number("rope_theta")?.unwrap_or(1e6).into());
+            let base = config.number("rope_local_base_freq")?.unwrap_or(1e4);
+            let local = serde_json::json!({ "rope_theta": base });
+            (
+                rope_spec(config, Some(&Value::Object(global)), head_dim, RopeStyle::Half)?.0,
+                rope_spec(config, Some(&local), head_dim, RopeStyle::Half)?.0,
+            )
+        }
+    };
+    set_rotations(&mut spec, global, local);
+    Ok(spec)
+}
+
+fn set_rotations(spec: &mut ArchSpec, global: RopeSpec, local: RopeSpec) {
+    spec.ropes = vec![global, local];
+    for layer in &mut spec.layers {
+        layer.rope = if layer.window.is_some() { LOCAL } else { 0 };
+    }
+}
+
+fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
+    let mut spec = gguf_gemma(header, "gemma3")?;
+    grouped(&mut spec).qk_norm = true;
+    let window = header.count("attention.sliding_window")?;
+    for (l, layer) in spec.layers.iter_mut().enumerate() {
+        layer.window = ((l + 1) % 6 != 0).then_some(window);
+    }
+    spec.logit_softcap = header.number("final_logit_softcapping")?.map(|cap| cap as f32);
+    // The files do not say it: only the largest scales by the width of the residual stream.
+    if spec.layers.len() == 62 {
+        spec.attention_scale = ((spec.hidden / spec.heads) as f32).sqrt().recip();
+    }
+    let head_dim = grouped(&mut spec).head_dim;
+    let local = inv_freq(10_000.0, head_dim, RopeScaling::None);
+    let inv_freq = local.map_err(|reason| ModelError::corrupt(header.path(), reason))?;
+    let global = spec.ropes[0].clone();
+    set_rotations(&mut spec, global, RopeSpec { style: RopeStyle::Half, inv_freq, scale: 1.0 });
+    Ok(spec)
+}

@@ -1,0 +1,175 @@
+//! The bytes of a model's matrices, and the multiplications a token costs: what a planner needs to know of it.
+
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype::DType;
+use crate::error::ModelError;
+use crate::expected::expected;
+use crate::hf;
+use crate::quantize::Quantize;
+use crate::roles::{LayerRole, TensorRole};
+use crate::spec::{ArchSpec, Mlp};
+
+/// A part of a model: its bytes, once loaded, and its weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes as held in memory (before panels are filled up).
+    pub bytes: u64,
+    /// Weights: multiply-adds for each token that goes through.
+    pub params: u64,
+}
+
+impl Size {
+    fn add(&mut self, rows: usize, cols: usize, dtype: DType) {
+        self.bytes += (rows * dtype.row_bytes(cols.next_multiple_of(dtype.block_elems()))) as u64;
+        self.params += (rows * cols) as u64;
+    }
+}
+
+impl std::ops::Add for Size {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, params: self.params + other.params }
+    }
+}
+
+/// One layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerFootprint {
+    /// Attention's matrices.
+    pub attention: Size,
+    /// The MLP, or the shared expert and the router.
+    pub dense: Size,
+    /// Each expert.
+    pub expert: Size,
+    /// How many there are; 0 in layers without.
+    pub experts: usize,
+    /// How many each token goes to.
+    pub top_k: usize,
+}
+
+/// A whole model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// The embedding.
+    pub embedding: Size,
+    /// The output layer; nothing where it is the embedding.
+    pub output: Size,
+    /// Layer by layer.
+    pub layers: Vec<LayerFootprint>,
+}
+
+impl Footprint {
+    /// Of a checkpoint, loaded so.
+    ///
+    /// # Errors
+    /// If a tensor is missing.
+    pub fn of(model: &Checkpoint, quantize: Quantize) -> Result<Self, ModelError> {
+        Self::collect(model.spec(), |role| Ok(quantize.loaded(role, &model.tensor(role)?)))
+    }
+
+    /// Of a model of which only the architecture and the stored type are known, loaded so.
+    pub fn of_spec(spec: &ArchSpec, stored: DType, quantize: Quantize) -> Self {
+        let sizes: std::collections::BTreeMap<TensorRole, usize> =
+            expected(spec).into_iter().map(|(role, _, cols)| (role, cols)).collect();
+        let loaded =
+            |role: TensorRole| Ok(quantize.loaded_as(role, stored, sizes.get(&role).copied().unwrap_or(1)));
+        // Nothing is read, so nothing can fail.
+        Self::collect(spec, loaded).unwrap_or_default()
+    }
+
+    fn collect(
+        spec: &ArchSpec,
+        loaded: impl Fn(TensorRole) -> Result<DType, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let layer = |mlp: &Mlp| match mlp {
+            Mlp::Dense { .. } => LayerFootprint::default(),
+            Mlp::Experts(e) => LayerFootprint { experts: e.count, top_k: e.top_k, ..Default::default() },
+        };
+        let mut all = Self { layers: spec.layers.iter().map(|l| layer(&l.mlp)).collect(), ..Self::default() };
+        for (role, rows, cols) in expected(spec) {
+            if rows == 1 || (role == TensorRole::Output && spec.tied_output) {
+                continue;
+            }
+            let part = match role {
+                TensorRole::Embedding => &mut all.embedding,
+                TensorRole::Output => &mut all.output,
+                TensorRole::FinalNorm => continue,
+                TensorRole::Layer(l, role) => {
+                    let Some(part) = part_of(&mut all.layers[l], role) else { continue };
+                    part
+                }
+            };
+            part.add(rows, cols, loaded(role)?);
+        }
+        Ok(all)
+    }
+
+    /// Bytes of all of it.
+    pub fn bytes(&self) -> u64 {
+        let layers =
+            self.layers.iter().map(|l| l.attention.bytes + l.dense.bytes + l.expert.bytes * l.experts as u64);
+        self.embedding.bytes + self.output.bytes + layers.sum::<u64>()
+    }
+
+    /// The output layer, also where it is the embedding.
+    pub fn scoring(&self) -> Size {
+        if self.output.params == 0 { self.embedding } else { self.output }
+    }
+}
+
+/// Where a layer's matrix is counted; of experts only the first, since all are alike.
+fn part_of(layer: &mut LayerFootprint, role: LayerRole) -> Option<&mut Size> {
+    use LayerRole as R;
+    Some(match role {
+        R::Q | R::K | R::V | R::O | R::QDown | R::QUp | R::KvDown | R::KvUp => &mut layer.attention,
+        R::Gate | R::Up | R::Down | R::SharedGate | R::SharedUp | R::SharedDown | R::Router => {
+            &mut layer.dense
+        }
+        R::ExpertGate(0) | R::ExpertUp(0) | R::ExpertDown(0) => &mut layer.expert,
+        _ => return None,
+    })
+}
+
+/// The architecture a config.json describes and the type it says its weights are stored in (BF16 if it does not say), without
+/// any weights at hand. `path` is the file or its folder.
+///
+/// # Errors
+/// Names the field and the reason.
+pub fn spec_of_config(path: &Path) -> Result<(ArchSpec, DType), ModelError> {
+    hf::spec_of_config(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+    }
+
+    #[test]
+    fn a_configuration_tells_as_much_as_the_weights() {
+        for name in ["llama", "mixtral", "deepseek-v3", "gpt-oss", "gemma3"] {
+            let model = Checkpoint::open(&golden(name)).expect("a valid checkpoint");
+            let (spec, dtype) = spec_of_config(&golden(name)).expect("a valid configuration");
+            assert_eq!((&spec, dtype), (model.spec(), DType::F32), "{name}");
+            for quantize in Quantize::ALL {
+                let of = Footprint::of(&model, quantize).expect("every tensor is there");
+                assert_eq!(of, Footprint::of_spec(&spec, dtype, quantize), "{name} {quantize}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_matrix_is_counted_once() {
+        let model = Checkpoint::open(&golden("mixtral")).expect("a valid checkpoint");
+        let footprint = Footprint::of(&model, Quantize::None).expect("every tensor is there");
+        let vectors = 4 * 64 * (1 + 2 * 3);
+        assert_eq!(footprint.bytes() + vectors, model.total_bytes());
+        assert_eq!(footprint.layers[0].expert.params, 3 * 64 * 96);
+        assert_eq!((footprint.layers[2].experts, footprint.layers[2].top_k), (8, 2));
+    }
+}

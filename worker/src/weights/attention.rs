@@ -1,0 +1,223 @@
+//! The weights of attention, in both its forms.
+
+use std::ops::Range;
+
+use foggara_kernels::WeightType;
+use foggara_kernels::op::panels::WeightMatrix;
+use foggara_models::spec::{Attention, Latent};
+use foggara_models::{DType, LayerRole as R, ModelError, RankSlice, TensorRole};
+
+use super::layer::{Column, column_bytes, side_by_side};
+use super::loader::{Loader, Part};
+use super::{LoadError, weight_type};
+
+/// Attention's weights.
+#[derive(Debug)]
+pub enum AttentionWeights {
+    /// Of grouped-query attention.
+    Grouped(Box<GroupedWeights>),
+    /// Of latent attention.
+    Latent(Box<LatentWeights>),
+}
+
+/// Grouped-query attention.
+#[derive(Debug)]
+pub struct GroupedWeights {
+    /// Query, key and value projections side by side: one matrix where they are stored in one type.
+    pub qkv: Vec<Column>,
+    /// Added to the output of `qkv`; empty where the model has no biases.
+    pub qkv_bias: Vec<f32>,
+    /// Of the norm of each query head; empty where there is none.
+    pub q_norm: Vec<f32>,
+    /// Of the norm of each key head.
+    pub k_norm: Vec<f32>,
+    /// A logit without a value for each local query head; empty where there are none.
+    pub sinks: Vec<f32>,
+    /// hidden × local query columns.
+    pub o: WeightMatrix,
+    /// Added to the attention's output, by one rank only (the sum over ranks must have it once); else empty.
+    pub o_bias: Vec<f32>,
+}
+
+/// Latent attention, its up projections taken apart by head so that queries meet the cached vectors themselves.
+#[derive(Debug)]
+pub struct LatentWeights {
+    /// q_rank × hidden, where queries go through a short vector.
+    pub q_down: Option<WeightMatrix>,
+    /// Of its norm; empty without.
+    pub q_norm: Vec<f32>,
+    /// local heads · (nope + rope) × q_rank (or hidden).
+    pub q_up: WeightMatrix,
+    /// kv_rank + rope × hidden.
+    pub kv_down: WeightMatrix,
+    /// Of the norm of its first kv_rank elements.
+    pub kv_norm: Vec<f32>,
+    /// For each local head, kv_rank × nope: the key projection, transposed.
+    pub key_up: Vec<WeightMatrix>,
+    /// For each local head, value × kv_rank.
+    pub value_up: Vec<WeightMatrix>,
+    /// hidden × local heads · value.
+    pub o: WeightMatrix,
+}
+
+/// Parts to be read.
+pub(super) enum AttentionParts {
+    Grouped { qkv: [Part; 3], o: Part },
+    Latent { q_down: Option<Part>, q_up: Part, kv_down: Part, kv_up: Part, o: Part },
+}
+
+/// Columns of all heads in `heads`.
+fn columns(heads: &Range<usize>, width: usize) -> Range<usize> {
+    heads.start * width..heads.end * width
+}
+
+impl AttentionParts {
+    pub(super) fn of(loader: &Loader<'_, '_>, slice: &RankSlice, l: usize) -> Result<Self, ModelError> {
+        let spec = loader.model.spec();
+        let o = loader.columns(l, R::O, columns(&slice.q_heads, spec.out_dim()))?;
+        Ok(match spec.attention {
+            Attention::Grouped(a) => {
+                let (q, kv) = (columns(&slice.q_heads, a.head_dim), columns(&slice.kv_heads, a.head_dim));
+                let qkv =
+                    [loader.rows(l, R::Q, q)?, loader.rows(l, R::K, kv.clone())?, loader.rows(l, R::V, kv)?];
+                Self::Grouped { qkv, o }
+            }
+            Attention::Latent(a) => Self::Latent {
+                q_down: a.q_rank.map(|_| loader.whole(l, R::QDown)).transpose()?,
+                q_up: loader.rows(l, R::QUp, columns(&slice.q_heads, a.nope_dim + a.rope_dim))?,
+                kv_down: loader.whole(l, R::KvDown)?,
+                kv_up: loader.rows(l, R::KvUp, columns(&slice.q_heads, a.nope_dim + a.value_dim))?,
+                o,
+            },
+        })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes: usize = match self {
+            Self::Grouped { qkv, o } => qkv.iter().chain([o]).map(Part::bytes).sum(),
+            Self::Latent { q_down, q_up, kv_down, kv_up, o } => {
+                q_down.iter().chain([q_up, kv_down, kv_up, o]).map(Part::bytes).sum()
+            }
+        };
+        bytes as u64
+    }
+}
+
+impl AttentionWeights {
+    pub(super) fn load(
+        loader: &mut Loader<'_, '_>,
+        slice: &RankSlice,
+        l: usize,
+        parts: AttentionParts,
+    ) -> Result<Self, LoadError> {
+        match (parts, loader.model.spec().attention) {
+            (AttentionParts::Grouped { qkv, o }, _) => {
+                Ok(Self::Grouped(Box::new(GroupedWeights::load(loader, slice, l, &qkv, o)?)))
+            }
+            (AttentionParts::Latent { q_down, q_up, kv_down, kv_up, o }, Attention::Latent(a)) => {
+                let (key_up, value_up) = by_head(loader, &kv_up, a)?;
+                Ok(Self::Latent(Box::new(LatentWeights {
+                    q_norm: match q_down {
+                        Some(_) => loader.norm(TensorRole::Layer(l, R::QDownNorm))?,
+                        None => Vec::new(),
+                    },
+                    q_down: q_down.map(|part| loader.matrix(&[part])).transpose()?,
+                    q_up: loader.matrix(&[q_up])?,
+                    kv_down: loader.matrix(&[kv_down])?,
+                    kv_norm: loader.norm(TensorRole::Layer(l, R::KvDownNorm))?,
+                    key_up,
+                    value_up,
+                    o: loader.matrix(&[o])?,
+                })))
+            }
+            (AttentionParts::Latent { .. }, Attention::Grouped(_)) => {
+                unreachable!("parts are those of the architecture")
+            }
+        }
+    }
+
+    /// Bytes of memory of the matrices.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Grouped(w) => column_bytes(&w.qkv) + w.o.bytes(),
+            Self::Latent(w) => {
+                let up = w.key_up.iter().chain(&w.value_up).chain(&w.q_down);
+                up.chain([&w.q_up, &w.kv_down, &w.o]).map(WeightMatrix::bytes).sum()
+            }
+        }
+    }
+}
+
+impl GroupedWeights {
+    fn load(
+        loader: &mut Loader<'_, '_>,
+        slice: &RankSlice,
+        l: usize,
+        qkv: &[Part; 3],
+        o: Part,
+    ) -> Result<Self, LoadError> {
+        let spec = loader.model.spec().clone();
+        let Attention::Grouped(a) = spec.attention else {
+            unreachable!("grouped weights of grouped attention")
+        };
+        let mut qkv_bias = Vec::new();
+        if a.qkv_bias {
+            qkv_bias.extend(loader.vector(l, R::QBias, columns(&slice.q_heads, a.head_dim))?);
+            qkv_bias.extend(loader.vector(l, R::KBias, columns(&slice.kv_heads, a.head_dim))?);
+            qkv_bias.extend(loader.vector(l, R::VBias, columns(&slice.kv_heads, a.head_dim))?);
+        }
+        let (mut q_norm, mut k_norm) = (Vec::new(), Vec::new());
+        if a.qk_norm {
+            q_norm = loader.norm(TensorRole::Layer(l, R::QNorm))?;
+            k_norm = loader.norm(TensorRole::Layer(l, R::KNorm))?;
+        }
+        Ok(Self {
+            qkv: side_by_side(loader, qkv)?,
+            qkv_bias,
+            q_norm,
+            k_norm,
+            sinks: match a.sinks {
+                true => loader.vector(l, R::Sinks, slice.q_heads.clone())?,
+                false => Vec::new(),
+            },
+            o: loader.matrix(&[o])?,
+            // Only the rank with the first head adds it.
+            o_bias: match a.o_bias && slice.q_heads.contains(&0) {
+                true => loader.vector(l, R::OBias, 0..spec.hidden)?,
+                false => Vec::new(),
+            },
+        })
+    }
+}
+
+/// The key and value projections of each head of a part of the up projection, that of keys transposed.
+fn by_head(
+    loader: &mut Loader<'_, '_>,
+    part: &Part,
+    a: Latent,
+) -> Result<(Vec<WeightMatrix>, Vec<WeightMatrix>), LoadError> {
+    // Half precision loses nothing of a quantized tensor that counts, and takes half the memory.
+    let held = match part.stored() {
+        DType::F32 | DType::F16 | DType::BF16 => weight_type(part.stored()),
+        _ => WeightType::F16,
+    };
+    let values = loader.values(part)?;
+    let (mut keys, mut up) = (Vec::new(), Vec::new());
+    for head in values.chunks_exact((a.nope_dim + a.value_dim) * a.kv_rank) {
+        let (key, value) = head.split_at(a.nope_dim * a.kv_rank);
+        let transposed: Vec<f32> =
+            (0..a.kv_rank).flat_map(|j| (0..a.nope_dim).map(move |i| key[i * a.kv_rank + j])).collect();
+        keys.push(float_matrix(held, a.kv_rank, a.nope_dim, &transposed)?);
+        up.push(float_matrix(held, a.value_dim, a.kv_rank, value)?);
+    }
+    Ok((keys, up))
+}
+
+fn float_matrix(ty: WeightType, rows: usize, cols: usize, values: &[f32]) -> Result<WeightMatrix, LoadError> {
+    let bytes: Vec<u8> = match ty {
+        WeightType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        WeightType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
+    Ok(WeightMatrix::pack(ty, rows, cols, 0, cols, &bytes)?)
+}
