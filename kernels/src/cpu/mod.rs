@@ -4,10 +4,12 @@
 pub mod avx2;
 pub mod detect;
 pub mod lanes;
+pub(crate) mod lines;
 pub mod measure;
 pub mod pool;
 pub mod portable;
 pub(crate) mod shared_slice;
+pub(crate) mod transpose;
 
 /// Defines `$name` as the body generic over lanes, instantiated for the widest lanes of this CPU.
 macro_rules! simd {

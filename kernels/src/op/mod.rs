@@ -7,6 +7,7 @@ pub mod dequantize;
 pub mod gated;
 pub mod kv_cache;
 pub mod matmul;
+pub mod pack;
 pub mod panels;
 pub mod rms_norm;
 pub mod rope;

@@ -7,7 +7,9 @@
 
 use half::{bf16, f16};
 
-use super::blocks::{self, Block32};
+use super::blocks::Block32;
+use super::pack::WeightPacker;
+use crate::cpu::lines::Lines;
 use crate::dtype::WeightType;
 use crate::error::KernelError;
 
@@ -74,7 +76,7 @@ impl PanelFormat {
     }
 
     /// Writes one row's run into the panel's block.
-    fn put(self, panel_block: &mut [u8], row: usize, run: &Block32) {
+    pub(super) fn put(self, panel_block: &mut [u8], row: usize, run: &Block32) {
         if self.four_bit {
             for c in 0..4 {
                 for i in 0..4 {
@@ -87,6 +89,12 @@ impl PanelFormat {
                 panel_block[v * 32 + row * 4..][..4].copy_from_slice(&four.map(|code| code as u8));
             }
         }
+        self.put_scales(panel_block, row, run);
+    }
+
+    /// Writes one row's scales and minimum.
+    #[inline(always)]
+    pub(super) fn put_scales(self, panel_block: &mut [u8], row: usize, run: &Block32) {
         self.put_scale(&mut panel_block[self.code_bytes()..], row, run.scales[0]);
         if self.two_scales {
             self.put_scale(&mut panel_block[self.code_bytes() + self.scale_bytes()..], row, run.scales[1]);
@@ -145,14 +153,9 @@ pub struct WeightMatrix {
     pub(crate) cols: usize,
     /// Bytes from one panel to the next.
     pub(crate) panel_bytes: usize,
-    /// 64-byte cells, so that panels are aligned to cache lines.
-    cells: Vec<Cell>,
+    /// Panel after panel.
+    memory: Lines,
 }
-
-/// A cache line.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Cell([u8; 64]);
 
 impl WeightMatrix {
     /// Repacks a whole matrix: `bytes` is row-major, each row `cols_stored` elements of `ty`; columns
@@ -201,9 +204,8 @@ impl WeightMatrix {
         };
         let panels = rows.div_ceil(PANEL_ROWS);
         let total = panels.checked_mul(panel_bytes).ok_or_else(|| wrong("too large".into()))?;
-        let cells = vec![Cell([0; 64]); total.div_ceil(64)];
-        let matrix = Self { ty, rows, cols, panel_bytes, cells };
-        Ok(WeightPacker { matrix, cols_stored, col_skip, next: 0 })
+        let matrix = Self { ty, rows, cols, panel_bytes, memory: Lines::zeroed(total) };
+        Ok(WeightPacker::new(matrix, cols_stored, col_skip))
     }
 
     /// Output features.
@@ -218,7 +220,7 @@ impl WeightMatrix {
 
     /// Bytes of memory, all of which one product reads.
     pub fn bytes(&self) -> usize {
-        self.cells.len() * 64
+        self.memory.bytes().len()
     }
 
     /// The type it was stored in.
@@ -233,7 +235,12 @@ impl WeightMatrix {
 
     /// Panel `p`: rows `8p..8p + 8` (rows past the end are zeros).
     pub(crate) fn panel(&self, p: usize) -> &[u8] {
-        &bytemuck::cast_slice::<Cell, u8>(&self.cells)[p * self.panel_bytes..][..self.panel_bytes]
+        &self.memory.bytes()[p * self.panel_bytes..][..self.panel_bytes]
+    }
+
+    /// All panels, to be filled.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.bytes_mut()
     }
 
     /// Writes the values of row `row`, as stored, to `out` (`cols` long).
@@ -264,81 +271,6 @@ impl WeightMatrix {
         for (block, out) in panel.chunks_exact(format.block_bytes()).zip(out.as_chunks_mut::<32>().0) {
             let run = format.get(block, lane);
             *out = std::array::from_fn(|i| run.value(i));
-        }
-    }
-}
-
-/// Takes a matrix row by row.
-#[derive(Debug)]
-pub struct WeightPacker {
-    matrix: WeightMatrix,
-    cols_stored: usize,
-    col_skip: usize,
-    next: usize,
-}
-
-impl WeightPacker {
-    /// Adds whole rows, as stored.
-    ///
-    /// # Errors
-    /// If `bytes` is not whole rows, or there are too many.
-    pub fn push_rows(&mut self, bytes: &[u8]) -> Result<(), KernelError> {
-        let m = &mut self.matrix;
-        let row_bytes = m.ty.row_bytes(self.cols_stored);
-        let count = bytes.len().checked_div(row_bytes).unwrap_or(0);
-        if count * row_bytes != bytes.len() || self.next + count > m.rows {
-            let reason = format!(
-                "{} bytes after row {} of {} ({row_bytes} bytes each)",
-                bytes.len(),
-                self.next,
-                m.rows
-            );
-            return Err(KernelError::new("pack", reason));
-        }
-        for row in bytes.chunks_exact(row_bytes.max(1)).take(count) {
-            put_row(m, self.next, self.col_skip, row);
-            self.next += 1;
-        }
-        Ok(())
-    }
-
-    /// The matrix, once every row is there.
-    ///
-    /// # Errors
-    /// If rows are missing.
-    pub fn finish(self) -> Result<WeightMatrix, KernelError> {
-        let (got, rows) = (self.next, self.matrix.rows);
-        if got != rows && self.cols_stored > 0 {
-            return Err(KernelError::new("pack", format!("{got} of {rows} rows were given")));
-        }
-        Ok(self.matrix)
-    }
-}
-
-/// Copies one stored row to its lane.
-fn put_row(m: &mut WeightMatrix, row: usize, col_skip: usize, stored: &[u8]) {
-    let (ty, cols, panel_bytes) = (m.ty, m.cols, m.panel_bytes);
-    let all = bytemuck::cast_slice_mut::<Cell, u8>(&mut m.cells);
-    let panel = &mut all[row / PANEL_ROWS * panel_bytes..][..panel_bytes];
-    let lane = row % PANEL_ROWS;
-    match PanelFormat::of(ty) {
-        Some(format) => {
-            for (i, block) in panel.chunks_exact_mut(format.block_bytes()).enumerate() {
-                format.put(block, lane, &blocks::decode(ty, stored, col_skip / 32 + i));
-            }
-        }
-        // Little endian as stored; native from here on.
-        None if ty == WeightType::F32 => {
-            for (k, bytes) in stored.as_chunks::<4>().0[col_skip..][..cols].iter().enumerate() {
-                let value = f32::from_le_bytes(*bytes).to_ne_bytes();
-                panel[(k * PANEL_ROWS + lane) * 4..][..4].copy_from_slice(&value);
-            }
-        }
-        None => {
-            for (k, bytes) in stored.as_chunks::<2>().0[col_skip..][..cols].iter().enumerate() {
-                let value = u16::from_le_bytes(*bytes).to_ne_bytes();
-                panel[(k * PANEL_ROWS + lane) * 2..][..2].copy_from_slice(&value);
-            }
         }
     }
 }
