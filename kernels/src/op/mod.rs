@@ -9,6 +9,8 @@ pub mod kv_cache;
 pub mod matmul;
 pub mod pack;
 pub mod panels;
+mod quantize_k;
+pub mod quantize_weights;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
