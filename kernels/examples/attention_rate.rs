@@ -1,0 +1,54 @@
+//! Prints how long attention takes for one decoding row and for a chunk of a prompt, at several shapes.
+//!
+//! `cargo run --release -p foggara-kernels --example attention_rate [threads]`
+
+#![allow(clippy::print_stdout)]
+
+use std::time::{Duration, Instant};
+
+use foggara_kernels::ThreadPool;
+use foggara_kernels::op::attention::{AttentionParams, AttentionRow, attention};
+use foggara_kernels::op::kv_cache::{KvCache, KvType};
+
+/// Name, query heads, key heads, key width, value width.
+const SHAPES: [(&str, usize, usize, usize, usize); 3] = [
+    ("grouped, 32 heads on 8 of 128", 32, 8, 128, 128),
+    ("latent, 128 heads on 1 of 576 and 512", 128, 1, 576, 512),
+    ("latent, 16 heads on 1 of 576 and 512", 16, 1, 576, 512),
+];
+const CONTEXT: usize = 2048;
+const BLOCK: usize = 16;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let threads = std::env::args().nth(1).map_or(Ok(1), |threads| threads.parse())?;
+    let pool = ThreadPool::new(threads);
+    println!("{threads} thread(s), {CONTEXT} positions");
+    for (name, heads, kv_heads, key_dim, value_dim) in SHAPES {
+        for ty in [KvType::F16, KvType::F32] {
+            let mut cache = KvCache::new(1, CONTEXT / BLOCK, BLOCK, kv_heads, key_dim, value_dim, ty)?;
+            let blocks: Vec<u32> = (0..).take(CONTEXT / BLOCK).collect();
+            let (k, v) = (vec![0.25; kv_heads * key_dim], vec![0.5; kv_heads * value_dim]);
+            for position in 0..CONTEXT {
+                cache.write(0, blocks[position / BLOCK], position % BLOCK, &k, &v);
+            }
+            let kv_head_of: Vec<u32> =
+                (0..heads).map(|head| u32::try_from(head * kv_heads / heads)).collect::<Result<_, _>>()?;
+            let params = AttentionParams { kv_head_of: &kv_head_of, scale: 0.1, softcap: None, sinks: &[] };
+            for rows in [1, 32] {
+                let q = vec![0.5; rows * heads * key_dim];
+                let mut out = vec![0.0; rows * heads * value_dim];
+                let seen = vec![AttentionRow { blocks: &blocks, len: CONTEXT, window_start: 0 }; rows];
+                let mut best = Duration::MAX;
+                for _ in 0..3 {
+                    let started = Instant::now();
+                    attention(&pool, &cache, 0, &q, &seen, &params, &mut out);
+                    best = best.min(started.elapsed());
+                }
+                let ops = 2 * rows * heads * CONTEXT * (key_dim + value_dim);
+                let (millis, rate) = (best.as_secs_f64() * 1e3, ops as f64 / best.as_secs_f64() / 1e9);
+                println!("{name}, {ty:?}, {rows:2} row(s): {millis:8.2} ms, {rate:5.1} GFLOP/s");
+            }
+        }
+    }
+    Ok(())
+}
