@@ -71,6 +71,19 @@ pub struct StepReport {
     pub outputs: Vec<SequenceOutput>,
     /// Where the leader's time went.
     pub timing: StepTiming,
+    /// Tokens routed to experts since the last report that had any; experts without are left out.
+    pub experts: Vec<ExpertCount>,
+}
+
+/// Tokens that one layer's router sent to one expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertCount {
+    /// The layer.
+    pub layer: u32,
+    /// Which of its experts.
+    pub expert: u32,
+    /// How many.
+    pub tokens: u64,
 }
 
 /// News of one sequence in one step.
@@ -104,8 +117,10 @@ pub struct StepTiming {
 /// What a driver learns about a group when it attaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupLimits {
-    /// KV blocks in each rank's pool.
+    /// KV blocks in each pool.
     pub kv_blocks: u32,
+    /// Pools, one for each data-parallel index. Block ids of pool `d` are `d · kv_blocks` and up.
+    pub pools: u32,
     /// Tokens in a block.
     pub block_size: u32,
     /// Most rows of one step.

@@ -177,6 +177,7 @@ impl GroupHost {
         held.driver_epoch = attach.driver_epoch;
         let limits = GroupLimits {
             kv_blocks: held.assign.kv_blocks,
+            pools: 1,
             block_size: held.assign.block_size,
             max_step_rows: held.assign.max_step_rows,
         };

@@ -34,6 +34,7 @@ fn assign(group: u64, size: u32) -> wire::Assign {
         max_step_rows: 64,
         threads_on_host: 1,
         group_key: std::process::id().to_be_bytes().repeat(4),
+        ..wire::Assign::default()
     }
 }
 

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 
-use crate::commands::status::state_of;
+use crate::commands::status::{shape_of, state_of};
 use crate::endpoint::EndpointArguments;
 use crate::model_argument::ModelArgument;
 use crate::output::table;
@@ -50,6 +51,9 @@ pub(crate) struct ShapeArguments {
     /// Precision of the KV cache
     #[arg(long, default_value = "auto", value_parser = ["auto", "f16", "f32"], value_name = "TYPE")]
     pub(crate) kv_dtype: String,
+    /// Quantize weights when they are loaded: for models that are stored unquantized
+    #[arg(long, default_value = "none", value_parser = ["none", "q8_0", "q4_0", "q4_k"], value_name = "TYPE")]
+    pub(crate) quantize: String,
     /// How ranks exchange activations: shared memory on one host, TCP across hosts
     #[arg(long, default_value = "auto", value_parser = ["auto", "shm", "tcp"], value_name = "KIND")]
     pub(crate) collective: String,
@@ -57,17 +61,18 @@ pub(crate) struct ShapeArguments {
 
 impl ShapeArguments {
     /// The deployment of `model` in this shape.
-    pub(crate) fn deployment(&self, model: &ModelArgument, tp: u32) -> anyhow::Result<wire::Deployment> {
-        Ok(wire::Deployment {
+    pub(crate) fn deployment(&self, model: &ModelArgument, shape: Shape) -> anyhow::Result<wire::Deployment> {
+        let deployment = wire::Deployment {
             name: model.name.clone(),
             model_path: model.absolute()?,
-            tp,
             replicas: self.replicas,
             kv_tokens: self.kv_tokens.unwrap_or(0),
             kv_dtype: self.kv_dtype.clone(),
             collective: self.collective.clone(),
+            quantize: self.quantize.clone(),
             ..wire::Deployment::default()
-        })
+        };
+        Ok(deployment.shaped(shape))
     }
 }
 
@@ -76,9 +81,18 @@ struct Add {
     /// The model, and the name to serve it under [default: the file's or folder's, in lower case]
     #[arg(value_name = "[NAME=]PATH")]
     model: ModelArgument,
-    /// Workers of one replica: each holds that share of every layer
+    /// Tensor-parallel ranks of a replica: each holds that share of every layer
     #[arg(long, default_value_t = 1, value_name = "N")]
     tp: u32,
+    /// Data-parallel parts of a replica: each has a KV cache of its own
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    dp: u32,
+    /// Pipeline stages of a replica: each holds that share of the layers
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pp: u32,
+    /// Parts over which the experts of a stage are spread; divides tp · dp
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    ep: u32,
     #[command(flatten)]
     shape: ShapeArguments,
     /// Return at once instead of when the model is ready
@@ -107,7 +121,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 impl Add {
     async fn run(self) -> anyhow::Result<()> {
-        let deployment = self.shape.deployment(&self.model, self.tp)?;
+        let shape = Shape { tp: self.tp, dp: self.dp, pp: self.pp, ep: self.ep };
+        let deployment = self.shape.deployment(&self.model, shape)?;
         let name = deployment.name.clone();
         let mut admin = self.endpoint.admin().await?;
         let request_id = uuid::Uuid::new_v4().to_string();
@@ -141,8 +156,9 @@ async fn list(endpoint: &EndpointArguments) -> anyhow::Result<()> {
     let status = endpoint.admin().await?.status(wire::StatusRequest {}).await?.into_inner();
     let row = |d: wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
-        vec![d.name.clone(), state_of(&d), replicas, d.tp.to_string(), d.kv_dtype, d.model_path]
+        vec![d.name.clone(), state_of(&d), replicas, shape_of(&d), d.kv_dtype, d.quantize, d.model_path]
     };
     let rows: Vec<_> = status.deployments.into_iter().map(row).collect();
-    Ok(table(&mut std::io::stdout().lock(), &["name", "state", "replicas", "tp", "kv", "model"], &rows)?)
+    let header = ["name", "state", "replicas", "shape", "kv", "quantize", "model"];
+    Ok(table(&mut std::io::stdout().lock(), &header, &rows)?)
 }

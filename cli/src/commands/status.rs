@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
+use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 use serde_json::{Value, json};
 
@@ -70,10 +71,12 @@ fn as_json(status: &wire::StatusResponse) -> Value {
     let group = |g: &wire::Group| {
         json!({"id": g.id, "deployment": g.deployment, "epoch": g.epoch,
         "state": g.state, "workers": g.workers, "collective": g.collective, "kv_blocks": g.kv_blocks,
-        "block_size": g.block_size, "driver": g.driver, "driver_epoch": g.driver_epoch})
+        "block_size": g.block_size, "driver": g.driver, "driver_epoch": g.driver_epoch,
+        "shape": g.shape.map(|s| json!({"tp": s.tp, "dp": s.dp, "pp": s.pp, "ep": s.ep}))})
     };
     let deployment = |d: &wire::Deployment| {
-        json!({"name": d.name, "model_path": d.model_path, "tp": d.tp,
+        json!({"name": d.name, "model_path": d.model_path, "tp": d.tp, "dp": d.dp, "pp": d.pp, "ep": d.ep,
+        "quantize": d.quantize,
         "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
         "state": d.state, "reason": d.reason, "ready_replicas": d.ready_replicas, "created": d.created})
     };
@@ -118,16 +121,21 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
     let rows: Vec<_> = status.groups.iter().map(group_row).collect();
     table(
         out,
-        &["id", "deployment", "state", "workers", "collective", "kv tokens", "driver", "epoch"],
+        &["id", "deployment", "state", "shape", "workers", "collective", "kv tokens", "driver", "epoch"],
         &rows,
     )?;
     writeln!(out, "\ndeployments")?;
     let row = |d: &wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
-        vec![d.name.clone(), state_of(d), replicas, d.tp.to_string(), d.model_path.clone()]
+        vec![d.name.clone(), state_of(d), replicas, shape_of(d), d.model_path.clone()]
     };
     let rows: Vec<_> = status.deployments.iter().map(row).collect();
-    table(out, &["name", "state", "replicas", "tp", "model"], &rows)
+    table(out, &["name", "state", "replicas", "shape", "model"], &rows)
+}
+
+/// The shape a deployment asks for.
+pub(crate) fn shape_of(d: &wire::Deployment) -> String {
+    d.shape().to_string()
 }
 
 /// What a deployment's state is, and why if it is not as it should be.
@@ -163,6 +171,7 @@ fn group_row(g: &wire::Group) -> Vec<String> {
         g.id.to_string(),
         g.deployment.clone(),
         g.state.clone(),
+        g.shape.map_or_else(|| "-".into(), |shape| Shape::from(shape).to_string()),
         workers.join(","),
         g.collective.clone(),
         kv_tokens.to_string(),

@@ -36,19 +36,19 @@ pub(crate) struct Arguments {
     /// Coordinators: 1, 3 or 5
     #[arg(long, default_value_t = 3, value_name = "N")]
     coordinators: u16,
-    /// Workers [default: 2, or as many as --tp, --replicas and the models need]
+    /// Workers [default: 2, or as many as the replicas' shape and the models need]
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
-    /// Workers of one replica [default: workers / replicas / models]
+    /// Tensor-parallel ranks of a replica [default: workers / (dp · pp · replicas · models)]
     #[arg(long, value_name = "N")]
     tp: Option<u32>,
-    /// Data-parallel parts of a replica (only 1 for now)
+    /// Data-parallel parts of a replica: each has a KV cache of its own
     #[arg(long, default_value_t = 1, value_name = "N")]
     dp: u32,
-    /// Pipeline stages of a replica (only 1 for now)
+    /// Pipeline stages of a replica: each holds that share of the layers
     #[arg(long, default_value_t = 1, value_name = "N")]
     pp: u32,
-    /// Expert-parallel parts of a replica (only 1 for now)
+    /// Parts over which the experts of a stage are spread; divides tp · dp
     #[arg(long, default_value_t = 1, value_name = "N")]
     ep: u32,
     #[command(flatten)]

@@ -18,11 +18,12 @@ impl Batcher {
                 continue;
             }
             let missing = self.blocks_for(sequence.planned + 1).saturating_sub(sequence.blocks.len());
+            let pool = sequence.pool;
             let granted = loop {
-                if let Some(blocks) = self.pool.take(missing) {
+                if let Some(blocks) = self.pools.take(pool, missing) {
                     break Some(blocks);
                 }
-                if !self.preempt_last_decoding_after(place) {
+                if !self.preempt_last_decoding_after(place, pool) {
                     break None;
                 }
             };
@@ -43,9 +44,10 @@ impl Batcher {
         rows
     }
 
-    /// Preempts the decoding sequence that entered last, if it stands behind `place`.
-    fn preempt_last_decoding_after(&mut self, place: usize) -> bool {
-        let victim = self.running.iter().rposition(|id| self.sequences.get(id).is_some_and(|s| s.decodes()));
+    /// Preempts the decoding sequence of `pool` that entered last, if it stands behind `place`.
+    fn preempt_last_decoding_after(&mut self, place: usize, pool: usize) -> bool {
+        let decodes = |id| self.sequences.get(id).is_some_and(|s| s.pool == pool && s.decodes());
+        let victim = self.running.iter().rposition(decodes);
         match victim {
             Some(victim) if victim > place => {
                 self.preempt(victim);

@@ -10,13 +10,13 @@ impl Batcher {
     /// tells the leader.
     pub(super) fn collect_ended(&mut self) {
         let sequences = &mut self.sequences;
-        let (pool, dropping) = (&mut self.pool, &mut self.dropping);
+        let (pools, dropping) = (&mut self.pools, &mut self.dropping);
         self.running.retain(|id| {
             if sequences.get(id).is_some_and(|sequence| sequence.phase != Phase::Ended) {
                 return true;
             }
             if let Some(sequence) = sequences.remove(id) {
-                pool.give_back(sequence.blocks);
+                pools.give_back(sequence.pool, sequence.blocks);
             }
             dropping.push(*id);
             false
@@ -29,7 +29,7 @@ impl Batcher {
         let until = self.last_number;
         let in_flight = !self.in_flight.is_empty();
         if let Some(sequence) = self.sequences.get_mut(&id) {
-            self.pool.give_back(std::mem::take(&mut sequence.blocks));
+            self.pools.give_back(sequence.pool, std::mem::take(&mut sequence.blocks));
             sequence.phase = Phase::Preempted { until };
             self.preemptions += 1;
             if !in_flight {

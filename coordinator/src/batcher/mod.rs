@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use foggara_proto::sequence::SequenceParams;
 use foggara_proto::step::{SequenceId, StepPlan};
 
-use blocks::BlockPool;
+use blocks::BlockPools;
 use sequence::{Phase, Sequence};
 
 pub use reports::ReportError;
@@ -32,8 +32,10 @@ pub const PLANS_AHEAD: usize = 2;
 /// What bounds a group's batches. Every field is at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// KV blocks in the pool.
+    /// KV blocks in each pool.
     pub kv_blocks: u32,
+    /// Pools: all blocks of a sequence come from one of them.
+    pub pools: u32,
     /// Tokens in a block.
     pub block_size: u32,
     /// Rows (tokens) of one step.
@@ -60,7 +62,7 @@ pub enum Refusal {
     TooLong {
         /// Prompt and answer together.
         needed: usize,
-        /// The whole pool.
+        /// A whole pool.
         available: usize,
     },
 }
@@ -85,7 +87,7 @@ pub struct Occupancy {
 pub struct Batcher {
     driver_epoch: u64,
     limits: Limits,
-    pool: BlockPool,
+    pools: BlockPools,
     sequences: BTreeMap<SequenceId, Sequence>,
     /// In order of arrival; a preempted sequence comes back to the front.
     waiting: VecDeque<SequenceId>,
@@ -100,12 +102,12 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// A batcher with an empty pool for the holder of `driver_epoch`.
+    /// A batcher with empty pools for the holder of `driver_epoch`.
     pub fn new(driver_epoch: u64, limits: Limits) -> Self {
         Self {
             driver_epoch,
             limits,
-            pool: BlockPool::new(limits.kv_blocks),
+            pools: BlockPools::new(limits.pools, limits.kv_blocks),
             sequences: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -181,8 +183,8 @@ impl Batcher {
         Occupancy {
             running: self.running.len(),
             waiting: self.sequences.len() - self.running.len(),
-            free_blocks: self.pool.free(),
-            live_blocks: self.limits.kv_blocks - self.pool.free(),
+            free_blocks: self.pools.all_free(),
+            live_blocks: self.limits.kv_blocks * self.limits.pools - self.pools.all_free(),
             preemptions: self.preemptions,
         }
     }
@@ -190,6 +192,11 @@ impl Batcher {
     /// Whether nothing is known, held or in flight.
     pub fn is_idle(&self) -> bool {
         self.sequences.is_empty() && self.in_flight.is_empty() && self.dropping.is_empty()
+    }
+
+    /// Running sequences whose blocks are in `pool`.
+    fn running_in(&self, pool: usize) -> usize {
+        self.running.iter().filter(|id| self.sequences.get(id).is_some_and(|s| s.pool == pool)).count()
     }
 
     /// Blocks that `positions` tokens take.

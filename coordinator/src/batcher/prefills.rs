@@ -36,6 +36,12 @@ impl Batcher {
         rows
     }
 
+    /// The pool that whoever enters next joins: the one with the most free blocks, then with the fewest running.
+    fn roomiest_pool(&self) -> usize {
+        let key = |pool: &usize| (std::cmp::Reverse(self.pools.free(*pool)), self.running_in(*pool));
+        self.pools.indices().min_by_key(key).unwrap_or(0)
+    }
+
     /// Lets the head of the queue in, if there is a place and memory for the whole of its prompt. Nobody overtakes it.
     fn enter_next(&mut self, plan: &mut StepPlan) -> bool {
         let Some(&id) = self.waiting.front() else { return false };
@@ -44,16 +50,17 @@ impl Batcher {
         }
         let Some(sequence) = self.sequences.get(&id) else { unreachable!("waiting sequences are known") };
         let needed = self.blocks_for(sequence.tokens.len());
-        // A block in reserve for each that decodes: who enters should not be preempted in the next step.
-        let reserve = self.running.len();
-        if (self.pool.free() as usize) < needed + reserve {
+        let pool = self.roomiest_pool();
+        // A block in reserve for each that decodes there: who enters should not be preempted in the next step.
+        if self.pools.free(pool) < needed + self.running_in(pool) {
             return false;
         }
-        let blocks = self.pool.take(needed).expect("counted above");
+        let blocks = self.pools.take(pool, needed).expect("counted above");
         self.waiting.pop_front();
         self.running.push(id);
         let sequence = self.sequences.get_mut(&id).expect("looked up above");
         sequence.phase = Phase::Running;
+        sequence.pool = pool;
         sequence.blocks.clone_from(&blocks);
         plan.joins.push(Join {
             sequence: id,

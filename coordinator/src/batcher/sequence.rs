@@ -27,6 +27,8 @@ pub(super) struct Sequence {
     pub(super) prompt_len: usize,
     pub(super) params: SequenceParams,
     pub(super) phase: Phase,
+    /// Where its blocks come from, since it last joined.
+    pub(super) pool: usize,
     /// Blocks granted, in order of use.
     pub(super) blocks: Vec<BlockId>,
     /// Positions in the cache after every plan made so far.
@@ -43,6 +45,7 @@ impl Sequence {
             prompt_len,
             params,
             phase: Phase::Waiting,
+            pool: 0,
             blocks: Vec::new(),
             planned: 0,
             joined_with,

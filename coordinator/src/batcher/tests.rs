@@ -22,6 +22,7 @@ fn params(max_tokens: u32) -> SequenceParams {
 
 const LIMITS: Limits = Limits {
     kv_blocks: 64,
+    pools: 1,
     block_size: 4,
     step_rows: 16,
     prefill_rows_beside_decodes: 8,
@@ -125,8 +126,10 @@ impl ModelLeader {
     fn check_blocks(&self, limits: &Limits) {
         let mut seen = BTreeSet::new();
         for (id, held) in &self.held {
+            let pools: BTreeSet<u32> = held.blocks.iter().map(|block| block / limits.kv_blocks).collect();
+            assert!(pools.len() <= 1, "{id} has blocks of pools {pools:?}");
             for block in &held.blocks {
-                assert!(*block < limits.kv_blocks, "block {block} does not exist");
+                assert!(*block < limits.kv_blocks * limits.pools, "block {block} does not exist");
                 assert!(seen.insert(*block), "block {block} of {id} is held twice");
             }
         }
@@ -204,7 +207,8 @@ fn run(limits: Limits, seed: u64, count: u64) -> u64 {
         assert_eq!(got.remove(id).unwrap_or_default(), expected(prompt, *max_tokens), "sequence {id}");
     }
     let rest = batcher.occupancy();
-    assert_eq!((rest.free_blocks, rest.live_blocks, rest.running, rest.waiting), (limits.kv_blocks, 0, 0, 0));
+    let all = limits.kv_blocks * limits.pools;
+    assert_eq!((rest.free_blocks, rest.live_blocks, rest.running, rest.waiting), (all, 0, 0, 0));
     rest.preemptions
 }
 
@@ -226,6 +230,7 @@ fn with_little_memory_sequences_are_preempted_and_still_come_out_the_same() {
 fn one_row_steps_and_one_token_blocks_work() {
     let limits = Limits {
         kv_blocks: 80,
+        pools: 1,
         block_size: 1,
         step_rows: 3,
         prefill_rows_beside_decodes: 1,
@@ -235,6 +240,87 @@ fn one_row_steps_and_one_token_blocks_work() {
     for seed in 0..10 {
         run(limits, seed, 20);
     }
+}
+
+#[test]
+fn pools_are_preempted_each_for_itself_and_sequences_still_come_out_the_same() {
+    for (pools, kv_blocks) in [(2, 64), (2, 18), (3, 18), (4, 20)] {
+        let limits = Limits { kv_blocks, pools, ..LIMITS };
+        let preemptions: u64 = (0..20).map(|seed| run(limits, seed, 60)).sum();
+        assert!(kv_blocks > 18 || pools > 2 || preemptions > 10, "{pools} pools: only {preemptions}");
+    }
+}
+
+proptest::proptest! {
+    /// Free and live blocks add up, pool by pool, whatever comes and goes; and who enters goes where there is most room.
+    #[test]
+    fn pools_add_up_and_are_filled_fairly(
+        pools in 1u32..5,
+        kv_blocks in 4u32..20,
+        events in proptest::collection::vec((0u8..4, 1usize..40, 0u64..20), 1..60),
+    ) {
+        let limits = Limits { kv_blocks, pools, ..LIMITS };
+        let (mut batcher, mut leader) = (Batcher::new(1, limits), ModelLeader::default());
+        let mut next_id = 0;
+        for (kind, length, id) in events {
+            match kind {
+                0 => batcher.cancel(id),
+                1 | 2 => {
+                    batcher.submit(next_id, vec![1; length], length, params(8)).ok();
+                    next_id += 1;
+                }
+                _ => {}
+            }
+            let before: Vec<usize> = held_by_pool(&batcher, limits);
+            if let Some(plan) = batcher.plan() {
+                if let (Some(first), true) = (plan.joins.first(), plan.drops.is_empty()) {
+                    let grant = plan.grants.iter().find(|grant| grant.sequence == first.sequence).expect("granted");
+                    // Decodes of this very plan may have taken a block of any pool before.
+                    let decodes = plan.grants.iter().take_while(|other| *other != grant).count();
+                    let pool = (grant.blocks[0] / kv_blocks) as usize;
+                    let least = before.iter().min().expect("a pool");
+                    proptest::prop_assert!(before[pool] <= least + decodes, "{before:?}: joined {pool}");
+                }
+                let report = leader.execute(&plan, &limits);
+                batcher.report(report).expect("in order");
+            }
+            let held = held_by_pool(&batcher, limits);
+            let occupancy = batcher.occupancy();
+            proptest::prop_assert_eq!(occupancy.live_blocks as usize, held.iter().sum::<usize>());
+            proptest::prop_assert_eq!(occupancy.live_blocks + occupancy.free_blocks, kv_blocks * pools);
+            for (pool, held) in held.into_iter().enumerate() {
+                proptest::prop_assert_eq!(held + batcher.pools.free(pool), kv_blocks as usize);
+            }
+        }
+    }
+}
+
+/// Blocks of each pool that sequences hold.
+fn held_by_pool(batcher: &Batcher, limits: Limits) -> Vec<usize> {
+    let mut held = vec![0; limits.pools as usize];
+    for block in batcher.sequences.values().flat_map(|sequence| &sequence.blocks) {
+        held[(block / limits.kv_blocks) as usize] += 1;
+    }
+    held
+}
+
+#[test]
+fn a_sequence_must_fit_one_pool() {
+    let mut batcher = Batcher::new(1, Limits { pools: 4, ..LIMITS });
+    let refusal = batcher.submit(1, vec![1; 200], 200, params(58));
+    assert_eq!(refusal, Err(Refusal::TooLong { needed: 257, available: 256 }));
+}
+
+#[test]
+fn equal_sequences_are_spread_evenly() {
+    let mut batcher =
+        Batcher::new(1, Limits { pools: 3, step_rows: 64, prefill_rows_beside_decodes: 64, ..LIMITS });
+    for id in 0..6 {
+        batcher.submit(id, vec![1; 4], 4, params(20)).expect("fits");
+    }
+    let plan = batcher.plan().expect("there is work");
+    let pools: Vec<u32> = plan.grants.iter().map(|grant| grant.blocks[0] / LIMITS.kv_blocks).collect();
+    assert_eq!(pools, [0, 1, 2, 0, 1, 2]);
 }
 
 #[test]

@@ -4,7 +4,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Changes whenever the layout of [`super::state`]'s types does.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The oldest version that is still read.
+const OLDEST: u8 = 1;
 const HEADER_BYTES: usize = 9;
 /// Largest value that is read or written: above any snapshot, below what could hurt.
 pub(super) const MAX_BYTES: usize = 64 << 20;
@@ -12,12 +14,18 @@ pub(super) const MAX_BYTES: usize = 64 << 20;
 /// Bytes that cannot be read back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CodecError {
-    #[error("written by version {0} of the format, this is version {VERSION}")]
+    #[error("written by version {0} of the format, this is version {VERSION} and reads back to {OLDEST}")]
     Version(u8),
     #[error("damaged: {0}")]
     Damaged(String),
     #[error("{0} bytes, more than {MAX_BYTES}")]
     TooLarge(usize),
+}
+
+/// What is written down, and how it looked before.
+pub(super) trait Stored: Serialize + DeserializeOwned {
+    /// Its layout in version 1 of the format.
+    type V1: DeserializeOwned + Into<Self>;
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo): finds bit flips; not meant against an enemy.
@@ -27,7 +35,7 @@ fn checksum(bytes: &[u8]) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+pub(super) fn encode<T: Stored>(value: &T) -> Result<Vec<u8>, CodecError> {
     let body = bincode::serde::encode_to_vec(value, bincode::config::standard())
         .map_err(|e| CodecError::Damaged(e.to_string()))?;
     // What is written must be readable.
@@ -37,8 +45,15 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(seal(&body))
 }
 
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    let body = open(bytes)?;
+pub(super) fn decode<T: Stored>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (version, body) = open_versioned(bytes)?;
+    match version {
+        1 => decode_body::<T::V1>(body).map(Into::into),
+        _ => decode_body(body),
+    }
+}
+
+fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
     let config = bincode::config::standard().with_limit::<MAX_BYTES>();
     let (value, read) =
         bincode::serde::decode_from_slice(body, config).map_err(|e| CodecError::Damaged(e.to_string()))?;
@@ -57,27 +72,65 @@ pub(super) fn seal(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The body of what [`seal`] made.
+/// The body of what [`seal`] made, for bodies that are the same in every version.
 pub(super) fn open(bytes: &[u8]) -> Result<&[u8], CodecError> {
+    open_versioned(bytes).map(|(_, body)| body)
+}
+
+fn open_versioned(bytes: &[u8]) -> Result<(u8, &[u8]), CodecError> {
     if bytes.len() > MAX_BYTES {
         return Err(CodecError::TooLarge(bytes.len()));
     }
     let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
         return Err(CodecError::Damaged(format!("{} bytes", bytes.len())));
     };
-    if header[0] != VERSION {
+    if !(OLDEST..=VERSION).contains(&header[0]) {
         return Err(CodecError::Version(header[0]));
     }
     let expected = u64::from_le_bytes(std::array::from_fn(|i| header[1 + i]));
     if checksum(body) != expected {
         return Err(CodecError::Damaged("its checksum does not match".into()));
     }
-    Ok(body)
+    Ok((header[0], body))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::state::{ClusterState, Command, Envelope};
+
+    impl Stored for (String, u64) {
+        type V1 = Self;
+    }
+
+    /// Bytes as version 1 wrote them.
+    fn written_by_v1<T: Serialize>(value: &T) -> Vec<u8> {
+        let body = bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("small");
+        let mut bytes = seal(&body);
+        bytes[0] = 1;
+        bytes
+    }
+
+    #[test]
+    fn what_version_1_wrote_is_read() {
+        // A deployment "m" of two ranks, as it lay in a log of version 1.
+        let put: &[u8] =
+            &[&[1, b'r', 4, 1, b'm', 2, b'/', b'm', 2, 1, 0, 4][..], b"auto", &[4], b"auto", &[10]].concat();
+        let mut bytes = seal(put);
+        bytes[0] = 1;
+        let mut state = ClusterState::default();
+        state.apply(&decode::<Envelope>(&bytes).expect("readable"));
+        assert_eq!(state.deployments["m"].shape, foggara_proto::shape::Shape::tensor(2));
+        let snapshot = written_by_v1(&state.to_v1());
+        assert_eq!(decode::<ClusterState>(&snapshot), Ok(state.clone()));
+        let note = Command::PutNote { key: "k".into(), value: "v".into() };
+        let note = Envelope { request_id: "r".into(), command: note };
+        assert_eq!(decode::<Envelope>(&written_by_v1(&note)), Ok(note));
+        for version in [0, VERSION + 1] {
+            bytes[0] = version;
+            assert_eq!(decode::<Envelope>(&bytes), Err(CodecError::Version(version)));
+        }
+    }
 
     #[test]
     fn every_single_bit_flip_and_every_cut_is_found() {

@@ -4,7 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use foggara_proto::shape::Shape;
 use serde::{Deserialize, Serialize};
+
+use super::codec::Stored;
+
+mod v1;
 
 /// Most notes, and the sizes of one.
 pub const MAX_NOTES: usize = 10_000;
@@ -16,6 +21,10 @@ pub const MAX_NOTE_VALUE: usize = 64 << 10;
 pub const MAX_NOTES_BYTES: usize = 16 << 20;
 /// Most deployments.
 pub const MAX_DEPLOYMENTS: usize = 256;
+/// Weights are loaded as they are stored.
+pub const NOT_QUANTIZED: &str = "none";
+/// What weights can be quantized to when they are loaded.
+pub const QUANTIZATIONS: [&str; 4] = [NOT_QUANTIZED, "q8_0", "q4_0", "q4_k"];
 /// Most workers.
 pub const MAX_WORKERS: usize = 4096;
 /// Characters kept of what keeps a deployment from being served.
@@ -77,16 +86,18 @@ pub struct Worker {
 pub struct Deployment {
     /// File or folder, on every machine.
     pub model_path: String,
-    /// Ranks of a replica.
-    pub tp: u32,
+    /// How a replica is divided; 0 leaves a number to the placement.
+    pub shape: Shape,
     /// Replicas wanted.
     pub replicas: u32,
-    /// Tokens of KV cache of a replica; 0: chosen by the placement.
+    /// Tokens of KV cache of each data-parallel part of a replica; 0: chosen by the placement.
     pub kv_tokens: u64,
     /// "auto", "f16" or "f32".
     pub kv_dtype: String,
     /// "auto", "shm" or "tcp".
     pub collective: String,
+    /// What weights are quantized to when they are loaded: "none", "q8_0", "q4_0" or "q4_k".
+    pub quantize: String,
     /// Unix seconds at which it was made.
     pub created: i64,
 }
@@ -129,8 +140,14 @@ pub struct Group {
     pub deployment: String,
     /// Of its formation.
     pub epoch: u64,
+    /// How they divide the model; no number is left open.
+    pub shape: Shape,
     /// Worker of each rank.
     pub ranks: Vec<u64>,
+    /// Relative speed of each rank, for uneven slices; empty: all the same.
+    pub rank_weights: Vec<u32>,
+    /// For each layer with experts, the part that owns each of them; empty: the default.
+    pub experts: Vec<Vec<u16>>,
     /// Ranks that have loaded and passed the checked step.
     pub ready: BTreeSet<u32>,
     /// How they reach each other.
@@ -152,7 +169,30 @@ impl Group {
     }
 }
 
-/// A change.
+/// Idle workers that are to become a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Formation {
+    /// Whose replica.
+    pub deployment: String,
+    /// How the ranks divide the model; no number is left open.
+    pub shape: Shape,
+    /// Worker of each rank.
+    pub ranks: Vec<u64>,
+    /// Relative speed of each rank, for uneven slices; empty: all the same.
+    pub rank_weights: Vec<u32>,
+    /// For each layer with experts, the part that owns each of them; empty: the default.
+    pub experts: Vec<Vec<u16>>,
+    /// How they reach each other.
+    pub collective: CollectiveKind,
+    /// Blocks of each rank's KV cache.
+    pub kv_blocks: u32,
+    /// Positions of a block.
+    pub block_size: u32,
+    /// Random.
+    pub key: [u8; 16],
+}
+
+/// A change. What is written down stays readable: a new layout is a new variant at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// A coordinator says where it is.
@@ -174,12 +214,12 @@ pub enum Command {
         /// Its term.
         term: u64,
     },
-    /// A model is to be served; replaces nothing.
-    PutDeployment {
+    /// A model is to be served, as version 1 wrote it.
+    PutDeploymentV1 {
         /// The name it is served under.
         name: String,
         /// What to serve.
-        deployment: Deployment,
+        deployment: v1::Deployment,
     },
     /// A model is not to be served any more; its groups end.
     RemoveDeployment {
@@ -193,21 +233,8 @@ pub enum Command {
         /// What.
         reason: String,
     },
-    /// Idle workers become a group.
-    FormGroup {
-        /// Whose replica.
-        deployment: String,
-        /// Worker of each rank.
-        ranks: Vec<u64>,
-        /// How they reach each other.
-        collective: CollectiveKind,
-        /// Blocks of each rank's KV cache.
-        kv_blocks: u32,
-        /// Positions of a block.
-        block_size: u32,
-        /// Random.
-        key: [u8; 16],
-    },
+    /// Idle workers become a group, as version 1 wrote it.
+    FormGroupV1(v1::Formation),
     /// A rank has loaded and passed the checked step.
     RankReady {
         /// The group.
@@ -240,6 +267,15 @@ pub enum Command {
         /// Its text.
         value: String,
     },
+    /// A model is to be served; replaces nothing.
+    PutDeployment {
+        /// The name it is served under.
+        name: String,
+        /// What to serve.
+        deployment: Deployment,
+    },
+    /// Idle workers become a group.
+    FormGroup(Formation),
 }
 
 /// What became of a command.
@@ -291,6 +327,19 @@ pub struct ClusterState {
     remembered_order: VecDeque<String>,
 }
 
+impl Stored for Envelope {
+    /// Commands are only ever added.
+    type V1 = Self;
+}
+
+impl Stored for Outcome {
+    type V1 = Self;
+}
+
+impl Stored for ClusterState {
+    type V1 = v1::ClusterState;
+}
+
 impl ClusterState {
     /// Applies a write, or finds that it was applied before.
     pub fn apply(&mut self, envelope: &Envelope) -> Outcome {
@@ -321,6 +370,9 @@ impl ClusterState {
                 Outcome::Done
             }
             Command::PutDeployment { name, deployment } => self.put_deployment(name, deployment),
+            Command::PutDeploymentV1 { name, deployment } => {
+                self.put_deployment(name, &deployment.clone().into())
+            }
             Command::RemoveDeployment { name } => {
                 if self.deployments.remove(name).is_none() {
                     return Outcome::Refused(format!("no deployment is called `{name}`"));
@@ -339,20 +391,8 @@ impl ClusterState {
                 self.obstacles.insert(deployment.clone(), reason);
                 Outcome::Done
             }
-            Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, key } => {
-                let group = Group {
-                    deployment: deployment.clone(),
-                    epoch: 0,
-                    ranks: ranks.clone(),
-                    ready: BTreeSet::new(),
-                    collective: *collective,
-                    kv_blocks: *kv_blocks,
-                    block_size: *block_size,
-                    key: *key,
-                    driver: None,
-                };
-                self.form_group(group)
-            }
+            Command::FormGroup(formation) => self.form_group(formation.clone()),
+            Command::FormGroupV1(formation) => self.form_group(formation.clone().into()),
             Command::RankReady { group, epoch, rank } => match self.group_of_epoch(*group, *epoch) {
                 Ok(group) if (*rank as usize) < group.ranks.len() => {
                     group.ready.insert(*rank);
@@ -424,26 +464,50 @@ impl ClusterState {
         }
     }
 
-    fn form_group(&mut self, group: Group) -> Outcome {
-        if !self.deployments.contains_key(&group.deployment) {
-            return Outcome::Refused(format!("no deployment is called `{}`", group.deployment));
+    fn form_group(&mut self, formation: Formation) -> Outcome {
+        let Formation { deployment, shape, ranks, rank_weights, experts, .. } = &formation;
+        if !self.deployments.contains_key(deployment) {
+            return Outcome::Refused(format!("no deployment is called `{deployment}`"));
         }
-        let distinct: BTreeSet<u64> = group.ranks.iter().copied().collect();
-        if group.ranks.is_empty() || distinct.len() != group.ranks.len() {
-            return Outcome::Refused(format!("ranks {:?} are not distinct workers", group.ranks));
+        let distinct: BTreeSet<u64> = ranks.iter().copied().collect();
+        if ranks.is_empty() || distinct.len() != ranks.len() {
+            return Outcome::Refused(format!("ranks {ranks:?} are not distinct workers"));
+        }
+        if !shape.is_fixed() || shape.check().is_err() || shape.ranks() as usize != ranks.len() {
+            return Outcome::Refused(format!("{} workers are no group of shape {shape}", ranks.len()));
+        }
+        if !rank_weights.is_empty() && rank_weights.len() != ranks.len() {
+            return Outcome::Refused(format!("{} weights for {} ranks", rank_weights.len(), ranks.len()));
+        }
+        if experts.iter().flatten().any(|part| u32::from(*part) >= shape.ep) {
+            return Outcome::Refused(format!("experts are given to parts that {shape} does not have"));
         }
         let idle = |id: &u64| self.workers.get(id).is_some_and(|worker| worker.group.is_none());
-        if let Some(busy) = group.ranks.iter().find(|id| !idle(id)) {
+        if let Some(busy) = ranks.iter().find(|id| !idle(id)) {
             return Outcome::Refused(format!("worker {busy} is not idle"));
         }
         let id = self.next();
         let epoch = self.next();
-        for rank in &group.ranks {
+        for rank in &formation.ranks {
             if let Some(worker) = self.workers.get_mut(rank) {
                 worker.group = Some(id);
             }
         }
-        self.groups.insert(id, Group { epoch, ..group });
+        let group = Group {
+            deployment: formation.deployment,
+            epoch,
+            shape: formation.shape,
+            ranks: formation.ranks,
+            rank_weights: formation.rank_weights,
+            experts: formation.experts,
+            ready: BTreeSet::new(),
+            collective: formation.collective,
+            kv_blocks: formation.kv_blocks,
+            block_size: formation.block_size,
+            key: formation.key,
+            driver: None,
+        };
+        self.groups.insert(id, group);
         Outcome::Group(id)
     }
 

@@ -17,24 +17,32 @@ fn worker(name: &str) -> Command {
 fn deployment(tp: u32) -> Deployment {
     Deployment {
         model_path: "/m".into(),
-        tp,
+        shape: Shape::tensor(tp),
         replicas: 1,
         kv_tokens: 0,
         kv_dtype: "auto".into(),
         collective: "auto".into(),
+        quantize: NOT_QUANTIZED.into(),
         created: 5,
     }
 }
 
-fn form(ranks: &[u64]) -> Command {
-    Command::FormGroup {
+fn formation(ranks: &[u64]) -> Formation {
+    Formation {
         deployment: "m".into(),
+        shape: Shape::tensor(ranks.len() as u32),
         ranks: ranks.to_vec(),
+        rank_weights: vec![],
+        experts: vec![],
         collective: CollectiveKind::Shm,
         kv_blocks: 10,
         block_size: 16,
         key: [1; 16],
     }
+}
+
+fn form(ranks: &[u64]) -> Command {
+    Command::FormGroup(formation(ranks))
 }
 
 /// Applies commands under ids of their own.
@@ -105,6 +113,35 @@ fn groups_are_formed_of_distinct_idle_workers_of_a_deployment() {
     assert_eq!(run.apply(Command::RemoveDeployment { name: "m".into() }), Outcome::Done);
     assert!(run.state.groups.is_empty() && run.state.workers.values().all(|w| w.group.is_none()));
     assert!(refused(&run.apply(form(&[5]))), "no such deployment");
+}
+
+#[test]
+fn a_groups_shape_weights_and_experts_fit_its_ranks() {
+    let mut run = Run::new();
+    run.apply(worker("a"));
+    run.apply(worker("b"));
+    run.apply(Command::PutDeployment { name: "m".into(), deployment: deployment(2) });
+    let good = Formation {
+        shape: Shape { tp: 1, dp: 2, pp: 1, ep: 2 },
+        rank_weights: vec![3, 1],
+        experts: vec![vec![0, 1, 1]],
+        ..formation(&[1, 2])
+    };
+    for wrong in [
+        Formation { shape: Shape { tp: 2, dp: 2, pp: 1, ep: 2 }, ..good.clone() },
+        Formation { shape: Shape { dp: 0, ..good.shape }, ..good.clone() },
+        Formation { shape: Shape { ep: 4, ..good.shape }, ..good.clone() },
+        Formation { rank_weights: vec![1], ..good.clone() },
+        Formation { experts: vec![vec![0, 2]], ..good.clone() },
+    ] {
+        assert!(refused(&run.apply(Command::FormGroup(wrong.clone()))), "{wrong:?}");
+    }
+    let Outcome::Group(id) = run.apply(Command::FormGroup(good.clone())) else { panic!("refused") };
+    let group = &run.state.groups[&id];
+    assert_eq!(
+        (group.shape, &group.rank_weights, &group.experts),
+        (good.shape, &good.rank_weights, &good.experts)
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use raft::{GetEntriesContext, RaftState, StorageError};
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::codec;
+use super::codec::{self, Stored};
 use super::seal::Seal;
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
@@ -41,6 +41,10 @@ pub(super) struct Identity {
     pub(super) cluster_id: String,
     pub(super) id: u64,
     pub(super) voters: Vec<u64>,
+}
+
+impl Stored for Identity {
+    type V1 = Self;
 }
 
 /// The store of one coordinator.

@@ -8,7 +8,7 @@ use foggara_models::Checkpoint;
 
 use super::probe;
 use super::registry::{Registry, not_leader};
-use crate::cluster::state::Deployment;
+use crate::cluster::state::{Deployment, Formation};
 use crate::cluster::{ClusterHandle, ClusterState, Command};
 use crate::placement::{ModelNeeds, Step, Surroundings, plan};
 
@@ -225,9 +225,8 @@ impl Controller {
 /// A key for a new group; everything else stays.
 fn with_key(command: Command) -> Command {
     match command {
-        Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, .. } => {
-            let key = *uuid::Uuid::new_v4().as_bytes();
-            Command::FormGroup { deployment, ranks, collective, kv_blocks, block_size, key }
+        Command::FormGroup(formation) => {
+            Command::FormGroup(Formation { key: *uuid::Uuid::new_v4().as_bytes(), ..formation })
         }
         other => other,
     }

@@ -167,6 +167,14 @@ fn assign(state: &ClusterState, group_id: u64, group: &Group, id: u64) -> Option
         max_step_rows: MAX_STEP_ROWS,
         threads_on_host,
         group_key: group.key.to_vec(),
+        shape: Some(group.shape.into()),
+        rank_weights: group.rank_weights.clone(),
+        experts: group
+            .experts
+            .iter()
+            .map(|layer| wire::ExpertParts { part: layer.iter().map(|part| u32::from(*part)).collect() })
+            .collect(),
+        quantize: deployment.quantize.clone(),
     })
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use foggara_proto::PROTOCOL;
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::shape::Shape;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::registry_client::RegistryClient;
 use foggara_proto::wire::worker::registry_server::RegistryServer;
@@ -59,11 +60,12 @@ impl Rig {
         let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama");
         let deployment = Deployment {
             model_path: model.to_string_lossy().into_owned(),
-            tp: 2,
+            shape: Shape::tensor(2),
             replicas: 1,
             kv_tokens: 64,
             kv_dtype: "auto".into(),
             collective: "auto".into(),
+            quantize: "none".into(),
             created: 0,
         };
         rig.write(Command::PutDeployment { name: "m".into(), deployment }).await;

@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{DriverCommand, Events, limits, lost};
+use super::{DriverCommand, Events, ExpertLoads, limits, lost};
 use crate::batcher::{Batcher, Refusal};
 use crate::metrics::DriverMetrics;
 use crate::router::GenerateError;
@@ -34,6 +34,7 @@ pub(super) struct Drive {
     ids: HashMap<String, SequenceId>,
     plans: mpsc::Sender<wire::DriverMessage>,
     metrics: DriverMetrics,
+    experts: ExpertLoads,
     /// For the retry hint: when the last sequence ended, and how long one takes to.
     finished: Option<Instant>,
     interval: Duration,
@@ -47,6 +48,7 @@ impl Drive {
         queue: usize,
         plans: mpsc::Sender<wire::DriverMessage>,
         metrics: DriverMetrics,
+        experts: ExpertLoads,
     ) -> Self {
         Self {
             model,
@@ -55,6 +57,7 @@ impl Drive {
             ids: HashMap::new(),
             plans,
             metrics,
+            experts,
             finished: None,
             interval: Duration::from_millis(100),
         }
@@ -159,8 +162,10 @@ impl Drive {
     }
 
     fn report(&mut self, report: wire::StepReport) -> Result<(), String> {
-        let report = StepReport::try_from(report).map_err(|e| e.to_string())?;
+        let mut report = StepReport::try_from(report).map_err(|e| e.to_string())?;
         self.metrics.step(&report.timing);
+        let counts = self.experts.add(&self.model, std::mem::take(&mut report.experts));
+        self.metrics.experts(&counts);
         for (id, event) in self.batcher.report(report).map_err(|e| e.to_string())? {
             let ended = event.end.is_some();
             let Some(listener) = self.listeners.get(&id) else { continue };

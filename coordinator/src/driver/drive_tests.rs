@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest};
-use foggara_proto::step::StepPlan;
+use foggara_proto::step::{ExpertCount, StepPlan};
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::drive::Drive;
 use super::fake_leader::{LIMITS, Table, answer, request};
-use super::{DriverCommand, Events};
+use super::{DriverCommand, Events, ExpertLoads};
 use crate::metrics::Metrics;
 use crate::router::GenerateError;
 
@@ -25,6 +25,7 @@ struct Rig {
     table: Table,
     ended: tokio::task::JoinHandle<String>,
     metrics: Metrics,
+    experts: ExpertLoads,
 }
 
 impl Rig {
@@ -33,11 +34,13 @@ impl Rig {
         let (to_leader, plans) = mpsc::channel(8);
         let (reports, from_leader) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
-        let drive = Drive::new("m".into(), 7, &LIMITS, queue, to_leader, metrics.driver("m"));
+        let experts = ExpertLoads::default();
+        let drive =
+            Drive::new("m".into(), 7, &LIMITS, queue, to_leader, metrics.driver("m"), experts.clone());
         let mut from_leader = UnboundedReceiverStream::new(from_leader);
         let ended = tokio::spawn(async move { drive.run(&mut received, &mut from_leader).await });
         let (commands, reports) = (Some(commands), Some(reports));
-        Self { commands, plans, reports, table: Table::default(), ended, metrics }
+        Self { commands, plans, reports, table: Table::default(), ended, metrics, experts }
     }
 
     fn command(&self, command: DriverCommand) {
@@ -103,6 +106,22 @@ async fn sequences_submitted_together_share_steps_and_are_answered() {
     assert_eq!(rig.lead(&mut first).await, (answer(&[1, 2, 3], 5), SequenceEnd::Length));
     let text = rig.metrics.render();
     assert!(text.contains("foggara_queue_wait_seconds_count{model=\"m\"} 2"), "{text}");
+}
+
+#[tokio::test]
+async fn tokens_of_experts_are_summed_and_exported() {
+    let mut rig = Rig::new(10);
+    let mut events = rig.submit(1, request("a", &[1, 2, 3], 2));
+    for tokens in [6, 2] {
+        let plan = rig.plan().await;
+        let mut report = rig.table.execute(plan);
+        report.experts = vec![ExpertCount { layer: 1, expert: 5, tokens }];
+        rig.send(wire::leader_message::Message::Report(report.into()));
+    }
+    while limited(events.recv()).await.expect("more").expect("no error").end.is_none() {}
+    assert_eq!(rig.experts.of("m"), super::ExpertLoad::from([((1, 5), 8)]));
+    let text = rig.metrics.render();
+    assert!(text.contains("foggara_expert_tokens_total{expert=\"5\",layer=\"1\",model=\"m\"} 8"), "{text}");
 }
 
 #[tokio::test]

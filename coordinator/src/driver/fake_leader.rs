@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) const LIMITS: GroupLimits = GroupLimits { kv_blocks: 64, block_size: 4, max_step_rows: 16 };
+pub(crate) const LIMITS: GroupLimits =
+    GroupLimits { kv_blocks: 64, pools: 1, block_size: 4, max_step_rows: 16 };
 
 /// The token that follows `tokens`; never below 10.
 pub(crate) fn next(tokens: &[u32]) -> u32 {

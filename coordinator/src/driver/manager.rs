@@ -77,7 +77,9 @@ pub async fn run_drivers(context: DriverContext) {
     let mut watch = context.cluster.watch();
     let mut running: BTreeMap<u64, (Lease, JoinHandle<()>)> = BTreeMap::new();
     loop {
-        let wanted = leases(&watch.borrow_and_update().clone(), context.cluster.id());
+        let state = watch.borrow_and_update().clone();
+        let wanted = leases(&state, context.cluster.id());
+        context.drivers.experts().retain(|model| state.deployments.contains_key(model));
         running.retain(|group, (lease, task)| {
             let keep = wanted.get(group) == Some(lease);
             if !keep {
@@ -138,7 +140,9 @@ async fn drive(context: &DriverContext, lease: &Lease) -> String {
     tracing::info!(group, driver_epoch, model = lease.model, "driving");
     let (commands, mut received) = mpsc::channel(COMMANDS);
     let metrics = context.metrics.driver(&lease.model);
-    let drive = Drive::new(lease.model.clone(), driver_epoch, &limits, context.queue, plans, metrics);
+    let experts = context.drivers.experts().clone();
+    let model = lease.model.clone();
+    let drive = Drive::new(model, driver_epoch, &limits, context.queue, plans, metrics, experts);
     context.drivers.insert(group, Handle { epoch: driver_epoch, commands });
     drive.run(&mut received, &mut reports).await
 }

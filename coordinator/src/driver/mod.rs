@@ -3,6 +3,7 @@
 mod drive;
 #[cfg(test)]
 mod drive_tests;
+mod experts;
 #[cfg(test)]
 pub(crate) mod fake_leader;
 mod manager;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::batcher::Limits;
 use crate::router::{GenerateError, SequenceStream};
 
+pub use experts::{ExpertLoad, ExpertLoads};
 pub use manager::{DriverContext, run_drivers};
 
 /// Sequences of one group at once.
@@ -60,6 +62,7 @@ struct Shared {
     ids: AtomicU64,
     /// Every open sequence holds a clone.
     open: Arc<()>,
+    experts: ExpertLoads,
 }
 
 impl Drivers {
@@ -89,6 +92,11 @@ impl Drivers {
     /// Sequences that somebody listens to, whatever front door they came from.
     pub fn open_sequences(&self) -> usize {
         Arc::strong_count(&self.0.open) - 1
+    }
+
+    /// How many tokens each expert of the models driven here was given.
+    pub fn experts(&self) -> &ExpertLoads {
+        &self.0.experts
     }
 
     /// A newer driver of the same group stays.
@@ -133,6 +141,7 @@ impl Drop for Open {
 fn limits(group: &foggara_proto::step::GroupLimits, queue: usize) -> Limits {
     Limits {
         kv_blocks: group.kv_blocks,
+        pools: group.pools,
         block_size: group.block_size,
         step_rows: group.max_step_rows,
         prefill_rows_beside_decodes: PREFILL_ROWS_BESIDE_DECODES.min(group.max_step_rows),

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::sequence::{SequenceEnd, SequenceRequest};
+use foggara_proto::shape::Shape;
 use futures::StreamExt;
 
 use super::fake_leader::{FakeLeader, answer, request};
 use super::{DriverContext, Drivers, run_drivers};
-use crate::cluster::state::{Capabilities, CollectiveKind, Deployment, Member, Worker};
+use crate::cluster::state::{Capabilities, CollectiveKind, Deployment, Formation, Member, Worker};
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterHandle, Command, Outcome};
 use crate::metrics::Metrics;
@@ -51,11 +52,12 @@ impl Rig {
         rig.write(Command::RegisterMember { id: 1, member }).await;
         let deployment = Deployment {
             model_path: "/m".into(),
-            tp: 1,
+            shape: Shape::tensor(1),
             replicas: 1,
             kv_tokens: 0,
             kv_dtype: "auto".into(),
             collective: "auto".into(),
+            quantize: "none".into(),
             created: 0,
         };
         rig.write(Command::PutDeployment { name: "m".into(), deployment }).await;
@@ -80,14 +82,17 @@ impl Rig {
         let Outcome::Worker(worker) = self.write(Command::RegisterWorker(worker)).await else {
             panic!("refused")
         };
-        let form = Command::FormGroup {
+        let form = Command::FormGroup(Formation {
             deployment: "m".into(),
+            shape: Shape::SOLO,
+            rank_weights: vec![],
+            experts: vec![],
             ranks: vec![worker],
             collective: CollectiveKind::Solo,
             kv_blocks: 64,
             block_size: 4,
             key: [0; 16],
-        };
+        });
         let Outcome::Group(group) = self.write(form).await else { panic!("refused") };
         let epoch = self.cluster.state().groups[&group].epoch;
         self.write(Command::RankReady { group, epoch, rank: 0 }).await;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest, TokenOutput};
+use foggara_proto::shape::Shape;
 use futures::StreamExt;
 
 use super::{FrontDoor, ServedModel, ServedModels};
@@ -128,11 +129,12 @@ pub(super) fn model(tokenizer: Option<Tokenizer>) -> ServedModel {
 pub(super) fn deployment() -> Deployment {
     Deployment {
         model_path: "/m".into(),
-        tp: 1,
+        shape: Shape::tensor(1),
         replicas: 1,
         kv_tokens: 0,
         kv_dtype: "auto".into(),
         collective: "auto".into(),
+        quantize: "none".into(),
         created: 7,
     }
 }

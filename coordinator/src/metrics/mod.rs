@@ -1,10 +1,11 @@
 //! What Prometheus reads. Every family is declared in the one table of [`Metrics::new`]; labels are bounded: models by the
-//! deployments there are, everything else by this code.
+//! deployments there are, layers and experts by their models, everything else by this code.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use foggara_proto::step::StepTiming;
+use foggara_proto::step::{ExpertCount, StepTiming};
 use prometheus::{
     Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -47,6 +48,7 @@ pub struct Metrics {
     step_collective_seconds: HistogramVec,
     step_wait_seconds: HistogramVec,
     step_rows: HistogramVec,
+    expert_tokens: IntCounterVec,
     raft_term: IntGauge,
     raft_leader: IntGauge,
     raft_is_leader: IntGauge,
@@ -150,6 +152,11 @@ impl Metrics {
                 &["model"],
                 &ROWS,
             ),
+            expert_tokens: table.counters(
+                "expert_tokens_total",
+                "Tokens routed to each expert of groups driven here.",
+                &["model", "layer", "expert"],
+            ),
             raft_term: table.gauge("raft_term", "Raft's term."),
             raft_leader: table.gauge("raft_leader", "Id of the leader; 0 while none is known."),
             raft_is_leader: table.gauge("raft_is_leader", "1 if this coordinator leads."),
@@ -191,6 +198,9 @@ impl Metrics {
             collective: self.step_collective_seconds.with_label_values(&[model]),
             wait: self.step_wait_seconds.with_label_values(&[model]),
             rows: self.step_rows.with_label_values(&[model]),
+            expert_tokens: self.expert_tokens.clone(),
+            experts: HashMap::new(),
+            model: model.to_owned(),
         }
     }
 
@@ -301,6 +311,10 @@ pub struct DriverMetrics {
     collective: Histogram,
     wait: Histogram,
     rows: Histogram,
+    expert_tokens: IntCounterVec,
+    /// Of the experts seen so far, by layer and expert.
+    experts: HashMap<(u32, u32), IntCounter>,
+    model: String,
 }
 
 impl DriverMetrics {
@@ -312,6 +326,17 @@ impl DriverMetrics {
         self.collective.observe(seconds(timing.collective_us));
         self.wait.observe(seconds(timing.wait_us));
         self.rows.observe(f64::from(timing.rows));
+    }
+
+    /// Tokens were routed to experts.
+    pub fn experts(&mut self, counts: &[ExpertCount]) {
+        for count in counts {
+            let counter = self.experts.entry((count.layer, count.expert)).or_insert_with(|| {
+                let (layer, expert) = (count.layer.to_string(), count.expert.to_string());
+                self.expert_tokens.with_label_values(&[self.model.as_str(), &layer, &expert])
+            });
+            counter.inc_by(count.tokens);
+        }
     }
 
     /// A sequence has entered the group after so long.

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::cluster::state::{ClusterState, CollectiveKind, Command, Deployment, Group, Worker};
+use foggara_proto::shape::Shape;
+
+use crate::cluster::state::{ClusterState, CollectiveKind, Command, Deployment, Formation, Group, Worker};
 
 /// Positions of a KV block.
 pub const BLOCK_SIZE: u32 = 16;
@@ -64,8 +66,8 @@ pub fn plan(state: &ClusterState, around: &Surroundings) -> Vec<Step> {
         for _ in have..deployment.replicas as usize {
             match form(state, name, deployment, needs, &idle) {
                 Ok(command) => {
-                    if let Command::FormGroup { ranks, .. } = &command {
-                        idle.retain(|id| !ranks.contains(id));
+                    if let Command::FormGroup(formation) = &command {
+                        idle.retain(|id| !formation.ranks.contains(id));
                     }
                     steps.push(Step::Do(command));
                 }
@@ -92,7 +94,13 @@ fn form(
     needs: &ModelNeeds,
     idle: &BTreeSet<u64>,
 ) -> Result<Command, String> {
-    let tp = deployment.tp as usize;
+    let shape = Shape {
+        tp: deployment.shape.tp.max(1),
+        dp: deployment.shape.dp.max(1),
+        pp: deployment.shape.pp.max(1),
+        ep: deployment.shape.ep.max(1),
+    };
+    let tp = shape.ranks() as usize;
     let mut hosts: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for id in idle {
         if let Some(worker) = state.workers.get(id) {
@@ -123,14 +131,17 @@ fn form(
     };
     let kv_blocks = kv_blocks(state, deployment, needs, &members)?;
     let key = [0; 16];
-    Ok(Command::FormGroup {
+    Ok(Command::FormGroup(Formation {
         deployment: name.into(),
+        shape,
         ranks,
+        rank_weights: Vec::new(),
+        experts: Vec::new(),
         collective,
         kv_blocks,
         block_size: BLOCK_SIZE,
         key,
-    })
+    }))
 }
 
 /// Blocks of every rank's cache: as asked for, or as memory allows.

@@ -31,11 +31,12 @@ fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState
     }
     let deployment = Deployment {
         model_path: "/m".into(),
-        tp,
+        shape: Shape::tensor(tp),
         replicas,
         kv_tokens: 0,
         kv_dtype: "auto".into(),
         collective: "auto".into(),
+        quantize: "none".into(),
         created: 0,
     };
     apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
@@ -51,7 +52,7 @@ fn apply(state: &mut ClusterState, command: Command) -> Outcome {
 
 fn formed(steps: &[Step]) -> Vec<(Vec<u64>, CollectiveKind)> {
     let form = |step: &Step| match step {
-        Step::Do(Command::FormGroup { ranks, collective, .. }) => Some((ranks.clone(), *collective)),
+        Step::Do(Command::FormGroup(f)) => Some((f.ranks.clone(), f.collective)),
         _ => None,
     };
     steps.iter().filter_map(form).collect()
@@ -96,7 +97,7 @@ fn caches_never_go_over_memory() {
     for memory in [0, 200, 1_000, 100_000, 1 << 40] {
         let (state, around) = cluster(&["a", "a"], 2, 1, memory);
         match &plan(&state, &around)[..] {
-            [Step::Do(Command::FormGroup { kv_blocks, block_size, .. })] => {
+            [Step::Do(Command::FormGroup(Formation { kv_blocks, block_size, .. }))] => {
                 // Two workers share the host's memory; each has half the heads and half the weights.
                 let bytes = u64::from(kv_blocks * block_size) * 4 + 50;
                 assert!(bytes <= memory / 2 * 8 / 10 + 64, "{bytes} of {memory}");

@@ -1,10 +1,11 @@
 //! Choosing a group, going on after a fault, and errors over the wire.
 
 use foggara_proto::sequence::{SequenceParams, TokenOutput};
+use foggara_proto::shape::Shape;
 
 use super::*;
 use crate::cluster::state::{
-    Capabilities, CollectiveKind, Command, Deployment, Envelope, Member, Outcome, Worker,
+    Capabilities, CollectiveKind, Command, Deployment, Envelope, Formation, Member, Outcome, Worker,
 };
 
 fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
@@ -118,11 +119,12 @@ fn state(ready: usize, driven: usize) -> ClusterState {
     apply(&mut state, Command::RegisterMember { id: 1, member });
     let deployment = Deployment {
         model_path: "/m".into(),
-        tp: 1,
+        shape: Shape::tensor(1),
         replicas: 2,
         kv_tokens: 0,
         kv_dtype: "auto".into(),
         collective: "auto".into(),
+        quantize: "none".into(),
         created: 0,
     };
     apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
@@ -139,14 +141,17 @@ fn state(ready: usize, driven: usize) -> ClusterState {
         let Outcome::Worker(worker) = apply(&mut state, Command::RegisterWorker(worker)) else {
             panic!("refused")
         };
-        let form = Command::FormGroup {
+        let form = Command::FormGroup(Formation {
             deployment: "m".into(),
+            shape: Shape::SOLO,
+            rank_weights: vec![],
+            experts: vec![],
             ranks: vec![worker],
             collective: CollectiveKind::Solo,
             kv_blocks: 4,
             block_size: 16,
             key: [0; 16],
-        };
+        });
         let Outcome::Group(group) = apply(&mut state, form) else { panic!("refused") };
         let epoch = state.groups[&group].epoch;
         if place < ready {

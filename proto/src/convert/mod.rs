@@ -1,6 +1,7 @@
 //! Conversions between wire and domain types. One file for each group of messages.
 
 mod sequence;
+mod shape;
 mod step;
 
 /// A message that does not say what it must.

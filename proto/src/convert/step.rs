@@ -2,7 +2,9 @@
 
 use super::WireError;
 use super::sequence::{checked_prompt_len, end_from_wire, end_to_wire};
-use crate::step::{Chunk, Grant, GroupLimits, Join, SequenceOutput, StepPlan, StepReport, StepTiming};
+use crate::step::{
+    Chunk, ExpertCount, Grant, GroupLimits, Join, SequenceOutput, StepPlan, StepReport, StepTiming,
+};
 use crate::wire::worker as wire;
 
 impl From<StepPlan> for wire::StepPlan {
@@ -71,6 +73,11 @@ impl From<StepReport> for wire::StepReport {
                 collective_us: r.timing.collective_us,
                 sample_us: r.timing.sample_us,
             }),
+            experts: r
+                .experts
+                .into_iter()
+                .map(|e| wire::ExpertCount { layer: e.layer, expert: e.expert, tokens: e.tokens })
+                .collect(),
         }
     }
 }
@@ -99,13 +106,23 @@ impl TryFrom<wire::StepReport> for StepReport {
                 collective_us: t.collective_us,
                 sample_us: t.sample_us,
             },
+            experts: r
+                .experts
+                .into_iter()
+                .map(|e| ExpertCount { layer: e.layer, expert: e.expert, tokens: e.tokens })
+                .collect(),
         })
     }
 }
 
 impl From<GroupLimits> for wire::Attached {
     fn from(l: GroupLimits) -> Self {
-        Self { kv_blocks: l.kv_blocks, block_size: l.block_size, max_step_rows: l.max_step_rows }
+        Self {
+            kv_blocks: l.kv_blocks,
+            block_size: l.block_size,
+            max_step_rows: l.max_step_rows,
+            pools: l.pools,
+        }
     }
 }
 
@@ -116,7 +133,12 @@ impl TryFrom<wire::Attached> for GroupLimits {
         if a.block_size == 0 || a.max_step_rows == 0 {
             return Err(WireError::new("attached", "block_size and max_step_rows must be at least 1"));
         }
-        Ok(Self { kv_blocks: a.kv_blocks, block_size: a.block_size, max_step_rows: a.max_step_rows })
+        let pools = a.pools.max(1);
+        if a.kv_blocks.checked_mul(pools).is_none() {
+            let reason = format!("{pools} pools of {} blocks are more than there are block ids", a.kv_blocks);
+            return Err(WireError::new("attached", reason));
+        }
+        Ok(Self { kv_blocks: a.kv_blocks, pools, block_size: a.block_size, max_step_rows: a.max_step_rows })
     }
 }
 
@@ -156,6 +178,7 @@ mod tests {
                 end: Some(SequenceEnd::Length),
             }],
             timing: StepTiming { rows: 2, wait_us: 1, compute_us: 9, collective_us: 4, sample_us: 1 },
+            experts: vec![ExpertCount { layer: 3, expert: 7, tokens: 1 << 40 }],
         };
         assert_eq!(StepReport::try_from(wire::StepReport::from(report.clone())), Ok(report));
     }
@@ -165,5 +188,16 @@ mod tests {
         let join = wire::Join { sequence: 1, tokens: vec![1], prompt_len: 1, params: None };
         let plan = wire::StepPlan { joins: vec![join], ..Default::default() };
         assert_eq!(StepPlan::try_from(plan).map_err(|e| e.field), Err("joins.params"));
+    }
+
+    #[test]
+    fn pools_have_block_ids_of_their_own() {
+        let attached =
+            |kv_blocks, pools| wire::Attached { kv_blocks, block_size: 16, max_step_rows: 8, pools };
+        let limits = |kv_blocks, pools| GroupLimits { kv_blocks, block_size: 16, max_step_rows: 8, pools };
+        assert_eq!(GroupLimits::try_from(attached(9, 2)), Ok(limits(9, 2)));
+        assert_eq!(GroupLimits::try_from(attached(9, 0)), Ok(limits(9, 1)), "a leader that knows of one");
+        assert!(GroupLimits::try_from(attached(1 << 31, 2)).is_err());
+        assert_eq!(wire::Attached::from(limits(9, 2)), attached(9, 2));
     }
 }

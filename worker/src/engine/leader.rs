@@ -111,7 +111,13 @@ fn step(
         collective_us: micros(collective),
         sample_us: micros(sampling),
     };
-    let report = StepReport { driver_epoch: driver.epoch, number, outputs: table.finish(), timing };
+    let report = StepReport {
+        driver_epoch: driver.epoch,
+        number,
+        outputs: table.finish(),
+        timing,
+        experts: Vec::new(),
+    };
     // A driver that has gone away is replaced by one that attaches anew.
     driver.reports.send(report).ok();
     Ok(Ok(()))

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 
 use super::Arguments;
@@ -48,11 +49,13 @@ impl Plan {
 
 /// Checks the flags and plans the processes.
 pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
-    let Size { workers, tp } = check(a)?;
+    let Size { workers, shape } = check(a)?;
     let deployments: Vec<_> =
-        a.model.iter().map(|model| a.shape.deployment(model, tp)).collect::<anyhow::Result<_>>()?;
+        a.model.iter().map(|model| a.shape.deployment(model, shape)).collect::<anyhow::Result<_>>()?;
     for deployment in &deployments {
-        foggara_models::Checkpoint::open(std::path::Path::new(&deployment.model_path)).context("model")?;
+        let path = std::path::Path::new(&deployment.model_path);
+        let model = foggara_models::Checkpoint::open(path).context("model")?;
+        shape.check_model(model.spec().layers, 0)?;
     }
     let addresses = addresses(a)?;
     let temporary = a.data_dir.is_none();
@@ -105,18 +108,18 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// How many workers there are, and how many hold one replica.
+/// How many workers there are, and how they hold one replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size {
     workers: u32,
-    tp: u32,
+    shape: Shape,
 }
 
 /// Refuses everything that can be known to be wrong from the flags alone.
 fn check(a: &Arguments) -> anyhow::Result<Size> {
     ensure!(matches!(a.coordinators, 1 | 3 | 5), "coordinators: {}, must be 1, 3 or 5", a.coordinators);
     for (field, value) in [("dp", a.dp), ("pp", a.pp), ("ep", a.ep)] {
-        ensure!(value == 1, "{field}: {value}, only 1 is served so far; use --tp and --replicas");
+        ensure!(value > 0, "{field}: must be at least 1");
     }
     ensure!(a.threads != Some(0), "threads: must be at least 1");
     ensure!(a.queue > 0, "queue: must be at least 1");
@@ -128,16 +131,24 @@ fn check(a: &Arguments) -> anyhow::Result<Size> {
     }
     let models = u32::try_from(a.model.len()).unwrap_or(u32::MAX);
     let replicas = a.shape.replicas.saturating_mul(models);
-    let least = replicas.saturating_mul(a.tp.unwrap_or(1));
+    let wish = Shape { tp: a.tp.unwrap_or(1), dp: a.dp, pp: a.pp, ep: 1 };
+    // Of one replica, where nothing more is known.
+    let ranks = wish.ranks();
+    let least = replicas.saturating_mul(ranks);
     let workers = a.workers.unwrap_or(DEFAULT_WORKERS.max(least));
     ensure!((1..=MAX_WORKERS).contains(&workers), "workers: {workers}, must be 1 to {MAX_WORKERS}");
     ensure!(
         least <= workers,
-        "workers: {workers}, but {least} are needed (models {models} × replicas {} × tp {})",
+        "workers: {workers}, but {least} are needed (models {models} × replicas {} × tp {} × dp {} × pp {})",
         a.shape.replicas,
-        a.tp.unwrap_or(1)
+        wish.tp,
+        a.dp,
+        a.pp
     );
-    Ok(Size { workers, tp: a.tp.unwrap_or(workers / replicas) })
+    let tp = a.tp.unwrap_or(workers / replicas / (a.dp * a.pp));
+    let shape = Shape { tp, ep: a.ep, ..wish };
+    shape.check()?;
+    Ok(Size { workers, shape })
 }
 
 /// HTTP and gRPC address of each coordinator; all must be free.
@@ -180,7 +191,7 @@ mod tests {
     fn outcome(flags: &str) -> Result<(u32, u32), String> {
         let line = Line::try_parse_from(std::iter::once("up").chain(flags.split_whitespace()));
         let size = check(&line.map_err(|e| e.to_string())?.arguments);
-        size.map(|size| (size.workers, size.tp)).map_err(|e| e.to_string())
+        size.map(|size| (size.workers, size.shape.tp)).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -194,6 +205,11 @@ mod tests {
             ("--model a.gguf --replicas 3", 3, 1),
             ("--model a.gguf --model b.gguf --workers 2", 2, 1),
             ("--model a.gguf --workers 5 --tp 2 --replicas 2", 5, 2),
+            ("--model a.gguf --workers 8 --dp 2 --pp 2", 8, 2),
+            ("--model a.gguf --workers 8 --dp 2 --replicas 2", 8, 2),
+            ("--model a.gguf --tp 2 --pp 3", 6, 2),
+            ("--model a.gguf --dp 4", 4, 1),
+            ("--model a.gguf --workers 4 --dp 2 --ep 4", 4, 2),
         ] {
             assert_eq!(outcome(flags), Ok((workers, tp)), "{flags}");
         }
@@ -209,7 +225,10 @@ mod tests {
             ("--model a.gguf --tp 0", "tp"),
             ("--model a.gguf --workers 2 --replicas 3", "workers"),
             ("--model a.gguf --replicas 0", "replicas"),
-            ("--model a.gguf --pp 2", "pp"),
+            ("--model a.gguf --pp 0", "pp"),
+            ("--model a.gguf --workers 4 --tp 2 --dp 2 --pp 2", "workers"),
+            ("--model a.gguf --tp 2 --ep 4", "ep"),
+            ("--model a.gguf --tp 2 --ep 0", "ep"),
             ("--model a.gguf --threads 0", "threads"),
             ("--model a.gguf --model x/a.gguf", "model"),
         ] {

@@ -1,9 +1,10 @@
 //! `foggara.admin.v1`: status and writes of operators.
 
+use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 use tonic::{Request, Response, Status};
 
-use crate::cluster::state::{Capabilities, ClusterState, Deployment};
+use crate::cluster::state::{Capabilities, ClusterState, Deployment, NOT_QUANTIZED, QUANTIZATIONS};
 use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
 use crate::front_door::request::request_id;
@@ -74,7 +75,7 @@ impl Service {
         wire::Deployment {
             name: name.to_owned(),
             model_path: deployment.model_path.clone(),
-            tp: deployment.tp,
+            tp: deployment.shape.tp,
             replicas: deployment.replicas,
             kv_tokens: deployment.kv_tokens,
             kv_dtype: deployment.kv_dtype.clone(),
@@ -83,6 +84,10 @@ impl Service {
             ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
             created: deployment.created,
             reason,
+            dp: deployment.shape.dp,
+            pp: deployment.shape.pp,
+            ep: deployment.shape.ep,
+            quantize: deployment.quantize.clone(),
         }
     }
 }
@@ -134,6 +139,7 @@ fn groups(state: &ClusterState) -> Vec<wire::Group> {
         block_size: group.block_size,
         driver: group.driver.map_or(0, |lease| lease.coordinator),
         driver_epoch: group.driver.map_or(0, |lease| lease.epoch),
+        shape: Some(group.shape.into()),
     };
     state.groups.iter().map(group).collect()
 }
@@ -145,8 +151,14 @@ fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
     if asked.name.is_empty() || asked.name.len() > MAX_NAME || !asked.name.chars().all(valid) {
         return wrong("name", format!("`{}` must be 1 to {MAX_NAME} letters, digits or ._-/:", asked.name));
     }
-    if asked.tp == 0 || asked.tp as usize > foggara_models::slices::MAX_RANKS {
-        return wrong("tp", format!("{}, must be within 1..={}", asked.tp, foggara_models::slices::MAX_RANKS));
+    if asked.tp == 0 {
+        return wrong("tp", "0, must be at least 1".into());
+    }
+    // What an older client does not name is 1.
+    let one = |value: u32| value.max(1);
+    let shape = Shape { tp: asked.tp, dp: one(asked.dp), pp: one(asked.pp), ep: one(asked.ep) };
+    if let Err(error) = shape.check() {
+        return wrong(error.field, error.reason);
     }
     if asked.replicas == 0 || asked.replicas > MAX_REPLICAS {
         return wrong("replicas", format!("{}, must be within 1..={MAX_REPLICAS}", asked.replicas));
@@ -159,14 +171,19 @@ fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
     if !["auto", "shm", "tcp"].contains(&collective.as_str()) {
         return wrong("collective", format!("`{collective}` is not one of auto, shm, tcp"));
     }
+    let quantize = if asked.quantize.is_empty() { NOT_QUANTIZED.to_owned() } else { asked.quantize };
+    if !QUANTIZATIONS.contains(&quantize.as_str()) {
+        return wrong("quantize", format!("`{quantize}` is not one of {}", QUANTIZATIONS.join(", ")));
+    }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let deployment = Deployment {
         model_path: asked.model_path,
-        tp: asked.tp,
+        shape,
         replicas: asked.replicas,
         kv_tokens: asked.kv_tokens,
         kv_dtype,
         collective,
+        quantize,
         created: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
     };
     Ok((asked.name, deployment))
@@ -199,10 +216,14 @@ impl wire::admin_server::Admin for Service {
         let request = request.into_inner();
         let asked = request.deployment.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?;
         let (name, deployment) = check(asked)?;
-        let path = deployment.model_path.clone();
-        let open = move || foggara_models::Checkpoint::open(std::path::Path::new(&path)).map(drop);
+        let (path, shape) = (deployment.model_path.clone(), deployment.shape);
+        let open = move || {
+            let model = foggara_models::Checkpoint::open(std::path::Path::new(&path));
+            let model = model.map_err(|e| format!("model_path: {e}"))?;
+            shape.check_model(model.spec().layers, 0).map_err(|e| e.to_string())
+        };
         let opened = tokio::task::spawn_blocking(open).await.map_err(|e| Status::internal(e.to_string()))?;
-        opened.map_err(|e| Status::invalid_argument(format!("model_path: {e}")))?;
+        opened.map_err(Status::invalid_argument)?;
         self.write(&request.request_id, Command::PutDeployment { name, deployment }).await?;
         self.catch_up().await;
         Ok(Response::new(wire::PutDeploymentResponse {}))

@@ -193,6 +193,18 @@ async fn operators_read_their_own_writes() {
         (None, "deployment"),
         (Some(admin::Deployment::default()), "name"),
         (Some(admin::Deployment { name: "m".into(), ..Default::default() }), "tp"),
+        (Some(admin::Deployment { name: "m".into(), tp: 65, ..Default::default() }), "tp"),
+        (Some(admin::Deployment { name: "m".into(), tp: 2, ep: 4, ..Default::default() }), "ep"),
+        (
+            Some(admin::Deployment {
+                name: "m".into(),
+                tp: 1,
+                replicas: 1,
+                quantize: "q3".into(),
+                ..Default::default()
+            }),
+            "quantize",
+        ),
         (Some(admin::Deployment { name: "m".into(), tp: 1, ..Default::default() }), "replicas"),
         (
             Some(admin::Deployment {
