@@ -39,6 +39,8 @@ enum Command {
     Chat(commands::chat::Arguments),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
+    /// Print how likely a model finds a text: token log-probabilities and perplexity
+    Score(commands::score::Arguments),
     /// Show coordinators, workers, groups and deployments
     Status(commands::status::Arguments),
     /// Add, list and remove the models a cluster serves
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Worker(arguments) => commands::worker::run(arguments),
         Command::Chat(arguments) => commands::chat::run(arguments),
         Command::Generate(arguments) => commands::generate::run(arguments),
+        Command::Score(arguments) => commands::score::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
     };

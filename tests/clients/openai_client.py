@@ -96,6 +96,49 @@ def completions():
     assert len(ids.token_ids) == 12 and again.token_ids == ids.token_ids
 
 
+def evaluation():
+    """What evaluation harnesses ask: several prompts as token ids, scored, with one token after them."""
+    ask = dict(model=model, temperature=0, max_tokens=12, extra_body={"return_token_ids": True, "ignore_eos": True})
+    prompts = [client.completions.create(**ask, prompt=text).choices[0].prompt_token_ids
+               for text in ("The capital of France is Paris.", "One, two, three")]
+    ask = dict(model=model, prompt=prompts, temperature=0, logprobs=1, echo=True, seed=1234)
+    scored = client.completions.create(**ask, max_tokens=1, extra_body={"return_token_ids": True}).choices
+    assert [c.index for c in scored] == [0, 1]
+    for choice, prompt in zip(scored, prompts):
+        assert choice.prompt_token_ids == prompt and len(choice.token_ids) == 1
+        logprobs = choice.logprobs
+        assert len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.tokens) == len(prompt) + 1
+        assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
+        # The last is the sampled one; greedy takes the likeliest.
+        assert logprobs.token_logprobs[-1] == max(logprobs.top_logprobs[-1].values())
+        for token, top in zip(logprobs.token_logprobs[1:], logprobs.top_logprobs[1:]):
+            assert max(top.values()) >= token and token in top.values(), (token, top)
+    # Without the token after them, one by one, as text and as a stream: the same.
+    only = client.completions.create(**ask, max_tokens=0).choices
+    assert [c.logprobs.token_logprobs for c in only] == [c.logprobs.token_logprobs[:-1] for c in scored]
+    assert all(c.finish_reason == "length" and c.text == "".join(c.logprobs.tokens) for c in only)
+    texts = client.completions.create(**{**ask, "prompt": [c.text for c in only]}, max_tokens=0).choices
+    assert [c.logprobs for c in texts] == [c.logprobs for c in only]
+    alone = client.completions.create(**{**ask, "prompt": prompts[1]}, max_tokens=0).choices
+    assert [c.logprobs for c in alone] == [only[1].logprobs]
+    streamed = [[], []]
+    for chunk in client.completions.create(**ask, max_tokens=0, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.logprobs.token_logprobs if choice.logprobs else []
+    assert streamed == [c.logprobs.token_logprobs for c in only]
+    named = client.completions.create(**ask, max_tokens=0, extra_body={"return_tokens_as_token_ids": True}).choices
+    assert named[0].logprobs.tokens == [f"token_id:{id}" for id in prompts[0]]
+    assert all(token in top for token, top in zip(named[0].logprobs.tokens[1:], named[0].logprobs.top_logprobs[1:]))
+
+
+def tokenizing():
+    post = lambda path, **body: client.with_options(base_url=base).post(path, cast_to=object, body=dict(body, model=model))
+    text = "Évaluer, c'est compter."
+    told = post("/tokenize", prompt=text, return_token_strs=True)
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"]) and told["max_model_len"] == 8192, told
+    assert post("/detokenize", tokens=told["tokens"])["prompt"] == text
+
+
 def stop():
     ask = dict(model=model, prompt="a b c d e f g h", temperature=0, max_tokens=24)
     text = client.completions.create(**ask).choices[0].text
@@ -116,6 +159,6 @@ def errors():
     refused(openai.NotFoundError, 404, lambda: client.embeddings.create(model=model, input="x", encoding_format="float"))
 
 
-for check in (models, chat, chat_logprobs, completions, stop, errors):
+for check in (models, chat, chat_logprobs, completions, evaluation, tokenizing, stop, errors):
     check()
     print("ok", check.__name__)

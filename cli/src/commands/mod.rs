@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod coordinator;
 pub(crate) mod generate;
 pub(crate) mod models;
+pub(crate) mod score;
 pub(crate) mod status;
 pub(crate) mod up;
 pub(crate) mod worker;

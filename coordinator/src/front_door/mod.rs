@@ -109,15 +109,34 @@ impl FrontDoor {
         add_special: bool,
     ) -> Result<GenerationRequest, ApiError> {
         let kv_tokens = self.kv_tokens(&model.name);
-        let short = prompt.text_bytes() <= SHORT_PROMPT;
-        let check = move || request::check(model, kv_tokens, prompt, ask, add_special);
-        if short {
-            return check();
+        let bytes = prompt.text_bytes();
+        self.tokenizing(bytes, move || request::check(model, kv_tokens, prompt, ask, add_special)).await
+    }
+
+    /// Token ids of a text by itself.
+    async fn tokenize(
+        &self,
+        model: Arc<ServedModel>,
+        field: &'static str,
+        text: String,
+        add_special: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.tokenizing(text.len(), move || request::encode(&model, field, &text, add_special)).await
+    }
+
+    /// Does what turns so many bytes of text into tokens.
+    async fn tokenizing<T: Send + 'static>(
+        &self,
+        text_bytes: usize,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if text_bytes <= SHORT_PROMPT {
+            return work();
         }
         // Not beside everyone's tokens, and few at once: it may take hundreds of bytes of memory for each of text.
         let _place = self.tokenizing.acquire().await;
-        let checked = tokio::task::spawn_blocking(check).await;
-        checked.unwrap_or_else(|e| Err(ApiError::new(Kind::Internal, format!("tokenizing: {e}"))))
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|e| Err(ApiError::new(Kind::Internal, format!("tokenizing: {e}"))))
     }
 
     /// Tokens that the KV cache of every group of `model` holds, once there are groups.

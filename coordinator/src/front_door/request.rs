@@ -6,7 +6,7 @@ use foggara_proto::sequence::{SequenceParams, SequenceRequest};
 
 use super::api_error::{ApiError, Kind};
 use super::models::ServedModel;
-use crate::text::ChatMessage;
+use crate::text::{ChatMessage, Tokenizer};
 
 const MAX_TEMPERATURE: f32 = 100.0;
 const MAX_STOPS: usize = 16;
@@ -17,6 +17,9 @@ pub(super) const MAX_LOGPROBS: u32 = 20;
 const MAX_REQUEST_ID: usize = 128;
 const MAX_PROMPT_BYTES: usize = 4 << 20;
 const MAX_MESSAGES: usize = 4096;
+/// Bytes of a text that is only turned into tokens: it need not fit the context, and may take hundreds of bytes of memory for
+/// each of its own.
+const MAX_TOKENIZED_BYTES: usize = 1 << 20;
 
 /// A prompt as clients give it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +177,28 @@ fn check_sampling(ask: &Ask, model: &ServedModel) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// The tokenizer, for a text in `field`.
+fn tokenizer<'a>(model: &'a ServedModel, field: &'static str) -> Result<&'a Tokenizer, ApiError> {
+    let none =
+        || ApiError::invalid(field, format!("model `{}` has no tokenizer; send token ids", model.name));
+    model.tokenizer.as_ref().ok_or_else(none)
+}
+
+/// Token ids of a text by itself.
+pub(super) fn encode(
+    model: &ServedModel,
+    field: &'static str,
+    text: &str,
+    add_special: bool,
+) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = tokenizer(model, field)?;
+    if text.len() > MAX_TOKENIZED_BYTES {
+        let reason = format!("{} bytes, at most {MAX_TOKENIZED_BYTES}", text.len());
+        return Err(ApiError::invalid(field, reason));
+    }
+    tokenizer.encode(text, add_special).map_err(|e| ApiError::new(Kind::Internal, e.to_string()))
+}
+
 fn tokenize(
     model: &ServedModel,
     prompt: Prompt,
@@ -195,10 +220,7 @@ fn tokenize(
                     format!("{} bytes, at most {MAX_PROMPT_BYTES}", text.len()),
                 ));
             }
-            let Some(tokenizer) = &model.tokenizer else {
-                let reason = format!("model `{}` has no tokenizer; send token ids", model.name);
-                return Err(ApiError::invalid("prompt", reason));
-            };
+            let tokenizer = tokenizer(model, "prompt")?;
             let fewest = tokenizer.fewest_tokens(text.len());
             if fewest > model.context {
                 let reason = format!("at least {fewest} tokens do not fit the context of {}", model.context);

@@ -13,6 +13,7 @@ mod probe;
 mod raft;
 mod reference;
 mod same_tokens;
+mod score;
 mod seeing;
 mod shared;
 mod stopping;

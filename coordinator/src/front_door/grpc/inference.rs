@@ -112,10 +112,21 @@ impl wire::inference_server::Inference for Service {
                 context: u32::try_from(model.context).unwrap_or(u32::MAX),
                 ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
                 created: model.created,
+                kv_tokens: self.door.kv_tokens(&model.name).unwrap_or(0) as u64,
             }
         };
         let models = self.door.models.all().into_iter().map(model).collect();
         Ok(Response::new(wire::ListModelsResponse { models }))
+    }
+
+    async fn tokenize(
+        &self,
+        request: Request<wire::TokenizeRequest>,
+    ) -> Result<Response<wire::TokenizeResponse>, Status> {
+        let wire::TokenizeRequest { model, text, no_special } = request.into_inner();
+        let model = self.door.model(&model).await?;
+        let ids = self.door.tokenize(model, "text", text, !no_special).await?;
+        Ok(Response::new(wire::TokenizeResponse { ids }))
     }
 }
 

@@ -111,6 +111,8 @@ async fn prepare(
     let messages = messages.ok_or_else(|| ApiError::invalid("messages", "is missing"))?;
     let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
     let extra = body.take("chat_template_kwargs")?.unwrap_or_default();
+    // The template writes what begins a sequence itself.
+    let add_special = body.take("add_special_tokens")?.unwrap_or(false);
     let add_generation_prompt = body.take("add_generation_prompt")?.unwrap_or(true);
     let model = door.model(&model).await?;
     let prompt = request::chat_prompt(&model, &messages, add_generation_prompt, &extra)?;
@@ -123,8 +125,7 @@ async fn prepare(
         logprobs: logprobs.is_some(),
         include_usage: stream_usage,
     };
-    // The template writes what begins a sequence itself.
-    Ok((reply, stream, door.check(model, prompt, ask, false).await?))
+    Ok((reply, stream, door.check(model, prompt, ask, add_special).await?))
 }
 
 pub(super) fn usage(usage: Usage) -> Value {

@@ -65,6 +65,8 @@ struct Reply {
     created: u64,
     token_ids: bool,
     logprobs: bool,
+    /// Tokens are named `token_id:…` in log-probabilities: no two look the same then.
+    named_by_id: bool,
     include_usage: bool,
 }
 
@@ -104,6 +106,8 @@ async fn prepare(
     let Fields { model, stream, stream_usage, token_ids, ask } = Fields::take(&mut body)?;
     name.clone_from(&model);
     let logprobs = body.take("logprobs")?.map(|count| whole_number("logprobs", count)).transpose()?;
+    let named_by_id = body.take("return_tokens_as_token_ids")?.unwrap_or(false);
+    let add_special = body.take("add_special_tokens")?.unwrap_or(true);
     let id = request_id(headers);
     let model = door.model(&model).await?;
     let prompts = prompts(body.take("prompt")?)?;
@@ -113,7 +117,7 @@ async fn prepare(
         let request_id = if several { format!("{id}-{index}") } else { id.clone() };
         let default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         let ask = Ask { request_id, logprobs, default_max_tokens, ..ask.clone() };
-        runs.push(door.check(model.clone(), prompt, ask, true).await?);
+        runs.push(door.check(model.clone(), prompt, ask, add_special).await?);
     }
     let reply = Reply {
         id: format!("cmpl-{id}"),
@@ -121,30 +125,36 @@ async fn prepare(
         created: now(),
         token_ids,
         logprobs: logprobs.is_some(),
+        named_by_id,
         include_usage: stream_usage,
     };
     Ok((reply, stream, runs))
 }
 
-fn logprobs(tokens: &[Token], offset: usize) -> Value {
+/// The log-probabilities of tokens whose text begins `offset` characters after the choice's.
+fn logprobs(tokens: &[Token], offset: usize, named_by_id: bool) -> Value {
     let mut at = offset;
     let mut offsets = Vec::with_capacity(tokens.len());
     for token in tokens {
         offsets.push(at);
         at += token.text().chars().count();
     }
+    let name = |id: u32, bytes: &[u8]| match named_by_id {
+        true => format!("token_id:{id}"),
+        false => String::from_utf8_lossy(bytes).into_owned(),
+    };
     let top = |token: &Token| {
         let Some(logprob) = token.logprob else { return Value::Null };
         let mut map = Map::new();
         // Likeliest first: of tokens that read the same (parts of characters do) the likeliest is shown. The token itself
         // is always among them.
-        for (_, bytes, logprob) in &token.top {
-            map.entry(String::from_utf8_lossy(bytes)).or_insert_with(|| json!(logprob));
+        for (id, bytes, logprob) in &token.top {
+            map.entry(name(*id, bytes)).or_insert_with(|| json!(logprob));
         }
-        map.entry(token.text()).or_insert_with(|| json!(logprob));
+        map.entry(name(token.id, &token.bytes)).or_insert_with(|| json!(logprob));
         Value::Object(map)
     };
-    json!({"tokens": tokens.iter().map(Token::text).collect::<Vec<_>>(),
+    json!({"tokens": tokens.iter().map(|token| name(token.id, &token.bytes)).collect::<Vec<_>>(),
         "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
         "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
         "text_offset": offsets})
@@ -189,7 +199,7 @@ async fn whole(reply: &Reply, mut choices: Vec<Choice>) -> Result<Response, ApiE
         total.completion_tokens += answer.usage.completion_tokens;
         let ids: Vec<u32> = answer.tokens.iter().map(|token| token.id).collect();
         let shown = [answer.prompt, answer.tokens].concat();
-        let logprobs = if reply.logprobs { logprobs(&shown, 0) } else { Value::Null };
+        let logprobs = if reply.logprobs { logprobs(&shown, 0, reply.named_by_id) } else { Value::Null };
         let mut value = json!({"index": index, "text": answer.text, "finish_reason": answer.reason.name(),
             "logprobs": logprobs});
         if reply.token_ids {
@@ -261,7 +271,7 @@ impl Place {
     fn choice(&mut self, reply: &Reply, index: usize, text: &str, tokens: &[Token], ids: Vec<u32>) -> Value {
         let mut choice = json!({"index": index, "text": text, "finish_reason": null, "logprobs": null});
         if reply.logprobs {
-            choice["logprobs"] = logprobs(tokens, self.offset);
+            choice["logprobs"] = logprobs(tokens, self.offset, reply.named_by_id);
             self.offset += tokens.iter().map(|token| token.text().chars().count()).sum::<usize>();
         }
         if reply.token_ids {

@@ -7,6 +7,7 @@ mod fields;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tokenize;
 
 use axum::Json;
 use axum::Router;
@@ -36,6 +37,8 @@ pub(super) fn router(door: &FrontDoor) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .fallback(|| async { ApiError::new(Kind::NotFound, "no such path; GET / lists what there is") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Kind::MethodNotAllowed, "this path does not take that method")
@@ -45,7 +48,7 @@ pub(super) fn router(door: &FrontDoor) -> Router {
 }
 
 async fn index() -> &'static str {
-    "Foggara\n\nPOST /v1/chat/completions\nPOST /v1/completions\nGET  /v1/models\nGET  /healthz\nGET  /readyz\nGET  /metrics\n\
+    "Foggara\n\nPOST /v1/chat/completions\nPOST /v1/completions\nPOST /tokenize\nPOST /detokenize\nGET  /v1/models\nGET  /healthz\nGET  /readyz\nGET  /metrics\n\
      The same port speaks gRPC: foggara.inference.v1, foggara.admin.v1 (reflection is on).\n"
 }
 

@@ -390,3 +390,34 @@ async fn metrics_are_served() {
         assert!(body.lines().any(|line| line == series), "{series}\n{body}");
     }
 }
+
+#[tokio::test]
+async fn texts_become_tokens_and_tokens_texts() {
+    let fixture = Fixture::new(FakeGenerator::default());
+    let told = answer(&fixture, "/tokenize", json!({"prompt": "hi", "return_token_strs": true})).await;
+    let expected = json!({"count": 2, "max_model_len": 100, "tokens": [104, 105], "token_strs": ["h", "i"]});
+    assert_eq!(told, expected);
+    let longer = answer(&fixture, "/tokenize", json!({"prompt": "x".repeat(500)})).await;
+    assert_eq!(
+        (&longer["count"], &longer["token_strs"]),
+        (&json!(500), &Value::Null),
+        "the context is no limit"
+    );
+    let text = answer(&fixture, "/detokenize", json!({"tokens": [104, 105]})).await;
+    assert_eq!(text, json!({"prompt": "hi"}));
+    for (path, body, field) in [
+        ("/tokenize", json!({}), "prompt"),
+        ("/tokenize", json!({"prompt": [1]}), "prompt"),
+        ("/tokenize", json!({"prompt": "x".repeat((1 << 20) + 1)}), "prompt"),
+        ("/detokenize", json!({}), "tokens"),
+        ("/detokenize", json!({"tokens": [300]}), "tokens"),
+        ("/detokenize", json!({"tokens": "hi"}), "tokens"),
+    ] {
+        let (status, _, value) = ask(&fixture, path, &body).await;
+        assert_eq!(
+            (status, value["error"]["param"].as_str()),
+            (StatusCode::BAD_REQUEST, Some(field)),
+            "{value}"
+        );
+    }
+}
