@@ -54,18 +54,18 @@ fn connect(rank: usize, ranks: usize, spin: SpinPolicy) -> Result<Box<dyn Collec
 }
 
 fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let spin = if slices.ranks.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
+    let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
     let started = Instant::now();
-    let weights = RankWeights::load(model, slices, rank, Quantize::None, &mut |_, _| true)?;
+    let weights = RankWeights::load(model, slices, rank, Quantize::None, &pool, &mut |_, _| true)?;
     if rank == 0 {
         println!("loaded {:.1} MB in {:.0?}", weights.bytes() as f64 / 1e6, started.elapsed());
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let spin = if slices.ranks.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
     let all = connect(rank, slices.ranks.len(), spin)?;
     let mut comms = Comms::join(slices.shape, all, |_| Err("a tensor-parallel group has no parts"))?;
     let blocks = MOST_SEQUENCES * BLOCKS_EACH;
     let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: KvType::F16 };
-    let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
     let mut decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool)?;
     let mut tables = BlockTables::new(1, blocks);
     let grants = (0..MOST_SEQUENCES)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
-use foggara_models::{Checkpoint, Cut, Quantize, Shape};
+use foggara_models::{Checkpoint, Cut, ExpertMap, Quantize, Shape};
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc::UnboundedSender;
@@ -177,7 +177,7 @@ impl GroupHost {
         held.driver_epoch = attach.driver_epoch;
         let limits = GroupLimits {
             kv_blocks: held.assign.kv_blocks,
-            pools: 1,
+            pools: held.assign.shape.as_ref().map_or(1, |shape| shape.dp.max(1)),
             block_size: held.assign.block_size,
             max_step_rows: held.assign.max_step_rows,
         };
@@ -199,6 +199,27 @@ pub(crate) enum AttachError {
     NotLeader { rank: u32 },
     #[error("driver epoch {epoch} is older than {newer}")]
     OldDriver { epoch: u64, newer: u64 },
+}
+
+/// How an assignment wants the model cut.
+fn cut_of(assign: &wire::Assign, model: &Checkpoint) -> Result<Cut, String> {
+    let degree = |n: u32| (n as usize).max(1);
+    let shape = match &assign.shape {
+        Some(s) => Shape { tp: degree(s.tp), dp: degree(s.dp), pp: degree(s.pp), ep: degree(s.ep) },
+        None => Shape::tensor(assign.size as usize),
+    };
+    // Layers without experts are not named.
+    let mut named = assign.experts.iter();
+    let mut experts = ExpertMap::default();
+    if !assign.experts.is_empty() {
+        experts.0 = vec![Vec::new(); model.spec().layers.len()];
+        for (l, _) in model.spec().moe_layers() {
+            let parts = named.next().ok_or("experts: fewer layers than the model has with experts")?;
+            let part = |part: &u32| u16::try_from(*part).map_err(|_| format!("experts: part {part}"));
+            experts.0[l] = parts.part.iter().map(part).collect::<Result<_, _>>()?;
+        }
+    }
+    Ok(Cut { shape, weights: assign.rank_weights.clone(), experts })
 }
 
 fn ready(assign: &wire::Assign) -> wire::worker_message::Message {
@@ -262,8 +283,12 @@ impl Rank {
             return Err(format!("rank {rank} of {size}"));
         }
         let model = Checkpoint::open(Path::new(&a.model_path)).map_err(|e| e.to_string())?;
-        let (cut, quantize) = (Cut::even(Shape::tensor(size)), Quantize::None);
-        let plan = model.slices(&cut, quantize).map_err(|e| e.to_string())?;
+        let quantize: Quantize = if a.quantize.is_empty() { Quantize::None } else { a.quantize.parse()? };
+        let plan = model.slices(&cut_of(a, &model)?, quantize).map_err(|e| e.to_string())?;
+        if plan.shape.ranks() != size {
+            return Err(format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks()));
+        }
+        let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
         let mut last = Instant::now();
         let mut progress = |loaded_bytes, total_bytes| {
             if last.elapsed() > PROGRESS_INTERVAL {
@@ -274,7 +299,7 @@ impl Rank {
             }
             !self.cancelled.load(Ordering::SeqCst)
         };
-        let weights = RankWeights::load(&model, &plan, rank, quantize, &mut progress);
+        let weights = RankWeights::load(&model, &plan, rank, quantize, &pool, &mut progress);
         let weights = weights.map_err(|e| e.to_string())?;
         tracing::info!(bytes = weights.bytes(), model = a.model_path, "weights loaded");
         let all = self.connect(rank, size, 0, None)?;
@@ -299,7 +324,6 @@ impl Rank {
                 "{blocks} take {needed}, and {available} are available: lower the KV tokens"
             ));
         }
-        let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
         let decoder =
             Decoder::new(model.spec(), &plan, rank, weights, cache, pool).map_err(|e| e.to_string())?;
         Ok(Engine {
@@ -308,6 +332,7 @@ impl Rank {
             comms,
             block_size: a.block_size as usize,
             max_rows: a.max_step_rows as usize,
+            expert_counts: Vec::new(),
         })
     }
 

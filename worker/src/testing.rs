@@ -92,11 +92,12 @@ pub(crate) fn group<R: Send>(
                     let all = connect(&(0..shape.ranks()).collect::<Vec<_>>(), 0);
                     let join = |part: &crate::decoder::Part| Ok::<_, ()>(connect(&part.ranks, part.number));
                     let comms = Comms::join(shape, all, join).expect("connects");
-                    let weights = RankWeights::load(model, plan, rank, Quantize::None, &mut |_, _| true)
-                        .expect("loads");
                     let cache = CacheConfig { blocks: BLOCKS, block_size: BLOCK_SIZE, ty };
                     // One rank computes with helpers, so that both ways are tested.
                     let pool = ThreadPool::with_spin(if rank == 0 { 2 } else { 1 }, false);
+                    let weights =
+                        RankWeights::load(model, plan, rank, Quantize::None, &pool, &mut |_, _| true)
+                            .expect("loads");
                     let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
                     f(Engine {
                         decoder: decoder.expect("fits in memory"),
@@ -104,6 +105,7 @@ pub(crate) fn group<R: Send>(
                         comms,
                         block_size: BLOCK_SIZE,
                         max_rows: 512,
+                        expert_counts: Vec::new(),
                     })
                 })
             })

@@ -37,6 +37,8 @@ pub struct StepInput {
     pub segments: Vec<Segment>,
     /// The rows' tokens, segment after segment.
     pub tokens: Vec<u32>,
+    /// Afterwards the ranks tell the leader what they have counted.
+    pub collect: bool,
 }
 
 /// A step that cannot be run.
@@ -50,7 +52,7 @@ const MAX_SLOTS: u32 = 1 << 16;
 impl StepInput {
     /// Whether running it would change or compute anything.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty() && self.drops.is_empty() && self.grants.is_empty()
+        self.tokens.is_empty() && self.drops.is_empty() && self.grants.is_empty() && !self.collect
     }
 
     /// Whether it can be run on `tables` (its own changes made) with this vocabulary, block size and most rows.
@@ -83,7 +85,7 @@ impl StepInput {
         Ok(())
     }
 
-    /// Little-endian words: four counts, then the four lists.
+    /// Little-endian words: four counts and a flag, then the four lists.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         let mut put =
@@ -91,6 +93,7 @@ impl StepInput {
         for count in [self.drops.len(), self.grants.len(), self.segments.len(), self.tokens.len()] {
             put(count);
         }
+        put(usize::from(self.collect));
         self.drops.iter().for_each(|slot| put(*slot as usize));
         for (slot, blocks) in &self.grants {
             put(*slot as usize);
@@ -112,6 +115,7 @@ impl StepInput {
         let mut next =
             || words.next().ok_or_else(|| InputError(format!("{} bytes are too few", bytes.len())));
         let counts = [next()?, next()?, next()?, next()?];
+        let collect = next()? != 0;
         let drops = (0..counts[0]).map(|_| next()).collect::<Result<_, _>>()?;
         let mut grants = Vec::new();
         for _ in 0..counts[1] {
@@ -123,7 +127,7 @@ impl StepInput {
             segments.push(Segment { slot: next()?, start: next()?, len: next()?, logits_from: next()? });
         }
         let tokens = (0..counts[3]).map(|_| next()).collect::<Result<_, _>>()?;
-        Ok(Self { drops, grants, segments, tokens })
+        Ok(Self { drops, grants, segments, tokens, collect })
     }
 }
 
@@ -208,6 +212,7 @@ mod tests {
                 Segment { slot: 3, start: 9, len: 1, logits_from: 1 },
             ],
             tokens: vec![5, 6, 7, 8],
+            collect: true,
         }
     }
 

@@ -29,7 +29,12 @@ struct Driver {
     epoch: u64,
     last_plan: u64,
     reports: UnboundedSender<StepReport>,
+    /// When the ranks last told what they had counted.
+    collected: Instant,
 }
+
+/// Between two times at which the ranks tell how many tokens each expert has had.
+const COLLECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Leads the group until it ends.
 ///
@@ -52,7 +57,12 @@ pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), En
                     let input = table.clear();
                     engine.prepare(&input)?;
                     run(&mut engine, &input, &mut bytes, &mut |_, _| ())?;
-                    driver = Some(Driver { epoch: driver_epoch, last_plan: 0, reports });
+                    driver = Some(Driver {
+                        epoch: driver_epoch,
+                        last_plan: 0,
+                        reports,
+                        collected: Instant::now(),
+                    });
                 }
             }
             EngineEvent::Plan(plan) => {
@@ -86,7 +96,7 @@ fn step(
         return Ok(Err(format!("plan {} follows plan {}", plan.number, driver.last_plan)));
     }
     let number = plan.number;
-    let input = match table.begin(plan) {
+    let mut input = match table.begin(plan) {
         Ok(input) => input,
         Err(error) => return Ok(Err(error.to_string())),
     };
@@ -95,6 +105,10 @@ fn step(
     }
     driver.last_plan = number;
     let started = Instant::now();
+    if engine.has_experts() && driver.collected.elapsed() >= COLLECT_INTERVAL {
+        input.collect = true;
+        driver.collected = started;
+    }
     let collective_before = engine.comms.stats().nanos;
     let mut sampling = Duration::ZERO;
     run(engine, &input, bytes, &mut |row, logits| {
@@ -116,7 +130,7 @@ fn step(
         number,
         outputs: table.finish(),
         timing,
-        experts: Vec::new(),
+        experts: engine.take_expert_counts(),
     };
     // A driver that has gone away is replaced by one that attaches anew.
     driver.reports.send(report).ok();

@@ -1,5 +1,6 @@
 //! Executing step plans: the sequence table and the sampler on the leader, the same steps on every other rank.
 
+mod experts;
 mod follower;
 mod leader;
 mod sampler;
@@ -47,6 +48,8 @@ pub struct Engine {
     pub block_size: usize,
     /// Most rows of a step.
     pub max_rows: usize,
+    /// On rank 0: tokens routed to experts, as the ranks have told, that no report has named yet.
+    pub expert_counts: Vec<Vec<u64>>,
 }
 
 impl Engine {
@@ -62,7 +65,8 @@ impl Engine {
         input: &StepInput,
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), CollectiveError> {
-        self.decoder.forward(input, &self.tables, &mut self.comms, on_logits)
+        self.decoder.forward(input, &self.tables, &mut self.comms, on_logits)?;
+        if input.collect { self.collect_experts() } else { Ok(()) }
     }
 
     /// One real step on every rank, collectives included, before the group may call itself ready.
@@ -79,22 +83,27 @@ impl Engine {
         if ranks.iter().any(|count| *count != 1.0) {
             return Err(EngineError::Check(format!("ranks answered {ranks:?} times")));
         }
+        // A first token in each part of the batch.
+        let parts = 0..u32::try_from(self.decoder.shape().dp).unwrap_or(1);
+        let first = |part: u32| vec![part * u32::try_from(self.decoder.blocks()).unwrap_or(0)];
         let input = StepInput {
-            drops: vec![],
-            grants: vec![(0, vec![0])],
-            segments: vec![Segment { slot: 0, start: 0, len: 1, logits_from: 0 }],
-            tokens: vec![0],
+            grants: parts.clone().map(|part| (part, first(part))).collect(),
+            segments: parts.clone().map(|slot| Segment { slot, start: 0, len: 1, logits_from: 0 }).collect(),
+            tokens: parts.clone().map(|_| 0).collect(),
+            ..StepInput::default()
         };
         let mut finite = true;
         self.prepare(&input)?;
         self.run(&input, &mut |_, logits| finite &= logits.iter().all(|logit| logit.is_finite()))?;
-        self.tables.apply(&StepInput { drops: vec![0], ..StepInput::default() })?;
+        self.tables.apply(&StepInput { drops: parts.collect(), ..StepInput::default() })?;
         if !finite {
             return Err(EngineError::Check(
                 "logits of a first token are not finite: corrupt weights?".into(),
             ));
         }
         self.comms.all().barrier()?;
+        // That step was nobody's.
+        self.decoder.take_expert_counts();
         Ok(())
     }
 }

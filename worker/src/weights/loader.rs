@@ -1,11 +1,19 @@
 //! Reads parts of tensors and repacks them for the kernels, one matrix after the other.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
+use foggara_kernels::ThreadPool;
+use foggara_kernels::op::dequantize::dequantize;
+use foggara_kernels::op::pack::WeightPacker;
 use foggara_kernels::op::panels::WeightMatrix;
+use foggara_kernels::op::quantize_weights::quantize_row;
 use foggara_models::{Checkpoint, DType, LayerRole, ModelError, Quantize, TensorRole, TensorSlice};
 
 use super::{LoadError, Progress, weight_type};
+
+/// Bytes that are read between two looks at whether to go on.
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// A part of a stored matrix, and what becomes of it.
 #[derive(Debug, Clone)]
@@ -21,15 +29,21 @@ pub(super) struct Part {
 /// Loads tensors one by one and tells how far it is.
 pub(super) struct Loader<'a, 'p> {
     pub(super) model: &'a Checkpoint,
-    pub(super) quantize: Quantize,
+    quantize: Quantize,
+    pool: &'a ThreadPool,
     done: u64,
     total: u64,
     progress: &'a mut Progress<'p>,
 }
 
 impl<'a, 'p> Loader<'a, 'p> {
-    pub(super) fn new(model: &'a Checkpoint, quantize: Quantize, progress: &'a mut Progress<'p>) -> Self {
-        Self { model, quantize, done: 0, total: 0, progress }
+    pub(super) fn new(
+        model: &'a Checkpoint,
+        quantize: Quantize,
+        pool: &'a ThreadPool,
+        progress: &'a mut Progress<'p>,
+    ) -> Self {
+        Self { model, quantize, pool, done: 0, total: 0, progress }
     }
 
     /// Rows `rows` and columns `cols` of a matrix.
@@ -83,17 +97,17 @@ impl<'a, 'p> Loader<'a, 'p> {
             false => (first.slice.cols, first.skip),
         };
         let mut packer = WeightMatrix::packer(weight_type(first.loaded), rows, stored, skip, first.cols)?;
-        let mut scratch = Scratch::default();
-        for part in parts {
+        for part in parts.iter().filter(|part| part.slice.row_bytes() > 0) {
             part.slice.advise_will_need();
-            for row in 0..part.slice.rows {
-                if part.slice.row_bytes() > 0 {
-                    packer.push_rows(part.row(row, &mut scratch)?)?;
-                }
+            let (rows, row_bytes) = (part.slice.rows, part.slice.row_bytes());
+            let each = (CHUNK_BYTES / row_bytes).next_multiple_of(8).max(8);
+            for from in (0..rows).step_by(each) {
+                let to = rows.min(from + each);
+                part.pack(&mut packer, from..to, self.pool)?;
+                self.count((to - from) * row_bytes)?;
             }
             // What has been repacked is not needed in its stored form again.
             part.slice.advise_dont_need();
-            self.count(part.slice.bytes())?;
         }
         Ok(packer.finish()?)
     }
@@ -132,7 +146,7 @@ impl<'a, 'p> Loader<'a, 'p> {
         let mut values = Vec::with_capacity(part.slice.rows * part.cols);
         let (mut bytes, mut row) = (Vec::new(), vec![0.0; part.slice.cols_stored]);
         for i in 0..part.slice.rows {
-            foggara_kernels::op::dequantize::dequantize(ty, part.slice.row(i, &mut bytes), &mut row)?;
+            dequantize(ty, part.slice.row(i, &mut bytes), &mut row)?;
             values.extend_from_slice(&row[part.slice.col_skip..][..part.cols]);
         }
         self.count(part.slice.bytes())?;
@@ -143,14 +157,6 @@ impl<'a, 'p> Loader<'a, 'p> {
     pub(super) fn expect(&mut self, total: u64) {
         self.total = total;
     }
-}
-
-/// Memory for rows that do not lie in the file as they are needed.
-#[derive(Default)]
-struct Scratch {
-    stored: Vec<u8>,
-    values: Vec<f32>,
-    made: Vec<u8>,
 }
 
 impl Part {
@@ -169,24 +175,39 @@ impl Part {
         self.slice.dtype
     }
 
-    fn row<'a>(&'a self, i: usize, scratch: &'a mut Scratch) -> Result<&'a [u8], LoadError> {
-        let Scratch { stored, values, made } = scratch;
-        let row = self.slice.row(i, stored);
+    /// Row `i` as it will be held, where it does not lie in the file like that.
+    fn made_row(&self, i: usize) -> Result<Vec<u8>, LoadError> {
+        let mut stored = Vec::new();
+        let row = self.slice.row(i, &mut stored);
         if self.loaded == self.slice.dtype {
-            return Ok(row);
+            return Ok(row.to_vec());
         }
-        values.resize(self.slice.cols, 0.0);
-        foggara_kernels::op::dequantize::dequantize(weight_type(self.slice.dtype), row, values)?;
-        made.clear();
-        todo_quantize(weight_type(self.loaded), values, made)?;
+        let mut values = vec![0.0; self.slice.cols];
+        dequantize(weight_type(self.slice.dtype), row, &mut values)?;
+        let mut made = Vec::new();
+        quantize_row(weight_type(self.loaded), &values, &mut made)?;
         Ok(made)
     }
-}
 
-fn todo_quantize(
-    _: foggara_kernels::WeightType,
-    _: &[f32],
-    _: &mut Vec<u8>,
-) -> Result<(), foggara_kernels::KernelError> {
-    unimplemented!()
+    /// Rows `rows` of it, added to a matrix.
+    fn pack(
+        &self,
+        packer: &mut WeightPacker,
+        rows: Range<usize>,
+        pool: &ThreadPool,
+    ) -> Result<(), LoadError> {
+        let as_stored = |i: usize| self.slice.contiguous_row(rows.start + i);
+        if self.loaded == self.slice.dtype && as_stored(0).is_some() {
+            // All rows of a slice lie like the first.
+            return Ok(packer.push_with(pool, rows.len(), |i| as_stored(i).unwrap_or(&[]))?);
+        }
+        let made: Vec<OnceLock<Result<Vec<u8>, LoadError>>> = rows.clone().map(|_| OnceLock::new()).collect();
+        pool.run(rows.len(), |i| {
+            // Each row is made once.
+            made[i].set(self.made_row(rows.start + i)).ok();
+        });
+        let made: Vec<Vec<u8>> =
+            made.into_iter().filter_map(OnceLock::into_inner).collect::<Result<_, _>>()?;
+        Ok(packer.push_with(pool, made.len(), |i| &made[i])?)
+    }
 }

@@ -6,7 +6,7 @@ mod loader;
 mod mlp;
 
 use foggara_kernels::op::panels::WeightMatrix;
-use foggara_kernels::{KernelError, WeightType};
+use foggara_kernels::{KernelError, ThreadPool, WeightType};
 use foggara_models::{Checkpoint, DType, ModelError, Quantize, SlicePlan, TensorRole};
 
 pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
@@ -45,7 +45,7 @@ pub struct RankWeights {
 }
 
 impl RankWeights {
-    /// Reads and repacks what rank `rank` of `plan` holds.
+    /// Reads and repacks what rank `rank` of `plan` holds; the threads of `pool` share the work.
     ///
     /// # Errors
     /// If a tensor cannot be read, or `progress` says to stop.
@@ -54,10 +54,11 @@ impl RankWeights {
         plan: &SlicePlan,
         rank: usize,
         quantize: Quantize,
+        pool: &ThreadPool,
         progress: &mut Progress<'_>,
     ) -> Result<Self, LoadError> {
         let (spec, slice) = (model.spec(), &plan.ranks[rank]);
-        let mut loader = Loader::new(model, quantize, progress);
+        let mut loader = Loader::new(model, quantize, pool, progress);
         let (first, last) = (slice.place.stage == 0, slice.place.stage + 1 == plan.shape.pp);
         let hidden = 0..spec.hidden;
         let end = |loader: &Loader<'_, '_>, role, here: bool| {

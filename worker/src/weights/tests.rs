@@ -42,11 +42,12 @@ fn parts(layer: &LayerWeights) -> (&GroupedWeights, &MlpWeights) {
 /// A rank's weights and the bytes it read.
 fn load(model: &Checkpoint, plan: &SlicePlan, rank: usize) -> (RankWeights, u64) {
     let mut read = 0;
-    let weights = RankWeights::load(model, plan, rank, Quantize::None, &mut |done, total| {
-        assert!(done >= read && done <= total, "progress: {done} of {total}");
-        read = done;
-        true
-    });
+    let weights =
+        RankWeights::load(model, plan, rank, Quantize::None, &ThreadPool::new(2), &mut |done, total| {
+            assert!(done >= read && done <= total, "progress: {done} of {total}");
+            read = done;
+            true
+        });
     (weights.expect("loads"), read)
 }
 
@@ -138,10 +139,11 @@ fn ranks_read_the_bytes_of_their_slices_and_no_others() {
 fn loading_stops_when_asked_to() {
     let (_folder, model) = open(DType::Q4_0);
     let mut calls = 0;
-    let outcome = RankWeights::load(&model, &tensor(&model, 1), 0, Quantize::None, &mut |_, _| {
-        calls += 1;
-        calls < 3
-    });
+    let outcome =
+        RankWeights::load(&model, &tensor(&model, 1), 0, Quantize::None, &ThreadPool::new(1), &mut |_, _| {
+            calls += 1;
+            calls < 3
+        });
     assert!(matches!(outcome, Err(LoadError::Cancelled)));
     assert_eq!(calls, 3);
 }
