@@ -25,6 +25,16 @@ pub fn smol_bf16() -> PathBuf {
     there(root().join(".cache/models/smollm2-135m"))
 }
 
+/// A Mixtral of eight experts made of the same weights, which differ a little.
+pub fn smol_mixtral() -> PathBuf {
+    there(root().join(".cache/models/smolmix-8x135m"))
+}
+
+/// The same with eight experts that are all alike: its text is that of [`smol_bf16`].
+pub fn smol_mixtral_same() -> PathBuf {
+    there(root().join(".cache/models/smolmix-8x135m-same"))
+}
+
 /// A tiny checkpoint without a tokenizer, with reference values beside it.
 pub fn golden(name: &str) -> PathBuf {
     there(root().join("tests/golden").join(name))

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// `tests/expected/smollm2-135m.json`.
+/// `tests/expected/smollm2-135m.json` and its like.
 #[derive(Debug, Deserialize)]
 pub struct Smol {
     /// Chats answered greedily.
@@ -67,7 +67,16 @@ pub struct Case {
 impl Smol {
     /// Reads it.
     pub fn load() -> Self {
-        read(&crate::paths::root().join("tests/expected/smollm2-135m.json"))
+        Self::of("smollm2-135m")
+    }
+
+    /// Reads the values of the Mixtral made of it.
+    pub fn load_mixtral() -> Self {
+        Self::of("smolmix-8x135m")
+    }
+
+    fn of(name: &str) -> Self {
+        read(&crate::paths::root().join(format!("tests/expected/{name}.json")))
     }
 }
 

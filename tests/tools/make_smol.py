@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Builds the bf16 Hugging Face checkpoint the tests measure against, from a SmolLM2 GGUF file.
+"""Builds the bf16 Hugging Face checkpoints the tests measure against, from a SmolLM2 GGUF file.
 
-    python make_smol.py MODEL.gguf OUT_DIR
+    python make_smol.py MODEL.gguf OUT_DIR [--mixtral NOISE]
 
 Writes OUT_DIR/{config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors}: the GGUF
-file's weights dequantized and rounded to bf16. The same input gives the same bytes on every machine.
+file's weights dequantized and rounded to bf16. With --mixtral, a Mixtral in three shards: every MLP becomes eight experts,
+each the dense MLP plus noise of its own (NOISE times the standard deviation of the matrix), behind a random router of two;
+with 0, whatever the router picks, the text is the dense model's. The same input gives the same bytes on every machine.
 """
 import argparse
 import json
@@ -16,6 +18,7 @@ from gguf import GGUFReader, dequantize
 from safetensors.numpy import save_file
 
 BF16 = ml_dtypes.bfloat16
+EXPERTS, TOP_K = 8, 2
 
 
 def unpermute(w, heads):
@@ -49,6 +52,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("gguf", type=pathlib.Path)
     ap.add_argument("out", type=pathlib.Path)
+    ap.add_argument("--mixtral", type=float, metavar="NOISE", help="make a Mixtral with experts that differ so much")
     a = ap.parse_args()
     r = GGUFReader(a.gguf)
     f = r.fields
@@ -77,20 +81,45 @@ def main():
                    pad_token="<|im_end|>", unk_token="<|endoftext|>", model_max_length=8192,
                    chat_template=get("tokenizer.chat_template"))
 
-    def write(cfg, tensors):
+    def write(cfg, shards):
         d = a.out
         d.mkdir(parents=True, exist_ok=True)
         (d / "config.json").write_text(json.dumps(cfg, indent=2))
         (d / "generation_config.json").write_text(json.dumps(dict(bos_token_id=1, eos_token_id=2, pad_token_id=2)))
         (d / "tokenizer.json").write_text(json.dumps(tok)); (d / "tokenizer_config.json").write_text(json.dumps(tok_cfg, indent=2))
-        tensors = {k: np.ascontiguousarray(v).astype(BF16) for k, v in tensors.items()}
-        save_file(tensors, d / "model.safetensors", metadata={"format": "pt"})
+        where, total = {}, 0
+        for n, shard in enumerate(shards):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{n + 1:05}-of-{len(shards):05}.safetensors"
+            shard = {k: np.ascontiguousarray(v).astype(BF16) for k, v in shard.items()}
+            save_file(shard, d / file, metadata={"format": "pt"})
+            where.update({k: file for k in shard})
+            total += sum(v.nbytes for v in shard.values())
+        if len(shards) > 1:
+            index = dict(metadata=dict(total_size=total), weight_map=where)
+            (d / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
+    if a.mixtral is not None:
+        shards, part = [], dict(base)
+        for i, matrices in mlp.items():
+            rng = np.random.default_rng(1000 + i)
+            p = f"model.layers.{i}.block_sparse_moe."
+            part[p + "gate.weight"] = rng.standard_normal((EXPERTS, hidden), dtype=np.float32) * (2.0 / hidden ** 0.5)
+            for e in range(EXPERTS):
+                for w, m in zip(("w1", "w2", "w3"), matrices):
+                    noise = rng.standard_normal(m.shape, dtype=np.float32) * (a.mixtral * m.std()) if a.mixtral else 0.0
+                    part[f"{p}experts.{e}.{w}.weight"] = m + noise
+            if i % 10 == 9:
+                shards.append(part)
+                part = {}
+        write(dict(common, architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=EXPERTS,
+                   num_experts_per_tok=TOP_K, sliding_window=None, output_router_logits=False,
+                   router_aux_loss_coef=0.02), shards)
+        return
     dense = dict(base)
     for i, (gate, down, up) in mlp.items():
         p = f"model.layers.{i}.mlp."
         dense[p + "gate_proj.weight"], dense[p + "down_proj.weight"], dense[p + "up_proj.weight"] = gate, down, up
-    write(dict(common, architectures=["LlamaForCausalLM"], model_type="llama", attention_bias=False, mlp_bias=False), dense)
+    write(dict(common, architectures=["LlamaForCausalLM"], model_type="llama", attention_bias=False, mlp_bias=False), [dense])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! SmolLM2 through the cluster says what the reference implementation says, at every degree of parallelism.
+//! SmolLM2, and Mixtrals made of it, through the cluster say what the reference implementation says, at every degree of parallelism.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use foggara_proto::wire::inference::{ChatMessage, ChatRequest, SamplingParams};
 use foggara_tests::answer::Answer;
 use foggara_tests::ask::Ask;
 use foggara_tests::client::Client;
+use foggara_tests::cluster::Cluster;
 use foggara_tests::reference::{Chat, Smol};
 use foggara_tests::setup::Setup;
 use foggara_tests::{machine, paths};
@@ -28,47 +29,99 @@ const QUANTIZED: Bounds = Bounds { margin: 0.5, positions: 286, nll: 0.03, poole
 /// Weights in bf16.
 const EXACT: Bounds = Bounds { margin: 0.05, positions: 336, nll: 0.003, pooled_nll: 0.003 };
 
+/// The same of the Mixtral.
+const MIXTRAL: Bounds = Bounds { positions: 268, ..EXACT };
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gguf_tp1() {
-    agrees(&paths::smol_gguf(), 1, &QUANTIZED).await;
+    agrees(&paths::smol_gguf(), &[("tp", "1")], &Smol::load(), &QUANTIZED).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gguf_tp2() {
-    agrees(&paths::smol_gguf(), 2, &QUANTIZED).await;
+    agrees(&paths::smol_gguf(), &[("tp", "2")], &Smol::load(), &QUANTIZED).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gguf_tp3() {
-    agrees(&paths::smol_gguf(), 3, &QUANTIZED).await;
+    agrees(&paths::smol_gguf(), &[("tp", "3")], &Smol::load(), &QUANTIZED).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bf16_tp1() {
-    agrees(&paths::smol_bf16(), 1, &EXACT).await;
+    agrees(&paths::smol_bf16(), &[("tp", "1")], &Smol::load(), &EXACT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bf16_tp2() {
-    agrees(&paths::smol_bf16(), 2, &EXACT).await;
+    agrees(&paths::smol_bf16(), &[("tp", "2")], &Smol::load(), &EXACT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bf16_tp3() {
-    agrees(&paths::smol_bf16(), 3, &EXACT).await;
+    agrees(&paths::smol_bf16(), &[("tp", "3")], &Smol::load(), &EXACT).await;
 }
 
-async fn agrees(model: &Path, tp: usize, bounds: &Bounds) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bf16_pp2() {
+    agrees(&paths::smol_bf16(), &[("tp", "1"), ("pp", "2")], &Smol::load(), &EXACT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mixtral_tp2() {
+    agrees(&paths::smol_mixtral(), &[("tp", "2")], &Smol::load_mixtral(), &MIXTRAL).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mixtral_tp2_ep2() {
+    let shape = [("tp", "2"), ("ep", "2")];
+    agrees(&paths::smol_mixtral(), &shape, &Smol::load_mixtral(), &MIXTRAL).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mixtral_dp2_ep2() {
+    let shape = [("tp", "1"), ("dp", "2"), ("ep", "2")];
+    agrees(&paths::smol_mixtral(), &shape, &Smol::load_mixtral(), &MIXTRAL).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mixtral_of_equal_experts_is_the_dense_model() {
+    let shape = [("tp", "2"), ("ep", "2")];
+    agrees(&paths::smol_mixtral_same(), &shape, &Smol::load(), &EXACT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quantized_at_load() {
+    let mixtral = Smol::load_mixtral();
+    for (quantize, nll, pooled_nll) in [("q8_0", 0.03, 0.01), ("q4_0", 1.0, 0.30), ("q4_k", 1.0, 0.30)] {
+        let _machine = machine::shared().await;
+        let bounds = Bounds { nll, pooled_nll, ..MIXTRAL };
+        let shape = [("tp", "2"), ("ep", "2"), ("quantize", quantize)];
+        let cluster = serve(&paths::smol_mixtral(), &shape).await;
+        likelihood_of_texts(&cluster.client(0), &mixtral, &bounds, quantize).await;
+    }
+}
+
+/// A cluster of one coordinator and as many workers as a replica needs.
+async fn serve(model: &Path, options: &[(&str, &str)]) -> Cluster {
+    let degrees = options.iter().filter(|(name, _)| ["tp", "dp", "pp"].contains(name));
+    let ranks = degrees.map(|(_, n)| n.parse::<usize>().expect("a number")).product();
+    let mut setup = Setup::new("reference").model("smol", model).coordinators(1).workers(ranks);
+    for (name, value) in options {
+        setup = setup.option(name, value);
+    }
+    setup.start().await
+}
+
+async fn agrees(model: &Path, options: &[(&str, &str)], reference: &Smol, bounds: &Bounds) {
     let _machine = machine::shared().await;
-    let reference = Smol::load();
-    let setup = Setup::new("reference").model("smol", model).coordinators(1).workers(tp).option("tp", tp);
-    let cluster = setup.start().await;
+    let cluster = serve(model, options).await;
     let client = cluster.client(0);
-    let what = format!("{} tp {tp}", model.file_name().unwrap_or_default().display());
+    let what = format!("{} {options:?}", model.file_name().unwrap_or_default().display());
     prompts_are_rendered_alike(&client, &reference.chat).await;
     most_likely_tokens(&client, &reference.chat, bounds, &what).await;
     greedy_tokens(&client, &reference.chat, bounds, &what).await;
-    likelihood_of_texts(&client, &reference, bounds, &what).await;
+    likelihood_of_texts(&client, reference, bounds, &what).await;
 }
 
 async fn prompts_are_rendered_alike(client: &Client, chats: &[Chat]) {

@@ -66,7 +66,9 @@ fn steps(purpose: Purpose) -> Vec<Box<dyn Step>> {
     }
     if purpose >= Purpose::Test {
         steps.push(Box::new(python::TestPackages));
-        steps.push(Box::new(checkpoint::ReferenceCheckpoint));
+        steps.push(Box::new(checkpoint::DENSE));
+        steps.push(Box::new(checkpoint::MIXTRAL));
+        steps.push(Box::new(checkpoint::SAME));
     }
     steps
 }

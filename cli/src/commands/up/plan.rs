@@ -55,7 +55,8 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     for deployment in &deployments {
         let path = std::path::Path::new(&deployment.model_path);
         let model = foggara_models::Checkpoint::open(path).context("model")?;
-        shape.check_model(model.spec().layers, 0)?;
+        let experts = model.spec().moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
+        shape.check_model(model.spec().layers.len(), experts)?;
     }
     let addresses = addresses(a)?;
     let temporary = a.data_dir.is_none();

@@ -220,7 +220,8 @@ impl wire::admin_server::Admin for Service {
         let open = move || {
             let model = foggara_models::Checkpoint::open(std::path::Path::new(&path));
             let model = model.map_err(|e| format!("model_path: {e}"))?;
-            shape.check_model(model.spec().layers, 0).map_err(|e| e.to_string())
+            let experts = model.spec().moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
+            shape.check_model(model.spec().layers.len(), experts).map_err(|e| e.to_string())
         };
         let opened = tokio::task::spawn_blocking(open).await.map_err(|e| Status::internal(e.to_string()))?;
         opened.map_err(Status::invalid_argument)?;
