@@ -6,6 +6,7 @@ fn main() {
         "proto/foggara/admin/v1/admin.proto",
         "proto/foggara/cluster/v1/cluster.proto",
         "proto/foggara/worker/v1/worker.proto",
+        "proto/foggara/files/v1/files.proto",
     ];
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     // Reflection shows clients what clients call, so the first run keeps the descriptors of those two packages only.

@@ -43,14 +43,34 @@ impl ModelArgument {
     /// # Errors
     /// If nothing is there.
     pub(crate) fn absolute(&self) -> anyhow::Result<String> {
+        let path = self.path.canonicalize();
+        let path =
+            path.map_err(|e| anyhow::anyhow!("model `{}`: {e}{}", self.path.display(), self.hint()))?;
+        path.into_os_string()
+            .into_string()
+            .map_err(|path| anyhow::anyhow!("model `{}`: the path is not UTF-8", path.display()))
+    }
+}
+
+impl ModelArgument {
+    /// What may be meant by a path at which nothing lies.
+    pub(crate) fn hint(&self) -> &'static str {
         let looks_like_hub = self.path.components().count() == 2 && self.path.is_relative();
-        let path = self.path.canonicalize().map_err(|e| match looks_like_hub {
-            true => anyhow::anyhow!(
-                "model `{}`: {e}; models are files here (a GGUF file or a Hugging Face folder), not hub names: download it first",
-                self.path.display()
-            ),
-            false => anyhow::anyhow!("model `{}`: {e}", self.path.display()),
-        })?;
+        match looks_like_hub && !self.path.exists() {
+            true => {
+                "; models are files here (a GGUF file or a Hugging Face folder), not hub names: download it first"
+            }
+            false => "",
+        }
+    }
+
+    /// The path as the cluster is told it: in full if something lies there on this machine, else as it is; then it is for
+    /// the nodes to find.
+    ///
+    /// # Errors
+    /// If it is not UTF-8.
+    pub(crate) fn for_cluster(&self) -> anyhow::Result<String> {
+        let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         path.into_os_string()
             .into_string()
             .map_err(|path| anyhow::anyhow!("model `{}`: the path is not UTF-8", path.display()))

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod control;
 pub mod driver;
 pub mod front_door;
+pub mod library;
 pub mod metrics;
 pub mod placement;
 pub mod router;

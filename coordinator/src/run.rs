@@ -19,6 +19,7 @@ use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command};
 use crate::control::{Registry, run_controller};
 use crate::driver::{DriverContext, Drivers, run_drivers};
 use crate::front_door::{self, FrontDoor, ServedModels};
+use crate::library::Library;
 use crate::metrics::Metrics;
 use crate::router::dispatch::Dispatcher;
 
@@ -50,6 +51,10 @@ pub struct CoordinatorConfig {
     pub token: ClusterToken,
     /// Sequences that may wait for one group.
     pub queue: usize,
+    /// Folders that hold models. One that is not there is got from the nodes that have it, as far as it is needed here.
+    pub models: Vec<PathBuf>,
+    /// Where hashes of models' files are remembered; the data folder if not given.
+    pub cache: Option<PathBuf>,
 }
 
 /// Why a coordinator cannot run.
@@ -113,12 +118,20 @@ pub async fn run(
     transport.set_handle(cluster.clone());
     let metrics = Arc::new(Metrics::new());
     let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::default());
+    let library = Library::new(
+        config.id,
+        config.models.clone(),
+        &config.data_dir,
+        config.cache.clone(),
+        config.token.clone(),
+    );
     let dispatcher = Dispatcher::new(cluster.clone(), drivers.clone(), transport, config.token.clone());
     let door = FrontDoor {
         cluster: cluster.clone(),
         generator: Arc::new(dispatcher),
         metrics: Arc::clone(&metrics),
         models: models.clone(),
+        library: library.clone(),
         drivers: drivers.clone(),
         registry: registry.clone(),
         token: config.token.clone(),
@@ -133,9 +146,10 @@ pub async fn run(
         queue: config.queue,
     };
     let mut parts = JoinSet::new();
-    parts.spawn(models.follow(cluster.clone()));
+    parts.spawn(library.clone().follow(cluster.clone()));
+    parts.spawn(models.follow(cluster.clone(), library.clone()));
     parts.spawn(run_drivers(context));
-    parts.spawn(run_controller(cluster.clone(), registry));
+    parts.spawn(run_controller(cluster.clone(), registry, library));
     let http_addr = http.local_addr().unwrap_or(config.http).to_string();
     let member = Member { addr: own, http_addr: http_addr.clone(), pid: std::process::id(), draining: false };
     let registered = tokio::spawn(register(cluster.clone(), config.id, member.clone()));
@@ -214,6 +228,8 @@ mod tests {
             data_dir: dir.into(),
             token: ClusterToken::default(),
             queue: 10,
+            models: Vec::new(),
+            cache: None,
         }
     }
 

@@ -12,6 +12,7 @@ mod expected;
 pub mod footprint;
 mod gguf;
 mod hf;
+pub mod manifest;
 mod mmap;
 mod quantize;
 mod roles;

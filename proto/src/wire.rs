@@ -18,6 +18,11 @@ mod foggara {
             tonic::include_proto!("foggara.cluster.v1");
         }
     }
+    pub mod files {
+        pub mod v1 {
+            tonic::include_proto!("foggara.files.v1");
+        }
+    }
     pub mod worker {
         pub mod v1 {
             tonic::include_proto!("foggara.worker.v1");
@@ -29,6 +34,8 @@ mod foggara {
 pub use foggara::admin::v1 as admin;
 /// `foggara.cluster.v1`: between coordinators.
 pub use foggara::cluster::v1 as cluster;
+/// `foggara.files.v1`: models' files between coordinators and workers.
+pub use foggara::files::v1 as files;
 /// `foggara.inference.v1`: what clients call.
 pub use foggara::inference::v1 as inference;
 /// `foggara.worker.v1`: between coordinators and workers.

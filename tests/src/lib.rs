@@ -13,6 +13,7 @@ pub mod machine;
 pub mod members;
 pub mod metrics;
 pub mod netns;
+pub mod nodes;
 pub mod paths;
 pub mod ports;
 pub mod process;

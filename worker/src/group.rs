@@ -17,12 +17,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::capabilities::available_memory;
 use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, Part};
 use crate::engine::{Engine, EngineEvent, follow, kv_type, lead};
+use crate::loading::Loading;
+use crate::models::{Models, OpenError};
 use crate::weights::RankWeights;
 
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two reports of how far loading is.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The rank held at the moment.
 struct Held {
@@ -65,16 +65,22 @@ pub(crate) struct GroupHost {
     news: UnboundedSender<wire::WorkerMessage>,
     listener: Arc<TcpListener>,
     threads: usize,
+    models: Models,
+    read_speed: u64,
 }
 
 impl GroupHost {
-    /// `listener` is where TCP collectives are accepted; `news` go to the coordinator.
+    /// `listener` is where TCP collectives are accepted; `read_speed` is what was measured of the memory, in bytes per
+    /// second; `news` go to the coordinator.
     pub(crate) fn new(
         listener: TcpListener,
         threads: usize,
+        models: Models,
+        read_speed: u64,
         news: UnboundedSender<wire::WorkerMessage>,
     ) -> Self {
-        Self { held: Arc::default(), ending: Arc::default(), news, listener: Arc::new(listener), threads }
+        let (held, ending, listener) = (Arc::default(), Arc::default(), Arc::new(listener));
+        Self { held, ending, news, listener, threads, models, read_speed }
     }
 
     /// What is held, for a coordinator that does not know.
@@ -128,7 +134,7 @@ impl GroupHost {
                 *slot =
                     Some(Held { assign, ready: false, events, driver_epoch: 0, cancelled, abort, thread });
             }
-            Err(error) => self.tell(failed(&assign, &format!("starting a thread: {error}"))),
+            Err(error) => self.tell(failed(&assign, &Failure::from(format!("starting a thread: {error}")))),
         }
     }
 
@@ -227,9 +233,29 @@ fn ready(assign: &wire::Assign) -> wire::worker_message::Message {
     wire::worker_message::Message::Ready(wire::RankReady { group, epoch, rank })
 }
 
-fn failed(assign: &wire::Assign, reason: &str) -> wire::worker_message::Message {
+fn failed(assign: &wire::Assign, failure: &Failure) -> wire::worker_message::Message {
     let (group, epoch, rank) = (assign.group, assign.epoch, assign.rank);
-    wire::worker_message::Message::Failed(wire::RankFailed { group, epoch, rank, reason: reason.into() })
+    let (reason, files) = (failure.reason.clone(), failure.files);
+    wire::worker_message::Message::Failed(wire::RankFailed { group, epoch, rank, reason, files })
+}
+
+/// Why a rank ended.
+struct Failure {
+    reason: String,
+    /// Whether it is for want of the model's files.
+    files: bool,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self { reason, files: false }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self { reason: error.to_string(), files: matches!(error, OpenError::Files(_)) }
+    }
 }
 
 /// A rank on its thread.
@@ -244,19 +270,21 @@ impl Rank {
     fn live(&self, events: &mpsc::Receiver<EngineEvent>) {
         // A panic in a kernel must be told like any other failure, not leave the group waiting.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(events)));
-        let outcome = outcome.unwrap_or_else(|_| Err("this rank panicked; its log says where".into()));
+        let panicked = || Failure::from("this rank panicked; its log says where".to_owned());
+        let outcome = outcome.unwrap_or_else(|_| Err(panicked()));
         let mut slot = lock(&self.host.held);
         let still_held = slot.as_ref().is_some_and(|held| held.is(self.assign.group, self.assign.epoch));
         if still_held && !self.cancelled.load(Ordering::SeqCst) {
             *slot = None;
             drop(slot);
-            let reason = outcome.err().unwrap_or_else(|| "the rank ended".into());
+            let failure = outcome.err().unwrap_or_else(|| Failure::from("the rank ended".to_owned()));
+            let reason = &failure.reason;
             tracing::error!(group = self.assign.group, rank = self.assign.rank, reason, "rank failed");
-            self.host.tell(failed(&self.assign, &reason));
+            self.host.tell(failed(&self.assign, &failure));
         }
     }
 
-    fn run(&self, events: &mpsc::Receiver<EngineEvent>) -> Result<(), String> {
+    fn run(&self, events: &mpsc::Receiver<EngineEvent>) -> Result<(), Failure> {
         let started = Instant::now();
         let mut engine = self.prepare()?;
         engine.check().map_err(|e| e.to_string())?;
@@ -272,42 +300,42 @@ impl Rank {
         tracing::info!(group = self.assign.group, rank = self.assign.rank, seconds, "ready");
         self.host.tell(ready(&self.assign));
         let outcome = if self.assign.rank == 0 { lead(engine, events) } else { follow(engine) };
-        outcome.map_err(|e| e.to_string())
+        Ok(outcome.map_err(|e| e.to_string())?)
     }
 
     /// Loads the slice and connects the group.
-    fn prepare(&self) -> Result<Engine, String> {
+    fn prepare(&self) -> Result<Engine, Failure> {
         let a = &self.assign;
         let (rank, size) = (a.rank as usize, a.size as usize);
         if rank >= size {
-            return Err(format!("rank {rank} of {size}"));
+            return Err(format!("rank {rank} of {size}").into());
         }
-        let model = Checkpoint::open(Path::new(&a.model_path)).map_err(|e| e.to_string())?;
+        let goes_on = || !self.cancelled.load(Ordering::SeqCst);
+        let model = self.host.models.open(&a.manifest, Path::new(&a.model_path), &goes_on)?;
         let quantize: Quantize = if a.quantize.is_empty() { Quantize::None } else { a.quantize.parse()? };
         let plan = model.slices(&cut_of(a, &model)?, quantize).map_err(|e| e.to_string())?;
         if plan.shape.ranks() != size {
-            return Err(format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks()));
+            let reason =
+                format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks());
+            return Err(reason.into());
         }
         let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
-        let mut last = Instant::now();
+        let mut loading = Loading::new(a, self.host.read_speed);
         let mut progress = |loaded_bytes, total_bytes| {
-            if last.elapsed() > PROGRESS_INTERVAL {
-                last = Instant::now();
-                let (group, epoch) = (a.group, a.epoch);
-                let told = wire::LoadProgress { group, epoch, loaded_bytes, total_bytes };
+            if let Some(told) = loading.at(loaded_bytes, total_bytes) {
                 self.host.tell(wire::worker_message::Message::Progress(told));
             }
-            !self.cancelled.load(Ordering::SeqCst)
+            goes_on()
         };
         let weights = RankWeights::load(&model, &plan, rank, quantize, &pool, &mut progress);
         let weights = weights.map_err(|e| e.to_string())?;
-        tracing::info!(bytes = weights.bytes(), model = a.model_path, "weights loaded");
+        loading.end(&a.model_path, weights.bytes());
         let all = self.connect(rank, size, 0, None)?;
         *lock(&self.abort) = Some(all.abort_handle());
         let comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;
         *lock(&self.abort) = Some(comms.abort_handle());
         if self.cancelled.load(Ordering::SeqCst) {
-            return Err("cancelled".into());
+            return Err("cancelled".to_owned().into());
         }
         let cache = CacheConfig {
             blocks: a.kv_blocks as usize,
@@ -320,9 +348,9 @@ impl Rank {
             let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
             let needed =
                 needed.map_or("more bytes than there are".into(), |needed| format!("{needed} bytes"));
-            return Err(format!(
-                "{blocks} take {needed}, and {available} are available: lower the KV tokens"
-            ));
+            let reason =
+                format!("{blocks} take {needed}, and {available} are available: lower the KV tokens");
+            return Err(reason.into());
         }
         let decoder =
             Decoder::new(model.spec(), &plan, rank, weights, cache, pool).map_err(|e| e.to_string())?;

@@ -5,6 +5,8 @@ mod capabilities;
 pub mod decoder;
 pub mod engine;
 mod group;
+mod loading;
+mod models;
 mod rpc;
 mod run;
 mod session;

@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::PathBuf;
 
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::files::files_server::FilesServer;
 use foggara_proto::wire::worker::rank_server::RankServer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -12,7 +14,8 @@ use tonic::transport::Server;
 
 use crate::capabilities;
 use crate::group::GroupHost;
-use crate::rpc::{MAX_MESSAGE_BYTES, RankService};
+use crate::models::Models;
+use crate::rpc::{FilesService, MAX_MESSAGE_BYTES, RankService};
 use crate::session::{Session, hello};
 
 /// How to run a worker.
@@ -28,6 +31,10 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// Shown to coordinators and asked of them.
     pub token: ClusterToken,
+    /// Folders that hold models, looked through where a model does not lie at the path it is deployed with.
+    pub models: Vec<PathBuf>,
+    /// Where hashes of models' files are remembered; without it, for as long as the process lives.
+    pub cache: Option<PathBuf>,
 }
 
 /// Why a worker cannot run.
@@ -102,11 +109,14 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         "worker started"
     );
     let (news, received) = mpsc::unbounded_channel();
-    let group = GroupHost::new(collective, threads, news);
+    let models = Models::new(config.models, config.cache);
+    let read_speed = measured.read_bytes_per_second;
+    let group = GroupHost::new(collective, threads, models.clone(), read_speed, news);
     let session = Session {
         hello: hello(format!("{host}:{}", addr.port()), format!("{host}:{collective_port}"), measured),
         token: config.token.clone(),
         host: group.clone(),
+        models: models.clone(),
         news: received,
         coordinators: config.join,
     };
@@ -114,9 +124,11 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = InterceptedService::new(service, config.token.required());
+    let files = InterceptedService::new(FilesServer::new(FilesService { models }), config.token.required());
     let serve = Server::builder()
         .tcp_nodelay(true)
         .add_service(service)
+        .add_service(files)
         .serve_with_incoming(TcpListenerStream::new(listener));
     let outcome = tokio::select! {
         served = serve => served.map_err(|e| WorkerError::Serve(e.to_string())),

@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
 use crate::group::GroupHost;
+use crate::models::Models;
 use crate::run::WorkerError;
 
 /// Between heartbeats, both ways.
@@ -36,6 +37,7 @@ pub(crate) struct Session {
     pub(crate) hello: wire::Hello,
     pub(crate) token: ClusterToken,
     pub(crate) host: GroupHost,
+    pub(crate) models: Models,
     pub(crate) news: mpsc::UnboundedReceiver<wire::WorkerMessage>,
     /// Coordinators known.
     pub(crate) coordinators: Vec<String>,
@@ -169,6 +171,10 @@ impl Session {
             }
             Message::Release(release) => {
                 self.host.release(release.group, release.epoch, &release.reason);
+                None
+            }
+            Message::Deployed(deployed) => {
+                self.models.learn(deployed);
                 None
             }
             Message::Heartbeat(_) => None,

@@ -35,6 +35,13 @@ pub(crate) struct Arguments {
     /// Where Raft keeps its log: on a disk that survives restarts
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
+    /// A folder that holds models, each in a folder of its own or directly; may be repeated. A model that does not lie
+    /// at the path it was added with is looked for here
+    #[arg(long, value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Where hashes of models' files are remembered [default: the data folder]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     /// Name of the cluster; all coordinators must have the same
     #[arg(long, default_value = "foggara", value_name = "NAME")]
     cluster_id: String,
@@ -64,6 +71,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         data_dir: arguments.data_dir,
         token: ClusterToken::new(arguments.cluster_token.as_deref()),
         queue: arguments.queue,
+        models: arguments.models,
+        cache: arguments.cache_dir,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -10,7 +10,7 @@ use foggara_proto::wire::admin as wire;
 use crate::commands::status::{shape_of, state_of};
 use crate::endpoint::EndpointArguments;
 use crate::model_argument::ModelArgument;
-use crate::output::table;
+use crate::output::{status_text, table};
 
 const POLL: Duration = Duration::from_millis(200);
 
@@ -23,7 +23,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Serve a model: a GGUF file or a Hugging Face folder that every worker's machine has at this path
+    /// Serve a model: a GGUF file or a Hugging Face folder. Nodes find it at this path, or under its last part in their
+    /// own folders (--models)
     Add(Add),
     /// List the deployments
     List {
@@ -64,7 +65,7 @@ impl ShapeArguments {
     pub(crate) fn deployment(&self, model: &ModelArgument, shape: Shape) -> anyhow::Result<wire::Deployment> {
         let deployment = wire::Deployment {
             name: model.name.clone(),
-            model_path: model.absolute()?,
+            model_path: model.for_cluster()?,
             replicas: self.replicas,
             kv_tokens: self.kv_tokens.unwrap_or(0),
             kv_dtype: self.kv_dtype.clone(),
@@ -126,7 +127,9 @@ impl Add {
         let name = deployment.name.clone();
         let mut admin = self.endpoint.admin().await?;
         let request_id = uuid::Uuid::new_v4().to_string();
-        admin.put_deployment(wire::PutDeploymentRequest { deployment: Some(deployment), request_id }).await?;
+        let request = wire::PutDeploymentRequest { deployment: Some(deployment), request_id };
+        let put = admin.put_deployment(request).await;
+        put.map_err(|status| anyhow::anyhow!("{}{}", status_text(&status), self.model.hint()))?;
         writeln!(std::io::stdout(), "added {name}")?;
         if self.no_wait {
             return Ok(());

@@ -65,7 +65,8 @@ fn as_json(status: &wire::StatusResponse) -> Value {
     let worker = |w: &wire::Worker| {
         let c = w.capabilities.clone().unwrap_or_default();
         json!({"id": w.id, "addr": w.addr, "host": w.host, "pid": w.pid, "group": w.group, "rank": w.rank,
-            "state": w.state, "threads": c.threads, "memory_bytes": c.memory_bytes,
+            "state": w.state, "loading": w.loading.map(|l| json!({"loaded_bytes": l.loaded_bytes,
+                "total_bytes": l.total_bytes, "bytes_per_second": l.bytes_per_second})), "threads": c.threads, "memory_bytes": c.memory_bytes,
             "read_bytes_per_second": c.read_bytes_per_second, "flops": c.flops, "cpu": c.cpu, "version": c.version})
     };
     let group = |g: &wire::Group| {
@@ -78,7 +79,7 @@ fn as_json(status: &wire::StatusResponse) -> Value {
         json!({"name": d.name, "model_path": d.model_path, "tp": d.tp, "dp": d.dp, "pp": d.pp, "ep": d.ep,
         "quantize": d.quantize,
         "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
-        "state": d.state, "reason": d.reason, "ready_replicas": d.ready_replicas, "created": d.created})
+        "model_hash": d.model_hash, "model_bytes": d.model_bytes, "state": d.state, "reason": d.reason, "ready_replicas": d.ready_replicas, "created": d.created})
     };
     json!({
         "cluster_id": status.cluster_id,
@@ -146,12 +147,23 @@ pub(crate) fn state_of(d: &wire::Deployment) -> String {
     }
 }
 
+/// A worker's state, and how far it is if it loads.
+fn worker_state(w: &wire::Worker) -> String {
+    match w.loading {
+        Some(l) if l.total_bytes > 0 => {
+            let percent = l.loaded_bytes.saturating_mul(100) / l.total_bytes;
+            format!("{} {percent}% {:.0} MB/s", w.state, l.bytes_per_second as f64 / 1e6)
+        }
+        _ => w.state.clone(),
+    }
+}
+
 fn worker_row(w: &wire::Worker) -> Vec<String> {
     let c = w.capabilities.clone().unwrap_or_default();
     let dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     vec![
         w.id.to_string(),
-        w.state.clone(),
+        worker_state(w),
         dash(w.group.map(|group| group.to_string())),
         dash(w.rank.map(|rank| rank.to_string())),
         w.addr.clone(),
@@ -190,6 +202,14 @@ mod tests {
         assert_eq!(json["leader"], Value::Null);
         let json = as_json(&wire::StatusResponse { leader: 2, ..Default::default() });
         assert_eq!(json["leader"], 2);
+    }
+
+    #[test]
+    fn a_worker_that_loads_says_how_far_it_is() {
+        let loading = wire::Loading { loaded_bytes: 43, total_bytes: 99, bytes_per_second: 612_345_678 };
+        let worker = wire::Worker { state: "loading".into(), loading: Some(loading), ..Default::default() };
+        assert_eq!(worker_state(&worker), "loading 43% 612 MB/s");
+        assert_eq!(worker_state(&wire::Worker { loading: None, ..worker }), "loading");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `foggara worker`
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Args;
 use foggara_proto::auth::ClusterToken;
@@ -28,6 +29,14 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// A folder that holds models, each in a folder of its own or directly; may be repeated. A model that does not lie
+    /// at the path it was added with is looked for here
+    #[arg(long, value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Where hashes of models' files are remembered, so that they are not read again at each start
+    /// [default: $XDG_CACHE_HOME/foggara or ~/.cache/foggara]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     /// Shown to coordinators and asked of them; needed to listen beyond loopback
     #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     cluster_token: Option<String>,
@@ -35,6 +44,13 @@ pub(crate) struct Arguments {
     log: LogArguments,
     #[command(flatten)]
     lifetime: LifetimeArguments,
+}
+
+/// The user's place for what can be made again (XDG base directory specification).
+fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    cache.map(|cache| cache.join("foggara"))
 }
 
 /// Runs until a signal stops it or the cluster refuses it.
@@ -48,6 +64,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         advertise: arguments.advertise,
         threads: arguments.threads.unwrap_or_else(cores),
         token: ClusterToken::new(arguments.cluster_token.as_deref()),
+        models: arguments.models,
+        cache: arguments.cache_dir.or_else(cache_dir),
     };
     // The rank computes on threads of its own; messages need no more than one.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -25,6 +25,8 @@ pub const MAX_DEPLOYMENTS: usize = 256;
 pub const NOT_QUANTIZED: &str = "none";
 /// What weights can be quantized to when they are loaded.
 pub const QUANTIZATIONS: [&str; 4] = [NOT_QUANTIZED, "q8_0", "q4_0", "q4_k"];
+/// Bytes of the manifests of all deployments together: a snapshot is one message.
+pub const MAX_MANIFESTS_BYTES: usize = 16 << 20;
 /// Most workers.
 pub const MAX_WORKERS: usize = 4096;
 /// Characters kept of what keeps a deployment from being served.
@@ -100,6 +102,8 @@ pub struct Deployment {
     pub quantize: String,
     /// Unix seconds at which it was made.
     pub created: i64,
+    /// Its files by name, size and hash, as text; empty: whatever lies at `model_path`.
+    pub manifest: String,
 }
 
 /// How a group's ranks reach each other.
@@ -458,6 +462,13 @@ impl ClusterState {
                 Outcome::Refused(format!("the cluster has {MAX_DEPLOYMENTS} deployments already"))
             }
             None => {
+                let others = self.deployments.values().map(|deployment| deployment.manifest.len());
+                let bytes = others.sum::<usize>() + deployment.manifest.len();
+                if bytes > MAX_MANIFESTS_BYTES {
+                    return Outcome::Refused(format!(
+                        "the manifests of all deployments would take {bytes} bytes, at most {MAX_MANIFESTS_BYTES}"
+                    ));
+                }
                 self.deployments.insert(name.to_owned(), deployment.clone());
                 Outcome::Done
             }

@@ -24,6 +24,7 @@ fn deployment(tp: u32) -> Deployment {
         collective: "auto".into(),
         quantize: NOT_QUANTIZED.into(),
         created: 5,
+        manifest: String::new(),
     }
 }
 

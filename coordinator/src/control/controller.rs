@@ -1,7 +1,7 @@
 //! The leader's loop: compares what is with what should be, and proposes the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use foggara_models::Checkpoint;
@@ -10,6 +10,7 @@ use super::probe;
 use super::registry::{Registry, not_leader};
 use crate::cluster::state::{Deployment, Formation};
 use crate::cluster::{ClusterHandle, ClusterState, Command};
+use crate::library::Library;
 use crate::placement::{ModelNeeds, Step, Surroundings, plan};
 
 /// Between two looks when nothing has happened.
@@ -30,6 +31,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 struct Controller {
     cluster: ClusterHandle,
     registry: Registry,
+    library: Library,
     since: Instant,
     /// Whether this leader knows of every worker whether it is there, and has said so.
     confirmed: bool,
@@ -48,7 +50,7 @@ struct Controller {
 }
 
 /// Runs for as long as the process lives; acts while this coordinator leads.
-pub async fn run_controller(cluster: ClusterHandle, registry: Registry) {
+pub async fn run_controller(cluster: ClusterHandle, registry: Registry, library: Library) {
     let mut state = cluster.watch();
     let mut status = cluster.watch_status();
     let mut controller: Option<Controller> = None;
@@ -56,7 +58,7 @@ pub async fn run_controller(cluster: ClusterHandle, registry: Registry) {
         if cluster.is_leader() {
             let active = controller.get_or_insert_with(|| {
                 tracing::info!(coordinator = cluster.id(), "leading");
-                Controller::new(cluster.clone(), registry.clone())
+                Controller::new(cluster.clone(), registry.clone(), library.clone())
             });
             active.look().await;
         } else if controller.take().is_some() {
@@ -78,10 +80,11 @@ pub async fn run_controller(cluster: ClusterHandle, registry: Registry) {
 }
 
 impl Controller {
-    fn new(cluster: ClusterHandle, registry: Registry) -> Self {
+    fn new(cluster: ClusterHandle, registry: Registry, library: Library) -> Self {
         Self {
             cluster,
             registry,
+            library,
             since: Instant::now(),
             confirmed: false,
             refused: BTreeSet::new(),
@@ -116,6 +119,7 @@ impl Controller {
             match step {
                 Step::Do(command) => self.propose(with_key(command)).await,
                 Step::Missing { deployment, reason } => {
+                    let reason = self.with_unfit(&deployment, reason);
                     if self.missing.get(&deployment) != Some(&reason) {
                         tracing::warn!(deployment, reason, "cannot be placed yet");
                     }
@@ -143,6 +147,12 @@ impl Controller {
             let (deployment, reason) = (deployment.to_owned(), reason.to_owned());
             self.propose(Command::NoteObstacle { deployment, reason }).await;
         }
+    }
+
+    /// What a deployment lacks, and why some of the workers there are do not do.
+    fn with_unfit(&self, deployment: &str, reason: String) -> String {
+        let unfit = self.registry.unfit().into_iter().filter(|((name, _), _)| name == deployment);
+        unfit.fold(reason, |reason, ((_, worker), why)| format!("{reason}; not worker {worker}: {why}"))
     }
 
     async fn propose(&self, command: Command) {
@@ -207,8 +217,10 @@ impl Controller {
             if self.backoff.get(name).is_some_and(|(until, _)| now < *until) {
                 continue;
             }
+            // Where it is not found yet, the library goes on looking.
+            let Some(Ok(path)) = self.library.place(name, deployment) else { continue };
             if !self.needs.contains_key(name) {
-                let needs = needs(deployment.clone()).await;
+                let needs = needs(deployment.clone(), path).await;
                 if let Err(reason) = &needs {
                     tracing::error!(deployment = name, reason, "the model cannot be opened");
                 }
@@ -218,7 +230,9 @@ impl Controller {
                 models.insert(name.clone(), *needs);
             }
         }
-        Surroundings { coordinators, leader: self.cluster.id(), workers: self.registry.live(), models }
+        let (leader, workers) = (self.cluster.id(), self.registry.live());
+        let unfit = self.registry.unfit().into_keys().collect();
+        Surroundings { coordinators, leader, workers, models, unfit }
     }
 }
 
@@ -233,9 +247,9 @@ fn with_key(command: Command) -> Command {
 }
 
 /// What a deployment's model needs, from its tables.
-async fn needs(deployment: Deployment) -> Result<ModelNeeds, String> {
+async fn needs(deployment: Deployment, path: PathBuf) -> Result<ModelNeeds, String> {
     let open = move || {
-        let model = Checkpoint::open(Path::new(&deployment.model_path)).map_err(|e| e.to_string())?;
+        let model = Checkpoint::open(&path).map_err(|e| e.to_string())?;
         let spec = model.spec();
         let element = if deployment.kv_dtype == "f32" { 4 } else { 2 };
         Ok(ModelNeeds {

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use foggara_proto::PROTOCOL;
+use foggara_proto::wire::admin::Loading;
 use foggara_proto::wire::worker as wire;
 use futures::Stream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::state::{Capabilities, Group, Worker};
+use crate::cluster::state::{Capabilities, Deployment, Group, Worker};
 use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command, Outcome, Role};
 use crate::driver::MAX_STEP_ROWS;
 
@@ -19,6 +20,8 @@ use crate::driver::MAX_STEP_ROWS;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A worker that has been silent this long is lost.
 const SILENCE: Duration = Duration::from_secs(5);
+/// A worker without a deployment's files is not tried for it again for this long.
+const UNFIT: Duration = Duration::from_secs(30);
 
 /// A live session.
 struct Session {
@@ -26,6 +29,8 @@ struct Session {
     messages: mpsc::UnboundedSender<wire::RegistryMessage>,
     /// Group and epoch it was last told to hold (or came with).
     told: Option<(u64, u64)>,
+    /// The models it knows to be deployed, by name.
+    models: BTreeMap<String, Deployed>,
     /// Dropped to end it.
     _open: oneshot::Sender<()>,
 }
@@ -35,8 +40,10 @@ struct Inner {
     sessions: BTreeMap<u64, Session>,
     /// Workers whose session has ended, and when.
     gone: BTreeMap<u64, Instant>,
-    /// Loaded and total bytes of ranks that load, by worker.
-    progress: BTreeMap<u64, (u64, u64)>,
+    /// How far ranks that load are, by worker.
+    progress: BTreeMap<u64, Loading>,
+    /// Workers that lack the files of a deployment, or have others: why, and since when that is known.
+    unfit: BTreeMap<(String, u64), (String, Instant)>,
     next: u64,
 }
 
@@ -63,9 +70,16 @@ impl Registry {
         self.lock().gone.get(&id).copied()
     }
 
-    /// How much of its slice worker `id` has loaded: bytes, of bytes.
-    pub fn progress(&self, id: u64) -> Option<(u64, u64)> {
-        self.lock().progress.get(&id).copied()
+    /// How far workers are that load.
+    pub(crate) fn loading(&self) -> BTreeMap<u64, Loading> {
+        self.lock().progress.clone()
+    }
+
+    /// Workers that were found without the files of a deployment a short while ago, and why.
+    pub(super) fn unfit(&self) -> BTreeMap<(String, u64), String> {
+        let mut inner = self.lock();
+        inner.unfit.retain(|_, (_, since)| since.elapsed() < UNFIT);
+        inner.unfit.iter().map(|(key, (reason, _))| (key.clone(), reason.clone())).collect()
     }
 
     /// Forgets worker `id`.
@@ -73,6 +87,7 @@ impl Registry {
         let mut inner = self.lock();
         inner.gone.remove(&id);
         inner.progress.remove(&id);
+        inner.unfit.retain(|(_, worker), _| *worker != id);
         inner.sessions.remove(&id);
     }
 
@@ -93,13 +108,16 @@ impl Registry {
         let state = &*cluster.state();
         // One that was given up just when it came back must join anew.
         inner.sessions.retain(|id, _| state.workers.contains_key(id));
+        let (deployed, inner) = (deployed(state), &mut *inner);
         for (id, session) in &mut inner.sessions {
+            session.tell_deployed(&deployed);
             let wanted = state.workers.get(id).and_then(|worker| worker.group);
             let group = wanted.and_then(|group| Some((group, state.groups.get(&group)?)));
             let key = group.map(|(id, group)| (id, group.epoch));
             if key == session.told {
                 continue;
             }
+            inner.progress.remove(id);
             if let Some((group, epoch)) = session.told {
                 let release = wire::Release { group, epoch, reason: "the group has ended".into() };
                 let message = wire::registry_message::Message::Release(release);
@@ -125,7 +143,9 @@ impl Registry {
         let number = inner.next;
         inner.gone.remove(&id);
         let (open, ended) = oneshot::channel();
-        inner.sessions.insert(id, Session { number, messages, told: held, _open: open });
+        inner
+            .sessions
+            .insert(id, Session { number, messages, told: held, models: BTreeMap::new(), _open: open });
         drop(inner);
         self.changed.notify_one();
         (number, ended)
@@ -139,6 +159,46 @@ impl Registry {
         }
         drop(inner);
         self.changed.notify_one();
+    }
+}
+
+/// What a worker is told of a deployment's model.
+#[derive(Clone, PartialEq, Eq)]
+struct Deployed {
+    path: Arc<str>,
+    manifest: Arc<str>,
+}
+
+/// Every deployment's model that has a manifest.
+fn deployed(state: &ClusterState) -> BTreeMap<String, Deployed> {
+    let with_manifest = state.deployments.iter().filter(|(_, deployment)| !deployment.manifest.is_empty());
+    let model = |d: &Deployment| Deployed { path: (&*d.model_path).into(), manifest: (&*d.manifest).into() };
+    with_manifest.map(|(name, deployment)| (name.clone(), model(deployment))).collect()
+}
+
+impl Session {
+    /// Tells the worker which models it may be asked for files of, where it does not know.
+    fn tell_deployed(&mut self, deployed: &BTreeMap<String, Deployed>) {
+        if self.models == *deployed {
+            return;
+        }
+        let tell = |model: &Deployed, removed| {
+            let (model_path, manifest) = (model.path.to_string(), model.manifest.to_string());
+            let told =
+                wire::registry_message::Message::Deployed(wire::Deployed { model_path, manifest, removed });
+            self.messages.send(message(told)).ok();
+        };
+        // First what is gone: another deployment may be of the same model.
+        self.models
+            .iter()
+            .filter(|(name, m)| deployed.get(*name) != Some(m))
+            .for_each(|(_, m)| tell(m, true));
+        let gone = |model: &Deployed| {
+            self.models.iter().any(|(name, m)| m.manifest == model.manifest && deployed.get(name) != Some(m))
+        };
+        let new = deployed.iter().filter(|(name, m)| self.models.get(*name) != Some(m) || gone(m));
+        new.for_each(|(_, model)| tell(model, false));
+        self.models.clone_from(deployed);
     }
 }
 
@@ -175,6 +235,7 @@ fn assign(state: &ClusterState, group_id: u64, group: &Group, id: u64) -> Option
             .map(|layer| wire::ExpertParts { part: layer.iter().map(|part| u32::from(*part)).collect() })
             .collect(),
         quantize: deployment.quantize.clone(),
+        manifest: deployment.manifest.clone(),
     })
 }
 
@@ -375,7 +436,12 @@ impl Listener {
                     "rank failed"
                 );
                 let state = self.cluster.state();
+                self.registry.lock().progress.remove(&self.id);
                 let failed = state.groups.get(&f.group).filter(|group| group.epoch == f.epoch);
+                if let Some(group) = failed.filter(|_| f.files) {
+                    let key = (group.deployment.clone(), self.id);
+                    self.registry.lock().unfit.insert(key, (f.reason.clone(), Instant::now()));
+                }
                 propose(
                     &self.cluster,
                     failed.map(|group| Command::NoteObstacle {
@@ -386,7 +452,9 @@ impl Listener {
                 propose(&self.cluster, Some(Command::DissolveGroup { group: f.group, epoch: f.epoch }));
             }
             Some(In::Progress(p)) => {
-                self.registry.lock().progress.insert(self.id, (p.loaded_bytes, p.total_bytes));
+                let wire::LoadProgress { loaded_bytes, total_bytes, bytes_per_second, .. } = p;
+                let loading = Loading { loaded_bytes, total_bytes, bytes_per_second };
+                self.registry.lock().progress.insert(self.id, loading);
             }
             Some(In::Heartbeat(_) | In::Hello(_)) | None => {}
         }

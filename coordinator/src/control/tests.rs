@@ -20,6 +20,7 @@ use super::{Registry, RegistryService, run_controller};
 use crate::cluster::state::{Deployment, Group, Member};
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterHandle, ClusterState, Command};
+use crate::library::Library;
 
 struct Rig {
     cluster: ClusterHandle,
@@ -43,7 +44,9 @@ impl Rig {
         let config = ClusterConfig::new("test", 1, members.to_vec(), dir.path().into());
         let cluster = cluster::start(&config, transport).expect("it starts");
         let registry = Registry::default();
-        tokio::spawn(run_controller(cluster.clone(), registry.clone()));
+        let library = Library::new(1, Vec::new(), dir.path(), None, ClusterToken::default());
+        tokio::spawn(library.clone().follow(cluster.clone()));
+        tokio::spawn(run_controller(cluster.clone(), registry.clone(), library));
         let service = RegistryServer::new(RegistryService { cluster: cluster.clone(), registry });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("bound").to_string();
@@ -67,6 +70,7 @@ impl Rig {
             collective: "auto".into(),
             quantize: "none".into(),
             created: 0,
+            manifest: String::new(),
         };
         rig.write(Command::PutDeployment { name: "m".into(), deployment }).await;
         rig
@@ -245,13 +249,62 @@ async fn a_worker_that_comes_back_without_its_rank_ends_the_group() {
 async fn a_rank_that_fails_makes_its_group_form_again() {
     let rig = Rig::new().await;
     let (mut a, mut b, first) = rig.with_group().await;
-    let failed =
-        wire::RankFailed { group: first.group, epoch: first.epoch, rank: 1, reason: "no memory".into() };
+    let failed = wire::RankFailed {
+        group: first.group,
+        epoch: first.epoch,
+        rank: 1,
+        reason: "no memory".into(),
+        files: false,
+    };
     b.say(Says::Failed(failed));
     for worker in [&mut a, &mut b] {
         worker.released(&first).await;
         assert!(worker.assigned().await.epoch > first.epoch);
     }
+}
+
+#[tokio::test]
+async fn a_worker_without_the_files_is_passed_over() {
+    let rig = Rig::new().await;
+    let (mut a, mut b, first) = rig.with_group().await;
+    let mut c = FakeWorker::join(&rig, "c", None).await;
+    let (group, epoch) = (first.group, first.epoch);
+    let reason = "file x is missing".to_owned();
+    b.say(Says::Failed(wire::RankFailed { group, epoch, rank: 1, reason, files: true }));
+    a.released(&first).await;
+    b.released(&first).await;
+    let (again, other) = (a.assigned().await, c.assigned().await);
+    assert!(again.epoch > first.epoch && again.epoch == other.epoch);
+    drop(a);
+    let expected = format!("; not worker {}: file x is missing", b.id);
+    rig.until(|state| state.obstacles.get("m").is_some_and(|obstacle| obstacle.ends_with(&expected))).await;
+}
+
+#[tokio::test]
+async fn workers_know_which_models_are_deployed() {
+    let rig = Rig::new().await;
+    let mut worker = FakeWorker::join(&rig, "a", None).await;
+    let deployment = |manifest: &str| {
+        let (model_path, manifest) = ("/x".to_owned(), manifest.to_owned());
+        Deployment { model_path, manifest, ..rig.cluster.state().deployments["m"].clone() }
+    };
+    let put = |name: &str, manifest| Command::PutDeployment {
+        name: name.to_owned(),
+        deployment: deployment(manifest),
+    };
+    let told = |manifest: &str, removed| {
+        let (model_path, manifest) = ("/x".to_owned(), manifest.to_owned());
+        Some(Told::Deployed(wire::Deployed { model_path, manifest, removed }))
+    };
+    rig.write(put("one", "files")).await;
+    assert_eq!(worker.next().await, told("files", false));
+    rig.write(put("two", "files")).await;
+    assert_eq!(worker.next().await, told("files", false));
+    rig.write(Command::RemoveDeployment { name: "one".into() }).await;
+    assert_eq!(worker.next().await, told("files", true));
+    assert_eq!(worker.next().await, told("files", false), "the other is of the same model");
+    let mut late = FakeWorker::join(&rig, "b", None).await;
+    assert_eq!(late.next().await, told("files", false));
 }
 
 #[tokio::test]

@@ -59,6 +59,7 @@ impl Rig {
             collective: "auto".into(),
             quantize: "none".into(),
             created: 0,
+            manifest: String::new(),
         };
         rig.write(Command::PutDeployment { name: "m".into(), deployment }).await;
         rig

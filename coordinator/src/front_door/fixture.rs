@@ -136,6 +136,7 @@ pub(super) fn deployment() -> Deployment {
         collective: "auto".into(),
         quantize: "none".into(),
         created: 7,
+        manifest: String::new(),
     }
 }
 
@@ -170,6 +171,7 @@ impl Fixture {
             generator: generator.clone(),
             metrics: Arc::new(Metrics::new()),
             models,
+            library: crate::library::Library::new(1, Vec::new(), dir.path(), None, ClusterToken::default()),
             drivers: Drivers::default(),
             registry: crate::control::Registry::default(),
             token,

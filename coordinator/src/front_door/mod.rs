@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use crate::cluster::ClusterHandle;
 use crate::control::Registry;
 use crate::driver::Drivers;
+use crate::library::Library;
 use crate::metrics::{Metrics, UNKNOWN_MODEL};
 use crate::router::Generator;
 
@@ -45,6 +46,8 @@ pub struct FrontDoor {
     pub metrics: Arc<Metrics>,
     /// Tokenizers and templates of the deployments.
     pub models: ServedModels,
+    /// Where the deployments' models are.
+    pub library: Library,
     /// Drivers of this coordinator, for other coordinators' sequences.
     pub drivers: Drivers,
     /// Sessions of workers.

@@ -10,8 +10,12 @@ use tokio::sync::watch;
 use super::api_error::{ApiError, Kind};
 use crate::cluster::ClusterHandle;
 use crate::cluster::state::Deployment;
+use crate::library::{Library, Place};
 use crate::router::GenerateError;
 use crate::text::{ChatTemplate, Tokenizer};
+
+/// Seconds after which to ask again for a model whose tables are being looked for.
+const NOT_YET_RETRY: u64 = 2;
 
 /// What a front door knows of a deployment.
 pub struct ServedModel {
@@ -33,8 +37,8 @@ pub struct ServedModel {
 
 impl ServedModel {
     /// Reads tables and vocabulary of a deployment's checkpoint; never its weights.
-    fn load(name: &str, deployment: &Deployment) -> Result<Self, String> {
-        let model = Checkpoint::open(Path::new(&deployment.model_path)).map_err(|e| e.to_string())?;
+    fn load(name: &str, deployment: &Deployment, path: &Path) -> Result<Self, String> {
+        let model = Checkpoint::open(path).map_err(|e| e.to_string())?;
         let special = model.special();
         let source = model.tokenizer().map_err(|e| e.to_string())?;
         let tokenizer = source.map(|source| Tokenizer::from_source(&source, special)).transpose();
@@ -54,7 +58,17 @@ impl ServedModel {
     }
 }
 
-type Loaded = BTreeMap<String, (Deployment, Result<Arc<ServedModel>, String>)>;
+/// What has become of opening a model.
+#[derive(Clone)]
+enum Opened {
+    Yes(Arc<ServedModel>),
+    /// It never will be.
+    No(String),
+    /// Its tables are not here yet; they are looked for.
+    NotYet(String),
+}
+
+type Loaded = BTreeMap<String, (Deployment, Opened)>;
 
 /// The models of all deployments.
 #[derive(Clone, Default)]
@@ -69,32 +83,49 @@ struct Shared {
 
 impl ServedModels {
     /// Follows the deployments for as long as the process lives.
-    pub async fn follow(self, cluster: ClusterHandle) {
-        let mut watch = cluster.watch();
+    pub async fn follow(self, cluster: ClusterHandle, library: Library) {
+        let (mut watch, mut places) = (cluster.watch(), library.changes());
         loop {
+            places.borrow_and_update();
             let state = watch.borrow_and_update().clone();
             self.write(|loaded| {
                 loaded.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
             });
             for (name, deployment) in &state.deployments {
-                if self.read(|loaded| loaded.contains_key(name)) {
-                    continue;
+                let known = self.read(|loaded| loaded.get(name).map(|(_, opened)| opened.clone()));
+                let place = library.place(name, deployment);
+                match (known, place) {
+                    (Some(Opened::Yes(_) | Opened::No(_)), _) | (_, None) => {}
+                    (Some(Opened::NotYet(known)), Some(Err(reason))) if known == reason => {}
+                    (_, Some(place)) => self.open(name.clone(), deployment.clone(), place).await,
                 }
-                let (name, deployment) = (name.clone(), deployment.clone());
-                let load = move || {
-                    let model = ServedModel::load(&name, &deployment).map(Arc::new);
-                    (name, (deployment, model))
-                };
-                let Ok((name, entry)) = tokio::task::spawn_blocking(load).await else { continue };
-                if let Err(reason) = &entry.1 {
-                    tracing::error!(deployment = name, reason, "the model cannot be served here");
-                }
-                self.write(|loaded| loaded.insert(name, entry));
             }
-            if watch.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = watch.changed() => changed,
+                changed = places.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
         }
+    }
+
+    async fn open(&self, name: String, deployment: Deployment, place: Place) {
+        let load = move || {
+            let opened = match place {
+                Err(reason) => Opened::NotYet(reason),
+                Ok(path) => match ServedModel::load(&name, &deployment, &path) {
+                    Ok(model) => Opened::Yes(Arc::new(model)),
+                    Err(reason) => Opened::No(reason),
+                },
+            };
+            (name, (deployment, opened))
+        };
+        let Ok((name, entry)) = tokio::task::spawn_blocking(load).await else { return };
+        if let Opened::No(reason) = &entry.1 {
+            tracing::error!(deployment = name, reason, "the model cannot be served here");
+        }
+        self.write(|loaded| loaded.insert(name, entry));
     }
 
     /// Tells when another model has been opened.
@@ -114,7 +145,11 @@ impl ServedModels {
 
     /// Every model that can be served here.
     pub(super) fn all(&self) -> Vec<Arc<ServedModel>> {
-        self.read(|loaded| loaded.values().filter_map(|(_, model)| model.as_ref().ok().cloned()).collect())
+        let yes = |(_, opened): &(Deployment, Opened)| match opened {
+            Opened::Yes(model) => Some(Arc::clone(model)),
+            _ => None,
+        };
+        self.read(|loaded| loaded.values().filter_map(yes).collect())
     }
 
     /// The model called `name`; with an empty name the only one there is.
@@ -132,8 +167,12 @@ impl ServedModels {
                 name => loaded.get(name),
             };
             match entry {
-                Some((_, Ok(model))) => Ok(Arc::clone(model)),
-                Some((_, Err(reason))) => Err(ApiError::new(
+                Some((_, Opened::Yes(model))) => Ok(Arc::clone(model)),
+                Some((_, Opened::NotYet(reason))) => Err(ApiError {
+                    retry_after: Some(NOT_YET_RETRY),
+                    ..ApiError::new(Kind::Unavailable, format!("model `{name}` is not here yet: {reason}"))
+                }),
+                Some((_, Opened::No(reason))) => Err(ApiError::new(
                     Kind::Unavailable,
                     format!("model `{name}` cannot be served: {reason}"),
                 )),
@@ -145,6 +184,6 @@ impl ServedModels {
     /// A model that is there without any file.
     #[cfg(test)]
     pub(super) fn insert(&self, deployment: Deployment, model: ServedModel) {
-        self.write(|loaded| loaded.insert(model.name.clone(), (deployment, Ok(Arc::new(model)))));
+        self.write(|loaded| loaded.insert(model.name.clone(), (deployment, Opened::Yes(Arc::new(model)))));
     }
 }

@@ -40,6 +40,8 @@ pub struct Surroundings {
     pub workers: BTreeSet<u64>,
     /// Deployments that may be tried now, and what their models need.
     pub models: BTreeMap<String, ModelNeeds>,
+    /// Workers that lack the files of a deployment, by its name.
+    pub unfit: BTreeSet<(String, u64)>,
 }
 
 /// A change, or why there is none.
@@ -64,7 +66,9 @@ pub fn plan(state: &ClusterState, around: &Surroundings) -> Vec<Step> {
         let Some(needs) = around.models.get(name) else { continue };
         let have = state.groups.values().filter(|group| group.deployment == *name).count();
         for _ in have..deployment.replicas as usize {
-            match form(state, name, deployment, needs, &idle) {
+            let fit =
+                idle.iter().filter(|id| !around.unfit.contains(&(name.clone(), **id))).copied().collect();
+            match form(state, name, deployment, needs, &fit) {
                 Ok(command) => {
                     if let Command::FormGroup(formation) = &command {
                         idle.retain(|id| !formation.ranks.contains(id));

@@ -38,6 +38,7 @@ fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState
         collective: "auto".into(),
         quantize: "none".into(),
         created: 0,
+        manifest: String::new(),
     };
     apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
     around.models.insert("m".into(), NEEDS);

@@ -126,6 +126,7 @@ fn state(ready: usize, driven: usize) -> ClusterState {
         collective: "auto".into(),
         quantize: "none".into(),
         created: 0,
+        manifest: String::new(),
     };
     apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
     for place in 0..2 {

@@ -89,6 +89,52 @@ async fn what_keeps_a_model_from_being_served_is_said_everywhere() {
     assert_eq!(answer.token_ids.len(), 8, "the others were served all along");
 }
 
+/// While models come and go on other workers, nothing of what one serves fails or changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adding_and_removing_a_model_disturbs_no_other() {
+    let _machine = machine::shared().await;
+    let setup = Setup::new("undisturbed").model("first", &paths::golden("llama")).workers(2).option("tp", 1);
+    let cluster = setup.start().await;
+    let ask =
+        |number: u32| Ask::tokens("first", &[3 + number, 4]).exactly(200).sampled(0.8, 0.9, 5).logprobs(1);
+    let mut expected = Vec::new();
+    for number in 0..4 {
+        expected.push(cluster.client(0).ask(ask(number)).await.bits());
+    }
+    let epoch = cluster.status().await.groups[0].epoch;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let load = |number: u32| {
+        let (client, expected, done) = (cluster.client(number as u16 % 3), &expected[number as usize], &done);
+        async move {
+            let mut answers = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert_eq!(&client.ask(ask(number)).await.bits(), expected, "stream {number}");
+                answers += 1;
+            }
+            answers
+        }
+    };
+    let disturb = async {
+        let endpoint = format!("http://{}", cluster.grpc(1));
+        let model = format!("second={}", paths::golden("llama3-rope").display());
+        for round in 0..machine::rounds(5, 50) {
+            for arguments in [["models", "add", model.as_str()], ["models", "remove", "second"]] {
+                let arguments = [&arguments[..], &["--endpoint", &endpoint]].concat();
+                let owned: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+                let run = move || foggara(&owned.iter().map(String::as_str).collect::<Vec<_>>());
+                let output = tokio::task::spawn_blocking(run).await.unwrap();
+                assert!(output.status.success(), "round {round}, {arguments:?}: {}", text(&output));
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let loads = futures::future::join_all((0..4).map(load));
+    let (answers, ()) = tokio::join!(loads, disturb);
+    assert!(answers.iter().all(|count| *count > 0), "{answers:?} answers");
+    assert_eq!(cluster.status().await.groups[0].epoch, epoch, "its group was left alone");
+    cluster.wait_idle("first").await;
+}
+
 /// What the command line prints is what the service says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_generates_and_chats() {

@@ -1,5 +1,7 @@
 //! The worker's own service: a driver's connection turned into engine events, and reports turned into messages.
 
+mod files;
+
 use std::pin::Pin;
 
 use foggara_proto::step::{StepPlan, StepReport};
@@ -10,6 +12,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::EngineEvent;
 use crate::group::{AttachError, GroupHost};
+
+pub(crate) use files::FilesService;
 
 /// Largest message of a driver: joins carry whole prompts.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -1,7 +1,8 @@
 //! From flags to the processes to run: everything is checked here, before anything starts.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use foggara_proto::auth::ClusterToken;
@@ -50,11 +51,12 @@ impl Plan {
 /// Checks the flags and plans the processes.
 pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     let Size { workers, shape } = check(a)?;
+    // Everything is on this machine.
+    a.model.iter().try_for_each(|model| model.absolute().map(drop))?;
     let deployments: Vec<_> =
         a.model.iter().map(|model| a.shape.deployment(model, shape)).collect::<anyhow::Result<_>>()?;
     for deployment in &deployments {
-        let path = std::path::Path::new(&deployment.model_path);
-        let model = foggara_models::Checkpoint::open(path).context("model")?;
+        let model = foggara_models::Checkpoint::open(Path::new(&deployment.model_path)).context("model")?;
         let experts = model.spec().moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
         shape.check_model(model.spec().layers.len(), experts)?;
     }
@@ -79,18 +81,25 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let log = logs.join(format!("{}.log", name.replace(' ', "-")));
         Spec { name, arguments, environment: environment.clone(), log }
     };
+    let cache = folder.join("cache").to_string_lossy().into_owned();
+    let mut models = vec!["--cache-dir".to_owned(), cache];
+    for folder in parents(&deployments) {
+        models.extend(["--models".to_owned(), folder]);
+    }
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let coordinators = addresses.iter().enumerate().map(|(i, (http, grpc))| {
         let id = (i + 1).to_string();
         let data = folder.join(format!("coordinator-{id}")).to_string_lossy().into_owned();
         let (http, grpc, queue) = (http.to_string(), grpc.to_string(), a.queue.to_string());
-        let flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data, "--queue", &queue]);
+        let mut flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data, "--queue", &queue]);
+        flags.extend(models.iter().cloned());
         spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
     });
     let threads = a.threads.unwrap_or_else(|| (cores() / workers as usize).max(1)).to_string();
     let listen = SocketAddr::new(a.grpc.ip(), 0).to_string();
     let workers = (1..=workers).map(|i| {
-        let flags = words(&["--listen", &listen, "--threads", &threads]);
+        let mut flags = words(&["--listen", &listen, "--threads", &threads]);
+        flags.extend(models.iter().cloned());
         spec(format!("worker {i}"), words(&["worker", "--join", &join.join(",")]), flags)
     });
     Ok(Plan {
@@ -103,6 +112,13 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         logs,
         temporary: temporary.then_some(folder),
     })
+}
+
+/// The folders in which the models lie.
+fn parents(deployments: &[wire::Deployment]) -> BTreeSet<String> {
+    let parent =
+        |d: &wire::Deployment| Path::new(&d.model_path).parent().map(|p| p.to_string_lossy().into_owned());
+    deployments.iter().filter_map(parent).collect()
 }
 
 fn cores() -> usize {

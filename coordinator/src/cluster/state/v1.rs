@@ -30,6 +30,7 @@ impl From<Deployment> for super::Deployment {
             collective: d.collective,
             quantize: super::NOT_QUANTIZED.into(),
             created: d.created,
+            manifest: String::new(),
         }
     }
 }

@@ -1,13 +1,21 @@
 //! `foggara.admin.v1`: status and writes of operators.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use foggara_models::manifest::Manifest;
 use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
+use foggara_proto::wire::cluster::LoadingRequest;
+use foggara_proto::wire::cluster::peer_client::PeerClient;
 use tonic::{Request, Response, Status};
 
 use crate::cluster::state::{Capabilities, ClusterState, Deployment, NOT_QUANTIZED, QUANTIZATIONS};
 use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
+use crate::front_door::api_error::Kind;
 use crate::front_door::request::request_id;
+use crate::library::{Undescribed, channel};
 
 /// The service.
 pub(super) struct Service {
@@ -16,6 +24,8 @@ pub(super) struct Service {
 
 const MAX_NAME: usize = 128;
 const MAX_REPLICAS: u32 = 64;
+/// How long the leader may take to say how far workers are.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn status_of(error: ClusterError) -> Status {
     match error {
@@ -38,6 +48,28 @@ impl Service {
     async fn catch_up(&self) {
         // The write is done, whether or not a leader answers now.
         self.door.cluster.read_index().await.ok();
+    }
+
+    /// How far workers are that load: the leader knows.
+    async fn loading(&self, state: &ClusterState) -> BTreeMap<u64, wire::Loading> {
+        if state.groups.values().all(crate::cluster::state::Group::is_ready) {
+            return BTreeMap::new();
+        }
+        let status = self.door.cluster.status();
+        let leader = status.leader.filter(|leader| *leader != status.id);
+        let Some(leader) = leader.and_then(|leader| state.members.get(&leader)) else {
+            return self.door.registry.loading();
+        };
+        let Ok(channel) = channel(&leader.addr) else { return BTreeMap::new() };
+        let mut peer = PeerClient::with_interceptor(channel, self.door.token.shown());
+        let request = LoadingRequest { cluster_id: self.door.cluster.cluster_id().into() };
+        // The rest of the status does not wait for it.
+        let answer = tokio::time::timeout(LEADER_TIMEOUT, peer.loading(request)).await;
+        answer
+            .ok()
+            .and_then(Result::ok)
+            .map(|told| told.into_inner().workers.into_iter().collect())
+            .unwrap_or_default()
     }
 
     fn coordinators(&self, state: &ClusterState) -> Vec<wire::Coordinator> {
@@ -63,15 +95,19 @@ impl Service {
         let ready = groups.iter().filter(|group| known && group.is_ready() && group.driver.is_some()).count();
         let obstacle = state.obstacles.get(name).cloned();
         let state = match (ready, groups.len(), self.door.models.get(name)) {
-            (_, _, Err(error)) if error.kind == crate::front_door::api_error::Kind::Unavailable => {
+            // One that is worth asking for again is being looked for.
+            (_, _, Err(error)) if error.kind == Kind::Unavailable && error.retry_after.is_none() => {
                 format!("failed: {}", error.message)
             }
             (ready, _, _) if ready >= deployment.replicas as usize => "ready".into(),
             (_, 0, _) => "pending".into(),
             _ => "loading".to_owned(),
         };
+        // Before anything can be placed, its tables must be here.
+        let absent = self.door.library.place(name, deployment).and_then(Result::err);
         // While a group forms, what was in the way of the last one is history.
-        let reason = obstacle.filter(|_| state == "pending").unwrap_or_default();
+        let reason = absent.or(obstacle).filter(|_| state == "pending").unwrap_or_default();
+        let manifest = Manifest::parse(&deployment.manifest).ok();
         wire::Deployment {
             name: name.to_owned(),
             model_path: deployment.model_path.clone(),
@@ -88,11 +124,13 @@ impl Service {
             pp: deployment.shape.pp,
             ep: deployment.shape.ep,
             quantize: deployment.quantize.clone(),
+            model_hash: manifest.as_ref().map(|manifest| manifest.hash().to_string()).unwrap_or_default(),
+            model_bytes: manifest.as_ref().map_or(0, Manifest::bytes),
         }
     }
 }
 
-fn workers(state: &ClusterState) -> Vec<wire::Worker> {
+fn workers(state: &ClusterState, loading: &BTreeMap<u64, wire::Loading>) -> Vec<wire::Worker> {
     let worker = |(id, worker): (&u64, &crate::cluster::state::Worker)| {
         let group = worker.group.and_then(|group| Some((group, state.groups.get(&group)?)));
         let rank = group.and_then(|(_, group)| group.ranks.iter().position(|rank| rank == id));
@@ -111,6 +149,7 @@ fn workers(state: &ClusterState) -> Vec<wire::Worker> {
                 (true, true) => "ready".into(),
             },
             capabilities: Some(capabilities(&worker.capabilities)),
+            loading: loading.get(id).copied().filter(|_| group.is_some() && !ready),
         }
     };
     state.workers.iter().map(worker).collect()
@@ -185,6 +224,7 @@ fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
         collective,
         quantize,
         created: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+        manifest: String::new(),
     };
     Ok((asked.name, deployment))
 }
@@ -203,7 +243,7 @@ impl wire::admin_server::Admin for Service {
             applied: raft.applied,
             leader: raft.leader.unwrap_or(0),
             coordinators: self.coordinators(&state),
-            workers: workers(&state),
+            workers: workers(&state, &self.loading(&state).await),
             groups: groups(&state),
             deployments: state.deployments.iter().map(|(name, d)| self.deployment(&state, name, d)).collect(),
         }))
@@ -215,16 +255,16 @@ impl wire::admin_server::Admin for Service {
     ) -> Result<Response<wire::PutDeploymentResponse>, Status> {
         let request = request.into_inner();
         let asked = request.deployment.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?;
-        let (name, deployment) = check(asked)?;
-        let (path, shape) = (deployment.model_path.clone(), deployment.shape);
-        let open = move || {
-            let model = foggara_models::Checkpoint::open(std::path::Path::new(&path));
-            let model = model.map_err(|e| format!("model_path: {e}"))?;
-            let experts = model.spec().moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
-            shape.check_model(model.spec().layers.len(), experts).map_err(|e| e.to_string())
-        };
-        let opened = tokio::task::spawn_blocking(open).await.map_err(|e| Status::internal(e.to_string()))?;
-        opened.map_err(Status::invalid_argument)?;
+        let (name, mut deployment) = check(asked)?;
+        let described = self.door.library.describe(&self.door.cluster, &deployment.model_path).await;
+        let described = described.map_err(|error| match error {
+            Undescribed::NotHere(reason) | Undescribed::Unusable(reason) => {
+                Status::invalid_argument(format!("model_path: {reason}"))
+            }
+        })?;
+        let fits = deployment.shape.check_model(described.layers, described.experts);
+        fits.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        deployment.manifest = described.manifest.to_text();
         self.write(&request.request_id, Command::PutDeployment { name, deployment }).await?;
         self.catch_up().await;
         Ok(Response::new(wire::PutDeploymentResponse {}))

@@ -1,6 +1,7 @@
 //! The gRPC services of a coordinator, on one router.
 
 mod admin;
+mod files;
 mod inference;
 mod peer;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use crate::control::RegistryService;
 pub(super) fn router(door: &FrontDoor) -> Router {
     use wire::admin::admin_server::AdminServer;
     use wire::cluster::peer_server::PeerServer;
+    use wire::files::files_server::FilesServer;
     use wire::inference::inference_server::InferenceServer;
     use wire::worker::registry_server::RegistryServer;
     let descriptors = wire::CLIENT_FACING_DESCRIPTORS;
@@ -38,11 +40,13 @@ pub(super) fn router(door: &FrontDoor) -> Router {
     let peer = PeerServer::new(peer::Service { door: door.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let files = FilesServer::new(files::Service { door: door.clone() });
     let registry = RegistryService { cluster: door.cluster.clone(), registry: door.registry.clone() };
     let mut routes = Routes::new(inference)
         .add_service(health)
         .add_service(InterceptedService::new(admin, door.token.required()))
         .add_service(InterceptedService::new(peer, door.token.required()))
+        .add_service(InterceptedService::new(files, door.token.required()))
         .add_service(InterceptedService::new(RegistryServer::new(registry), door.token.required()));
     if let (Ok(v1), Ok(v1alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
         routes = routes.add_service(v1).add_service(v1alpha);

@@ -65,6 +65,15 @@ impl wire::peer_server::Peer for Service {
         }
     }
 
+    async fn loading(
+        &self,
+        request: Request<wire::LoadingRequest>,
+    ) -> Result<Response<wire::LoadingResponse>, Status> {
+        self.check_cluster(&request.into_inner().cluster_id)?;
+        let workers = self.door.registry.loading().into_iter().collect();
+        Ok(Response::new(wire::LoadingResponse { workers }))
+    }
+
     async fn submit(
         &self,
         request: Request<wire::SubmitRequest>,

@@ -1,0 +1,98 @@
+//! Coordinators and workers started one by one, as on machines of their own.
+
+use foggara_proto::wire::admin::StatusResponse;
+
+use crate::client::Client;
+use crate::process::{Process, long_running};
+use crate::scratch::Scratch;
+use crate::{ports, wait};
+
+/// Shown by operators and by its processes to each other.
+pub const TOKEN: &str = "between-nodes";
+
+/// A cluster that no `foggara up` supervises. Killed when dropped; when a test fails, the end of its logs is shown.
+#[derive(Debug)]
+pub struct Nodes {
+    // Processes end before their files go.
+    processes: Vec<Process>,
+    scratch: Scratch,
+    base: u16,
+    coordinators: u16,
+    workers: u16,
+}
+
+impl Nodes {
+    /// That many coordinators; `arguments` are for each of them.
+    pub fn start(name: &str, coordinators: u16, arguments: &[&str]) -> Self {
+        let (scratch, base) = (Scratch::new(name), ports::block());
+        let mut nodes = Self { processes: Vec::new(), scratch, base, coordinators, workers: 0 };
+        let peers: Vec<String> = (0..coordinators).map(|i| format!("{}={}", i + 1, nodes.grpc(i))).collect();
+        for number in 0..coordinators {
+            let (id, data) = ((number + 1).to_string(), nodes.scratch.path().join(format!("data-{number}")));
+            let (grpc, data) = (nodes.grpc(number), data.display().to_string());
+            let own = ["coordinator", "--id", &id, "--peers", &peers.join(","), "--grpc", &grpc];
+            let own = [&own[..], &["--http", "127.0.0.1:0", "--data-dir", &data], arguments].concat();
+            nodes.run(&format!("coordinator-{id}"), &own);
+        }
+        nodes
+    }
+
+    /// One more worker, with a thread. It remembers no hashes beyond this test.
+    pub fn worker(&mut self, arguments: &[&str]) {
+        self.workers += 1;
+        let name = format!("worker-{}", self.workers);
+        let (join, cache) = (self.grpc(0), self.scratch.path().join(&name).display().to_string());
+        let own = ["worker", "--join", &join, "--threads", "1", "--cache-dir", &cache];
+        self.run(&name, &[&own[..], arguments].concat());
+    }
+
+    fn run(&mut self, name: &str, arguments: &[&str]) {
+        let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let mut command = long_running(&arguments);
+        command.env("FOGGARA_CLUSTER_TOKEN", TOKEN);
+        let log = self.scratch.path().join(format!("{name}.log"));
+        self.processes.push(Process::start(name, command, &log));
+    }
+
+    /// A folder of this cluster's.
+    pub fn folder(&self, name: &str) -> std::path::PathBuf {
+        let folder = self.scratch.path().join("models").join(name);
+        std::fs::create_dir_all(&folder).expect("target/tmp can be written");
+        folder
+    }
+
+    /// gRPC address of the `number`-th coordinator (from 0; its id is one more).
+    pub fn grpc(&self, number: u16) -> String {
+        format!("127.0.0.1:{}", self.base + number)
+    }
+
+    /// A client of the `number`-th coordinator that shows the token.
+    pub fn client(&self, number: u16) -> Client {
+        Client::with_token(&self.grpc(number), Some(TOKEN))
+    }
+
+    /// Waits until every coordinator's status is as it should be.
+    pub async fn wait_status<T>(&self, what: &str, mut found: impl FnMut(&StatusResponse) -> Option<T>) -> T {
+        let mut last = None;
+        for number in 0..self.coordinators {
+            let client = self.client(number);
+            last = Some(wait::until(what, async || found(&client.try_status().await.ok()?)).await);
+        }
+        last.expect("there is a coordinator")
+    }
+
+    /// Waits until all its workers have joined.
+    pub async fn wait_joined(&self) {
+        let workers = usize::from(self.workers);
+        self.wait_status("all workers have joined", |status| (status.workers.len() == workers).then_some(()))
+            .await;
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.processes.iter().for_each(Process::show_log);
+        }
+    }
+}
