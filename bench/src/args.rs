@@ -25,7 +25,8 @@ const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
         foggara-bench --only decode --only prefill --workers 1 --threads 2\n  \
         foggara-bench --endpoint http://127.0.0.1:8081 --model model.gguf   # a running cluster\n  \
         foggara-bench --http http://127.0.0.1:8000 --model model.gguf       # any OpenAI-compatible server\n  \
-        foggara-bench leak --requests 1000"
+        foggara-bench leak --requests 1000\n  \
+        foggara-bench load MODEL --workers 2"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -40,6 +41,36 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Sends many requests one after the other and shows what each process still holds afterwards.
     Leak(LeakArgs),
+    /// Loads a model as workers would and shows how fast, beside how fast its files can be read from the page cache.
+    Load(LoadArgs),
+}
+
+/// What is loaded.
+#[derive(clap::Args)]
+pub(crate) struct LoadArgs {
+    /// GGUF file or Hugging Face folder.
+    pub(crate) model: PathBuf,
+    /// Ranks, each with one thread, unless --dp or --pp ask for more.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) workers: usize,
+    /// Tensor-parallel ranks [default: --workers].
+    #[arg(long, value_name = "N")]
+    pub(crate) tp: Option<usize>,
+    /// Data-parallel parts.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) dp: usize,
+    /// Pipeline stages.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) pp: usize,
+    /// Parts over which experts are spread.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) ep: usize,
+    /// Quantize at load: none, q8_0, q4_0 or q4_k.
+    #[arg(long, value_name = "TYPE", default_value = "none")]
+    pub(crate) quantize: String,
+    /// Machine-readable.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What is measured.

@@ -9,6 +9,7 @@ mod client;
 mod cluster;
 mod leak;
 mod limits;
+mod loading;
 mod members;
 mod process;
 mod prompts;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         match &args.command {
             None => run::run(&args.target, &args.run).await.map(|()| ExitCode::SUCCESS),
             Some(Command::Leak(leak)) => leak::run(leak).await,
+            Some(Command::Load(load)) => loading::run(load),
         }
     });
     outcome.unwrap_or_else(|error| {

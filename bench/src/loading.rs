@@ -1,0 +1,159 @@
+//! How fast a model is loaded, beside how fast its bytes can be read from the page cache at all.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use foggara_kernels::ThreadPool;
+use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
+use foggara_worker::weights::RankWeights;
+use serde::Serialize;
+
+use crate::args::LoadArgs;
+
+/// Bytes read at once, about what a processor's own cache holds.
+const BUFFER: usize = 1 << 20;
+/// The best of so many rounds counts.
+const ROUNDS: usize = 3;
+
+/// What was measured.
+#[derive(Serialize)]
+struct Loading {
+    model: String,
+    shape: String,
+    quantize: String,
+    file_bytes: u64,
+    /// By all ranks together.
+    read_bytes: u64,
+    /// One thread for each rank, reading the files.
+    page_cache_bytes_per_second: f64,
+    /// One thread for each rank, reading and repacking slices.
+    load_bytes_per_second: f64,
+    seconds: f64,
+    /// Of matrices, for each rank.
+    weight_bytes: Vec<usize>,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
+    let model = Checkpoint::open(&args.model)?;
+    let quantize: Quantize = args.quantize.parse().map_err(|e: String| anyhow!(e))?;
+    let shape = Shape { tp: args.tp.unwrap_or(args.workers), dp: args.dp, pp: args.pp, ep: args.ep };
+    let plan = model.slices(&Cut::even(shape), quantize)?;
+    let files = files(&args.model)?;
+    let file_bytes = files.iter().map(|(_, len)| len).sum();
+    let mut page_cache = 0.0f64;
+    let mut best: Option<(f64, u64, Vec<usize>)> = None;
+    for _ in 0..ROUNDS {
+        page_cache = page_cache.max(read_rate(&files, shape.ranks())?);
+        let round = load(&model, &plan, quantize)?;
+        if best.as_ref().is_none_or(|best| round.0 < best.0) {
+            best = Some(round);
+        }
+    }
+    let (seconds, read_bytes, weight_bytes) = best.context("at least one round")?;
+    let loading = Loading {
+        model: model.name().into(),
+        shape: shape.to_string(),
+        quantize: quantize.to_string(),
+        file_bytes,
+        read_bytes,
+        page_cache_bytes_per_second: page_cache,
+        load_bytes_per_second: read_bytes as f64 / seconds,
+        seconds,
+        weight_bytes,
+    };
+    let text = if args.json { serde_json::to_string_pretty(&loading)? + "\n" } else { show(&loading) };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(l: &Loading) -> String {
+    let giga = |bytes: f64| bytes / 1e9;
+    let memory: Vec<String> =
+        l.weight_bytes.iter().map(|bytes| format!("{:.0} MB", *bytes as f64 / 1e6)).collect();
+    format!(
+        "{} ({:.2} GB), {}, quantize {}, one thread for each rank, the best of {ROUNDS}\n\
+         page cache read  {:6.2} GB/s\n\
+         loaded           {:6.2} GB/s, {:.0} % of it: {:.2} GB in {:.2} s\n\
+         weights by rank  {}\n",
+        l.model,
+        giga(l.file_bytes as f64),
+        l.shape,
+        l.quantize,
+        giga(l.page_cache_bytes_per_second),
+        giga(l.load_bytes_per_second),
+        l.load_bytes_per_second / l.page_cache_bytes_per_second * 100.0,
+        giga(l.read_bytes as f64),
+        l.seconds,
+        memory.join(", ")
+    )
+}
+
+/// The files that hold tensors, with their lengths.
+fn files(model: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let holds_tensors = |path: &Path| path.extension().is_some_and(|e| e == "safetensors" || e == "gguf");
+    let paths: Vec<PathBuf> = if model.is_file() {
+        vec![model.into()]
+    } else {
+        std::fs::read_dir(model)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|p| holds_tensors(p))
+            .collect()
+    };
+    paths.into_iter().map(|path| Ok((path.clone(), std::fs::metadata(&path)?.len()))).collect()
+}
+
+/// Bytes/s of `threads` threads that read the files, each its part of every one.
+fn read_rate(files: &[(PathBuf, u64)], threads: usize) -> Result<f64> {
+    let started = Instant::now();
+    let read = |thread: usize| -> Result<u64> {
+        let mut buffer = vec![0u8; BUFFER];
+        let mut total = 0;
+        for (path, len) in files {
+            let from = len * thread as u64 / threads as u64;
+            let to = len * (thread as u64 + 1) / threads as u64;
+            let mut file = std::fs::File::open(path)?;
+            std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(from))?;
+            let mut part = file.take(to - from);
+            loop {
+                match part.read(&mut buffer)? {
+                    0 => break,
+                    bytes => total += bytes as u64,
+                }
+            }
+        }
+        Ok(total)
+    };
+    let total = each(threads, read)?.into_iter().sum::<u64>();
+    Ok(total as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Loads every rank's slice at the same time: seconds, bytes read, and bytes of weights.
+fn load(model: &Checkpoint, plan: &SlicePlan, quantize: Quantize) -> Result<(f64, u64, Vec<usize>)> {
+    let started = Instant::now();
+    let ranks = each(plan.ranks.len(), |rank| {
+        let mut read = 0;
+        let pool = ThreadPool::new(1);
+        let weights = RankWeights::load(model, plan, rank, quantize, &pool, &mut |done, _| {
+            read = done;
+            true
+        })?;
+        // Kept until the clock has been read: giving memory back is not loading.
+        Ok((read, weights))
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let bytes = ranks.iter().map(|(read, _)| read).sum();
+    Ok((seconds, bytes, ranks.iter().map(|(_, weights)| weights.bytes()).collect()))
+}
+
+/// Runs `f` on a thread for each of `0..count`.
+fn each<T: Send>(count: usize, f: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let f = &f;
+        let threads: Vec<_> = (0..count).map(|i| scope.spawn(move || f(i))).collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?).collect()
+    })
+}
