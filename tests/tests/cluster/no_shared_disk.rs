@@ -135,7 +135,9 @@ async fn strangers_get_no_files(nodes: &Nodes) {
             .map(drop)
             .map_err(|e| e.code())
     };
-    for addr in [status.workers[2].addr.clone(), nodes.grpc(0)] {
+    let holder = status.groups.iter().find(|group| group.deployment == "hf").unwrap().workers[0];
+    let holder = status.workers.iter().find(|worker| worker.id == holder).unwrap().addr.clone();
+    for addr in [holder, nodes.grpc(0)] {
         let config = request(&model, "config.json", 10);
         assert_eq!(ask(addr.clone(), None, config.clone()).await, Err(Code::Unauthenticated), "{addr}");
         assert_eq!(
