@@ -245,19 +245,33 @@ impl TensorSlice {
         self.file.advise_will_need(self.extent());
     }
 
+    /// Makes rows `rows` readable without a page fault each few pages; waits for what is not in memory yet.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn populate(&self, rows: Range<usize>) {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        self.file.populate(self.extent_of(rows));
+    }
+
     /// Gives the slice's pages back to the system after they were read.
     pub fn advise_dont_need(&self) {
         self.file.advise_dont_need(self.extent());
     }
 
     fn extent(&self) -> Range<usize> {
-        if self.rows == 0 || self.cols_stored == 0 {
-            return self.start..self.start;
+        self.extent_of(0..self.rows)
+    }
+
+    fn extent_of(&self, rows: Range<usize>) -> Range<usize> {
+        let start = self.start + rows.start * self.row_stride;
+        if rows.is_empty() || self.cols_stored == 0 {
+            return start..start;
         }
         let row = match self.col_stride {
             0 => self.row_bytes(),
             stride => (self.cols_stored - 1) * stride + self.dtype.block_bytes(),
         };
-        self.start..self.start + (self.rows - 1) * self.row_stride + row
+        start..start + (rows.len() - 1) * self.row_stride + row
     }
 }

@@ -315,8 +315,7 @@ impl Rank {
         let quantize: Quantize = if a.quantize.is_empty() { Quantize::None } else { a.quantize.parse()? };
         let plan = model.slices(&cut_of(a, &model)?, quantize).map_err(|e| e.to_string())?;
         if plan.shape.ranks() != size {
-            let reason =
-                format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks());
+            let reason = format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks());
             return Err(reason.into());
         }
         let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);

@@ -103,6 +103,7 @@ impl<'a, 'p> Loader<'a, 'p> {
             let each = (CHUNK_BYTES / row_bytes).next_multiple_of(8).max(8);
             for from in (0..rows).step_by(each) {
                 let to = rows.min(from + each);
+                part.slice.populate(from..to);
                 part.pack(&mut packer, from..to, self.pool)?;
                 self.count((to - from) * row_bytes)?;
             }
