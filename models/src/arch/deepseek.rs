@@ -9,6 +9,9 @@ use crate::hf::{Config, rope_spec};
 use crate::roles::{LayerRole, Place};
 use crate::spec::{ArchSpec, Attention, Experts, Latent, Mlp, RopeStyle, Routing};
 
+/// The norms of the short vectors have this epsilon, whatever the others have.
+const LATENT_EPS: f32 = 1e-6;
+
 pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
     hf: "DeepseekV3ForCausalLM",
     hf_fields: &[
@@ -20,6 +23,7 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
         "n_group",
         "n_routed_experts",
         "n_shared_experts",
+        "num_mtp_layers",
         "norm_topk_prob",
         "num_experts_per_tok",
         "q_lora_rank",
@@ -36,6 +40,15 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
         "aux_loss_alpha",
         "ep_size",
         "seq_aux",
+    ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-6"),
+        ("first_k_dense_replace", "3"),
+        ("n_group", "8"),
+        ("n_shared_experts", "1"),
+        ("q_lora_rank", "1536"),
+        ("routed_scaling_factor", "2.5"),
+        ("topk_group", "4"),
     ],
     hf_spec,
     hf_layout,
@@ -62,12 +75,9 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
 };
 
 fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
-    for (field, served) in [
-        ("attention_bias", json!(false)),
-        ("moe_layer_freq", json!(1)),
-        ("scoring_func", json!("sigmoid")),
-        ("topk_method", json!("noaux_tc")),
-    ] {
+    for (field, served) in
+        [("moe_layer_freq", json!(1)), ("scoring_func", json!("sigmoid")), ("topk_method", json!("noaux_tc"))]
+    {
         config.only(field, &served)?;
     }
     let mut spec = config.llama_like("deepseek_v3")?;
@@ -77,6 +87,8 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
         nope_dim: config.count("qk_nope_head_dim")?,
         rope_dim: config.count("qk_rope_head_dim")?,
         value_dim: config.count("v_head_dim")?,
+        bias: config.flag("attention_bias")?.unwrap_or(false),
+        norm_eps: LATENT_EPS,
     };
     let style = match config.flag("rope_interleave")?.unwrap_or(true) {
         true => RopeStyle::Interleaved,
@@ -123,6 +135,8 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
         nope_dim,
         rope_dim,
         value_dim,
+        bias: false,
+        norm_eps: spec.norm_eps,
     };
     // YaRN as these models have it: its factor multiplies scores, not sines and cosines.
     let multiplier = header.number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);

@@ -16,8 +16,18 @@ pub(crate) const GEMMA2: Architecture = Architecture {
         "hidden_activation",
         "query_pre_attn_scalar",
         "sliding_window",
+        // Of older files, beside the one that counts.
+        "sliding_window_size",
         "layer_types",
         "partial_rotary_factor",
+    ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-6"),
+        ("attn_logit_softcapping", "50.0"),
+        ("final_logit_softcapping", "30.0"),
+        ("head_dim", "256"),
+        ("num_key_value_heads", "4"),
+        ("sliding_window", "4096"),
     ],
     hf_spec,
     hf_layout,

@@ -2,10 +2,12 @@
 //!
 //! Float weights only: the released files hold their experts in MXFP4, which is refused by name.
 
+use serde_json::json;
+
 use super::{Architecture, GgufArchitecture, names::Naming};
 use crate::error::ModelError;
 use crate::gguf::Header;
-use crate::hf::{Config, grouped, refuse_partial_rotation};
+use crate::hf::{Config, grouped, refuse_partial_rotation, rope_spec};
 use crate::roles::{LayerRole, Place};
 use crate::spec::{Activation, ArchSpec, Experts, Mlp, RopeStyle, Routing};
 
@@ -26,6 +28,13 @@ pub(crate) const GPT_OSS: Architecture = Architecture {
         "swiglu_alpha",
         "swiglu_limit",
         "partial_rotary_factor",
+    ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-5"),
+        ("head_dim", "64"),
+        ("num_key_value_heads", "8"),
+        ("rope_theta", "150000.0"),
+        ("sliding_window", "128"),
     ],
     hf_spec,
     hf_layout,
@@ -51,6 +60,11 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     let alpha = config.number("swiglu_alpha")?.unwrap_or(ALPHA);
     let limit = config.number("swiglu_limit")?.unwrap_or(LIMIT);
     complete(&mut spec, bias, experts, alpha, limit);
+    if config.rope_parameters().is_none() {
+        let yarn = json!({ "rope_type": "yarn", "factor": 32.0, "truncate": false,
+            "original_max_position_embeddings": 4096 });
+        spec.ropes = vec![rope_spec(config, Some(&yarn), spec.key_dim(), RopeStyle::Half)?.0];
+    }
     config.set_windows(&mut spec, |layer| layer % 2 == 0)?;
     Ok(spec)
 }

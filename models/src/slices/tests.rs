@@ -64,7 +64,15 @@ fn more_ranks_than_key_heads_replicate_them() {
     let kv: Vec<_> = slices.iter().map(|s| s.kv_heads.clone()).collect();
     assert_eq!(q, [0..3, 3..6, 6..8]);
     assert_eq!(kv, [0..1, 0..2, 1..2]);
-    let latent = Latent { q_rank: None, kv_rank: 32, nope_dim: 16, rope_dim: 8, value_dim: 16 };
+    let latent = Latent {
+        q_rank: None,
+        kv_rank: 32,
+        nope_dim: 16,
+        rope_dim: 8,
+        value_dim: 16,
+        bias: false,
+        norm_eps: 1e-6,
+    };
     let spec = ArchSpec { attention: Attention::Latent(latent), ..spec(8, 8, 32, 96, 100) };
     assert!(tensor(&spec, Granularity::ANY, 4).iter().all(|s| s.kv_heads == (0..1) && s.q_heads.len() == 2));
 }

@@ -44,12 +44,16 @@ pub struct GroupedWeights {
 pub struct LatentWeights {
     /// q_rank × hidden, where queries go through a short vector.
     pub q_down: Option<WeightMatrix>,
+    /// Added to its output; empty where there is nothing to add.
+    pub q_down_bias: Vec<f32>,
     /// Of its norm; empty without.
     pub q_norm: Vec<f32>,
     /// local heads · (nope + rope) × q_rank (or hidden).
     pub q_up: WeightMatrix,
     /// kv_rank + rope × hidden.
     pub kv_down: WeightMatrix,
+    /// Added to its output; empty where there is nothing to add.
+    pub kv_down_bias: Vec<f32>,
     /// Of the norm of its first kv_rank elements.
     pub kv_norm: Vec<f32>,
     /// For each local head, kv_rank × nope: the key projection, transposed.
@@ -58,6 +62,8 @@ pub struct LatentWeights {
     pub value_up: Vec<WeightMatrix>,
     /// hidden × local heads · value.
     pub o: WeightMatrix,
+    /// Added to the attention's output, by one rank only; else empty.
+    pub o_bias: Vec<f32>,
 }
 
 /// Parts to be read.
@@ -116,7 +122,15 @@ impl AttentionWeights {
             }
             (AttentionParts::Latent { q_down, q_up, kv_down, kv_up, o }, Attention::Latent(a)) => {
                 let (key_up, value_up) = by_head(loader, &kv_up, a)?;
+                let hidden = loader.model.spec().hidden;
+                let bias = |loader: &mut Loader<'_, '_>, role: R, len: usize| match a.bias && len > 0 {
+                    true => loader.vector(l, role, 0..len),
+                    false => Ok(Vec::new()),
+                };
                 Ok(Self::Latent(Box::new(LatentWeights {
+                    q_down_bias: bias(loader, R::QDownBias, a.q_rank.unwrap_or(0))?,
+                    kv_down_bias: bias(loader, R::KvDownBias, a.kv_rank + a.rope_dim)?,
+                    o_bias: bias(loader, R::OBias, if slice.q_heads.contains(&0) { hidden } else { 0 })?,
                     q_norm: match q_down {
                         Some(_) => loader.norm(TensorRole::Layer(l, R::QDownNorm))?,
                         None => Vec::new(),
