@@ -44,6 +44,9 @@ pub enum LayerRole {
     KvDownBias,
     KvDownNorm,
     KvUp,
+    /// The same of one head, where these are stored apart: kv_rank × nope (transposed), value × kv_rank.
+    KeyUp(usize),
+    ValueUp(usize),
     /// hidden: of what attention adds to the residual stream.
     PostAttnNorm,
     MlpNorm,

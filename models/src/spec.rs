@@ -67,6 +67,8 @@ pub struct Latent {
     pub value_dim: usize,
     /// The down projections and the output projection have biases.
     pub bias: bool,
+    /// The up projections are stored head by head, those of keys transposed.
+    pub split_up: bool,
     /// Added under the root of the norms of the short vectors.
     pub norm_eps: f32,
 }

@@ -55,8 +55,10 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
     gguf: Some(GgufArchitecture {
         name: "deepseek2",
         fields: &[
+            "attention.key_length_mla",
             "attention.kv_lora_rank",
             "attention.q_lora_rank",
+            "attention.value_length_mla",
             "expert_count",
             "expert_feed_forward_length",
             "expert_gating_func",
@@ -88,6 +90,7 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
         rope_dim: config.count("qk_rope_head_dim")?,
         value_dim: config.count("v_head_dim")?,
         bias: config.flag("attention_bias")?.unwrap_or(false),
+        split_up: false,
         norm_eps: LATENT_EPS,
     };
     let style = match config.flag("rope_interleave")?.unwrap_or(true) {
@@ -124,8 +127,13 @@ fn hf_layout(spec: &ArchSpec, role: LayerRole) -> Option<Place> {
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = header.llama_like("deepseek_v3", RopeStyle::Interleaved)?;
     let rope_dim = header.count("rope.dimension_count")?;
-    let key = header.count("attention.key_length")?;
-    let value_dim = header.count("attention.value_length")?;
+    // Newer files have the lengths of what is cached where older ones have those of a head, and those of a head besides.
+    let length = |each: &str, cached: &str| match header.optional_count(each)? {
+        Some(length) => Ok(length),
+        None => header.count(cached),
+    };
+    let key = length("attention.key_length_mla", "attention.key_length")?;
+    let value_dim = length("attention.value_length_mla", "attention.value_length")?;
     let nope_dim = key.checked_sub(rope_dim).ok_or_else(|| {
         ModelError::corrupt(header.path(), format!("{rope_dim} rotated elements in keys of {key}"))
     })?;
@@ -136,7 +144,8 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
         rope_dim,
         value_dim,
         bias: false,
-        norm_eps: spec.norm_eps,
+        split_up: header.has(LayerRole::KeyUp(0)),
+        norm_eps: LATENT_EPS,
     };
     // YaRN as these models have it: its factor multiplies scores, not sines and cosines.
     let multiplier = header.number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
@@ -145,14 +154,15 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     spec.ropes[0].scale = 1.0;
     spec.attention_scale = ((key as f64).sqrt().recip() * stretch * stretch) as f32;
     spec.attention = Attention::Latent(latent);
-    if header.optional_count("expert_gating_func")?.unwrap_or(2) != 2 {
+    // The older models of this name do not say it, and have a softmax.
+    if header.optional_count("expert_gating_func")? != Some(2) {
         let reason = "an expert gating function other than the sigmoid";
         return Err(ModelError::unsupported(header.path(), reason));
     }
     let routing = Routing::GroupedSigmoid {
         groups: header.optional_count("expert_group_count")?.unwrap_or(1),
         top_groups: header.optional_count("expert_group_used_count")?.unwrap_or(1),
-        renormalize: header.flag("expert_weights_norm")?.unwrap_or(true),
+        renormalize: header.flag("expert_weights_norm")?.unwrap_or(false),
         scale: header.number("expert_weights_scale")?.unwrap_or(1.0) as f32,
     };
     let width = header.count("expert_feed_forward_length")?;

@@ -33,7 +33,12 @@ pub(crate) const GEMMA2: Architecture = Architecture {
     hf_layout,
     gguf: Some(GgufArchitecture {
         name: "gemma2",
-        fields: &["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"],
+        fields: &[
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "attention.sliding_window",
+            "attention.sliding_window_pattern",
+        ],
         spec: gguf_spec,
         layout: |_, _| None,
     }),
@@ -76,14 +81,11 @@ pub(super) fn hf_layout(_: &ArchSpec, role: LayerRole) -> Option<Place> {
 
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = gguf_gemma(header, "gemma2")?;
-    let window = header.count("attention.sliding_window")?;
-    for (l, layer) in spec.layers.iter_mut().enumerate() {
-        layer.window = (l % 2 == 0).then_some(window);
-    }
+    header.set_windows(&mut spec, 2)?;
     spec.attention_softcap = header.number("attn_logit_softcapping")?.map(|cap| cap as f32);
     spec.logit_softcap = header.number("final_logit_softcapping")?.map(|cap| cap as f32);
     // The files do not say it: only the largest scales by the width of the residual stream.
-    if spec.layers.len() == 46 {
+    if spec.layers.len() == 46 && header.number("attention.scale")?.is_none() {
         spec.attention_scale = ((spec.hidden / spec.heads) as f32).sqrt().recip();
     }
     Ok(spec)

@@ -41,7 +41,12 @@ pub(crate) const GEMMA3: Architecture = Architecture {
     hf_layout,
     gguf: Some(GgufArchitecture {
         name: "gemma3",
-        fields: &["attention.sliding_window", "final_logit_softcapping"],
+        fields: &[
+            "attention.sliding_window",
+            "attention.sliding_window_pattern",
+            "final_logit_softcapping",
+            "rope.freq_base_swa",
+        ],
         spec: gguf_spec,
         layout: |_, _| None,
     }),
@@ -86,17 +91,15 @@ fn set_rotations(spec: &mut ArchSpec, global: RopeSpec, local: RopeSpec) {
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = gguf_gemma(header, "gemma3")?;
     grouped(&mut spec).qk_norm = true;
-    let window = header.count("attention.sliding_window")?;
-    for (l, layer) in spec.layers.iter_mut().enumerate() {
-        layer.window = ((l + 1) % 6 != 0).then_some(window);
-    }
+    header.set_windows(&mut spec, 6)?;
     spec.logit_softcap = header.number("final_logit_softcapping")?.map(|cap| cap as f32);
     // The files do not say it: only the largest scales by the width of the residual stream.
-    if spec.layers.len() == 62 {
+    if spec.layers.len() == 62 && header.number("attention.scale")?.is_none() {
         spec.attention_scale = ((spec.hidden / spec.heads) as f32).sqrt().recip();
     }
     let head_dim = grouped(&mut spec).head_dim;
-    let local = inv_freq(10_000.0, head_dim, RopeScaling::None);
+    let theta = header.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    let local = inv_freq(theta, head_dim, RopeScaling::None);
     let inv_freq = local.map_err(|reason| ModelError::corrupt(header.path(), reason))?;
     let global = spec.ropes[0].clone();
     set_rotations(&mut spec, global, RopeSpec { style: RopeStyle::Half, inv_freq, scale: 1.0 });

@@ -42,6 +42,7 @@ pub(crate) const GPT_OSS: Architecture = Architecture {
         name: "gpt-oss",
         fields: &[
             "attention.sliding_window",
+            "attention.sliding_window_pattern",
             "expert_count",
             "expert_used_count",
             "expert_feed_forward_length",
@@ -99,10 +100,7 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let width = header.count("expert_feed_forward_length")?;
     let experts = header.experts(width, Routing::Softmax { renormalize: true })?;
     complete(&mut spec, header.has(LayerRole::QBias), experts, ALPHA, LIMIT);
-    let window = header.count("attention.sliding_window")?;
-    for (l, layer) in spec.layers.iter_mut().enumerate() {
-        layer.window = (l % 2 == 0).then_some(window);
-    }
+    header.set_windows(&mut spec, 2)?;
     Ok(spec)
 }
 

@@ -64,7 +64,8 @@ fn hugging_face(role: LayerRole) -> Place {
         R::KvDown => "self_attn.kv_a_proj_with_mqa.weight",
         R::KvDownBias => "self_attn.kv_a_proj_with_mqa.bias",
         R::KvDownNorm => "self_attn.kv_a_layernorm.weight",
-        R::KvUp => "self_attn.kv_b_proj.weight",
+        // Never stored apart here.
+        R::KvUp | R::KeyUp(_) | R::ValueUp(_) => "self_attn.kv_b_proj.weight",
         R::MlpNorm | R::PostAttnNorm => "post_attention_layernorm.weight",
         R::PostMlpNorm => "post_feedforward_layernorm.weight",
         R::Gate => "mlp.gate_proj.weight",
@@ -108,6 +109,8 @@ fn gguf(role: LayerRole) -> Place {
         R::KvDownBias => "attn_kv_a_mqa.bias",
         R::KvDownNorm => "attn_kv_a_norm.weight",
         R::KvUp => "attn_kv_b.weight",
+        R::KeyUp(head) => return Place::stacked("attn_k_b.weight", head),
+        R::ValueUp(head) => return Place::stacked("attn_v_b.weight", head),
         R::MlpNorm => "ffn_norm.weight",
         R::PostAttnNorm => "post_attention_norm.weight",
         R::PostMlpNorm => "post_ffw_norm.weight",

@@ -71,6 +71,7 @@ fn more_ranks_than_key_heads_replicate_them() {
         rope_dim: 8,
         value_dim: 16,
         bias: false,
+        split_up: false,
         norm_eps: 1e-6,
     };
     let spec = ArchSpec { attention: Attention::Latent(latent), ..spec(8, 8, 32, 96, 100) };
