@@ -9,6 +9,9 @@ use super::*;
 use crate::decoder::tests::agrees;
 use crate::testing::golden;
 
+/// A role of the expert with a number.
+type ExpertRole = fn(usize) -> R;
+
 /// What differs between files of one model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Form {
@@ -333,7 +336,7 @@ impl Writer<'_> {
                 self.copy(l, name, role);
             }
         }
-        let roles: [(&str, &str, fn(usize) -> R); 6] = [
+        let roles: [(_, _, ExpertRole); 6] = [
             ("ffn_gate", "weight", R::ExpertGate),
             ("ffn_up", "weight", R::ExpertUp),
             ("ffn_down", "weight", R::ExpertDown),
