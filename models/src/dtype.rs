@@ -111,6 +111,8 @@ fn ggml_name(number: u32) -> Option<&'static str> {
         (34, "TQ1_0"),
         (35, "TQ2_0"),
         (39, "MXFP4"),
+        (40, "NVFP4"),
+        (41, "Q1_0"),
     ];
     names.iter().find(|(n, _)| *n == number).map(|(_, name)| *name)
 }

@@ -58,13 +58,22 @@ fn latent(spec: &ArchSpec, a: Latent, tensors: &mut Vec<(R, usize, usize)>) {
     if let Some(rank) = a.q_rank {
         tensors.extend([(R::QDown, rank, spec.hidden), (R::QDownNorm, 1, rank)]);
     }
+    if a.bias {
+        tensors.extend(a.q_rank.map(|rank| (R::QDownBias, 1, rank)));
+        tensors.extend([(R::KvDownBias, 1, a.kv_rank + a.rope_dim), (R::OBias, 1, spec.hidden)]);
+    }
     tensors.extend([
         (R::QUp, spec.heads * (a.nope_dim + a.rope_dim), a.q_rank.unwrap_or(spec.hidden)),
         (R::KvDown, a.kv_rank + a.rope_dim, spec.hidden),
         (R::KvDownNorm, 1, a.kv_rank),
-        (R::KvUp, spec.heads * (a.nope_dim + a.value_dim), a.kv_rank),
         (R::O, spec.hidden, spec.heads * a.value_dim),
     ]);
+    match a.split_up {
+        false => tensors.push((R::KvUp, spec.heads * (a.nope_dim + a.value_dim), a.kv_rank)),
+        true => tensors.extend((0..spec.heads).flat_map(|head| {
+            [(R::KeyUp(head), a.kv_rank, a.nope_dim), (R::ValueUp(head), a.value_dim, a.kv_rank)]
+        })),
+    }
 }
 
 fn experts(spec: &ArchSpec, e: &Experts, tensors: &mut Vec<(R, usize, usize)>) {

@@ -124,7 +124,9 @@ impl Footprint {
 fn part_of(layer: &mut LayerFootprint, role: LayerRole) -> Option<&mut Size> {
     use LayerRole as R;
     Some(match role {
-        R::Q | R::K | R::V | R::O | R::QDown | R::QUp | R::KvDown | R::KvUp => &mut layer.attention,
+        R::Q | R::K | R::V | R::O | R::QDown | R::QUp | R::KvDown | R::KvUp | R::KeyUp(_) | R::ValueUp(_) => {
+            &mut layer.attention
+        }
         R::Gate | R::Up | R::Down | R::SharedGate | R::SharedUp | R::SharedDown | R::Router => {
             &mut layer.dense
         }

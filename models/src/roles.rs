@@ -34,14 +34,19 @@ pub enum LayerRole {
     KNorm,
     /// heads: logits without a value.
     Sinks,
-    /// Latent attention: q_rank × hidden, its norm, heads · (nope + rope) × q_rank (or × hidden).
+    /// Latent attention: q_rank × hidden, its bias and norm, heads · (nope + rope) × q_rank (or × hidden).
     QDown,
+    QDownBias,
     QDownNorm,
     QUp,
-    /// kv_rank + rope × hidden, the norm of the first part, heads · (nope + value) × kv_rank.
+    /// kv_rank + rope × hidden, its bias, the norm of the first part, heads · (nope + value) × kv_rank.
     KvDown,
+    KvDownBias,
     KvDownNorm,
     KvUp,
+    /// The same of one head, where these are stored apart: kv_rank × nope (transposed), value × kv_rank.
+    KeyUp(usize),
+    ValueUp(usize),
     /// hidden: of what attention adds to the residual stream.
     PostAttnNorm,
     MlpNorm,

@@ -26,7 +26,7 @@ pub struct RopeSpec {
 }
 
 /// How queries meet keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Attention {
     /// Query heads share key and value heads (Ainslie et al., "GQA", 2023); the two extremes are the classic forms.
     Grouped(Grouped),
@@ -53,7 +53,7 @@ pub struct Grouped {
 }
 
 /// Latent attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Latent {
     /// Width of the vector queries are made from; `None`: of the residual stream itself.
     pub q_rank: Option<usize>,
@@ -65,6 +65,12 @@ pub struct Latent {
     pub rope_dim: usize,
     /// Elements of a head's values.
     pub value_dim: usize,
+    /// The down projections and the output projection have biases.
+    pub bias: bool,
+    /// The up projections are stored head by head, those of keys transposed.
+    pub split_up: bool,
+    /// Added under the root of the norms of the short vectors.
+    pub norm_eps: f32,
 }
 
 /// What stands between the gate and the up projection of an MLP.
@@ -287,8 +293,10 @@ impl ArchSpec {
         for (_, experts) in self.moe_layers() {
             check_routing(&experts)?;
         }
+        let latent_eps = if let Attention::Latent(a) = self.attention { a.norm_eps } else { 0.0 };
         for (name, value) in [
             ("the norms' epsilon", self.norm_eps),
+            ("the short vectors' epsilon", latent_eps),
             ("the embedding's scale", self.embedding_scale),
             ("attention's scale", self.attention_scale),
             ("attention's softcap", self.attention_softcap.unwrap_or(1.0)),

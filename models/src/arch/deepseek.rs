@@ -9,6 +9,9 @@ use crate::hf::{Config, rope_spec};
 use crate::roles::{LayerRole, Place};
 use crate::spec::{ArchSpec, Attention, Experts, Latent, Mlp, RopeStyle, Routing};
 
+/// The norms of the short vectors have this epsilon, whatever the others have.
+const LATENT_EPS: f32 = 1e-6;
+
 pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
     hf: "DeepseekV3ForCausalLM",
     hf_fields: &[
@@ -20,6 +23,7 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
         "n_group",
         "n_routed_experts",
         "n_shared_experts",
+        "num_mtp_layers",
         "norm_topk_prob",
         "num_experts_per_tok",
         "q_lora_rank",
@@ -37,13 +41,24 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
         "ep_size",
         "seq_aux",
     ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-6"),
+        ("first_k_dense_replace", "3"),
+        ("n_group", "8"),
+        ("n_shared_experts", "1"),
+        ("q_lora_rank", "1536"),
+        ("routed_scaling_factor", "2.5"),
+        ("topk_group", "4"),
+    ],
     hf_spec,
     hf_layout,
     gguf: Some(GgufArchitecture {
         name: "deepseek2",
         fields: &[
+            "attention.key_length_mla",
             "attention.kv_lora_rank",
             "attention.q_lora_rank",
+            "attention.value_length_mla",
             "expert_count",
             "expert_feed_forward_length",
             "expert_gating_func",
@@ -62,12 +77,9 @@ pub(crate) const DEEPSEEK_V3: Architecture = Architecture {
 };
 
 fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
-    for (field, served) in [
-        ("attention_bias", json!(false)),
-        ("moe_layer_freq", json!(1)),
-        ("scoring_func", json!("sigmoid")),
-        ("topk_method", json!("noaux_tc")),
-    ] {
+    for (field, served) in
+        [("moe_layer_freq", json!(1)), ("scoring_func", json!("sigmoid")), ("topk_method", json!("noaux_tc"))]
+    {
         config.only(field, &served)?;
     }
     let mut spec = config.llama_like("deepseek_v3")?;
@@ -77,6 +89,9 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
         nope_dim: config.count("qk_nope_head_dim")?,
         rope_dim: config.count("qk_rope_head_dim")?,
         value_dim: config.count("v_head_dim")?,
+        bias: config.flag("attention_bias")?.unwrap_or(false),
+        split_up: false,
+        norm_eps: LATENT_EPS,
     };
     let style = match config.flag("rope_interleave")?.unwrap_or(true) {
         true => RopeStyle::Interleaved,
@@ -112,8 +127,13 @@ fn hf_layout(spec: &ArchSpec, role: LayerRole) -> Option<Place> {
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = header.llama_like("deepseek_v3", RopeStyle::Interleaved)?;
     let rope_dim = header.count("rope.dimension_count")?;
-    let key = header.count("attention.key_length")?;
-    let value_dim = header.count("attention.value_length")?;
+    // Newer files have the lengths of what is cached where older ones have those of a head, and those of a head besides.
+    let length = |each: &str, cached: &str| match header.optional_count(each)? {
+        Some(length) => Ok(length),
+        None => header.count(cached),
+    };
+    let key = length("attention.key_length_mla", "attention.key_length")?;
+    let value_dim = length("attention.value_length_mla", "attention.value_length")?;
     let nope_dim = key.checked_sub(rope_dim).ok_or_else(|| {
         ModelError::corrupt(header.path(), format!("{rope_dim} rotated elements in keys of {key}"))
     })?;
@@ -123,6 +143,9 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
         nope_dim,
         rope_dim,
         value_dim,
+        bias: false,
+        split_up: header.has(LayerRole::KeyUp(0)),
+        norm_eps: LATENT_EPS,
     };
     // YaRN as these models have it: its factor multiplies scores, not sines and cosines.
     let multiplier = header.number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
@@ -131,14 +154,15 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     spec.ropes[0].scale = 1.0;
     spec.attention_scale = ((key as f64).sqrt().recip() * stretch * stretch) as f32;
     spec.attention = Attention::Latent(latent);
-    if header.optional_count("expert_gating_func")?.unwrap_or(2) != 2 {
+    // The older models of this name do not say it, and have a softmax.
+    if header.optional_count("expert_gating_func")? != Some(2) {
         let reason = "an expert gating function other than the sigmoid";
         return Err(ModelError::unsupported(header.path(), reason));
     }
     let routing = Routing::GroupedSigmoid {
         groups: header.optional_count("expert_group_count")?.unwrap_or(1),
         top_groups: header.optional_count("expert_group_used_count")?.unwrap_or(1),
-        renormalize: header.flag("expert_weights_norm")?.unwrap_or(true),
+        renormalize: header.flag("expert_weights_norm")?.unwrap_or(false),
         scale: header.number("expert_weights_scale")?.unwrap_or(1.0) as f32,
     };
     let width = header.count("expert_feed_forward_length")?;

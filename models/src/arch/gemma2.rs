@@ -16,14 +16,29 @@ pub(crate) const GEMMA2: Architecture = Architecture {
         "hidden_activation",
         "query_pre_attn_scalar",
         "sliding_window",
+        // Of older files, beside the one that counts.
+        "sliding_window_size",
         "layer_types",
         "partial_rotary_factor",
+    ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-6"),
+        ("attn_logit_softcapping", "50.0"),
+        ("final_logit_softcapping", "30.0"),
+        ("head_dim", "256"),
+        ("num_key_value_heads", "4"),
+        ("sliding_window", "4096"),
     ],
     hf_spec,
     hf_layout,
     gguf: Some(GgufArchitecture {
         name: "gemma2",
-        fields: &["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"],
+        fields: &[
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "attention.sliding_window",
+            "attention.sliding_window_pattern",
+        ],
         spec: gguf_spec,
         layout: |_, _| None,
     }),
@@ -66,14 +81,11 @@ pub(super) fn hf_layout(_: &ArchSpec, role: LayerRole) -> Option<Place> {
 
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = gguf_gemma(header, "gemma2")?;
-    let window = header.count("attention.sliding_window")?;
-    for (l, layer) in spec.layers.iter_mut().enumerate() {
-        layer.window = (l % 2 == 0).then_some(window);
-    }
+    header.set_windows(&mut spec, 2)?;
     spec.attention_softcap = header.number("attn_logit_softcapping")?.map(|cap| cap as f32);
     spec.logit_softcap = header.number("final_logit_softcapping")?.map(|cap| cap as f32);
     // The files do not say it: only the largest scales by the width of the residual stream.
-    if spec.layers.len() == 46 {
+    if spec.layers.len() == 46 && header.number("attention.scale")?.is_none() {
         spec.attention_scale = ((spec.hidden / spec.heads) as f32).sqrt().recip();
     }
     Ok(spec)

@@ -17,6 +17,7 @@ pub(crate) const GEMMA3: Architecture = Architecture {
     hf: "Gemma3ForCausalLM",
     hf_fields: &[
         "attention_bias",
+        // Not heeded by the class itself.
         "attn_logit_softcapping",
         "final_logit_softcapping",
         "hidden_activation",
@@ -28,11 +29,24 @@ pub(crate) const GEMMA3: Architecture = Architecture {
         "rope_local_base_freq",
         "partial_rotary_factor",
     ],
+    hf_defaults: &[
+        ("max_position_embeddings", "131072"),
+        ("vocab_size", "262208"),
+        ("rms_norm_eps", "1e-6"),
+        ("head_dim", "256"),
+        ("num_key_value_heads", "4"),
+        ("sliding_window", "4096"),
+    ],
     hf_spec,
     hf_layout,
     gguf: Some(GgufArchitecture {
         name: "gemma3",
-        fields: &["attention.sliding_window", "final_logit_softcapping"],
+        fields: &[
+            "attention.sliding_window",
+            "attention.sliding_window_pattern",
+            "final_logit_softcapping",
+            "rope.freq_base_swa",
+        ],
         spec: gguf_spec,
         layout: |_, _| None,
     }),
@@ -47,30 +61,22 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
         Some(pattern) => pattern,
     };
     config.set_windows(&mut spec, |layer| pattern == 0 || (layer + 1) % pattern != 0)?;
-    spec.attention_softcap = config.number("attn_logit_softcapping")?.map(|cap| cap as f32);
     spec.logit_softcap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);
-    let nested = config.get("rope_parameters");
-    let of = |kind: &str| nested.and_then(|p| p.get(kind)).filter(|p| p.is_object());
-    let (global, local) = match (of("full_attention"), of("sliding_attention")) {
-        (Some(global), Some(local)) => (
-            rope_spec(config, Some(global), head_dim, RopeStyle::Half)?.0,
-            rope_spec(config, Some(local), head_dim, RopeStyle::Half)?.0,
-        ),
-        _ => {
-            // Older files: the global base and scaling as usual (1,000,000 unless given), the local base beside them.
-            let mut global = match config.get("rope_scaling").and_then(Value::as_object) {
-                Some(scaling) => scaling.clone(),
-                None => serde_json::Map::new(),
-            };
-            global.insert("rope_theta".into(), config.number("rope_theta")?.unwrap_or(1e6).into());
-            let base = config.number("rope_local_base_freq")?.unwrap_or(1e4);
-            let local = serde_json::json!({ "rope_theta": base });
-            (
-                rope_spec(config, Some(&Value::Object(global)), head_dim, RopeStyle::Half)?.0,
-                rope_spec(config, Some(&local), head_dim, RopeStyle::Half)?.0,
-            )
+    // Newer files have both rotations side by side; older ones the global base and scaling as usual, and the local base.
+    let of = |kind: &str| config.get("rope_parameters").and_then(|p| p.get(kind)).and_then(Value::as_object);
+    let mut global = of("full_attention").cloned().unwrap_or_default();
+    let scaling = config.get("rope_scaling").and_then(Value::as_object);
+    global.extend(scaling.cloned().unwrap_or_default());
+    let mut local = of("sliding_attention").cloned().unwrap_or_default();
+    for (rotation, field, default) in
+        [(&mut global, "rope_theta", 1e6), (&mut local, "rope_local_base_freq", 1e4)]
+    {
+        if !rotation.contains_key("rope_theta") {
+            rotation.insert("rope_theta".into(), config.number(field)?.unwrap_or(default).into());
         }
-    };
+    }
+    let rotation = |of| Ok(rope_spec(config, Some(&Value::Object(of)), head_dim, RopeStyle::Half)?.0);
+    let (global, local) = (rotation(global)?, rotation(local)?);
     set_rotations(&mut spec, global, local);
     Ok(spec)
 }
@@ -85,17 +91,15 @@ fn set_rotations(spec: &mut ArchSpec, global: RopeSpec, local: RopeSpec) {
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = gguf_gemma(header, "gemma3")?;
     grouped(&mut spec).qk_norm = true;
-    let window = header.count("attention.sliding_window")?;
-    for (l, layer) in spec.layers.iter_mut().enumerate() {
-        layer.window = ((l + 1) % 6 != 0).then_some(window);
-    }
+    header.set_windows(&mut spec, 6)?;
     spec.logit_softcap = header.number("final_logit_softcapping")?.map(|cap| cap as f32);
     // The files do not say it: only the largest scales by the width of the residual stream.
-    if spec.layers.len() == 62 {
+    if spec.layers.len() == 62 && header.number("attention.scale")?.is_none() {
         spec.attention_scale = ((spec.hidden / spec.heads) as f32).sqrt().recip();
     }
     let head_dim = grouped(&mut spec).head_dim;
-    let local = inv_freq(10_000.0, head_dim, RopeScaling::None);
+    let theta = header.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    let local = inv_freq(theta, head_dim, RopeScaling::None);
     let inv_freq = local.map_err(|reason| ModelError::corrupt(header.path(), reason))?;
     let global = spec.ropes[0].clone();
     set_rotations(&mut spec, global, RopeSpec { style: RopeStyle::Half, inv_freq, scale: 1.0 });

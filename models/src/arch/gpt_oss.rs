@@ -2,10 +2,12 @@
 //!
 //! Float weights only: the released files hold their experts in MXFP4, which is refused by name.
 
+use serde_json::json;
+
 use super::{Architecture, GgufArchitecture, names::Naming};
 use crate::error::ModelError;
 use crate::gguf::Header;
-use crate::hf::{Config, grouped, refuse_partial_rotation};
+use crate::hf::{Config, grouped, refuse_partial_rotation, rope_spec};
 use crate::roles::{LayerRole, Place};
 use crate::spec::{Activation, ArchSpec, Experts, Mlp, RopeStyle, Routing};
 
@@ -27,12 +29,20 @@ pub(crate) const GPT_OSS: Architecture = Architecture {
         "swiglu_limit",
         "partial_rotary_factor",
     ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-5"),
+        ("head_dim", "64"),
+        ("num_key_value_heads", "8"),
+        ("rope_theta", "150000.0"),
+        ("sliding_window", "128"),
+    ],
     hf_spec,
     hf_layout,
     gguf: Some(GgufArchitecture {
         name: "gpt-oss",
         fields: &[
             "attention.sliding_window",
+            "attention.sliding_window_pattern",
             "expert_count",
             "expert_used_count",
             "expert_feed_forward_length",
@@ -51,6 +61,11 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     let alpha = config.number("swiglu_alpha")?.unwrap_or(ALPHA);
     let limit = config.number("swiglu_limit")?.unwrap_or(LIMIT);
     complete(&mut spec, bias, experts, alpha, limit);
+    if config.rope_parameters().is_none() {
+        let yarn = json!({ "rope_type": "yarn", "factor": 32.0, "truncate": false,
+            "original_max_position_embeddings": 4096 });
+        spec.ropes = vec![rope_spec(config, Some(&yarn), spec.key_dim(), RopeStyle::Half)?.0];
+    }
     config.set_windows(&mut spec, |layer| layer % 2 == 0)?;
     Ok(spec)
 }
@@ -85,10 +100,7 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let width = header.count("expert_feed_forward_length")?;
     let experts = header.experts(width, Routing::Softmax { renormalize: true })?;
     complete(&mut spec, header.has(LayerRole::QBias), experts, ALPHA, LIMIT);
-    let window = header.count("attention.sliding_window")?;
-    for (l, layer) in spec.layers.iter_mut().enumerate() {
-        layer.window = (l % 2 == 0).then_some(window);
-    }
+    header.set_windows(&mut spec, 2)?;
     Ok(spec)
 }
 

@@ -10,6 +10,7 @@ use crate::spec::{ArchSpec, Mlp, RopeStyle, Routing};
 pub(crate) const LLAMA: Architecture = Architecture {
     hf: "LlamaForCausalLM",
     hf_fields: &["attention_bias", "mlp_bias", "rope_interleaved", "partial_rotary_factor"],
+    hf_defaults: &[("rms_norm_eps", "1e-6")],
     hf_spec,
     hf_layout: as_llama,
     gguf: Some(GgufArchitecture {

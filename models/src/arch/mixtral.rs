@@ -15,6 +15,7 @@ pub(crate) const MIXTRAL: Architecture = Architecture {
         "partial_rotary_factor",
         "layer_types",
     ],
+    hf_defaults: &[("rms_norm_eps", "1e-5"), ("num_key_value_heads", "8"), ("rope_theta", "1000000.0")],
     hf_spec,
     hf_layout,
     gguf: None,
@@ -24,7 +25,7 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     refuse_partial_rotation(config)?;
     let mut spec = config.llama_like("mixtral")?;
     let everywhere = config.get("sliding_window").is_some();
-    config.set_windows(&mut spec, |_| everywhere)?;
+    config.set_uniform_windows(&mut spec, everywhere)?;
     let width = config.count("intermediate_size")?;
     let experts = config.experts(width, Routing::Softmax { renormalize: true })?;
     spec.layers.iter_mut().for_each(|layer| layer.mlp = Mlp::Experts(experts));

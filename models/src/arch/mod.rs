@@ -33,6 +33,8 @@ pub(crate) struct Architecture {
     pub(crate) hf: &'static str,
     /// Fields of config.json that it reads beside the common ones.
     pub(crate) hf_fields: &'static [&'static str],
+    /// What its class takes fields for that config.json leaves out, as JSON; a field that is `null` is not left out.
+    pub(crate) hf_defaults: &'static [(&'static str, &'static str)],
     /// From config.json.
     pub(crate) hf_spec: fn(&Config<'_>) -> Result<ArchSpec, ModelError>,
     /// In safetensors.

@@ -3,18 +3,14 @@
 use super::{Architecture, GgufArchitecture, names::Naming};
 use crate::error::ModelError;
 use crate::gguf::Header;
-use crate::hf::{Config, partial_rotation, rope_spec};
+use crate::hf::{Config, partial_rotation, rope_kind, rope_spec};
 use crate::roles::{LayerRole, Place};
 use crate::spec::{ArchSpec, RopeStyle};
 
 pub(crate) const PHI3: Architecture = Architecture {
     hf: "Phi3ForCausalLM",
-    hf_fields: &[
-        "sliding_window",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
-        "layer_types",
-    ],
+    hf_fields: &["sliding_window", "partial_rotary_factor", "layer_types"],
+    hf_defaults: &[("rms_norm_eps", "1e-5")],
     hf_spec,
     hf_layout: |spec, role| Some(layout(spec, role, Naming::HuggingFace)),
     gguf: Some(GgufArchitecture {
@@ -26,11 +22,14 @@ pub(crate) const PHI3: Architecture = Architecture {
 };
 
 fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
+    if let Some(kind @ ("linear" | "llama3" | "yarn" | "dynamic")) = rope_kind(config.rope_parameters()) {
+        return Err(config.unsupported(format!("rope type `{kind}` (default and longrope are served here)")));
+    }
     let mut spec = config.llama_like("phi3")?;
     let rotated = (spec.key_dim() as f64 * partial_rotation(config)?) as usize;
     spec.ropes = vec![rope_spec(config, config.rope_parameters(), rotated, RopeStyle::Half)?.0];
     let everywhere = config.get("sliding_window").is_some();
-    config.set_windows(&mut spec, |_| everywhere)?;
+    config.set_uniform_windows(&mut spec, everywhere)?;
     Ok(spec)
 }
 

@@ -15,6 +15,12 @@ pub(crate) const QWEN3: Architecture = Architecture {
         "layer_types",
         "partial_rotary_factor",
     ],
+    hf_defaults: &[
+        ("rms_norm_eps", "1e-6"),
+        ("head_dim", "128"),
+        ("num_key_value_heads", "32"),
+        ("sliding_window", "4096"),
+    ],
     hf_spec,
     hf_layout: as_llama,
     gguf: Some(GgufArchitecture { name: "qwen3", fields: &[], spec: gguf_spec, layout: as_llama }),

@@ -24,6 +24,7 @@ pub(crate) const QWEN3_MOE: Architecture = Architecture {
         "layer_types",
         "partial_rotary_factor",
     ],
+    hf_defaults: &[("rms_norm_eps", "1e-6"), ("num_key_value_heads", "4"), ("sliding_window", "4096")],
     hf_spec,
     hf_layout: as_llama,
     gguf: Some(GgufArchitecture {
@@ -41,7 +42,7 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     let attention = grouped(&mut spec);
     (attention.qkv_bias, attention.o_bias, attention.qk_norm) = (bias, bias, true);
     let used = config.flag("use_sliding_window")?.unwrap_or(false) && config.get("sliding_window").is_some();
-    config.set_windows(&mut spec, |_| used)?;
+    config.set_uniform_windows(&mut spec, used)?;
     let renormalize = config.flag("norm_topk_prob")?.unwrap_or(false);
     let experts = config.experts(config.count("moe_intermediate_size")?, Routing::Softmax { renormalize })?;
     let step = config.optional_count("decoder_sparse_step")?.unwrap_or(1);

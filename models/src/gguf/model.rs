@@ -17,13 +17,17 @@ use crate::tokenizer::{GgufVocabulary, SpecialTokens, TokenizerSource};
 
 /// Llama 3's scaling of the rotation: a divisor for each frequency.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// LongRoPE's: of sequences up to the original length, and of longer ones.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// Entries under the architecture's name that are read here, and those known to change nothing.
-const KNOWN: [&str; 21] = [
+const KNOWN: [&str; 22] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
+    "attention.scale",
     "attention.value_length",
     "block_count",
     "context_length",
@@ -68,7 +72,7 @@ pub(crate) fn open(path: &Path) -> Result<Parts, ModelError> {
         tensors,
         naming: Naming::Gguf,
         layout: architecture.layout,
-        harmless: Some(&[ROPE_FACTORS]),
+        harmless: Some(&[ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS]),
         tokenizer: has_tokenizer.then_some(crate::checkpoint::TokenizerPlace::Gguf),
     })
 }
@@ -184,7 +188,7 @@ impl Header<'_> {
             hidden,
             heads,
             vocab: embedding.rows,
-            context: self.count("context_length")?,
+            context: self.most_positions()?,
             norm_eps: norm_eps as f32,
             norm_plus_one: false,
             post_norms: false,
@@ -197,7 +201,10 @@ impl Header<'_> {
                 qk_norm: false,
                 sinks: false,
             }),
-            attention_scale: (head_dim.max(1) as f32).sqrt().recip(),
+            attention_scale: match self.number("attention.scale")?.filter(|scale| *scale != 0.0) {
+                Some(scale) => scale as f32,
+                None => (head_dim.max(1) as f32).sqrt().recip(),
+            },
             attention_softcap: None,
             ropes: vec![self.rope(style, head_dim)?],
             activation: Activation::Silu,
@@ -217,10 +224,12 @@ impl Header<'_> {
         let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
         let dims = self.optional_count("rope.dimension_count")?.unwrap_or(head_dim);
         let factor = self.number("rope.scaling.factor")?;
-        let mut scale = 1.0;
+        let given = self.number("rope.scaling.attn_factor")?.filter(|given| *given != 0.0).unwrap_or(1.0);
+        let mut scale = given;
         let kind = self.gguf.optional(&self.key("rope.scaling.type"), "a text", Value::as_text)?;
         let scaling = match kind.as_deref() {
             Some("none") => RopeScaling::None,
+            Some("longrope") if self.gguf.tensors.contains_key(SHORT_FACTORS) => RopeScaling::None,
             // Linear is the format's default; 0 and 1 stand for no scaling.
             None | Some("linear") => match factor.or(self.number("rope.scale_linear")?) {
                 Some(factor) if factor != 0.0 && factor != 1.0 => RopeScaling::Linear { factor },
@@ -229,8 +238,7 @@ impl Header<'_> {
             Some("yarn") => {
                 let key = self.key("rope.scaling.factor");
                 let factor = factor.ok_or_else(|| self.gguf.missing(&key, "a number"))?;
-                let given = self.number("rope.scaling.attn_factor")?;
-                scale = given.unwrap_or(1.0) * yarn_scale(factor, 1.0);
+                scale = given * yarn_scale(factor, 1.0);
                 let original = match self.number("rope.scaling.original_context_length")? {
                     Some(original) => original,
                     None => self.count("context_length")? as f64,
@@ -255,9 +263,42 @@ impl Header<'_> {
         Ok(RopeSpec { style, inv_freq, scale: scale as f32 })
     }
 
+    /// Positions that the model is made for, and that can be served: with LongRoPE those up to the original length.
+    fn most_positions(&self) -> Result<usize, ModelError> {
+        let context = self.count("context_length")?;
+        match self.gguf.tensors.contains_key(LONG_FACTORS) {
+            true => Ok(context.min(self.count("rope.scaling.original_context_length")?)),
+            false => Ok(context),
+        }
+    }
+
+    /// Gives a window to all layers but every `period`th, or as the file says it: in a number or layer by layer.
+    pub(crate) fn set_windows(&self, spec: &mut ArchSpec, period: usize) -> Result<(), ModelError> {
+        let window = self.count("attention.sliding_window")?;
+        let key = self.key("attention.sliding_window_pattern");
+        let windowed: Vec<bool> = match self.gguf.metadata.get(&key) {
+            Some(Value::Array(_)) => {
+                self.gguf.array(&key, "true or false", |a, b| a.read(b, |v| v.as_bool()))?
+            }
+            _ => {
+                let period = self.optional_count("attention.sliding_window_pattern")?.unwrap_or(period);
+                (0..spec.layers.len()).map(|l| period == 0 || (l + 1) % period != 0).collect()
+            }
+        };
+        if windowed.len() != spec.layers.len() {
+            return Err(self.gguf.missing(&key, "an entry for each layer"));
+        }
+        for (layer, windowed) in spec.layers.iter_mut().zip(windowed) {
+            layer.window = windowed.then_some(window);
+        }
+        Ok(())
+    }
+
     fn divide_by_factors(&self, inv_freq: &mut [f32]) -> Result<(), ModelError> {
-        let Some(tensor) = self.gguf.tensors.get(ROPE_FACTORS) else { return Ok(()) };
-        let wrong = |reason: String| Err(ModelError::tensor(self.path(), ROPE_FACTORS, reason));
+        let named = |name: &&str| self.gguf.tensors.contains_key(*name);
+        let Some(name) = [ROPE_FACTORS, SHORT_FACTORS].into_iter().find(named) else { return Ok(()) };
+        let tensor = &self.gguf.tensors[name];
+        let wrong = |reason: String| Err(ModelError::tensor(self.path(), name, reason));
         if (tensor.rows, tensor.cols) != (1, inv_freq.len()) {
             let (rows, cols) = (tensor.rows, tensor.cols);
             return wrong(format!("{rows} × {cols} factors for {} frequencies", inv_freq.len()));

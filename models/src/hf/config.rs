@@ -13,7 +13,7 @@ use crate::spec::{Activation, ArchSpec, Attention, Experts, Grouped, Layer, Mlp,
 use super::rope;
 
 /// Fields that are read for every architecture, and fields known to change nothing at inference.
-const KNOWN: [&str; 54] = [
+const KNOWN: [&str; 56] = [
     "architectures",
     "model_type",
     "hidden_size",
@@ -68,6 +68,8 @@ const KNOWN: [&str; 54] = [
     "architecture",
     "max_window_layers",
     "num_nextn_predict_layers",
+    "original_max_position_embeddings",
+    "max_sequence_length",
 ];
 
 /// A config.json and the file it came from.
@@ -141,7 +143,9 @@ impl Config<'_> {
             hidden,
             heads,
             vocab: self.count("vocab_size")?,
-            context: self.count("max_position_embeddings")?,
+            context: self
+                .count("max_position_embeddings")?
+                .min(rope::most_positions(self, self.rope_parameters())?.unwrap_or(usize::MAX)),
             norm_eps: eps as f32,
             norm_plus_one: false,
             post_norms: false,
@@ -164,10 +168,11 @@ impl Config<'_> {
         })
     }
 
-    /// Newer files keep everything in `rope_parameters`; older ones have `rope_theta` and `rope_scaling`. An object of
-    /// objects (one for each kind of layer) is no rotation itself.
+    /// Newer files keep everything in `rope_parameters`; older ones have `rope_theta` and `rope_scaling`, which counts where
+    /// both are there. An object of objects (one for each kind of layer) is no rotation itself.
     pub(crate) fn rope_parameters(&self) -> Option<&Value> {
-        let parameters = self.get("rope_parameters").or_else(|| self.get("rope_scaling"));
+        let of = |field: &str| self.get(field).filter(|p| p.as_object().is_none_or(|p| !p.is_empty()));
+        let parameters = of("rope_scaling").or_else(|| of("rope_parameters"));
         parameters.filter(|p| !p.as_object().is_some_and(|p| p.values().any(Value::is_object)))
     }
 
@@ -201,6 +206,15 @@ impl Config<'_> {
             ))),
         };
         list.iter().map(kind).collect()
+    }
+
+    /// Gives a window to all layers or to none, for architectures that do not heed `layer_types`: it may not say otherwise.
+    pub(crate) fn set_uniform_windows(&self, spec: &mut ArchSpec, used: bool) -> Result<(), ModelError> {
+        if self.windowed(spec.layers.len(), |_| used)?.contains(&!used) {
+            let all = if used { "sliding_attention" } else { "full_attention" };
+            return Err(self.unsupported(format!("field `layer_types`: all layers are {all} here")));
+        }
+        self.set_windows(spec, |_| used)
     }
 
     /// Gives a window to the layers for which `windowed` is true, if the configuration has one.
@@ -247,6 +261,13 @@ pub(super) fn spec(path: &Path, json: &Value) -> Result<(&'static Architecture, 
         return Err(config.unsupported(format!("architecture `{class}` (served: {})", classes())));
     };
     refuse_unknown(&config, architecture.hf_fields)?;
+    let mut complete = json.clone();
+    for (field, default) in architecture.hf_defaults {
+        if let (Some(fields), None) = (complete.as_object_mut(), json.get(field)) {
+            fields.insert((*field).into(), serde_json::from_str(default).unwrap_or(Value::Null));
+        }
+    }
+    let config = Config { path, json: &complete };
     Ok((architecture, (architecture.hf_spec)(&config)?))
 }
 

@@ -18,7 +18,8 @@ use crate::tokenizer::SpecialTokens;
 
 pub(crate) use config::{Config, grouped};
 pub(crate) use rope::{
-    partial_factor as partial_rotation, refuse_partial as refuse_partial_rotation, spec as rope_spec,
+    kind as rope_kind, partial_factor as partial_rotation, refuse_partial as refuse_partial_rotation,
+    spec as rope_spec,
 };
 
 /// Largest text that is read, JSON or template (tokenizer.json is not read here).
@@ -139,5 +140,7 @@ fn chat_template(path: &Path, tokenizer_config: &Value) -> Result<Option<String>
     })
 }
 
+#[cfg(test)]
+mod released_tests;
 #[cfg(test)]
 mod tests;

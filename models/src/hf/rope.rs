@@ -8,7 +8,7 @@ use crate::error::ModelError;
 use crate::spec::{RopeSpec, RopeStyle};
 
 /// Parameters that are read here.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 17] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -23,6 +23,8 @@ const KNOWN: [&str; 15] = [
     "mscale",
     "mscale_all_dim",
     "attention_factor",
+    "short_factor",
+    "long_factor",
     // Of Hugging Face's own making: the cache's length, not a rotation.
     "max_position_embeddings",
 ];
@@ -48,21 +50,21 @@ pub(crate) fn spec(
             ModelError::corrupt(config.path, format!("field `rope_theta` is {theta}, not a number"))
         })?,
     };
-    let kind = field("rope_type").or_else(|| field("type")).map(|kind| kind.as_str().unwrap_or_default());
+    let kind = kind(parameters);
     let required = |name: &str| {
         let missing = || {
             ModelError::corrupt(config.path, format!("rope parameter `{name}` is missing or not a number"))
         };
         number(name).ok_or_else(missing)
     };
-    // Positions before stretching: with the scaling, or beside it, or what the model is made for.
-    let original = || {
-        let places = [number("original_max_position_embeddings")];
-        let beside = config.number("original_max_position_embeddings")?;
-        let whole = config.number("max_position_embeddings")?;
-        places[0].or(beside).or(whole).ok_or_else(|| config.wrong("max_position_embeddings", "a number"))
-    };
-    let (mut scale, mut attention) = (1.0, 1.0);
+    let original = || original(config, parameters);
+    let (mut scale, mut attention, mut divisors) = (1.0, 1.0, Vec::new());
+    let all_dim = number("mscale_all_dim").filter(|m| *m != 0.0);
+    if let (Some(m), Some(factor), false) =
+        (all_dim, number("factor"), matches!(kind, None | Some("default")))
+    {
+        attention = yarn_scale(factor, m).powi(2);
+    }
     let scaling = match kind {
         None | Some("default") => {
             if let Some(unused) =
@@ -78,7 +80,7 @@ pub(crate) fn spec(
             factor: required("factor")?,
             low: required("low_freq_factor")?,
             high: required("high_freq_factor")?,
-            original: required("original_max_position_embeddings")?,
+            original: original()?,
         },
         Some("yarn") => {
             let original = original()?;
@@ -86,30 +88,81 @@ pub(crate) fn spec(
                 Some(factor) => factor,
                 None => config.number("max_position_embeddings")?.unwrap_or(original) / original,
             };
-            let (m, m_all) =
-                (number("mscale").filter(|m| *m != 0.0), number("mscale_all_dim").filter(|m| *m != 0.0));
-            scale = match (number("attention_factor"), m, m_all) {
+            let given = |name: &str| number(name).filter(|value| *value != 0.0);
+            scale = match (number("attention_factor"), given("mscale"), all_dim) {
                 (Some(given), ..) => given,
                 (None, Some(m), Some(all)) => yarn_scale(factor, m) / yarn_scale(factor, all),
                 _ => yarn_scale(factor, 1.0),
             };
-            attention = m_all.map_or(1.0, |m| yarn_scale(factor, m).powi(2));
             RopeScaling::Yarn {
                 factor,
                 original,
-                fast: number("beta_fast").unwrap_or(32.0),
-                slow: number("beta_slow").unwrap_or(1.0),
+                fast: given("beta_fast").unwrap_or(32.0),
+                slow: given("beta_slow").unwrap_or(1.0),
                 truncate: field("truncate").and_then(Value::as_bool).unwrap_or(true),
             }
         }
+        Some("longrope" | "su") => {
+            let original = original()?;
+            let factor = match number("factor") {
+                Some(factor) => factor,
+                None => config.number("max_position_embeddings")?.unwrap_or(original) / original,
+            };
+            let stretched = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+            scale = number("attention_factor").unwrap_or(stretched);
+            let short =
+                field("short_factor").and_then(Value::as_array).map(|list| list.iter().map(Value::as_f64));
+            divisors = short.and_then(Iterator::collect::<Option<Vec<f64>>>).unwrap_or_default();
+            if divisors.len() != dims / 2 {
+                let reason = format!("rope parameter `short_factor` must be a list of {} numbers", dims / 2);
+                return Err(ModelError::corrupt(config.path, reason));
+            }
+            RopeScaling::None
+        }
         Some(other) => {
-            let served = "default, linear, llama3 and yarn are served";
+            let served = "default, linear, llama3, yarn and longrope are served";
             return Err(config.unsupported(format!("rope type `{other}` ({served})")));
         }
     };
     let inv_freq = inv_freq(theta, dims, scaling);
-    let inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(config.path, reason))?;
+    let mut inv_freq = inv_freq.map_err(|reason| ModelError::corrupt(config.path, reason))?;
+    for (frequency, divisor) in inv_freq.iter_mut().zip(divisors) {
+        *frequency = (f64::from(*frequency) / divisor) as f32;
+        if !frequency.is_finite() {
+            return Err(ModelError::corrupt(
+                config.path,
+                format!("rope parameter `short_factor` has {divisor}"),
+            ));
+        }
+    }
     Ok((RopeSpec { style, inv_freq, scale: scale as f32 }, attention as f32))
+}
+
+/// What kind of rotation the parameters name.
+pub(crate) fn kind(parameters: Option<&Value>) -> Option<&str> {
+    let field = |name: &str| parameters?.get(name).filter(|value| !value.is_null());
+    field("rope_type").or_else(|| field("type")).map(|kind| kind.as_str().unwrap_or_default())
+}
+
+/// Positions before stretching: beside the parameters, or among them, or what the model is made for.
+fn original(config: &Config<'_>, parameters: Option<&Value>) -> Result<f64, ModelError> {
+    let field = "original_max_position_embeddings";
+    let among = parameters.and_then(|p| p.get(field)).and_then(Value::as_f64);
+    let whole = config.number("max_position_embeddings")?;
+    let original = config.number(field)?.or(among).or(whole);
+    original.ok_or_else(|| config.wrong("max_position_embeddings", "a number"))
+}
+
+/// Most positions that can be served: LongRoPE (Ding et al., 2024) has one set of divisors up to the original length and
+/// another for sequences that are longer, whose keys would all have to be rotated anew when they become so.
+pub(super) fn most_positions(
+    config: &Config<'_>,
+    parameters: Option<&Value>,
+) -> Result<Option<usize>, ModelError> {
+    match kind(parameters) {
+        Some("longrope" | "su") => Ok(Some(original(config, parameters)? as usize)),
+        _ => Ok(None),
+    }
 }
 
 /// The share of a head's elements that is rotated.

@@ -263,7 +263,7 @@ fn the_rotation_is_read_in_old_and_new_spellings() {
     let scaled = frequencies("rope_scaling", llama3).expect("llama3");
     assert_eq!((scaled[0], scaled[15]), (1.0, plain[15] / 8.0));
     for (value, said) in [
-        (json!({"rope_type": "longrope", "factor": 2.0}), "rope type `longrope`"),
+        (json!({"rope_type": "longrope", "factor": 2.0}), "`short_factor` must be a list of 16 numbers"),
         (json!({"rope_type": "dynamic", "factor": 2.0}), "rope type `dynamic`"),
         (json!({"rope_type": "llama3", "factor": 8.0}), "`low_freq_factor` is missing"),
         (json!({"rope_type": "linear"}), "`factor` is missing"),

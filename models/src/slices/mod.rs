@@ -5,6 +5,8 @@
 //! Parts may be uneven: faster ranks get more, and what a rank has too much of in attention it gets less of in the MLP.
 
 mod experts;
+#[cfg(test)]
+mod property_tests;
 mod shape;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::spec::{Activation, Experts, Grouped, Latent, Layer, Routing};
 
-fn spec(heads: usize, kv_heads: usize, head_dim: usize, ffn: usize, vocab: usize) -> ArchSpec {
+pub(super) fn spec(heads: usize, kv_heads: usize, head_dim: usize, ffn: usize, vocab: usize) -> ArchSpec {
     let layer = Layer { window: None, rope: 0, mlp: Mlp::Dense { width: ffn } };
     ArchSpec {
         family: "llama",
@@ -33,7 +33,7 @@ fn spec(heads: usize, kv_heads: usize, head_dim: usize, ffn: usize, vocab: usize
     }
 }
 
-fn with_experts(spec: ArchSpec, count: usize, width: usize, shared_width: usize) -> ArchSpec {
+pub(super) fn with_experts(spec: ArchSpec, count: usize, width: usize, shared_width: usize) -> ArchSpec {
     let routing = Routing::Softmax { renormalize: true };
     let experts = Experts { count, top_k: 2, width, shared_width, routing, bias: false };
     let layer = Layer { window: None, rope: 0, mlp: Mlp::Experts(experts) };
@@ -64,7 +64,16 @@ fn more_ranks_than_key_heads_replicate_them() {
     let kv: Vec<_> = slices.iter().map(|s| s.kv_heads.clone()).collect();
     assert_eq!(q, [0..3, 3..6, 6..8]);
     assert_eq!(kv, [0..1, 0..2, 1..2]);
-    let latent = Latent { q_rank: None, kv_rank: 32, nope_dim: 16, rope_dim: 8, value_dim: 16 };
+    let latent = Latent {
+        q_rank: None,
+        kv_rank: 32,
+        nope_dim: 16,
+        rope_dim: 8,
+        value_dim: 16,
+        bias: false,
+        split_up: false,
+        norm_eps: 1e-6,
+    };
     let spec = ArchSpec { attention: Attention::Latent(latent), ..spec(8, 8, 32, 96, 100) };
     assert!(tensor(&spec, Granularity::ANY, 4).iter().all(|s| s.kv_heads == (0..1) && s.q_heads.len() == 2));
 }
@@ -118,7 +127,7 @@ fn covers(parts: impl Iterator<Item = Range<usize>>, total: usize, what: &str) {
     assert_eq!(next, total, "{what}");
 }
 
-fn check(spec: &ArchSpec, granularity: Granularity, cut: &Cut) {
+pub(super) fn check(spec: &ArchSpec, granularity: Granularity, cut: &Cut) {
     let plan = plan_slices(spec, granularity, cut).expect("can be cut");
     let (shape, what) = (cut.shape, format!("{spec:?} {cut:?}"));
     assert_eq!(plan.ranks.len(), shape.ranks());
@@ -142,6 +151,7 @@ fn check(spec: &ArchSpec, granularity: Granularity, cut: &Cut) {
     for slice in &plan.ranks {
         assert_eq!(slice.q_heads.start * spec.out_dim() % granularity.attention, 0);
         assert_eq!(slice.dense.start % granularity.dense, 0);
+        assert_eq!(slice.shared.start % granularity.shared, 0);
         assert_eq!(slice.expert_columns.start % granularity.experts, 0);
         for q in slice.q_heads.clone() {
             assert!(slice.kv_heads.contains(&(q / spec.heads_per_kv())));

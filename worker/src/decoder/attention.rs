@@ -107,7 +107,7 @@ impl Attender {
             }
             (Attention::Latent(a), AttentionWeights::Latent(w)) => {
                 self.latent(a, w, normed, attended, context);
-                (&w.o, &[][..])
+                (&w.o, &w.o_bias[..])
             }
             _ => unreachable!("weights are loaded as the architecture says"),
         };
@@ -182,7 +182,8 @@ impl Attender {
                 b.short.set_rows(rows);
                 self.qkv.resize(rows * down.rows(), 0.0);
                 product(c.pool, down, normed, &mut self.qkv);
-                rms_norm(c.pool, &self.qkv, rows, &w.q_norm, self.eps, b.short.f32_rows_mut());
+                add_bias(&mut self.qkv, &w.q_down_bias);
+                rms_norm(c.pool, &self.qkv, rows, &w.q_norm, a.norm_eps, b.short.f32_rows_mut());
                 product(c.pool, &w.q_up, &mut b.short, &mut b.queries);
             }
             None => product(c.pool, &w.q_up, normed, &mut b.queries),
@@ -197,7 +198,8 @@ impl Attender {
         let width = a.kv_rank + a.rope_dim;
         self.qkv.resize(rows * width, 0.0);
         product(c.pool, &w.kv_down, normed, &mut self.qkv);
-        rms_norm_heads(c.pool, &mut self.qkv, rows, width, 1, &w.kv_norm, self.eps);
+        add_bias(&mut self.qkv, &w.kv_down_bias);
+        rms_norm_heads(c.pool, &mut self.qkv, rows, width, 1, &w.kv_norm, a.norm_eps);
         c.rope.rotate(c.angles, &mut self.qkv[a.kv_rank..], width, 1, a.rope_dim);
         let size = c.cache.block_size();
         for (row, key) in c.rows.iter().zip(self.qkv.chunks_exact(width)) {

@@ -315,4 +315,6 @@ fn span(start: u32, len: u32) -> Range<usize> {
 }
 
 #[cfg(test)]
+mod gguf_tests;
+#[cfg(test)]
 mod tests;

@@ -19,9 +19,12 @@ pub(super) fn route(experts: &Experts, logits: &[f32], correction: &[f32]) -> Ro
                 .collect();
             let open = open_groups(&corrected, groups, top_groups);
             let size = logits.len() / groups;
-            // Experts of closed groups count as 0, and so are chosen only before negative ones.
-            let masked: Vec<f64> =
-                corrected.iter().enumerate().map(|(e, s)| if open[e / size] { *s } else { 0.0 }).collect();
+            // There are always enough experts in open groups.
+            let masked: Vec<f64> = corrected
+                .iter()
+                .enumerate()
+                .map(|(e, s)| if open[e / size] { *s } else { f64::NEG_INFINITY })
+                .collect();
             let chosen = greatest(&masked, experts.top_k);
             let sum: f64 = chosen.iter().map(|e| scores[*e]).sum();
             let by = if renormalize { f64::from(scale) / (sum + 1e-20) } else { f64::from(scale) };
@@ -44,13 +47,22 @@ fn softmax(logits: &[f32], top_k: usize, renormalize: bool) -> Route {
     chosen.iter().map(|e| (*e as u32, (weight(e) / total) as f32)).collect()
 }
 
-/// Indices of the `count` greatest, greatest first. NaN counts as the least.
+/// Indices of the `count` greatest, greatest first; of equals the lower. NaN counts as the least.
+///
+/// They are few among many: each score is compared with the least of those so far, and only a greater one is put in its place.
 fn greatest(scores: &[f64], count: usize) -> Vec<usize> {
     let key = |e: usize| if scores[e].is_nan() { f64::NEG_INFINITY } else { scores[e] };
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|a, b| key(*b).total_cmp(&key(*a)).then(a.cmp(b)));
-    order.truncate(count);
-    order
+    let mut best: Vec<usize> = Vec::with_capacity(count + 1);
+    for e in 0..scores.len() {
+        let score = key(e);
+        if best.len() == count && best.last().is_none_or(|least| score.total_cmp(&key(*least)).is_le()) {
+            continue;
+        }
+        let at = best.partition_point(|better| key(*better).total_cmp(&score).is_ge());
+        best.insert(at, e);
+        best.truncate(count);
+    }
+    best
 }
 
 /// The groups whose two best experts are best together.
@@ -84,6 +96,27 @@ mod tests {
     }
 
     #[test]
+    fn the_greatest_are_those_of_a_sorted_list() {
+        let mut state = 1u64;
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for round in 0..400 {
+            // Many equals in every other round, and now and then what is not a number.
+            let (len, kinds) = (next(300) as usize, if round % 2 == 0 { 7 } else { 1 << 20 });
+            let score = |n: u64| if n == 0 { f64::NAN } else { n as f64 - kinds as f64 / 2.0 };
+            let scores: Vec<f64> = (0..len).map(|_| score(next(kinds))).collect();
+            let key = |e: &usize| if scores[*e].is_nan() { f64::NEG_INFINITY } else { scores[*e] };
+            let mut sorted: Vec<usize> = (0..len).collect();
+            sorted.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.cmp(b)));
+            let count = next(12) as usize;
+            sorted.truncate(count);
+            assert_eq!(greatest(&scores, count), sorted, "{count} of {scores:?}");
+        }
+    }
+
+    #[test]
     fn groups_are_chosen_by_their_two_best_and_corrections_do_not_weigh() {
         let routing = Routing::GroupedSigmoid { groups: 2, top_groups: 1, renormalize: true, scale: 2.0 };
         // Expert 3 is the best, but its group has no second.
@@ -94,5 +127,7 @@ mod tests {
         assert_eq!(corrected, [(2, 2.0)], "chosen by the correction, weighed without");
         let both = route(&experts(4, 2, routing), &logits, &[0.0, 0.5, 0.0, 0.0]);
         assert_eq!(both, [(0, 1.0), (1, 1.0)]);
+        let negative = route(&experts(4, 2, routing), &logits, &[0.0, -5.0, -9.0, -9.0]);
+        assert_eq!(negative, [(0, 1.0), (1, 1.0)], "of the open group, however low");
     }
 }

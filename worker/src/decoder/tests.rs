@@ -1,15 +1,15 @@
 //! The decoder against transformers, at several degrees of parallelism and over both collectives.
 
 use foggara_kernels::op::softmax::{argmax, log_sum_exp};
-use foggara_models::testing::{GgufFile, tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors};
-use foggara_models::{Checkpoint, DType, LayerRole, TensorRole};
+use foggara_models::testing::{tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors};
+use foggara_models::{Checkpoint, DType};
 
 use super::*;
 use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, numbers, tokens};
 
 /// Sequences that go through the model side by side, `chunk` positions of each in a step, and the logits of every row.
 /// Returns rank 0's, by sequence and position.
-fn logits(
+pub(super) fn logits(
     model: &Checkpoint,
     sequences: &[Vec<u32>],
     shape: Shape,
@@ -63,7 +63,7 @@ fn alone(model: &Checkpoint, tokens: &[u32], tp: usize) -> Vec<Vec<f32>> {
 
 /// Compares with every number of a fixture: the last logits, each prompt token's probability, and 24 greedy tokens. All
 /// cases go through the model side by side.
-fn agrees(name: &str, model: &Checkpoint, expected: &serde_json::Value, shape: Shape) {
+pub(super) fn agrees(name: &str, model: &Checkpoint, expected: &serde_json::Value, shape: Shape) {
     let cases = expected["cases"].as_array().expect("cases");
     let whole = |case: &serde_json::Value| [tokens(&case["prompt"]), tokens(&case["greedy"])].concat();
     let sequences: Vec<_> = cases.iter().map(whole).collect();
@@ -151,91 +151,6 @@ fn every_golden_model_with_experts_agrees_however_they_are_spread() {
             agrees(name, &model, &expected, shape);
         }
     }
-}
-
-#[test]
-fn the_same_model_in_a_gguf_file_agrees_too() {
-    let (model, expected) = golden("llama3-rope");
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model.gguf");
-    std::fs::write(&path, as_gguf(&model).bytes()).expect("written");
-    let gguf = Checkpoint::open(&path).expect("a valid file");
-    assert_ne!(gguf.spec().ropes[0].style, model.spec().ropes[0].style, "pairs lie elsewhere");
-    for tp in [1, 2] {
-        agrees("gguf", &gguf, &expected, Shape::tensor(tp));
-    }
-}
-
-/// The model as a converter would write it: query and key rows in pairs, frequencies as divisors of the plain ones.
-fn as_gguf(model: &Checkpoint) -> GgufFile {
-    let s = model.spec();
-    let values = |role: TensorRole| {
-        let tensor = model.tensor(role).expect("there");
-        model.slice(role, 0..tensor.rows, 0..tensor.cols).expect("the whole").to_f32().expect("floats")
-    };
-    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    let theta = 500_000.0f32;
-    let (head_dim, Mlp::Dense { width: ffn }) = (s.key_dim(), s.layers[0].mlp) else {
-        panic!("a Llama is dense")
-    };
-    let factors: Vec<f32> = s.ropes[0]
-        .inv_freq
-        .iter()
-        .enumerate()
-        .map(|(i, frequency)| {
-            let plain = f64::from(theta).powf(-((2 * i) as f64) / head_dim as f64);
-            (plain / f64::from(*frequency)) as f32
-        })
-        .collect();
-    let mut file = GgufFile::default()
-        .text("general.architecture", "llama")
-        .u32("llama.block_count", s.layers.len() as u32)
-        .u32("llama.context_length", s.context as u32)
-        .u32("llama.embedding_length", s.hidden as u32)
-        .u32("llama.feed_forward_length", ffn as u32)
-        .u32("llama.attention.head_count", s.heads as u32)
-        .u32("llama.attention.head_count_kv", s.kv_heads() as u32)
-        .u32("llama.rope.dimension_count", head_dim as u32)
-        .f32("llama.attention.layer_norm_rms_epsilon", s.norm_eps)
-        .f32("llama.rope.freq_base", theta)
-        .tensor("rope_freqs.weight", DType::F32, &[factors.len() as u64], bytes(&factors));
-    let mut add = |name: String, role: TensorRole, heads: Option<usize>| {
-        let tensor = model.tensor(role).expect("there");
-        let mut all = values(role);
-        if let Some(heads) = heads {
-            let half = tensor.rows / heads / 2;
-            let row = |r: usize| &all[r * tensor.cols..][..tensor.cols];
-            // Of each head: rows 0, half, 1, half + 1 …
-            all = (0..tensor.rows)
-                .flat_map(|r| {
-                    let (head, i) = (r / (2 * half), r % (2 * half));
-                    row(head * 2 * half + i / 2 + i % 2 * half).to_vec()
-                })
-                .collect();
-        }
-        let shape = [tensor.rows as u64, tensor.cols as u64];
-        let shape = if tensor.rows == 1 { &shape[1..] } else { &shape[..] };
-        file = std::mem::take(&mut file).tensor(&name, DType::F32, shape, bytes(&all));
-    };
-    add("token_embd.weight".into(), TensorRole::Embedding, None);
-    add("output.weight".into(), TensorRole::Output, None);
-    add("output_norm.weight".into(), TensorRole::FinalNorm, None);
-    for l in 0..s.layers.len() {
-        for (name, role, heads) in [
-            ("attn_norm", TensorRole::Layer(l, LayerRole::AttnNorm), None),
-            ("attn_q", TensorRole::Layer(l, LayerRole::Q), Some(s.heads)),
-            ("attn_k", TensorRole::Layer(l, LayerRole::K), Some(s.kv_heads())),
-            ("attn_v", TensorRole::Layer(l, LayerRole::V), None),
-            ("attn_output", TensorRole::Layer(l, LayerRole::O), None),
-            ("ffn_norm", TensorRole::Layer(l, LayerRole::MlpNorm), None),
-            ("ffn_gate", TensorRole::Layer(l, LayerRole::Gate), None),
-            ("ffn_up", TensorRole::Layer(l, LayerRole::Up), None),
-            ("ffn_down", TensorRole::Layer(l, LayerRole::Down), None),
-        ] {
-            add(format!("blk.{l}.{name}.weight"), role, heads);
-        }
-    }
-    file
 }
 
 #[test]

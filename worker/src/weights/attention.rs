@@ -44,12 +44,16 @@ pub struct GroupedWeights {
 pub struct LatentWeights {
     /// q_rank × hidden, where queries go through a short vector.
     pub q_down: Option<WeightMatrix>,
+    /// Added to its output; empty where there is nothing to add.
+    pub q_down_bias: Vec<f32>,
     /// Of its norm; empty without.
     pub q_norm: Vec<f32>,
     /// local heads · (nope + rope) × q_rank (or hidden).
     pub q_up: WeightMatrix,
     /// kv_rank + rope × hidden.
     pub kv_down: WeightMatrix,
+    /// Added to its output; empty where there is nothing to add.
+    pub kv_down_bias: Vec<f32>,
     /// Of the norm of its first kv_rank elements.
     pub kv_norm: Vec<f32>,
     /// For each local head, kv_rank × nope: the key projection, transposed.
@@ -58,12 +62,22 @@ pub struct LatentWeights {
     pub value_up: Vec<WeightMatrix>,
     /// hidden × local heads · value.
     pub o: WeightMatrix,
+    /// Added to the attention's output, by one rank only; else empty.
+    pub o_bias: Vec<f32>,
 }
 
 /// Parts to be read.
 pub(super) enum AttentionParts {
     Grouped { qkv: [Part; 3], o: Part },
-    Latent { q_down: Option<Part>, q_up: Part, kv_down: Part, kv_up: Part, o: Part },
+    Latent { q_down: Option<Part>, q_up: Part, kv_down: Part, up: UpParts, o: Part },
+}
+
+/// The up projections of latent attention.
+pub(super) enum UpParts {
+    /// Of all local heads in one.
+    Joined(Part),
+    /// Of keys, transposed, and of values; for each local head.
+    Split(Vec<(Part, Part)>),
 }
 
 /// Columns of all heads in `heads`.
@@ -86,7 +100,7 @@ impl AttentionParts {
                 q_down: a.q_rank.map(|_| loader.whole(l, R::QDown)).transpose()?,
                 q_up: loader.rows(l, R::QUp, columns(&slice.q_heads, a.nope_dim + a.rope_dim))?,
                 kv_down: loader.whole(l, R::KvDown)?,
-                kv_up: loader.rows(l, R::KvUp, columns(&slice.q_heads, a.nope_dim + a.value_dim))?,
+                up: UpParts::of(loader, slice, l, a)?,
                 o,
             },
         })
@@ -95,11 +109,29 @@ impl AttentionParts {
     pub(super) fn bytes(&self) -> u64 {
         let bytes: usize = match self {
             Self::Grouped { qkv, o } => qkv.iter().chain([o]).map(Part::bytes).sum(),
-            Self::Latent { q_down, q_up, kv_down, kv_up, o } => {
-                q_down.iter().chain([q_up, kv_down, kv_up, o]).map(Part::bytes).sum()
+            Self::Latent { q_down, q_up, kv_down, up, o } => {
+                q_down.iter().chain([q_up, kv_down, o]).map(Part::bytes).sum::<usize>() + up.bytes()
             }
         };
         bytes as u64
+    }
+}
+
+impl UpParts {
+    fn of(loader: &Loader<'_, '_>, slice: &RankSlice, l: usize, a: Latent) -> Result<Self, ModelError> {
+        if !a.split_up {
+            let rows = columns(&slice.q_heads, a.nope_dim + a.value_dim);
+            return Ok(Self::Joined(loader.rows(l, R::KvUp, rows)?));
+        }
+        let head = |h: usize| Ok((loader.whole(l, R::KeyUp(h))?, loader.whole(l, R::ValueUp(h))?));
+        slice.q_heads.clone().map(head).collect::<Result<_, _>>().map(Self::Split)
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Joined(part) => part.bytes(),
+            Self::Split(heads) => heads.iter().map(|(key, value)| key.bytes() + value.bytes()).sum(),
+        }
     }
 }
 
@@ -114,9 +146,17 @@ impl AttentionWeights {
             (AttentionParts::Grouped { qkv, o }, _) => {
                 Ok(Self::Grouped(Box::new(GroupedWeights::load(loader, slice, l, &qkv, o)?)))
             }
-            (AttentionParts::Latent { q_down, q_up, kv_down, kv_up, o }, Attention::Latent(a)) => {
-                let (key_up, value_up) = by_head(loader, &kv_up, a)?;
+            (AttentionParts::Latent { q_down, q_up, kv_down, up, o }, Attention::Latent(a)) => {
+                let (key_up, value_up) = by_head(loader, &up, a)?;
+                let hidden = loader.model.spec().hidden;
+                let bias = |loader: &mut Loader<'_, '_>, role: R, len: usize| match a.bias && len > 0 {
+                    true => loader.vector(l, role, 0..len),
+                    false => Ok(Vec::new()),
+                };
                 Ok(Self::Latent(Box::new(LatentWeights {
+                    q_down_bias: bias(loader, R::QDownBias, a.q_rank.unwrap_or(0))?,
+                    kv_down_bias: bias(loader, R::KvDownBias, a.kv_rank + a.rope_dim)?,
+                    o_bias: bias(loader, R::OBias, if slice.q_heads.contains(&0) { hidden } else { 0 })?,
                     q_norm: match q_down {
                         Some(_) => loader.norm(TensorRole::Layer(l, R::QDownNorm))?,
                         None => Vec::new(),
@@ -190,27 +230,40 @@ impl GroupedWeights {
     }
 }
 
-/// The key and value projections of each head of a part of the up projection, that of keys transposed.
+/// The key and value projections of each head, those of keys transposed.
 fn by_head(
     loader: &mut Loader<'_, '_>,
-    part: &Part,
+    up: &UpParts,
     a: Latent,
 ) -> Result<(Vec<WeightMatrix>, Vec<WeightMatrix>), LoadError> {
-    // Half precision loses nothing of a quantized tensor that counts, and takes half the memory.
-    let held = match part.stored() {
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    match up {
+        UpParts::Joined(part) => {
+            let all = loader.values(part)?;
+            for head in all.chunks_exact((a.nope_dim + a.value_dim) * a.kv_rank) {
+                let (key, value) = head.split_at(a.nope_dim * a.kv_rank);
+                let column = |j: usize| (0..a.nope_dim).map(move |i| key[i * a.kv_rank + j]);
+                let transposed: Vec<f32> = (0..a.kv_rank).flat_map(column).collect();
+                keys.push(float_matrix(held(part), a.kv_rank, a.nope_dim, &transposed)?);
+                values.push(float_matrix(held(part), a.value_dim, a.kv_rank, value)?);
+            }
+        }
+        UpParts::Split(heads) => {
+            for (key, value) in heads {
+                keys.push(float_matrix(held(key), a.kv_rank, a.nope_dim, &loader.values(key)?)?);
+                values.push(float_matrix(held(value), a.value_dim, a.kv_rank, &loader.values(value)?)?);
+            }
+        }
+    }
+    Ok((keys, values))
+}
+
+/// Half precision loses nothing of a quantized tensor that counts, and takes half the memory.
+fn held(part: &Part) -> WeightType {
+    match part.stored() {
         DType::F32 | DType::F16 | DType::BF16 => weight_type(part.stored()),
         _ => WeightType::F16,
-    };
-    let values = loader.values(part)?;
-    let (mut keys, mut up) = (Vec::new(), Vec::new());
-    for head in values.chunks_exact((a.nope_dim + a.value_dim) * a.kv_rank) {
-        let (key, value) = head.split_at(a.nope_dim * a.kv_rank);
-        let transposed: Vec<f32> =
-            (0..a.kv_rank).flat_map(|j| (0..a.nope_dim).map(move |i| key[i * a.kv_rank + j])).collect();
-        keys.push(float_matrix(held, a.kv_rank, a.nope_dim, &transposed)?);
-        up.push(float_matrix(held, a.value_dim, a.kv_rank, value)?);
     }
-    Ok((keys, up))
 }
 
 fn float_matrix(ty: WeightType, rows: usize, cols: usize, values: &[f32]) -> Result<WeightMatrix, LoadError> {

@@ -45,27 +45,36 @@ pub struct LayerWeights {
 }
 
 /// The parts of a layer's matrices.
-enum LayerParts {
-    Dense(AttentionParts, MlpParts),
-    Experts(AttentionParts, ExpertsParts),
+struct LayerParts {
+    attention: AttentionParts,
+    mlp: MlpKindParts,
+}
+
+/// Those of what follows attention.
+enum MlpKindParts {
+    Dense(Box<MlpParts>),
+    Experts(Box<ExpertsParts>),
 }
 
 impl LayerParts {
     fn of(loader: &Loader<'_, '_>, slice: &RankSlice, layer: usize) -> Result<Self, ModelError> {
-        let attention = AttentionParts::of(loader, slice, layer)?;
-        Ok(match loader.model.spec().layers[layer].mlp {
-            Mlp::Dense { .. } => Self::Dense(attention, MlpParts::dense(loader, slice, layer)?),
-            Mlp::Experts(experts) => {
-                Self::Experts(attention, ExpertsParts::of(loader, slice, layer, &experts)?)
-            }
+        Ok(Self {
+            attention: AttentionParts::of(loader, slice, layer)?,
+            mlp: match loader.model.spec().layers[layer].mlp {
+                Mlp::Dense { .. } => MlpKindParts::Dense(Box::new(MlpParts::dense(loader, slice, layer)?)),
+                Mlp::Experts(experts) => {
+                    MlpKindParts::Experts(Box::new(ExpertsParts::of(loader, slice, layer, &experts)?))
+                }
+            },
         })
     }
 
     fn bytes(&self) -> u64 {
-        match self {
-            Self::Dense(attention, mlp) => attention.bytes() + mlp.bytes(),
-            Self::Experts(attention, experts) => attention.bytes() + experts.bytes(),
-        }
+        let mlp = match &self.mlp {
+            MlpKindParts::Dense(mlp) => mlp.bytes(),
+            MlpKindParts::Experts(experts) => experts.bytes(),
+        };
+        self.attention.bytes() + mlp
     }
 }
 
@@ -94,15 +103,13 @@ impl LayerWeights {
             (post(loader, LayerRole::PostAttnNorm)?, post(loader, LayerRole::PostMlpNorm)?);
         let attn_norm = loader.norm(role(LayerRole::AttnNorm))?;
         let mlp_norm = loader.norm(role(LayerRole::MlpNorm))?;
-        let (attention, mlp) = match LayerParts::of(loader, slice, layer)? {
-            LayerParts::Dense(attention, mlp) => (
-                AttentionWeights::load(loader, slice, layer, attention)?,
-                MlpKind::Dense(MlpWeights::load(loader, mlp)?),
-            ),
-            LayerParts::Experts(attention, experts) => (
-                AttentionWeights::load(loader, slice, layer, attention)?,
-                MlpKind::Experts(ExpertsWeights::load(loader, slice, layer, experts)?),
-            ),
+        let parts = LayerParts::of(loader, slice, layer)?;
+        let attention = AttentionWeights::load(loader, slice, layer, parts.attention)?;
+        let mlp = match parts.mlp {
+            MlpKindParts::Dense(mlp) => MlpKind::Dense(MlpWeights::load(loader, *mlp)?),
+            MlpKindParts::Experts(experts) => {
+                MlpKind::Experts(ExpertsWeights::load(loader, slice, layer, *experts)?)
+            }
         };
         Ok(Self { attn_norm, attention, post_attn_norm, mlp_norm, mlp, post_mlp_norm })
     }
