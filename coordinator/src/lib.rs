@@ -8,6 +8,7 @@ pub mod driver;
 pub mod front_door;
 pub mod library;
 pub mod metrics;
+pub mod model_facts;
 pub mod placement;
 pub mod router;
 mod run;

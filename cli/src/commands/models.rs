@@ -1,5 +1,8 @@
 //! `foggara models`
 
+mod nodes;
+mod plan;
+
 use std::io::Write;
 use std::time::Duration;
 
@@ -26,6 +29,8 @@ enum Action {
     /// Serve a model: a GGUF file or a Hugging Face folder. Nodes find it at this path, or under its last part in their
     /// own folders (--models)
     Add(Add),
+    /// Say where a model would go, how fast it would be and why, or what is missing; nothing is done
+    Plan(plan::Plan),
     /// List the deployments
     List {
         #[command(flatten)]
@@ -77,23 +82,38 @@ impl ShapeArguments {
     }
 }
 
+/// How a replica is divided. What is not given is chosen.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ParallelArguments {
+    /// Tensor-parallel ranks of a replica: each holds that share of every layer [default: chosen by the placement]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    tp: Option<u32>,
+    /// Data-parallel parts of a replica: each has a KV cache of its own [default: chosen by the placement]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    dp: Option<u32>,
+    /// Pipeline stages of a replica: each holds that share of the layers [default: chosen by the placement]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pp: Option<u32>,
+    /// Parts over which the experts of a stage are spread; divides tp · dp [default: chosen by the placement]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ep: Option<u32>,
+}
+
+impl ParallelArguments {
+    /// 0 for what is left to the placement.
+    pub(crate) fn shape(&self) -> Shape {
+        let open = |value: Option<u32>| value.unwrap_or(0);
+        Shape { tp: open(self.tp), dp: open(self.dp), pp: open(self.pp), ep: open(self.ep) }
+    }
+}
+
 #[derive(Debug, Args)]
 struct Add {
     /// The model, and the name to serve it under [default: the file's or folder's, in lower case]
     #[arg(value_name = "[NAME=]PATH")]
     model: ModelArgument,
-    /// Tensor-parallel ranks of a replica: each holds that share of every layer
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    tp: u32,
-    /// Data-parallel parts of a replica: each has a KV cache of its own
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    dp: u32,
-    /// Pipeline stages of a replica: each holds that share of the layers
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pp: u32,
-    /// Parts over which the experts of a stage are spread; divides tp · dp
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    ep: u32,
+    #[command(flatten)]
+    parallel: ParallelArguments,
     #[command(flatten)]
     shape: ShapeArguments,
     /// Return at once instead of when the model is ready
@@ -109,6 +129,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         match arguments.action {
             Action::Add(add) => add.run().await,
+            Action::Plan(plan) => plan.run().await,
             Action::List { endpoint } => list(&endpoint).await,
             Action::Remove { name, endpoint } => {
                 let request_id = uuid::Uuid::new_v4().to_string();
@@ -122,8 +143,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 impl Add {
     async fn run(self) -> anyhow::Result<()> {
-        let shape = Shape { tp: self.tp, dp: self.dp, pp: self.pp, ep: self.ep };
-        let deployment = self.shape.deployment(&self.model, shape)?;
+        let deployment = self.shape.deployment(&self.model, self.parallel.shape())?;
         let name = deployment.name.clone();
         let mut admin = self.endpoint.admin().await?;
         let request_id = uuid::Uuid::new_v4().to_string();
@@ -157,11 +177,20 @@ impl Add {
 
 async fn list(endpoint: &EndpointArguments) -> anyhow::Result<()> {
     let status = endpoint.admin().await?.status(wire::StatusRequest {}).await?.into_inner();
-    let row = |d: wire::Deployment| {
+    let row = |d: &wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
-        vec![d.name.clone(), state_of(&d), replicas, shape_of(&d), d.kv_dtype, d.quantize, d.model_path]
+        let shape = shape_of(d, &status.groups);
+        vec![
+            d.name.clone(),
+            state_of(d),
+            replicas,
+            shape,
+            d.kv_dtype.clone(),
+            d.quantize.clone(),
+            d.model_path.clone(),
+        ]
     };
-    let rows: Vec<_> = status.deployments.into_iter().map(row).collect();
+    let rows: Vec<_> = status.deployments.iter().map(row).collect();
     let header = ["name", "state", "replicas", "shape", "kv", "quantize", "model"];
     Ok(table(&mut std::io::stdout().lock(), &header, &rows)?)
 }

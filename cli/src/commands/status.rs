@@ -128,15 +128,16 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
     writeln!(out, "\ndeployments")?;
     let row = |d: &wire::Deployment| {
         let replicas = format!("{}/{}", d.ready_replicas, d.replicas);
-        vec![d.name.clone(), state_of(d), replicas, shape_of(d), d.model_path.clone()]
+        vec![d.name.clone(), state_of(d), replicas, shape_of(d, &status.groups), d.model_path.clone()]
     };
     let rows: Vec<_> = status.deployments.iter().map(row).collect();
     table(out, &["name", "state", "replicas", "shape", "model"], &rows)
 }
 
-/// The shape a deployment asks for.
-pub(crate) fn shape_of(d: &wire::Deployment) -> String {
-    d.shape().to_string()
+/// The shape of a deployment's groups; until there is one, the shape it asks for.
+pub(crate) fn shape_of(d: &wire::Deployment, groups: &[wire::Group]) -> String {
+    let formed = groups.iter().find(|group| group.deployment == d.name).and_then(|group| group.shape);
+    formed.map_or_else(|| d.shape(), Shape::from).to_string()
 }
 
 /// What a deployment's state is, and why if it is not as it should be.

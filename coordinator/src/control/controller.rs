@@ -11,7 +11,9 @@ use super::registry::{Registry, not_leader};
 use crate::cluster::state::{Deployment, Formation};
 use crate::cluster::{ClusterHandle, ClusterState, Command};
 use crate::library::Library;
-use crate::placement::{ModelNeeds, Step, Surroundings, plan};
+use crate::model_facts;
+use crate::placement::facts::ModelFacts;
+use crate::placement::{Step, Surroundings, plan};
 
 /// Between two looks when nothing has happened.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -41,7 +43,7 @@ struct Controller {
     heard: BTreeMap<u64, Instant>,
     /// Coordinators that are stopping, and since when that is known.
     draining: BTreeMap<u64, Instant>,
-    needs: BTreeMap<String, (Deployment, Result<ModelNeeds, String>)>,
+    models: BTreeMap<String, (Deployment, Result<ModelFacts, String>)>,
     /// Groups seen forming, by id.
     forming: BTreeMap<u64, String>,
     /// Deployments that must wait: until when, and for how long this time.
@@ -90,7 +92,7 @@ impl Controller {
             refused: BTreeSet::new(),
             heard: BTreeMap::new(),
             draining: BTreeMap::new(),
-            needs: BTreeMap::new(),
+            models: BTreeMap::new(),
             forming: BTreeMap::new(),
             backoff: BTreeMap::new(),
             missing: BTreeMap::new(),
@@ -211,28 +213,28 @@ impl Controller {
                 coordinators.remove(id);
             }
         }
-        self.needs.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
-        let mut models = BTreeMap::new();
+        self.models.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
+        let (mut models, mut waiting) = (BTreeMap::new(), BTreeSet::new());
         for (name, deployment) in &state.deployments {
             if self.backoff.get(name).is_some_and(|(until, _)| now < *until) {
-                continue;
+                waiting.insert(name.clone());
             }
             // Where it is not found yet, the library goes on looking.
             let Some(Ok(path)) = self.library.place(name, deployment) else { continue };
-            if !self.needs.contains_key(name) {
-                let needs = needs(deployment.clone(), path).await;
-                if let Err(reason) = &needs {
+            if !self.models.contains_key(name) {
+                let facts = facts(deployment.clone(), path).await;
+                if let Err(reason) = &facts {
                     tracing::error!(deployment = name, reason, "the model cannot be opened");
                 }
-                self.needs.insert(name.clone(), (deployment.clone(), needs));
+                self.models.insert(name.clone(), (deployment.clone(), facts));
             }
-            if let Some((_, Ok(needs))) = self.needs.get(name) {
-                models.insert(name.clone(), *needs);
+            if let Some((_, Ok(facts))) = self.models.get(name) {
+                models.insert(name.clone(), facts.clone());
             }
         }
         let (leader, workers) = (self.cluster.id(), self.registry.live());
         let unfit = self.registry.unfit().into_keys().collect();
-        Surroundings { coordinators, leader, workers, models, unfit }
+        Surroundings { coordinators, leader, workers, models, waiting, unfit }
     }
 }
 
@@ -246,18 +248,11 @@ fn with_key(command: Command) -> Command {
     }
 }
 
-/// What a deployment's model needs, from its tables.
-async fn needs(deployment: Deployment, path: PathBuf) -> Result<ModelNeeds, String> {
+/// What is to be known of a deployment's model, from its tables.
+async fn facts(deployment: Deployment, path: PathBuf) -> Result<ModelFacts, String> {
     let open = move || {
         let model = Checkpoint::open(&path).map_err(|e| e.to_string())?;
-        let spec = model.spec();
-        let element = if deployment.kv_dtype == "f32" { 4 } else { 2 };
-        Ok(ModelNeeds {
-            weight_bytes: model.total_bytes(),
-            kv_bytes_per_token: (spec.kv_elements() * element) as u64,
-            kv_heads: u32::try_from(spec.kv_heads()).unwrap_or(u32::MAX),
-            context: spec.context as u64,
-        })
+        model_facts::facts(&model, &deployment.kv_dtype, &deployment.quantize)
     };
     tokio::task::spawn_blocking(open).await.map_err(|e| e.to_string())?
 }

@@ -1,37 +1,34 @@
 //! Placement on small clusters.
 
+use foggara_proto::shape::Shape;
+
+use super::facts::{Bits, LayerFacts, ModelFacts};
 use super::*;
-use crate::cluster::state::{Capabilities, Envelope, Member, Outcome};
+use crate::cluster::state::{
+    Capabilities, ClusterState, CollectiveKind, Command, Deployment, Envelope, Formation, Member, Outcome,
+    Worker,
+};
 
-const NEEDS: ModelNeeds = ModelNeeds { weight_bytes: 100, kv_bytes_per_token: 8, kv_heads: 4, context: 64 };
+/// A small dense model: 4 key heads of 2 bytes, 2 layers.
+fn model() -> ModelFacts {
+    ModelFacts {
+        hidden: 4,
+        heads: 4,
+        kv_heads: 4,
+        kv_bytes: 8,
+        layers: vec![LayerFacts { attention: 60, dense: 40, experts: None }; 2],
+        embedding: 20,
+        tied: true,
+        vocab: 5,
+        context: 64,
+        bits: Bits { layers: 16.0, embedding: 16.0 },
+    }
+}
 
-/// A cluster of workers on hosts, three coordinators, and deployment "m".
-fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState, Surroundings) {
-    let mut state = ClusterState::default();
-    let mut around = Surroundings { leader: 1, ..Surroundings::default() };
-    for (i, host) in hosts.iter().enumerate() {
-        let capabilities = Capabilities { memory_bytes: memory, ..Capabilities::default() };
-        let worker = Worker {
-            addr: "a".into(),
-            collective_addr: "c".into(),
-            host: host.to_string(),
-            pid: 1,
-            incarnation: i.to_string(),
-            capabilities,
-            group: None,
-        };
-        if let Outcome::Worker(id) = apply(&mut state, Command::RegisterWorker(worker)) {
-            around.workers.insert(id);
-        }
-    }
-    for id in 1..=3 {
-        let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1, draining: false };
-        apply(&mut state, Command::RegisterMember { id, member });
-        around.coordinators.insert(id);
-    }
-    let deployment = Deployment {
+fn deployment(tp: u32, replicas: u32) -> Deployment {
+    Deployment {
         model_path: "/m".into(),
-        shape: Shape::tensor(tp),
+        shape: Shape { tp, dp: 1, pp: 1, ep: 1 },
         replicas,
         kv_tokens: 0,
         kv_dtype: "auto".into(),
@@ -39,10 +36,50 @@ fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState
         quantize: "none".into(),
         created: 0,
         manifest: String::new(),
-    };
-    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
-    around.models.insert("m".into(), NEEDS);
+    }
+}
+
+/// A cluster of workers on hosts, three coordinators, and deployment "m".
+fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState, Surroundings) {
+    let mut state = ClusterState::default();
+    let mut around = Surroundings { leader: 1, ..Surroundings::default() };
+    for (i, host) in hosts.iter().enumerate() {
+        join(&mut state, &mut around, &i.to_string(), host, memory);
+    }
+    for id in 1..=3 {
+        let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1, draining: false };
+        apply(&mut state, Command::RegisterMember { id, member });
+        around.coordinators.insert(id);
+    }
+    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment: deployment(tp, replicas) });
+    around.models.insert("m".into(), model());
     (state, around)
+}
+
+fn join(state: &mut ClusterState, around: &mut Surroundings, name: &str, host: &str, memory: u64) -> u64 {
+    let capabilities = Capabilities { memory_bytes: memory, ..Capabilities::default() };
+    let worker = Worker {
+        addr: "a".into(),
+        collective_addr: "c".into(),
+        host: host.into(),
+        pid: 1,
+        incarnation: name.into(),
+        capabilities,
+        group: None,
+    };
+    let Outcome::Worker(id) = apply(state, Command::RegisterWorker(worker)) else { panic!("refused") };
+    around.workers.insert(id);
+    id
+}
+
+/// Does what the placement says.
+fn do_all(state: &mut ClusterState, around: &Surroundings) {
+    for step in plan(state, around) {
+        if let Step::Do(command) = step {
+            let outcome = apply(state, command.clone());
+            assert!(!matches!(outcome, Outcome::Refused(_)), "{command:?}: {outcome:?}");
+        }
+    }
 }
 
 fn apply(state: &mut ClusterState, command: Command) -> Outcome {
@@ -95,18 +132,58 @@ fn what_is_in_place_stays_and_what_is_missing_is_said() {
 
 #[test]
 fn caches_never_go_over_memory() {
-    for memory in [0, 200, 1_000, 100_000, 1 << 40] {
+    let fixed = 60 << 20;
+    for memory in [0, 1 << 20, 2 * fixed, 3 * fixed, 1 << 40] {
         let (state, around) = cluster(&["a", "a"], 2, 1, memory);
         match &plan(&state, &around)[..] {
             [Step::Do(Command::FormGroup(Formation { kv_blocks, block_size, .. }))] => {
-                // Two workers share the host's memory; each has half the heads and half the weights.
-                let bytes = u64::from(kv_blocks * block_size) * 4 + 50;
-                assert!(bytes <= memory / 2 * 8 / 10 + 64, "{bytes} of {memory}");
-                assert!(u64::from(kv_blocks * block_size) <= DEFAULT_KV_TOKENS);
+                // Two workers share the host's memory; each has half the heads.
+                let bytes = u64::from(kv_blocks * block_size) * 8 + fixed;
+                assert!(bytes <= memory / 2, "{bytes} of {memory}");
+                assert!(u64::from(kv_blocks * block_size) <= 65_536);
             }
             [Step::Missing { reason, .. }] => assert!(reason.contains("memory"), "{reason}"),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn what_others_hold_on_a_host_is_taken_off() {
+    // The first deployment takes one worker and a third of the memory as its cache; two more come to the host.
+    let memory = 1 << 30;
+    let (mut state, mut around) = cluster(&["a"], 1, 1, memory);
+    let deployment = Deployment { kv_tokens: (memory / 3) / 16, ..state.deployments["m"].clone() };
+    apply(&mut state, Command::RemoveDeployment { name: "m".into() });
+    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment: deployment.clone() });
+    do_all(&mut state, &around);
+    assert_eq!(state.groups.len(), 1);
+    for name in ["b", "c"] {
+        join(&mut state, &mut around, name, "a", memory);
+    }
+    let idle = idle_workers(&state, &around);
+    let left = (memory - memory / 3 - (60 << 20)) / 2;
+    assert!(idle.iter().all(|worker| worker.memory_bytes.abs_diff(left) < 1 << 20), "{idle:?} {left}");
+    for (kv_tokens, fits) in [(memory / 3 / 16, false), (memory / 8 / 16, true)] {
+        let deployment = Deployment { kv_tokens, ..deployment.clone() };
+        apply(&mut state, Command::PutDeployment { name: "n".into(), deployment });
+        around.models.insert("n".into(), model());
+        let steps = plan(&state, &around);
+        assert_eq!(formed(&steps).len(), usize::from(fits), "{steps:?}");
+        apply(&mut state, Command::RemoveDeployment { name: "n".into() });
+    }
+}
+
+#[test]
+fn a_number_left_open_is_chosen_and_those_that_wait_share_the_workers() {
+    let (mut state, mut around) = cluster(&["a"; 4], 0, 1, 1 << 40);
+    let deployment = state.deployments["m"].clone();
+    apply(&mut state, Command::PutDeployment { name: "n".into(), deployment });
+    around.models.insert("n".into(), model());
+    for step in plan(&state, &around) {
+        let Step::Do(Command::FormGroup(formation)) = step else { panic!("{step:?}") };
+        assert!(formation.shape.is_fixed() && formation.ranks.len() <= 2, "{formation:?}");
+        assert_eq!(formation.shape.ranks() as usize, formation.ranks.len());
     }
 }
 
@@ -141,4 +218,47 @@ fn leases_avoid_the_raft_leader_and_the_dead() {
     assert_eq!(assigned(&plan(&state, &around)), [3]);
     around.coordinators.remove(&3);
     assert_eq!(assigned(&plan(&state, &around)), [1, 1], "better the leader than nobody");
+}
+
+proptest::proptest! {
+    /// Workers and deployments come and go: whatever is in place and still has its workers and its deployment stays.
+    #[test]
+    fn nothing_in_place_moves(events in proptest::collection::vec((0u8..5, 0u64..12, 0u32..4, 1u32..3), 1..25)) {
+        let (mut state, mut around) = cluster(&["a", "a", "b"], 1, 1, 1 << 30);
+        let mut names = 0;
+        for (kind, which, tp, replicas) in events {
+            match kind {
+                0 | 1 => {
+                    names += 1;
+                    join(&mut state, &mut around, &format!("w{names}"), ["a", "b", "c"][which as usize % 3], 1 << 30);
+                }
+                2 => {
+                    let id = state.workers.keys().nth(which as usize).copied();
+                    if let Some(id) = id {
+                        apply(&mut state, Command::WorkerLost { id });
+                        around.workers.remove(&id);
+                    }
+                }
+                3 => {
+                    let name = format!("d{which}");
+                    let shape = Shape { tp, dp: 1, pp: 1, ep: 1 };
+                    let deployment = Deployment { shape, replicas, ..deployment(1, 1) };
+                    apply(&mut state, Command::PutDeployment { name: name.clone(), deployment });
+                    around.models.insert(name, model());
+                }
+                _ => {
+                    apply(&mut state, Command::RemoveDeployment { name: format!("d{which}") });
+                }
+            }
+            let before = state.groups.clone();
+            let steps = plan(&state, &around);
+            proptest::prop_assert_eq!(&steps, &plan(&state, &around), "deterministic");
+            do_all(&mut state, &around);
+            for (id, group) in before {
+                proptest::prop_assert_eq!(state.groups.get(&id), Some(&group), "moved");
+            }
+            let again: Vec<Step> = plan(&state, &around);
+            proptest::prop_assert!(formed(&again).is_empty(), "nothing is left to form: {again:?}");
+        }
+    }
 }

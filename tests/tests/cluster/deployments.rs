@@ -18,6 +18,8 @@ async fn models_are_added_listed_and_removed() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let model = format!("second={}", paths::golden("llama3-rope").display());
+    let plan = run(&["models", "plan", &model, "--tp", "2", "--json"]);
+    assert!(plan.contains("\"tokens_per_second\"") && plan.contains("\"missing\": null"), "{plan}");
     for round in 0..machine::rounds(2, 20) {
         let said = run(&["models", "add", &model, "--tp", "2"]);
         assert!(said.contains("second: ready"), "{said}");

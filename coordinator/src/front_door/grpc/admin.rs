@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use foggara_models::manifest::Manifest;
-use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::cluster::LoadingRequest;
 use foggara_proto::wire::cluster::peer_client::PeerClient;
@@ -14,6 +13,7 @@ use crate::cluster::state::{Capabilities, ClusterState, Deployment, NOT_QUANTIZE
 use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::Kind;
+use crate::front_door::grpc::plan::propose_now;
 use crate::front_door::request::request_id;
 use crate::library::{Undescribed, channel};
 
@@ -190,12 +190,7 @@ fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
     if asked.name.is_empty() || asked.name.len() > MAX_NAME || !asked.name.chars().all(valid) {
         return wrong("name", format!("`{}` must be 1 to {MAX_NAME} letters, digits or ._-/:", asked.name));
     }
-    if asked.tp == 0 {
-        return wrong("tp", "0, must be at least 1".into());
-    }
-    // What an older client does not name is 1.
-    let one = |value: u32| value.max(1);
-    let shape = Shape { tp: asked.tp, dp: one(asked.dp), pp: one(asked.pp), ep: one(asked.ep) };
+    let shape = asked.shape();
     if let Err(error) = shape.check() {
         return wrong(error.field, error.reason);
     }
@@ -268,6 +263,19 @@ impl wire::admin_server::Admin for Service {
         self.write(&request.request_id, Command::PutDeployment { name, deployment }).await?;
         self.catch_up().await;
         Ok(Response::new(wire::PutDeploymentResponse {}))
+    }
+
+    async fn plan_deployment(
+        &self,
+        request: Request<wire::PlanDeploymentRequest>,
+    ) -> Result<Response<wire::PlanDeploymentResponse>, Status> {
+        let asked = request.into_inner().deployment;
+        let (_, deployment) =
+            check(asked.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?)?;
+        let (state, library) = (self.door.cluster.state(), self.door.library.clone());
+        let proposed = tokio::task::spawn_blocking(move || propose_now(&state, &library, &deployment)).await;
+        let proposed = proposed.map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(proposed.map_err(Status::invalid_argument)?.into()))
     }
 
     async fn remove_deployment(

@@ -4,6 +4,7 @@ mod admin;
 mod files;
 mod inference;
 mod peer;
+mod plan;
 #[cfg(test)]
 mod tests;
 

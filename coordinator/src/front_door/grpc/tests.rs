@@ -192,9 +192,19 @@ async fn operators_read_their_own_writes() {
     for (deployment, says) in [
         (None, "deployment"),
         (Some(admin::Deployment::default()), "name"),
-        (Some(admin::Deployment { name: "m".into(), ..Default::default() }), "tp"),
+        (Some(admin::Deployment { name: "m".into(), ..Default::default() }), "replicas"),
         (Some(admin::Deployment { name: "m".into(), tp: 65, ..Default::default() }), "tp"),
-        (Some(admin::Deployment { name: "m".into(), tp: 2, ep: 4, ..Default::default() }), "ep"),
+        (
+            Some(admin::Deployment {
+                name: "m".into(),
+                tp: 2,
+                dp: 1,
+                replicas: 1,
+                ep: 4,
+                ..Default::default()
+            }),
+            "ep",
+        ),
         (
             Some(admin::Deployment {
                 name: "m".into(),
@@ -231,6 +241,20 @@ async fn operators_read_their_own_writes() {
         let (code, message) = refused(client.put_deployment(put).await.expect_err("refused"));
         assert!(code == Code::InvalidArgument && message.starts_with(says), "{says}: {message}");
     }
+    let path = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama");
+    let dense = admin::Deployment {
+        name: "m2".into(),
+        replicas: 1,
+        model_path: path.to_string_lossy().into_owned(),
+        ..Default::default()
+    };
+    let plan = admin::PlanDeploymentRequest { deployment: Some(dense.clone()) };
+    let plan = client.plan_deployment(plan).await.expect("answered").into_inner();
+    assert_eq!(plan.missing, "1 idle worker is needed, there are 0");
+    let experts = admin::Deployment { tp: 2, ep: 2, ..dense };
+    let put = admin::PutDeploymentRequest { deployment: Some(experts), request_id: String::new() };
+    let (_, message) = refused(client.put_deployment(put).await.expect_err("no experts"));
+    assert_eq!(message, "ep: 2, but the model has no experts: only 1 is possible");
     let status = client.status(admin::StatusRequest {}).await.expect("answered").into_inner();
     assert_eq!((status.cluster_id.as_str(), status.answered_by, status.leader), ("test", 1, 1));
 }

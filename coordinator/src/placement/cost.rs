@@ -1,0 +1,245 @@
+//! How fast a shape will be: a roofline. What a step reads and computes on each rank, at the speeds the rank's worker has,
+//! and what the ranks tell each other. Every number that is not a worker's or a model's stands here.
+
+use foggara_proto::shape::Shape;
+
+use super::facts::{Kind, Link, Links, ModelFacts, WorkerFacts};
+use super::layout::RankPart;
+use super::memory::RankNeeds;
+
+/// Tokens that a sequence has in the cache while it is predicted: a question and half its answer.
+const TOKENS_IN_CACHE: u64 = 1_024;
+/// Bytes of an activation between ranks: f32.
+const ELEMENT: f64 = 4.0;
+/// Share of the measured memory bandwidth that matrices are read with. CPU: a step of docs/performance.md reads 96.6 MB in
+/// the two thirds of 7.1 ms that are not collectives, on a machine that reads 28.6 GB/s. Accelerators: what matrix-vector
+/// kernels commonly reach of a data sheet's bandwidth; assumed, not measured here.
+const CPU_BANDWIDTH_SHARE: f64 = 0.7;
+const GPU_BANDWIDTH_SHARE: f64 = 0.8;
+/// Share of the measured operations per second. CPU: prefill and batched decode in docs/performance.md reach 47 to 53 % of
+/// them. Accelerators: assumed; small batches fill the matrix units badly.
+const CPU_COMPUTE_SHARE: f64 = 0.5;
+const GPU_COMPUTE_SHARE: f64 = 0.4;
+/// Seconds that a layer takes whatever its size: starting some ten kernels of 2 µs each from a captured graph; on a CPU
+/// waking and joining threads. Assumed.
+const CPU_LAYER: f64 = 10e-6;
+const GPU_LAYER: f64 = 20e-6;
+
+/// What is predicted of one replica.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prediction {
+    /// Tokens per second of one sequence alone.
+    pub one_stream: f64,
+    /// Tokens per second of as many sequences as fit.
+    pub saturated: f64,
+    /// How many that are.
+    pub sequences: u64,
+}
+
+impl Prediction {
+    /// What shapes are compared by: neither alone nor together may be bad.
+    pub(super) fn score(&self) -> f64 {
+        (self.one_stream * self.saturated).sqrt()
+    }
+}
+
+/// A rank on its worker.
+pub(super) struct Seat<'a> {
+    pub worker: &'a WorkerFacts,
+    pub part: &'a RankPart,
+    pub needs: RankNeeds,
+}
+
+/// A group to be.
+pub(super) struct Group<'a> {
+    pub model: &'a ModelFacts,
+    pub shape: Shape,
+    pub links: &'a Links,
+    /// In rank order.
+    pub seats: Vec<Seat<'a>>,
+}
+
+impl Group<'_> {
+    /// Tokens per second when each data-parallel part has a cache of `kv_tokens`.
+    pub(super) fn predict(&self, kv_tokens: u64) -> Prediction {
+        let dp = u64::from(self.shape.dp);
+        let fitting = (kv_tokens / TOKENS_IN_CACHE.min(self.model.context).max(1)).max(1) * dp;
+        let sequences = fitting.min(u64::from(crate::driver::MAX_SEQUENCES));
+        let one_stream = 1.0 / self.stage_seconds(1.0).iter().sum::<f64>();
+        // A full pipeline works on as many parts of the batch as it has stages, at the pace of the slowest.
+        let parts = (self.shape.pp as f64).min(sequences as f64);
+        let rows = sequences as f64 / parts;
+        let slowest = self.stage_seconds(rows).into_iter().fold(0.0, f64::max);
+        let whole: f64 = self.stage_seconds(rows).iter().sum();
+        let saturated = sequences as f64 / whole.max(parts * slowest);
+        // Batches that gain nothing are not made.
+        Prediction { one_stream, saturated: saturated.max(one_stream), sequences }
+    }
+
+    /// Seconds that each stage needs for a step of `rows` sequences.
+    fn stage_seconds(&self, rows: f64) -> Vec<f64> {
+        let stage_ranks = self.shape.stage_ranks() as usize;
+        let one_host = self.seats.iter().all(|seat| seat.worker.host == self.seats[0].worker.host);
+        let stages = self.seats.chunks(stage_ranks).enumerate();
+        stages
+            .map(|(stage, seats)| {
+                let local = seats.iter().map(|seat| self.local_seconds(seat, rows)).fold(0.0, f64::max);
+                local + self.exchange_seconds(stage, seats, rows, one_host)
+            })
+            .collect()
+    }
+
+    /// Reading and computing on one rank.
+    fn local_seconds(&self, seat: &Seat<'_>, rows: f64) -> f64 {
+        let (model, part) = (self.model, seat.part);
+        let own_rows = (rows / f64::from(self.shape.dp)).max(1.0);
+        // Parameters read, and multiply-adds.
+        let (mut read, mut work) = (0.0, 0.0);
+        for layer in &model.layers[part.layers.clone()] {
+            let shared = layer.attention as f64 * part.heads as f64 / model.heads.max(1) as f64
+                + layer.dense as f64 * part.share;
+            read += shared;
+            work += shared * own_rows;
+            if let Some(experts) = layer.experts {
+                let owned = part.experts.min(experts.count) as f64;
+                let each = experts.parameters as f64 * part.expert_share;
+                let (count, top_k) = (experts.count.max(1) as f64, experts.top_k as f64);
+                let busiest = busiest_part(count, top_k, rows, owned);
+                read += busiest.experts * each;
+                work += busiest.rows * each;
+            }
+        }
+        let mut bytes = read * model.bits.layers / 8.0;
+        if part.stage + 1 == self.shape.pp {
+            let output = model.embedding as f64 * part.share;
+            bytes += output * model.bits.embedding / 8.0;
+            work += output * own_rows;
+        }
+        bytes += seat.needs.kv_per_token as f64 * own_rows * TOKENS_IN_CACHE.min(model.context) as f64;
+        let (bandwidth, compute, layer) = match seat.worker.kind {
+            Kind::Cpu => (CPU_BANDWIDTH_SHARE, CPU_COMPUTE_SHARE, CPU_LAYER),
+            Kind::Gpu => (GPU_BANDWIDTH_SHARE, GPU_COMPUTE_SHARE, GPU_LAYER),
+        };
+        let reading = bytes / (seat.worker.bytes_per_second.max(1) as f64 * bandwidth);
+        let computing = 2.0 * work / (seat.worker.flops.max(1) as f64 * compute);
+        reading.max(computing) + layer * part.layers.len() as f64
+    }
+
+    /// What the ranks of a stage tell each other, and the next stage.
+    fn exchange_seconds(&self, stage: usize, seats: &[Seat<'_>], rows: f64, one_host: bool) -> f64 {
+        let (model, shape) = (self.model, self.shape);
+        let own_rows = (rows / f64::from(shape.dp)).max(1.0);
+        let row = model.hidden as f64 * ELEMENT;
+        // Tensor-parallel ranks are neighbours; the slowest of these sets holds all up.
+        let tensor = seats.chunks(shape.tp as usize).map(|ranks| self.link(ranks, one_host));
+        let tensor = slowest(tensor).unwrap_or(self.links.shared_memory);
+        let whole = self.link(seats, one_host);
+        let reduce = all_reduce(tensor, shape.tp, own_rows * row);
+        let mut seconds = 0.0;
+        let Some(first) = seats.first() else { return 0.0 };
+        for layer in &model.layers[first.part.layers.clone()] {
+            seconds += reduce;
+            seconds += match layer.experts {
+                Some(experts) if shape.dp > 1 => {
+                    // Rows go to the ranks of their experts and come back; shared experts are summed over tp.
+                    let parts = f64::from(shape.stage_ranks());
+                    let sent =
+                        own_rows / f64::from(shape.tp) * experts.top_k as f64 * row * (1.0 - 1.0 / parts);
+                    2.0 * whole.seconds(sent, 1.0) + if layer.dense > 0 { reduce } else { 0.0 }
+                }
+                _ => reduce,
+            };
+        }
+        if stage == 0 {
+            seconds += reduce;
+        }
+        if stage + 1 == shape.pp as usize {
+            // The leader gets everyone's logits.
+            let logits =
+                own_rows * model.vocab as f64 * ELEMENT * (1.0 - 1.0 / f64::from(shape.stage_ranks()));
+            seconds += if shape.stage_ranks() > 1 { whole.seconds(logits, 1.0) } else { 0.0 };
+        } else {
+            let next = &self.seats[(stage + 1) * seats.len()..(stage + 2) * seats.len()];
+            let ends: Vec<&WorkerFacts> = seats.iter().chain(next).map(|seat| seat.worker).collect();
+            let hop = self.links.among(&ends, one_host);
+            seconds += hop.seconds(own_rows * row / f64::from(shape.tp), 1.0);
+        }
+        seconds
+    }
+
+    fn link(&self, seats: &[Seat<'_>], one_host: bool) -> Link {
+        let workers: Vec<&WorkerFacts> = seats.iter().map(|seat| seat.worker).collect();
+        self.links.among(&workers, one_host)
+    }
+}
+
+/// The slowest for a small message.
+fn slowest(links: impl Iterator<Item = Link>) -> Option<Link> {
+    links.max_by(|a, b| {
+        let small = |link: &Link| link.seconds(16_384.0, 1.0);
+        small(a).total_cmp(&small(b))
+    })
+}
+
+/// Reduce-scatter and all-gather: everyone sends and receives all but their own part, twice.
+fn all_reduce(link: Link, ranks: u32, bytes: f64) -> f64 {
+    if ranks < 2 {
+        return 0.0;
+    }
+    let others = 1.0 - 1.0 / f64::from(ranks);
+    link.seconds(2.0 * bytes * others, 2.0)
+}
+
+/// What the part of a layer's experts with the most to do has to do.
+struct Busiest {
+    /// Experts that see a row.
+    experts: f64,
+    /// Rows, counted once for each expert that sees them.
+    rows: f64,
+}
+
+/// Routing is taken to be even: `rows` rows choose `top_k` of `count` experts each; a part owns `owned` of them. The busiest
+/// of several parts is above the mean by about √(2·mean·ln parts), as the largest of that many Poisson counts is.
+fn busiest_part(count: f64, top_k: f64, rows: f64, owned: f64) -> Busiest {
+    let distinct = count * (1.0 - (1.0 - (top_k / count).min(1.0)).powf(rows));
+    if owned <= 0.0 {
+        return Busiest { experts: 0.0, rows: 0.0 };
+    }
+    let share = owned / count;
+    let spread = |mean: f64| mean + (2.0 * mean * (1.0 / share).ln()).max(0.0).sqrt();
+    let experts = spread(distinct * share).min(distinct).min(owned);
+    let rows = spread(rows * top_k * share).min(rows * owned.min(top_k));
+    Busiest { experts, rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_part_has_no_less_than_its_share_and_no_more_than_there_is() {
+        for (count, top_k, rows, owned) in [
+            (8.0, 2.0, 1.0, 8.0),
+            (8.0, 2.0, 1.0, 2.0),
+            (8.0, 2.0, 64.0, 1.0),
+            (256.0, 8.0, 1.0, 16.0),
+            (256.0, 8.0, 64.0, 16.0),
+        ] {
+            let busiest = busiest_part(count, top_k, rows, owned);
+            let distinct = count * (1.0 - (1.0 - top_k / count).powf(rows));
+            assert!(busiest.experts >= distinct * owned / count - 1e-9 && busiest.experts <= owned + 1e-9);
+            assert!(
+                busiest.rows >= rows * top_k * owned / count - 1e-9 && busiest.rows <= rows * top_k + 1e-9
+            );
+        }
+        let alone = busiest_part(8.0, 2.0, 1.0, 8.0);
+        assert!((alone.experts - 2.0).abs() < 1e-9, "one token touches its two experts");
+    }
+
+    #[test]
+    fn collectives_cost_nothing_alone_and_more_with_every_rank() {
+        let link = Links::ASSUMED.network;
+        assert_eq!(all_reduce(link, 1, 1e6), 0.0);
+        assert!(all_reduce(link, 2, 1e6) < all_reduce(link, 4, 1e6));
+    }
+}

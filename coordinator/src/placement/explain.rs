@@ -1,0 +1,150 @@
+//! Why a plan is as it is, and what is missing where there is none, for people.
+
+use foggara_proto::shape::Shape;
+
+use super::choose::{Candidate, least_bytes};
+use super::facts::{Kind, ModelFacts, Reach, Wish, WorkerFacts};
+use super::memory::usable;
+
+/// Bytes in units of 1000, as memory is sold.
+pub fn bytes(count: u64) -> String {
+    match count {
+        0..1_000_000 => format!("{count} bytes"),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
+        _ => format!("{:.1} GB", count as f64 / 1e9),
+    }
+}
+
+/// Tokens per second with as many digits as mean something.
+pub fn rate(tokens: f64) -> String {
+    if tokens < 10.0 { format!("{tokens:.1}") } else { format!("{tokens:.0}") }
+}
+
+/// Quantizations that are offered when a model does not fit, the most exact first.
+const OFFERED: [&str; 2] = ["q8_0", "q4_0"];
+
+/// What is missing.
+pub(super) fn shortage(
+    model: &ModelFacts,
+    wish: &Wish,
+    shapes: &[Shape],
+    workers: &[&WorkerFacts],
+) -> String {
+    if wish.reach == Reach::SharedMemory {
+        let most = workers.iter().map(|w| workers.iter().filter(|other| other.host == w.host).count()).max();
+        if shapes.iter().all(|shape| shape.ranks() as usize > most.unwrap_or(0)) {
+            return "collective shm needs all ranks on one host".into();
+        }
+    }
+    let kind = if workers.iter().any(|worker| worker.kind == Kind::Cpu) { Kind::Cpu } else { Kind::Gpu };
+    // The most that any of the shapes could take.
+    let ranks = shapes.iter().map(|shape| shape.ranks()).max().unwrap_or(1) as usize;
+    let mut memory: Vec<u64> = workers.iter().map(|worker| usable(worker)).collect();
+    memory.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
+    memory.truncate(ranks);
+    let have: u64 = memory.iter().sum();
+    let need = least_bytes(model, wish, shapes, kind);
+    let who = match memory.len() {
+        1 => "the worker has".to_owned(),
+        n => format!("the {n} workers have"),
+    };
+    let mut text = format!("memory: needs {}, {who} {}", bytes(need), bytes(have));
+    text += &match need.checked_sub(have) {
+        Some(lacking) => format!(": {} more", bytes(lacking.max(1))),
+        None => ", but not where the parts would have to be".into(),
+    };
+    let smaller = OFFERED.map(|name| (name, least_bytes(&model.quantized(name), wish, shapes, kind)));
+    let smaller: Vec<_> = smaller.into_iter().filter(|(_, then)| *then < need).collect();
+    if let Some((name, then)) = smaller.iter().find(|(_, then)| *then <= have) {
+        text += &format!(", or --quantize {name} would need {}", bytes(*then));
+    } else if let Some((name, then)) = smaller.last() {
+        text += &format!("; even --quantize {name} would need {}", bytes(*then));
+    }
+    text
+}
+
+/// Why `best` of `candidates`.
+pub(super) fn reasons(
+    model: &ModelFacts,
+    wish: &Wish,
+    best: &Candidate<'_>,
+    candidates: &[Candidate<'_>],
+    workers: usize,
+) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let given: Vec<String> = numbers(wish.shape)
+        .into_iter()
+        .filter(|(_, value)| *value > 0)
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    if !given.is_empty() {
+        reasons.push(format!("given: {}", given.join(", ")));
+    }
+    let ranks = best.shape.ranks();
+    let by_ranks = |wanted: &dyn Fn(u32) -> bool| {
+        let others = candidates.iter().filter(|c| wanted(c.shape.ranks()));
+        others.max_by(|a, b| a.prediction.score().total_cmp(&b.prediction.score()))
+    };
+    let told = |c: &Candidate<'_>| {
+        let (one, all) = (rate(c.prediction.one_stream), rate(c.prediction.saturated));
+        format!(
+            "{} gives {one} tokens/s to one stream and {all} to {} together",
+            c.shape, c.prediction.sequences
+        )
+    };
+    if let Some(same) = candidates
+        .iter()
+        .filter(|c| c.shape.ranks() == ranks && c.shape != best.shape)
+        .max_by(|a, b| a.prediction.score().total_cmp(&b.prediction.score()))
+    {
+        reasons.push(format!("the next best on {}: {}", workers_text(ranks), told(same)));
+    }
+    match by_ranks(&|other| other < ranks) {
+        Some(fewer) => reasons.push(format!("on fewer workers, {}", told(fewer))),
+        None if ranks > 1 && wish.shape.ranks() < ranks => {
+            reasons.push(format!("it does not fit on fewer than {}", workers_text(ranks)));
+        }
+        None => {}
+    }
+    if let Some(more) = by_ranks(&|other| other > ranks) {
+        let why = "twice the workers must give 1.5 times the speed";
+        reasons.push(format!("more workers would not pay ({why}): {}", told(more)));
+    }
+    if !best.weights.is_empty() {
+        let list: Vec<String> = best.weights.iter().map(u32::to_string).collect();
+        reasons.push(format!("the workers are unequal: slices of {} parts", list.join(", ")));
+    }
+    let kept: u64 = best.parts.iter().take(best.shape.tp as usize).map(|part| part.kv_heads).sum();
+    if kept > model.kv_heads && model.kv_heads == 1 {
+        reasons.push("every rank keeps the whole of the one key head".into());
+    } else if kept > model.kv_heads {
+        let more = kept - model.kv_heads;
+        reasons.push(format!("{} key heads on tp {}: {more} more are kept", model.kv_heads, best.shape.tp));
+    }
+    let largest = best.needs.iter().max_by_key(|needs| needs.with_kv(best.kv_tokens));
+    if let Some(needs) = largest {
+        reasons.push(format!(
+            "the fullest rank holds {} of weights, {} of KV cache for {} tokens, and {} besides",
+            bytes(needs.weights),
+            bytes(needs.kv_per_token * best.kv_tokens),
+            best.kv_tokens,
+            bytes(needs.fixed)
+        ));
+    }
+    let spare = workers.saturating_sub(ranks as usize);
+    if spare > 0 {
+        reasons.push(format!("{} left over", workers_text(u32::try_from(spare).unwrap_or(u32::MAX))));
+    }
+    reasons
+}
+
+fn numbers(shape: Shape) -> [(&'static str, u32); 4] {
+    [("tp", shape.tp), ("dp", shape.dp), ("pp", shape.pp), ("ep", shape.ep)]
+}
+
+fn workers_text(count: u32) -> String {
+    match count {
+        1 => "1 worker".into(),
+        count => format!("{count} workers"),
+    }
+}

@@ -1,0 +1,225 @@
+//! What the placement decides on: workers, the links between them, models.
+
+use foggara_proto::shape::Shape;
+
+/// What a worker computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Processor cores; workers of one host share its memory.
+    Cpu,
+    /// An accelerator with memory of its own.
+    Gpu,
+}
+
+/// A worker that may be given a rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerFacts {
+    /// Its id.
+    pub id: u64,
+    /// Workers of one host have the quick links.
+    pub host: String,
+    /// What it computes on.
+    pub kind: Kind,
+    /// Bytes that a rank may take, nothing subtracted but what others hold already.
+    pub memory_bytes: u64,
+    /// Memory bandwidth.
+    pub bytes_per_second: u64,
+    /// Floating-point operations per second.
+    pub flops: u64,
+}
+
+/// A way between two workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// In one direction.
+    pub bytes_per_second: u64,
+    /// From the sender's call to the receiver's, in nanoseconds.
+    pub latency_ns: u64,
+}
+
+impl Link {
+    /// Seconds for `bytes` in `steps` messages that wait for each other.
+    pub(super) fn seconds(self, bytes: f64, steps: f64) -> f64 {
+        bytes / self.bytes_per_second.max(1) as f64 + steps * self.latency_ns as f64 * 1e-9
+    }
+}
+
+/// The ways there are. What has not been measured is assumed as in [`Links::ASSUMED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Links {
+    /// Shared memory of one host.
+    pub shared_memory: Link,
+    /// TCP from a host to itself: processors of a group that spans hosts.
+    pub loopback: Link,
+    /// Between accelerators of one host.
+    pub accelerators: Link,
+    /// Between hosts.
+    pub network: Link,
+}
+
+impl Links {
+    /// - Shared memory: a step of docs/performance.md spends a third of 7.1 ms in 63 collectives of two messages each,
+    ///   18 µs a message, waiting for the slower rank included; the bandwidth is half of one core's copy speed there.
+    /// - Loopback TCP: the same wait and two system calls of some 10 µs.
+    /// - Accelerators: NVLink of the H100 and H200, 900 GB/s both ways together (NVIDIA H100 data sheet); a collective call
+    ///   is a kernel launch and a round of flags, assumed 8 µs.
+    /// - Network: 10 Gbit/s Ethernet, assumed 50 µs through both kernels.
+    pub const ASSUMED: Self = Self {
+        shared_memory: Link { bytes_per_second: 5_000_000_000, latency_ns: 18_000 },
+        loopback: Link { bytes_per_second: 2_000_000_000, latency_ns: 40_000 },
+        accelerators: Link { bytes_per_second: 450_000_000_000, latency_ns: 8_000 },
+        network: Link { bytes_per_second: 1_250_000_000, latency_ns: 50_000 },
+    };
+
+    /// The slowest way among `workers`. `one_host`: the whole group is on one host, so shared memory can be used.
+    pub(super) fn among(&self, workers: &[&WorkerFacts], one_host: bool) -> Link {
+        let Some(first) = workers.first() else { return self.shared_memory };
+        if workers.iter().any(|worker| worker.host != first.host) {
+            return self.network;
+        }
+        match (workers.iter().all(|worker| worker.kind == Kind::Gpu), one_host) {
+            (true, _) => self.accelerators,
+            (false, true) => self.shared_memory,
+            (false, false) => self.loopback,
+        }
+    }
+}
+
+/// Bits that one parameter takes, scales included.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bits {
+    /// In the layers.
+    pub layers: f64,
+    /// In embedding and output.
+    pub embedding: f64,
+}
+
+impl Bits {
+    /// 34 bytes for 32 parameters.
+    const Q8_0: f64 = 8.5;
+    /// q4_0 takes 18 bytes for 32 parameters, q4_k 144 for 256.
+    const Q4: f64 = 4.5;
+
+    /// After quantization to `name` at load; embedding and output of four-bit models are kept at q8_0. What takes less
+    /// already stays as it is.
+    pub fn quantized(self, name: &str) -> Self {
+        let (layers, embedding) = match name {
+            "q8_0" => (Self::Q8_0, Self::Q8_0),
+            "q4_0" | "q4_k" => (Self::Q4, Self::Q8_0),
+            _ => return self,
+        };
+        Self { layers: layers.min(self.layers), embedding: embedding.min(self.embedding) }
+    }
+}
+
+/// Experts of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertFacts {
+    /// How many there are.
+    pub count: u64,
+    /// How many see each token.
+    pub top_k: u64,
+    /// Parameters of one.
+    pub parameters: u64,
+}
+
+/// A layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerFacts {
+    /// Parameters of the attention.
+    pub attention: u64,
+    /// Parameters of the MLP that every token goes through: a dense one, or shared experts.
+    pub dense: u64,
+    /// Experts that tokens are routed to.
+    pub experts: Option<ExpertFacts>,
+}
+
+/// A model, as far as the placement cares.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFacts {
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key heads: the cache of a rank is at least one of them. 1 for a compressed cache, which every rank keeps whole.
+    pub kv_heads: u64,
+    /// Bytes of cache that a token takes in one layer, over all key heads, were nothing replicated.
+    pub kv_bytes: u64,
+    /// The layers, first to last.
+    pub layers: Vec<LayerFacts>,
+    /// Parameters of the embedding, and of the output if it is another matrix.
+    pub embedding: u64,
+    /// Whether the output is the embedding.
+    pub tied: bool,
+    /// Tokens there are.
+    pub vocab: u64,
+    /// Tokens of the longest sequence.
+    pub context: u64,
+    /// Bits of a parameter, as served.
+    pub bits: Bits,
+}
+
+impl ModelFacts {
+    /// Experts of a layer; 0 for a dense model.
+    pub fn experts(&self) -> u64 {
+        self.layers.iter().filter_map(|layer| layer.experts.map(|experts| experts.count)).max().unwrap_or(0)
+    }
+
+    /// Bytes of all weights.
+    pub fn weight_bytes(&self) -> u64 {
+        let experts = |layer: &LayerFacts| layer.experts.map_or(0, |e| e.count * e.parameters);
+        let layers: u64 = self.layers.iter().map(|l| l.attention + l.dense + experts(l)).sum();
+        let ends = self.embedding * if self.tied { 1 } else { 2 };
+        bytes(layers, self.bits.layers) + bytes(ends, self.bits.embedding)
+    }
+
+    /// The same model, quantized at load.
+    #[must_use]
+    pub fn quantized(&self, name: &str) -> Self {
+        Self { bits: self.bits.quantized(name), ..self.clone() }
+    }
+}
+
+/// Bytes of `parameters`.
+pub(super) fn bytes(parameters: u64, bits: f64) -> u64 {
+    (parameters as f64 * bits / 8.0).ceil() as u64
+}
+
+/// How ranks may reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// As is best.
+    Auto,
+    /// Through shared memory only: on one host.
+    SharedMemory,
+    /// Over TCP only.
+    Tcp,
+}
+
+impl Reach {
+    /// What a deployment's `collective` says.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "shm" => Self::SharedMemory,
+            "tcp" => Self::Tcp,
+            _ => Self::Auto,
+        }
+    }
+}
+
+/// What is asked for one replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// 0 leaves a number to the placement.
+    pub shape: Shape,
+    /// Tokens of KV cache of each data-parallel part; 0: as many as are useful and fit.
+    pub kv_tokens: u64,
+    /// How ranks may reach each other.
+    pub reach: Reach,
+}
+
+impl Wish {
+    /// Anything that works.
+    pub const OPEN: Self =
+        Self { shape: Shape { tp: 0, dp: 0, pp: 0, ep: 0 }, kv_tokens: 0, reach: Reach::Auto };
+}

@@ -1,0 +1,101 @@
+//! What a rank takes. Every number that is not the model's stands here.
+
+use foggara_proto::shape::Shape;
+
+use super::facts::{Kind, ModelFacts, WorkerFacts, bytes};
+use super::layout::RankPart;
+
+/// Positions of a KV block.
+pub const BLOCK_SIZE: u32 = 16;
+/// Tokens of KV cache, if memory allows and nothing else is asked for.
+pub(super) const DEFAULT_KV_TOKENS: u64 = 65_536;
+/// Fewer tokens of KV cache than this, or than the context, are not worth serving with.
+const LEAST_KV_TOKENS: u64 = 2_048;
+/// A worker process beside weights and cache: program, threads, buffers. The bound that the project sets itself.
+const CPU_PROCESS: u64 = 60 << 20;
+/// An accelerator's context, kernels and communication buffers: what `nvidia-smi` shows of an idle process on an H100 is
+/// about half a gigabyte.
+const GPU_PROCESS: u64 = 512 << 20;
+/// Rows of the largest step; the driver's own limit.
+const STEP_ROWS: u64 = crate::driver::MAX_STEP_ROWS as u64;
+/// Sequences of a group at once; each may need a row of logits.
+const SEQUENCES: u64 = crate::driver::MAX_SEQUENCES as u64;
+/// Rows as wide as the residual stream, f32, that a forward pass keeps at once: the stream, its norm, queries, keys, values,
+/// the attention's output, two sides of a gated MLP, what is received from other ranks, and as much again to be sure.
+const ACTIVATION_ROWS: u64 = 20;
+/// Share of a worker's memory left alone: allocator, page cache, the system, coordinators on the same host. Chosen.
+const MARGIN: f64 = 0.1;
+
+/// Bytes that one rank takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RankNeeds {
+    /// Its slice of the weights.
+    pub weights: u64,
+    /// KV cache of one token.
+    pub kv_per_token: u64,
+    /// Activations of the largest step, and the process itself.
+    pub fixed: u64,
+}
+
+impl RankNeeds {
+    /// With so many tokens of cache.
+    pub fn with_kv(&self, tokens: u64) -> u64 {
+        self.weights.saturating_add(self.fixed).saturating_add(tokens.saturating_mul(self.kv_per_token))
+    }
+
+    /// Tokens of cache that fit beside the rest in `memory`; `None` if not even the rest does.
+    pub(super) fn room(&self, memory: u64) -> Option<u64> {
+        let left = memory.checked_sub(self.weights.checked_add(self.fixed)?)?;
+        Some(left / self.kv_per_token.max(1))
+    }
+}
+
+/// What may be used of a worker's memory.
+pub fn usable(worker: &WorkerFacts) -> u64 {
+    (worker.memory_bytes as f64 * (1.0 - MARGIN)) as u64
+}
+
+/// Tokens of cache that are wanted of `model`, and the fewest that will do.
+pub(super) fn kv_wanted(model: &ModelFacts, asked: u64) -> (u64, u64) {
+    // In whole blocks: that is how memory is taken.
+    let whole = |tokens: u64| tokens.div_ceil(u64::from(BLOCK_SIZE)).max(1) * u64::from(BLOCK_SIZE);
+    match asked {
+        0 => (whole(DEFAULT_KV_TOKENS.max(model.context)), whole(model.context.min(LEAST_KV_TOKENS))),
+        asked => (whole(asked), whole(asked)),
+    }
+}
+
+/// What the rank with this part takes on a worker of `kind`.
+pub(super) fn needs(model: &ModelFacts, shape: Shape, part: &RankPart, kind: Kind) -> RankNeeds {
+    let (heads, kv_heads) = (model.heads.max(1) as f64, model.kv_heads.max(1));
+    let mut parameters = 0.0;
+    for layer in &model.layers[part.layers.clone()] {
+        parameters += layer.attention as f64 * part.heads as f64 / heads;
+        parameters += layer.dense as f64 * part.share;
+        if let Some(experts) = layer.experts {
+            parameters +=
+                part.experts.min(experts.count) as f64 * experts.parameters as f64 * part.expert_share;
+        }
+    }
+    let ends = ends(model, shape, part.stage) as f64 * part.share;
+    let weights = bytes(parameters as u64, model.bits.layers) + bytes(ends as u64, model.bits.embedding);
+    let kv_per_token = (model.kv_bytes * part.kv_heads).div_ceil(kv_heads) * part.layers.len() as u64;
+    let logits = SEQUENCES * model.vocab * 4;
+    let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS + logits;
+    let process = match kind {
+        Kind::Cpu => CPU_PROCESS,
+        Kind::Gpu => GPU_PROCESS,
+    };
+    RankNeeds { weights, kv_per_token, fixed: activations + process }
+}
+
+/// Parameters of embedding and output that the ranks of `stage` hold together.
+fn ends(model: &ModelFacts, shape: Shape, stage: u32) -> u64 {
+    let (first, last) = (stage == 0, stage + 1 == shape.pp);
+    match (first, last) {
+        (true, true) if model.tied => model.embedding,
+        (true, true) => model.embedding * 2,
+        (true, false) | (false, true) => model.embedding,
+        (false, false) => 0,
+    }
+}
