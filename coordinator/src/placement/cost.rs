@@ -66,12 +66,8 @@ impl Group<'_> {
         let fitting = (kv_tokens / TOKENS_IN_CACHE.min(self.model.context).max(1)).max(1) * dp;
         let sequences = fitting.min(u64::from(crate::driver::MAX_SEQUENCES));
         let one_stream = 1.0 / self.stage_seconds(1.0).iter().sum::<f64>();
-        // A full pipeline works on as many parts of the batch as it has stages, at the pace of the slowest.
-        let parts = (self.shape.pp as f64).min(sequences as f64);
-        let rows = sequences as f64 / parts;
-        let slowest = self.stage_seconds(rows).into_iter().fold(0.0, f64::max);
-        let whole: f64 = self.stage_seconds(rows).iter().sum();
-        let saturated = sequences as f64 / whole.max(parts * slowest);
+        // Stages take turns: a step goes through all of them before the next one starts.
+        let saturated = sequences as f64 / self.stage_seconds(sequences as f64).iter().sum::<f64>();
         // Batches that gain nothing are not made.
         Prediction { one_stream, saturated: saturated.max(one_stream), sequences }
     }
