@@ -88,8 +88,13 @@ pub(crate) enum Part {
         /// How many.
         count: usize,
     },
-    /// One matrix of a stack, or one row of a stack of vectors.
+    /// One matrix of a stack.
     Stacked {
+        /// Which.
+        index: usize,
+    },
+    /// One of several vectors.
+    StackedVector {
         /// Which.
         index: usize,
     },
@@ -123,6 +128,10 @@ impl Place {
 
     pub(crate) fn stacked(name: impl Into<String>, index: usize) -> Self {
         Self { name: name.into(), part: Part::Stacked { index } }
+    }
+
+    pub(crate) fn stacked_vector(name: impl Into<String>, index: usize) -> Self {
+        Self { name: name.into(), part: Part::StackedVector { index } }
     }
 
     pub(crate) fn strided(name: impl Into<String>, index: usize, first: usize, step: usize) -> Self {

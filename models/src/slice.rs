@@ -73,13 +73,16 @@ impl TensorInfo {
                 Ok(Self { rows: count, range: start..start + count * self.row_stride, ..self.clone() })
             }
             // Vectors side by side are the rows of one matrix.
-            Part::Stacked { index } if self.count == 1 && index < self.rows => {
+            Part::StackedVector { index } if self.count == 1 && index < self.rows => {
                 let start = self.range.start + index * self.row_stride;
                 Ok(Self { rows: 1, range: start..start + self.row_stride, ..self.clone() })
             }
-            Part::Stacked { index } if self.count > 1 && index < self.count => {
+            Part::Stacked { index } if index < self.count => {
                 let start = self.range.start + index * matrix;
                 Ok(Self { count: 1, range: start..start + matrix, ..self.clone() })
+            }
+            Part::StackedVector { index } => {
+                wrong(format!("has no vector {index}, it is {} × {} of them", self.count, self.rows))
             }
             Part::Stacked { index } => {
                 wrong(format!("has no matrix {index}, it is a stack of {}", self.count))

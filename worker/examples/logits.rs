@@ -1,7 +1,8 @@
 //! Prints what a model makes of some tokens: a JSON list with the logits of every position. Without tokens, prints the
 //! architecture as it was understood. For comparing with another implementation when numbers are in doubt.
 //!
-//! `cargo run --release -p foggara-worker --example logits -- MODEL [--tp N] [--dp N] [--pp N] [--ep N] [TOKEN…]`
+//! `cargo run --release -p foggara-worker --example logits -- MODEL [--tp N] [--dp N] [--pp N] [--ep N]
+//! [--quantize TYPE] [TOKEN…]`
 
 #![allow(clippy::print_stdout)]
 
@@ -22,13 +23,17 @@ const BLOCK_SIZE: usize = 16;
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("give the path of a model")?;
-    let (mut shape, mut tokens) = (Shape::default(), Vec::new());
+    let (mut shape, mut tokens, mut quantize) = (Shape::default(), Vec::new(), Quantize::None);
     while let Some(arg) = args.next() {
         let degree = match arg.as_str() {
             "--tp" => &mut shape.tp,
             "--dp" => &mut shape.dp,
             "--pp" => &mut shape.pp,
             "--ep" => &mut shape.ep,
+            "--quantize" => {
+                quantize = args.next().ok_or("a type is missing")?.parse()?;
+                continue;
+            }
             token => {
                 tokens.push(token.parse::<u32>()?);
                 continue;
@@ -45,12 +50,12 @@ fn main() -> Result<()> {
     if tokens.len() > model.spec().context {
         return Err(format!("{} tokens in a context of {}", tokens.len(), model.spec().context).into());
     }
-    let plan = model.slices(&Cut::even(shape), Quantize::None)?;
+    let plan = model.slices(&Cut::even(shape), quantize)?;
     let rows = std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..shape.ranks())
             .map(|rank| {
                 let (model, plan, tokens) = (&model, &plan, &tokens);
-                scope.spawn(move || run(model, plan, rank, tokens))
+                scope.spawn(move || run(model, plan, rank, quantize, tokens))
             })
             .collect();
         let mut rows = Vec::new();
@@ -78,9 +83,15 @@ fn connect(ranks: &[usize], rank: usize, number: u64) -> Result<Box<dyn Collecti
 }
 
 /// All positions of one sequence in one step.
-fn run(model: &Checkpoint, plan: &SlicePlan, rank: usize, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+fn run(
+    model: &Checkpoint,
+    plan: &SlicePlan,
+    rank: usize,
+    quantize: Quantize,
+    tokens: &[u32],
+) -> Result<Vec<Vec<f32>>> {
     let pool = ThreadPool::with_spin(1, false);
-    let weights = RankWeights::load(model, plan, rank, Quantize::None, &pool, &mut |_, _| true)?;
+    let weights = RankWeights::load(model, plan, rank, quantize, &pool, &mut |_, _| true)?;
     let everyone: Vec<usize> = (0..plan.shape.ranks()).collect();
     let all = connect(&everyone, rank, 0)?;
     let mut comms = Comms::join(plan.shape, all, |part: &Part| connect(&part.ranks, rank, part.number))?;

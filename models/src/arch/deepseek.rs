@@ -143,7 +143,7 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
         nope_dim,
         rope_dim,
         value_dim,
-        bias: false,
+        bias: header.has(LayerRole::KvDownBias),
         split_up: header.has(LayerRole::KeyUp(0)),
         norm_eps: LATENT_EPS,
     };
@@ -151,11 +151,18 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let multiplier = header.number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
     let factor = header.number("rope.scaling.factor")?.unwrap_or(1.0);
     let stretch = 1.0 + multiplier * factor.max(1.0).ln();
-    spec.ropes[0].scale = 1.0;
+    if multiplier != 0.0 {
+        spec.ropes[0].scale = 1.0;
+    }
     spec.attention_scale = ((key as f64).sqrt().recip() * stretch * stretch) as f32;
     spec.attention = Attention::Latent(latent);
-    // The older models of this name do not say it, and have a softmax.
-    if header.optional_count("expert_gating_func")? != Some(2) {
+    let dense = header.optional_count("leading_dense_block_count")?.unwrap_or(0);
+    // Where the files do not say it, it is the softmax of the older models of this name, which have no correction either.
+    let sigmoid = match header.optional_count("expert_gating_func")? {
+        None => header.layer_has(dense, LayerRole::RouterCorrection),
+        Some(function) => function == 2,
+    };
+    if !sigmoid {
         let reason = "an expert gating function other than the sigmoid";
         return Err(ModelError::unsupported(header.path(), reason));
     }
@@ -168,7 +175,6 @@ fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let width = header.count("expert_feed_forward_length")?;
     let shared = header.optional_count("expert_shared_count")?.unwrap_or(0);
     let experts = Experts { shared_width: shared * width, ..header.experts(width, routing)? };
-    let dense = header.optional_count("leading_dense_block_count")?.unwrap_or(0);
     spec.layers.iter_mut().skip(dense).for_each(|layer| layer.mlp = Mlp::Experts(experts));
     Ok(spec)
 }

@@ -91,7 +91,9 @@ fn set_rotations(spec: &mut ArchSpec, global: RopeSpec, local: RopeSpec) {
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = gguf_gemma(header, "gemma3")?;
     grouped(&mut spec).qk_norm = true;
-    header.set_windows(&mut spec, 6)?;
+    if header.optional_count("attention.sliding_window")?.unwrap_or(0) > 0 {
+        header.set_windows(&mut spec, 6)?;
+    }
     spec.logit_softcap = header.number("final_logit_softcapping")?.map(|cap| cap as f32);
     // The files do not say it: only the largest scales by the width of the residual stream.
     if spec.layers.len() == 62 && header.number("attention.scale")?.is_none() {

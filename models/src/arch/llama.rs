@@ -4,7 +4,6 @@ use super::{Architecture, GgufArchitecture, as_llama};
 use crate::error::ModelError;
 use crate::gguf::Header;
 use crate::hf::{Config, grouped, refuse_partial_rotation};
-use crate::roles::LayerRole;
 use crate::spec::{ArchSpec, Mlp, RopeStyle, Routing};
 
 pub(crate) const LLAMA: Architecture = Architecture {
@@ -36,8 +35,6 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
 
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
     let mut spec = header.llama_like("llama", RopeStyle::Interleaved)?;
-    grouped(&mut spec).qkv_bias = header.has(LayerRole::QBias);
-    grouped(&mut spec).o_bias = header.has(LayerRole::OBias);
     if header.optional_count("expert_count")?.unwrap_or(0) > 0 {
         spec.family = "mixtral";
         let width = header.count("feed_forward_length")?;

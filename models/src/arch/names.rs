@@ -126,8 +126,8 @@ fn gguf(role: LayerRole) -> Place {
         R::ExpertGate(e) => return Place::stacked("ffn_gate_exps.weight", e),
         R::ExpertUp(e) => return Place::stacked("ffn_up_exps.weight", e),
         R::ExpertDown(e) => return Place::stacked("ffn_down_exps.weight", e),
-        R::ExpertGateBias(e) => return Place::stacked("ffn_gate_exps.bias", e),
-        R::ExpertUpBias(e) => return Place::stacked("ffn_up_exps.bias", e),
-        R::ExpertDownBias(e) => return Place::stacked("ffn_down_exps.bias", e),
+        R::ExpertGateBias(e) => return Place::stacked_vector("ffn_gate_exps.bias", e),
+        R::ExpertUpBias(e) => return Place::stacked_vector("ffn_up_exps.bias", e),
+        R::ExpertDownBias(e) => return Place::stacked_vector("ffn_down_exps.bias", e),
     })
 }

@@ -35,7 +35,5 @@ pub(super) fn late_windows(config: &Config<'_>, spec: &mut ArchSpec) -> Result<(
 }
 
 fn gguf_spec(header: &Header<'_>) -> Result<ArchSpec, ModelError> {
-    let mut spec = header.llama_like("qwen2", RopeStyle::Half)?;
-    grouped(&mut spec).qkv_bias = true;
-    Ok(spec)
+    header.llama_like("qwen2", RopeStyle::Half)
 }

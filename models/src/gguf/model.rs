@@ -150,7 +150,12 @@ impl Header<'_> {
 
     /// Whether the first layer has a tensor, under its usual name.
     pub(crate) fn has(&self, role: LayerRole) -> bool {
-        let place = Naming::Gguf.layer(role).under(&Naming::Gguf.layer_prefix(0));
+        self.layer_has(0, role)
+    }
+
+    /// Whether a layer has a tensor, under its usual name.
+    pub(crate) fn layer_has(&self, layer: usize, role: LayerRole) -> bool {
+        let place = Naming::Gguf.layer(role).under(&Naming::Gguf.layer_prefix(layer));
         self.gguf.tensors.contains_key(&place.name)
     }
 
@@ -196,8 +201,8 @@ impl Header<'_> {
             attention: Attention::Grouped(Grouped {
                 kv_heads: self.optional_count("attention.head_count_kv")?.unwrap_or(heads),
                 head_dim,
-                qkv_bias: false,
-                o_bias: false,
+                qkv_bias: self.has(LayerRole::QBias),
+                o_bias: self.has(LayerRole::OBias),
                 qk_norm: false,
                 sinks: false,
             }),

@@ -69,6 +69,9 @@ fn llamas() {
     let mut first = with(&llama2(), json!({ "max_sequence_length": 2048, "pad_token_id": -1 }));
     first.as_object_mut().expect("an object").shift_remove("num_key_value_heads");
     assert_eq!(understood(&first), spec);
+    let everything =
+        json!({ "temperature": 1.0, "top_k": 50, "max_length": 20, "num_beams": 1, "pruned_heads": {} });
+    assert_eq!(understood(&with(&llama2(), everything)), understood(&llama2()));
     let third = understood(&llama3());
     assert_eq!(heads(&third), (32, 8, 128));
     let slowest = |spec: &ArchSpec| f64::from(*spec.ropes[0].inv_freq.last().expect("frequencies"));

@@ -16,14 +16,14 @@ use crate::slice::TensorInfo;
 
 /// Every tensor of the folder by name.
 pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
+    let single = folder.join("model.safetensors");
+    if single.is_file() {
+        return read(&single);
+    }
     let index = folder.join("model.safetensors.index.json");
     if !index.is_file() {
-        let single = folder.join("model.safetensors");
-        if !single.is_file() {
-            let reason = "holds neither model.safetensors nor model.safetensors.index.json";
-            return Err(ModelError::io(folder, reason));
-        }
-        return read(&single);
+        let reason = "holds neither model.safetensors nor model.safetensors.index.json";
+        return Err(ModelError::io(folder, reason));
     }
     let json = read_json(&index)?;
     let map = json.get("weight_map").and_then(Value::as_object);
