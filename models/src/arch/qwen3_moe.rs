@@ -51,8 +51,10 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     }
     let dense = match config.get("mlp_only_layers") {
         None => Vec::new(),
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).collect(),
-        Some(_) => return Err(config.wrong("mlp_only_layers", "a list of layers")),
+        Some(list) => {
+            let layers = list.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
+            layers.ok_or_else(|| config.wrong("mlp_only_layers", "a list of layers"))?
+        }
     };
     for (l, layer) in spec.layers.iter_mut().enumerate() {
         if (l + 1) % step == 0 && !dense.contains(&(l as u64)) {

@@ -41,6 +41,18 @@ pub(crate) fn spec(
             let reason = format!("rope parameter `{field}` ({value}): what it changes is not known here");
             return Err(config.unsupported(reason));
         }
+        let fits = match field.as_str() {
+            "rope_type" | "type" => value.is_string(),
+            "truncate" => value.is_boolean(),
+            "short_factor" | "long_factor" => value.is_array(),
+            _ => value.is_number(),
+        };
+        if !value.is_null() && !fits {
+            return Err(ModelError::corrupt(config.path, format!("rope parameter `{field}` is {value}")));
+        }
+    }
+    if let Some(parameters) = parameters.filter(|parameters| !parameters.is_object()) {
+        return Err(ModelError::corrupt(config.path, format!("the rope parameters are {parameters}")));
     }
     let field = |name: &str| parameters.and_then(|p| p.get(name)).filter(|value| !value.is_null());
     let number = |name: &str| field(name).and_then(Value::as_f64);
