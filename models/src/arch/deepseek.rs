@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Architecture, GgufArchitecture};
 use crate::error::ModelError;
 use crate::gguf::Header;
-use crate::hf::{Config, rope_spec};
+use crate::hf::{Config, refuse_partial_rotation, rope_spec};
 use crate::roles::{LayerRole, Place};
 use crate::spec::{ArchSpec, Attention, Experts, Latent, Mlp, RopeStyle, Routing};
 
@@ -82,6 +82,7 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     {
         config.only(field, &served)?;
     }
+    refuse_partial_rotation(config)?;
     let mut spec = config.llama_like("deepseek_v3")?;
     let latent = Latent {
         q_rank: config.optional_count("q_lora_rank")?,

@@ -71,6 +71,11 @@ fn hf_spec(config: &Config<'_>) -> Result<ArchSpec, ModelError> {
     for (rotation, field, default) in
         [(&mut global, "rope_theta", 1e6), (&mut local, "rope_local_base_freq", 1e4)]
     {
+        if rotation.get("partial_rotary_factor").is_some_and(|factor| factor.as_f64() != Some(1.0)) {
+            return Err(
+                config.unsupported("rope parameter `partial_rotary_factor` (1 is served here)".into())
+            );
+        }
         if !rotation.contains_key("rope_theta") {
             rotation.insert("rope_theta".into(), config.number(field)?.unwrap_or(default).into());
         }

@@ -307,6 +307,13 @@ fn gemmas() {
     assert_eq!((spec.vocab, spec.context, spec.tied_output), (262_208, 131_072, true));
     assert_eq!((spec.ropes[0].inv_freq[0], spec.ropes[1].inv_freq[0]), (0.125, 1.0), "global layers only");
     assert!((spec.attention_scale - 168f32.sqrt().recip()).abs() < 1e-8);
+    let both = |factor: f64| {
+        let global = json!({ "rope_type": "linear", "factor": 8.0, "rope_theta": 1e6, "partial_rotary_factor": factor });
+        json!({ "rope_scaling": null, "rope_parameters": { "full_attention": global, "sliding_attention": null } })
+    };
+    assert_eq!(understood(&with(&largest, both(1.0))), spec);
+    let error = read(&with(&largest, both(0.5))).expect_err("half of each head");
+    assert!(error.contains("partial_rotary_factor"), "{error}");
 }
 
 #[test]
