@@ -29,6 +29,8 @@ struct Loading {
     read_bytes: u64,
     /// One thread for each rank, reading the files.
     page_cache_bytes_per_second: f64,
+    /// The same into memory that is new each time, as that of weights is: the system has to clear it first.
+    fresh_memory_bytes_per_second: f64,
     /// One thread for each rank, reading and repacking slices.
     load_bytes_per_second: f64,
     seconds: f64,
@@ -44,10 +46,11 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
     let plan = model.slices(&Cut::even(shape), quantize)?;
     let files = files(&args.model)?;
     let file_bytes = files.iter().map(|(_, len)| len).sum();
-    let mut page_cache = 0.0f64;
+    let (mut page_cache, mut fresh) = (0.0f64, 0.0f64);
     let mut best: Option<(f64, u64, Vec<usize>)> = None;
     for _ in 0..ROUNDS {
-        page_cache = page_cache.max(read_rate(&files, shape.ranks())?);
+        page_cache = page_cache.max(read_rate(&files, shape.ranks(), false)?);
+        fresh = fresh.max(read_rate(&files, shape.ranks(), true)?);
         let round = load(&model, &plan, quantize)?;
         if best.as_ref().is_none_or(|best| round.0 < best.0) {
             best = Some(round);
@@ -61,6 +64,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
         file_bytes,
         read_bytes,
         page_cache_bytes_per_second: page_cache,
+        fresh_memory_bytes_per_second: fresh,
         load_bytes_per_second: read_bytes as f64 / seconds,
         seconds,
         weight_bytes,
@@ -76,7 +80,7 @@ fn show(l: &Loading) -> String {
         l.weight_bytes.iter().map(|bytes| format!("{:.0} MB", *bytes as f64 / 1e6)).collect();
     format!(
         "{} ({:.2} GB), {}, quantize {}, one thread for each rank, the best of {ROUNDS}\n\
-         page cache read  {:6.2} GB/s\n\
+         page cache read  {:6.2} GB/s; into new memory {:.2} GB/s\n\
          loaded           {:6.2} GB/s, {:.0} % of it: {:.2} GB in {:.2} s\n\
          weights by rank  {}\n",
         l.model,
@@ -84,6 +88,7 @@ fn show(l: &Loading) -> String {
         l.shape,
         l.quantize,
         giga(l.page_cache_bytes_per_second),
+        giga(l.fresh_memory_bytes_per_second),
         giga(l.load_bytes_per_second),
         l.load_bytes_per_second / l.page_cache_bytes_per_second * 100.0,
         giga(l.read_bytes as f64),
@@ -106,12 +111,14 @@ fn files(model: &Path) -> Result<Vec<(PathBuf, u64)>> {
     paths.into_iter().map(|path| Ok((path.clone(), std::fs::metadata(&path)?.len()))).collect()
 }
 
-/// Bytes/s of `threads` threads that read the files, each its part of every one.
-fn read_rate(files: &[(PathBuf, u64)], threads: usize) -> Result<f64> {
+/// Bytes/s of `threads` threads that read the files, each its part of every one, into the same small buffer again and again
+/// or into memory that is `fresh`.
+fn read_rate(files: &[(PathBuf, u64)], threads: usize, fresh: bool) -> Result<f64> {
     let started = Instant::now();
     let read = |thread: usize| -> Result<u64> {
         let mut buffer = vec![0u8; BUFFER];
         let mut total = 0;
+        let mut kept = Vec::new();
         for (path, len) in files {
             let from = len * thread as u64 / threads as u64;
             let to = len * (thread as u64 + 1) / threads as u64;
@@ -122,6 +129,9 @@ fn read_rate(files: &[(PathBuf, u64)], threads: usize) -> Result<f64> {
                 match part.read(&mut buffer)? {
                     0 => break,
                     bytes => total += bytes as u64,
+                }
+                if fresh {
+                    kept.push(std::mem::replace(&mut buffer, vec![0u8; BUFFER]));
                 }
             }
         }
