@@ -1,7 +1,7 @@
 //! Which workers hold what: pure, deterministic.
 //!
 //! [`facts`] say what is there and what is asked; [`layout`] cuts a model for a shape, [`memory`] says what that takes and
-//! [`cost`] how fast it will be; [`assign`] seats ranks on workers; [`choose`] takes the best of all shapes that fit, and
+//! [`cost`] how fast it will be; [`assign`] seats ranks on workers; [`mod@choose`] takes the best of all shapes that fit, and
 //! [`explain`] says why, or what is missing. [`changes`] compares that with what is in place, [`leases`] says who drives it.
 
 mod assign;

@@ -36,7 +36,7 @@ struct Node {
     count: Option<usize>,
     /// Workers of each [default: 1].
     workers: Option<usize>,
-    /// "cpu" [default] or "gpu".
+    /// "cpu" (the default) or "gpu".
     kind: Option<String>,
     /// Memory of each worker, in 10⁹ bytes.
     memory_gb: f64,
