@@ -18,6 +18,12 @@ async fn models_are_added_listed_and_removed() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let model = format!("second={}", paths::golden("llama3-rope").display());
+    // Ready is said when the first model is served, which needs one worker.
+    cluster
+        .wait_status(1, "the other workers are there", |status| {
+            (status.workers.iter().filter(|w| w.state == "idle").count() == 2).then_some(())
+        })
+        .await;
     let plan = run(&["models", "plan", &model, "--tp", "2", "--json"]);
     assert!(plan.contains("\"tokens_per_second\"") && plan.contains("\"missing\": null"), "{plan}");
     for round in 0..machine::rounds(2, 20) {
