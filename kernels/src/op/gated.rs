@@ -31,20 +31,55 @@ simd! {
 #[inline(always)]
 fn gated_body<L: Lanes>(activation: GatedActivation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match activation {
-        GatedActivation::Silu => each(gate, up, out, |gate: L, up| swish(gate, gate).mul(up)),
-        GatedActivation::GeluTanh => each(gate, up, out, |gate: L, up| {
-            // (1 + tanh(x)) / 2 = sigmoid(2x), which loses nothing where tanh is close to -1.
-            let cubic = L::splat(0.044_715).mul(gate).mul(gate).fma(gate, gate);
-            swish(gate, L::splat(1.595_769).mul(cubic)).mul(up)
-        }),
+        GatedActivation::Silu => each::<L, _>(gate, up, out, &Silu),
+        GatedActivation::GeluTanh => each::<L, _>(gate, up, out, &GeluTanh),
         GatedActivation::ClampedSwiglu { alpha, limit } => {
-            let (alpha, high, low) = (L::splat(alpha), L::splat(limit), L::splat(-limit));
-            // In this order of operands NaN stays NaN.
-            each(gate, up, out, |gate: L, up| {
-                let (gate, up) = (high.min(gate), low.max(high.min(up)));
-                swish(gate, alpha.mul(gate)).mul(up.add(L::splat(1.0)))
-            });
+            let splat = L::splat;
+            each::<L, _>(
+                gate,
+                up,
+                out,
+                &Clamped { alpha: splat(alpha), high: splat(limit), low: splat(-limit) },
+            );
         }
+    }
+}
+
+/// An activation on lanes. (A closure would not be compiled for the instructions its caller may use.)
+trait Gate<L: Lanes> {
+    fn apply(&self, gate: L, up: L) -> L;
+}
+
+struct Silu;
+struct GeluTanh;
+struct Clamped<L> {
+    alpha: L,
+    high: L,
+    low: L,
+}
+
+impl<L: Lanes> Gate<L> for Silu {
+    #[inline(always)]
+    fn apply(&self, gate: L, up: L) -> L {
+        swish(gate, gate).mul(up)
+    }
+}
+
+impl<L: Lanes> Gate<L> for GeluTanh {
+    #[inline(always)]
+    fn apply(&self, gate: L, up: L) -> L {
+        // (1 + tanh(x)) / 2 = sigmoid(2x), which loses nothing where tanh is close to -1.
+        let cubic = L::splat(0.044_715).mul(gate).mul(gate).fma(gate, gate);
+        swish(gate, L::splat(1.595_769).mul(cubic)).mul(up)
+    }
+}
+
+impl<L: Lanes> Gate<L> for Clamped<L> {
+    #[inline(always)]
+    fn apply(&self, gate: L, up: L) -> L {
+        // In this order of operands NaN stays NaN.
+        let (gate, up) = (self.high.min(gate), self.low.max(self.high.min(up)));
+        swish(gate, self.alpha.mul(gate)).mul(up.add(L::splat(1.0)))
     }
 }
 
@@ -55,7 +90,7 @@ fn swish<L: Lanes>(x: L, by: L) -> L {
 }
 
 #[inline(always)]
-fn each<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32], f: impl Fn(L, L) -> L) {
+fn each<L: Lanes, G: Gate<L>>(gate: &[f32], up: &[f32], out: &mut [f32], f: &G) {
     assert!(
         gate.len() == up.len() && up.len() == out.len(),
         "gated: {} {} {}",
@@ -67,12 +102,12 @@ fn each<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32], f: impl Fn(L, L) ->
     let (ups, up_rest) = up.as_chunks::<8>();
     let (outs, out_rest) = out.as_chunks_mut::<8>();
     for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
-        f(L::load(gate), L::load(up)).store(out);
+        f.apply(L::load(gate), L::load(up)).store(out);
     }
     let (mut gate, mut up, mut out) = ([0.0; 8], [0.0; 8], [0.0; 8]);
     gate[..gate_rest.len()].copy_from_slice(gate_rest);
     up[..up_rest.len()].copy_from_slice(up_rest);
-    f(L::load(&gate), L::load(&up)).store(&mut out);
+    f.apply(L::load(&gate), L::load(&up)).store(&mut out);
     out_rest.copy_from_slice(&out[..out_rest.len()]);
 }
 
