@@ -136,6 +136,42 @@ fn ranks_read_the_bytes_of_their_slices_and_no_others() {
 }
 
 #[test]
+fn float_matrices_are_held_in_the_type_that_was_asked_for_and_nearly_the_same() {
+    use foggara_kernels::WeightType as T;
+    let (_folder, model) = open(DType::BF16);
+    let plan = tensor(&model, 2);
+    let at = |quantize| {
+        RankWeights::load(&model, &plan, 0, quantize, &ThreadPool::new(1), &mut |_, _| true).expect("loads")
+    };
+    let plain = at(Quantize::None);
+    for (quantize, layers, within) in
+        [(Quantize::Q8_0, T::Q8_0, 0.02), (Quantize::Q4_0, T::Q4_0, 0.2), (Quantize::Q4_K, T::Q4_K, 0.2)]
+    {
+        let weights = at(quantize);
+        assert!(weights.bytes() < plain.bytes(), "{quantize}");
+        let embedding = weights.embedding.as_ref().expect("the first stage has it");
+        assert_eq!(embedding.weight_type(), T::Q8_0, "{quantize}");
+        for (layer, plain) in weights.layers.iter().zip(&plain.layers) {
+            let ((attention, mlp), (plain, plain_mlp)) = (parts(layer), parts(plain));
+            for (held, exact) in [
+                (&attention.qkv[0].weights, &plain.qkv[0].weights),
+                (&attention.o, &plain.o),
+                (&mlp.gate_up[0].weights, &plain_mlp.gate_up[0].weights),
+                (&mlp.down, &plain_mlp.down),
+            ] {
+                assert_eq!(held.weight_type(), layers, "{quantize}");
+                let (held, exact) = (all(held).concat(), all(exact).concat());
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let off: f64 = held.iter().zip(&exact).map(|(a, b)| square(a - b)).sum();
+                let size: f64 = exact.iter().map(|x| square(*x)).sum();
+                let error = (off / size).sqrt();
+                assert!(error > 0.0 && error < within, "{quantize}: off by {error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn loading_stops_when_asked_to() {
     let (_folder, model) = open(DType::Q4_0);
     let mut calls = 0;
