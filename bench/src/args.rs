@@ -71,6 +71,9 @@ pub(crate) struct LoadArgs {
     /// Machine-readable.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Be one rank of the measurement: started by the one that measures, as a process of its own.
+    #[arg(long, hide = true)]
+    pub(crate) rank: Option<usize>,
 }
 
 /// What is measured.

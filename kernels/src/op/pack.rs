@@ -89,6 +89,7 @@ impl WeightPacker {
                     }
                 }
             }
+            transpose::written();
         });
         self.next = to;
         Ok(())
@@ -140,8 +141,8 @@ fn put_row(source: Source, stored: &[u8], lane: usize, panel: &mut [u8]) {
 fn put_panel(source: Source, rows: [&[u8]; PANEL_ROWS], panel: &mut [u8]) {
     let first = source.col_skip / 32;
     match source.ty {
-        WeightType::F32 => put_floats::<4>(source, rows, panel, transpose::quads),
-        WeightType::F16 | WeightType::BF16 => put_floats::<2>(source, rows, panel, transpose::pairs),
+        WeightType::F32 => put_floats::<4>(source, rows, panel),
+        WeightType::F16 | WeightType::BF16 => put_floats::<2>(source, rows, panel),
         // Codes lie in a stored block as they do in a lane of the panel.
         WeightType::Q4_0 => put_blocks::<18, 2, 1>(first, rows, panel),
         WeightType::Q4_1 => put_blocks::<20, 4, 1>(first, rows, panel),
@@ -152,22 +153,14 @@ fn put_panel(source: Source, rows: [&[u8]; PANEL_ROWS], panel: &mut [u8]) {
     }
 }
 
-/// Elements of `N` bytes; `transpose` takes sixteen bytes of each row.
-#[inline(always)]
-fn put_floats<const N: usize>(
-    source: Source,
-    rows: [&[u8]; PANEL_ROWS],
-    panel: &mut [u8],
-    transpose: impl Fn([&[u8; 16]; 8], &mut [u8; 128]),
-) {
+/// Elements of `N` bytes.
+fn put_floats<const N: usize>(source: Source, rows: [&[u8]; PANEL_ROWS], panel: &mut [u8]) {
     let rows = rows.map(|row| &row[source.col_skip * N..][..source.cols * N]);
-    let (wholes, rests) = (rows.map(|row| row.as_chunks::<16>().0), rows.map(|row| row.as_chunks::<16>().1));
-    let (to, to_rest) = panel.as_chunks_mut::<128>();
-    for (i, to) in to.iter_mut().enumerate().take(wholes[0].len()) {
-        transpose(wholes.map(|row| &row[i]), to);
-    }
-    for (lane, rest) in rests.into_iter().enumerate() {
-        for (k, element) in rest.chunks_exact(N).enumerate() {
+    let whole = source.cols * N / 16 * 16;
+    let (to, to_rest) = panel.split_at_mut(whole * PANEL_ROWS);
+    transpose::rows::<N>(rows.map(|row| &row[..whole]), to);
+    for (lane, row) in rows.into_iter().enumerate() {
+        for (k, element) in row[whole..].chunks_exact(N).enumerate() {
             to_rest[(k * PANEL_ROWS + lane) * N..][..N].copy_from_slice(element);
         }
     }

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use foggara_kernels::ThreadPool;
-use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
-use foggara_worker::weights::RankWeights;
+use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use serde::Serialize;
 
+use ranks::Ranks;
+
 use crate::args::LoadArgs;
+
+mod ranks;
 
 /// Bytes read at once, about what a processor's own cache holds.
 const BUFFER: usize = 1 << 20;
@@ -31,7 +33,7 @@ struct Loading {
     page_cache_bytes_per_second: f64,
     /// The same into memory that is new each time, as that of weights is: the system has to clear it first.
     fresh_memory_bytes_per_second: f64,
-    /// One thread for each rank, reading and repacking slices.
+    /// A process of one thread for each rank, reading and repacking its slice.
     load_bytes_per_second: f64,
     seconds: f64,
     /// Of matrices, for each rank.
@@ -44,19 +46,24 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
     let quantize: Quantize = args.quantize.parse().map_err(|e: String| anyhow!(e))?;
     let shape = Shape { tp: args.tp.unwrap_or(args.workers), dp: args.dp, pp: args.pp, ep: args.ep };
     let plan = model.slices(&Cut::even(shape), quantize)?;
+    if let Some(rank) = args.rank {
+        ranks::serve(&model, &plan, quantize, rank)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let files = files(&args.model)?;
     let file_bytes = files.iter().map(|(_, len)| len).sum();
     let (mut page_cache, mut fresh) = (0.0f64, 0.0f64);
-    let mut best: Option<(f64, u64, Vec<usize>)> = None;
+    let mut ranks = Ranks::start(shape.ranks())?;
+    let mut best: Option<ranks::Round> = None;
     for _ in 0..ROUNDS {
         page_cache = page_cache.max(read_rate(&files, shape.ranks(), false)?);
         fresh = fresh.max(read_rate(&files, shape.ranks(), true)?);
-        let round = load(&model, &plan, quantize)?;
-        if best.as_ref().is_none_or(|best| round.0 < best.0) {
+        let round = ranks.load()?;
+        if best.as_ref().is_none_or(|best| round.seconds < best.seconds) {
             best = Some(round);
         }
     }
-    let (seconds, read_bytes, weight_bytes) = best.context("at least one round")?;
+    let ranks::Round { seconds, read_bytes, weight_bytes } = best.context("at least one round")?;
     let loading = Loading {
         model: model.name().into(),
         shape: shape.to_string(),
@@ -79,7 +86,7 @@ fn show(l: &Loading) -> String {
     let memory: Vec<String> =
         l.weight_bytes.iter().map(|bytes| format!("{:.0} MB", *bytes as f64 / 1e6)).collect();
     format!(
-        "{} ({:.2} GB), {}, quantize {}, one thread for each rank, the best of {ROUNDS}\n\
+        "{} ({:.2} GB), {}, quantize {}, a process of one thread for each rank, the best of {ROUNDS}\n\
          page cache read  {:6.2} GB/s; into new memory {:.2} GB/s\n\
          loaded           {:6.2} GB/s, {:.0} % of it: {:.2} GB in {:.2} s\n\
          weights by rank  {}\n",
@@ -139,24 +146,6 @@ fn read_rate(files: &[(PathBuf, u64)], threads: usize, fresh: bool) -> Result<f6
     };
     let total = each(threads, read)?.into_iter().sum::<u64>();
     Ok(total as f64 / started.elapsed().as_secs_f64())
-}
-
-/// Loads every rank's slice at the same time: seconds, bytes read, and bytes of weights.
-fn load(model: &Checkpoint, plan: &SlicePlan, quantize: Quantize) -> Result<(f64, u64, Vec<usize>)> {
-    let started = Instant::now();
-    let ranks = each(plan.ranks.len(), |rank| {
-        let mut read = 0;
-        let pool = ThreadPool::new(1);
-        let weights = RankWeights::load(model, plan, rank, quantize, &pool, &mut |done, _| {
-            read = done;
-            true
-        })?;
-        // Kept until the clock has been read: giving memory back is not loading.
-        Ok((read, weights))
-    })?;
-    let seconds = started.elapsed().as_secs_f64();
-    let bytes = ranks.iter().map(|(read, _)| read).sum();
-    Ok((seconds, bytes, ranks.iter().map(|(_, weights)| weights.bytes()).collect()))
 }
 
 /// Runs `f` on a thread for each of `0..count`.
