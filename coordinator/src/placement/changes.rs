@@ -91,19 +91,20 @@ pub struct Proposal {
     pub missing: Option<String>,
 }
 
-/// What `deployment` of `model` would get of the workers that are idle now.
+/// What `replicas` of `model` would get of the workers that are idle now.
 pub fn propose(
     state: &ClusterState,
     around: &Surroundings,
-    deployment: &Deployment,
     model: &ModelFacts,
+    wish: &Wish,
+    replicas: u32,
 ) -> Proposal {
     let mut hosts = Hosts::of(state, &around.models);
     let mut proposal = Proposal::default();
-    for replica in 0..deployment.replicas {
+    for replica in 0..replicas {
         let idle = hosts.idle(state, &around.workers);
-        let enough = idle.len() / (deployment.replicas - replica) as usize;
-        match choose(model, &wish(deployment), &idle, &Links::ASSUMED, enough) {
+        let enough = idle.len() / (replicas - replica) as usize;
+        match choose(model, wish, &idle, &Links::ASSUMED, enough) {
             Ok(plan) => {
                 hosts.take(&plan);
                 proposal.replicas.push(plan);
@@ -147,6 +148,7 @@ pub fn wish(deployment: &Deployment) -> Wish {
         shape: deployment.shape,
         kv_tokens: deployment.kv_tokens,
         reach: Reach::named(&deployment.collective),
+        sequence_tokens: Wish::SEQUENCE_TOKENS,
     }
 }
 

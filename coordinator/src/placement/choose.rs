@@ -251,7 +251,7 @@ fn evaluate<'a>(
     let kv_tokens = wanted.min(room).min(most);
     let seated = parts.iter().zip(seats).zip(&needs);
     let seated = seated.map(|((part, worker), needs)| Seat { worker, part, needs: *needs }).collect();
-    let prediction = Group { model, shape, links, seats: seated }.predict(kv_tokens);
+    let prediction = Group { model, shape, links, seats: seated }.predict(kv_tokens, wish.sequence_tokens);
     let one_host = seats.iter().all(|worker| worker.host == seats[0].host);
     let collective = match (shape.ranks(), wish.reach) {
         (1, _) => CollectiveKind::Solo,

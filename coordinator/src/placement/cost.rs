@@ -7,22 +7,21 @@ use super::facts::{Kind, Link, Links, ModelFacts, WorkerFacts};
 use super::layout::RankPart;
 use super::memory::RankNeeds;
 
-/// Tokens that a sequence has in the cache while it is predicted: a question and half its answer.
-const TOKENS_IN_CACHE: u64 = 1_024;
 /// Bytes of an activation between ranks: f32.
 const ELEMENT: f64 = 4.0;
-/// Share of the measured memory bandwidth that matrices are read with. CPU: a step of docs/performance.md reads 96.6 MB in
-/// the two thirds of 7.1 ms that are not collectives, on a machine that reads 28.6 GB/s. Accelerators: what matrix-vector
-/// kernels commonly reach of a data sheet's bandwidth; assumed, not measured here.
-const CPU_BANDWIDTH_SHARE: f64 = 0.7;
+/// Share of the measured memory bandwidth that matrices are read with. CPU: fitted to the shapes of docs/placement.md.
+/// Accelerators: what matrix-vector kernels commonly reach of a data sheet's bandwidth; assumed, not measured here.
+const CPU_BANDWIDTH_SHARE: f64 = 0.85;
 const GPU_BANDWIDTH_SHARE: f64 = 0.8;
-/// Share of the measured operations per second. CPU: prefill and batched decode in docs/performance.md reach 47 to 53 % of
-/// them. Accelerators: assumed; small batches fill the matrix units badly.
-const CPU_COMPUTE_SHARE: f64 = 0.5;
+/// Share of the measured operations per second. CPU: sixteen streams of docs/placement.md reach 45 to 50 % of them with
+/// quantized weights, whose products are of integers, and 20 to 25 % with others. Accelerators: assumed; small batches fill
+/// the matrix units badly.
+const CPU_QUANTIZED_SHARE: f64 = 0.5;
+const CPU_FLOAT_SHARE: f64 = 0.22;
 const GPU_COMPUTE_SHARE: f64 = 0.4;
-/// Seconds that a layer takes whatever its size: starting some ten kernels of 2 µs each from a captured graph; on a CPU
-/// waking and joining threads. Assumed.
-const CPU_LAYER: f64 = 10e-6;
+/// Seconds that a layer takes whatever its size. CPU: norms, rotations and one token's attention, fitted as above.
+/// Accelerators: starting some ten kernels of 2 µs each from a captured graph; assumed.
+const CPU_LAYER: f64 = 25e-6;
 const GPU_LAYER: f64 = 20e-6;
 
 /// What is predicted of one replica.
@@ -60,33 +59,35 @@ pub(super) struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Tokens per second when each data-parallel part has a cache of `kv_tokens`.
-    pub(super) fn predict(&self, kv_tokens: u64) -> Prediction {
+    /// Tokens per second when each data-parallel part has a cache of `kv_tokens`, and each sequence `tokens` in it.
+    pub(super) fn predict(&self, kv_tokens: u64, tokens: u64) -> Prediction {
         let dp = u64::from(self.shape.dp);
-        let fitting = (kv_tokens / TOKENS_IN_CACHE.min(self.model.context).max(1)).max(1) * dp;
+        let tokens = tokens.min(self.model.context).max(1);
+        let fitting = (kv_tokens / tokens).max(1) * dp;
         let sequences = fitting.min(u64::from(crate::driver::MAX_SEQUENCES));
-        let one_stream = 1.0 / self.stage_seconds(1.0).iter().sum::<f64>();
-        // Stages take turns: a step goes through all of them before the next one starts.
-        let saturated = sequences as f64 / self.stage_seconds(sequences as f64).iter().sum::<f64>();
+        let one_stream = 1.0 / self.step_seconds(1.0, tokens);
+        let saturated = sequences as f64 / self.step_seconds(sequences as f64, tokens);
         // Batches that gain nothing are not made.
         Prediction { one_stream, saturated: saturated.max(one_stream), sequences }
     }
 
-    /// Seconds that each stage needs for a step of `rows` sequences.
-    fn stage_seconds(&self, rows: f64) -> Vec<f64> {
+    /// Seconds for a step of `rows` sequences, each with `tokens` in the cache. Stages take turns: a step goes through all of
+    /// them before the next one starts.
+    fn step_seconds(&self, rows: f64, tokens: u64) -> f64 {
         let stage_ranks = self.shape.stage_ranks() as usize;
         let one_host = self.seats.iter().all(|seat| seat.worker.host == self.seats[0].worker.host);
         let stages = self.seats.chunks(stage_ranks).enumerate();
         stages
             .map(|(stage, seats)| {
-                let local = seats.iter().map(|seat| self.local_seconds(seat, rows)).fold(0.0, f64::max);
+                let local =
+                    seats.iter().map(|seat| self.local_seconds(seat, rows, tokens)).fold(0.0, f64::max);
                 local + self.exchange_seconds(stage, seats, rows, one_host)
             })
-            .collect()
+            .sum()
     }
 
     /// Reading and computing on one rank.
-    fn local_seconds(&self, seat: &Seat<'_>, rows: f64) -> f64 {
+    fn local_seconds(&self, seat: &Seat<'_>, rows: f64, tokens: u64) -> f64 {
         let (model, part) = (self.model, seat.part);
         let own_rows = (rows / f64::from(self.shape.dp)).max(1.0);
         // Parameters read, and multiply-adds.
@@ -111,9 +112,10 @@ impl Group<'_> {
             bytes += output * model.bits.embedding / 8.0;
             work += output * own_rows;
         }
-        bytes += seat.needs.kv_per_token as f64 * own_rows * TOKENS_IN_CACHE.min(model.context) as f64;
+        bytes += seat.needs.kv_per_token as f64 * own_rows * tokens as f64;
         let (bandwidth, compute, layer) = match seat.worker.kind {
-            Kind::Cpu => (CPU_BANDWIDTH_SHARE, CPU_COMPUTE_SHARE, CPU_LAYER),
+            Kind::Cpu if model.bits.layers < 16.0 => (CPU_BANDWIDTH_SHARE, CPU_QUANTIZED_SHARE, CPU_LAYER),
+            Kind::Cpu => (CPU_BANDWIDTH_SHARE, CPU_FLOAT_SHARE, CPU_LAYER),
             Kind::Gpu => (GPU_BANDWIDTH_SHARE, GPU_COMPUTE_SHARE, GPU_LAYER),
         };
         let reading = bytes / (seat.worker.bytes_per_second.max(1) as f64 * bandwidth);
@@ -194,18 +196,37 @@ struct Busiest {
     rows: f64,
 }
 
-/// Routing is taken to be even: `rows` rows choose `top_k` of `count` experts each; a part owns `owned` of them. The busiest
-/// of several parts is above the mean by about √(2·mean·ln parts), as the largest of that many Poisson counts is.
+/// Routing is taken to be even: `rows` rows choose `top_k` of `count` experts each; a part owns `owned` of them. How many of
+/// the chosen experts a part owns follows a hypergeometric distribution, how many rows it is given nearly a Poisson one; the
+/// busiest of several parts is taken to be the largest of as many normal variables of that mean and deviation.
 fn busiest_part(count: f64, top_k: f64, rows: f64, owned: f64) -> Busiest {
     let distinct = count * (1.0 - (1.0 - (top_k / count).min(1.0)).powf(rows));
     if owned <= 0.0 {
         return Busiest { experts: 0.0, rows: 0.0 };
     }
     let share = owned / count;
-    let spread = |mean: f64| mean + (2.0 * mean * (1.0 / share).ln()).max(0.0).sqrt();
-    let experts = spread(distinct * share).min(distinct).min(owned);
-    let rows = spread(rows * top_k * share).min(rows * owned.min(top_k));
-    Busiest { experts, rows }
+    let above = largest_of(1.0 / share);
+    let (mean, given) = (distinct * share, rows * top_k * share);
+    let others = ((count - distinct) / (count - 1.0).max(1.0)).max(0.0);
+    let experts = mean + above * (mean * (1.0 - share) * others).sqrt();
+    Busiest {
+        experts: experts.min(distinct).min(owned),
+        rows: (given + above * (given * (1.0 - share)).sqrt()).min(rows * owned.min(top_k)),
+    }
+}
+
+/// The mean of the largest of `n` standard normal variables, by Blom's formula (Statistical Estimates and Transformed
+/// Beta-Variables, 1958): the quantile at (n − 3/8) / (n + 1/4), that one as Hastings approximates it (Abramowitz and
+/// Stegun, 26.2.23).
+fn largest_of(n: f64) -> f64 {
+    if n <= 1.0 {
+        return 0.0;
+    }
+    let upper = 1.0 - (n - 0.375) / (n + 0.25);
+    let t = (-2.0 * upper.ln()).sqrt();
+    let above = 2.515_517 + 0.802_853 * t + 0.010_328 * t * t;
+    let below = 1.0 + 1.432_788 * t + 0.189_269 * t * t + 0.001_308 * t * t * t;
+    (t - above / below).max(0.0)
 }
 
 #[cfg(test)]
@@ -228,8 +249,19 @@ mod tests {
                 busiest.rows >= rows * top_k * owned / count - 1e-9 && busiest.rows <= rows * top_k + 1e-9
             );
         }
+        // Of two experts of eight, the half of them that has more has 1 + 3/7 on the mean.
+        let half = busiest_part(8.0, 2.0, 1.0, 4.0);
+        assert!((half.experts - 10.0 / 7.0).abs() < 0.06, "{}", half.experts);
         let alone = busiest_part(8.0, 2.0, 1.0, 8.0);
         assert!((alone.experts - 2.0).abs() < 1e-9, "one token touches its two experts");
+    }
+
+    #[test]
+    fn the_largest_of_more_is_larger() {
+        // Exact: 1/√π, and 1.0294, 1.7660 (Harter, 1961).
+        for (n, exact) in [(1.0, 0.0), (2.0, 0.5642), (4.0, 1.0294), (16.0, 1.7660)] {
+            assert!((largest_of(n) - exact).abs() < 0.03, "{n}: {}", largest_of(n));
+        }
     }
 
     #[test]

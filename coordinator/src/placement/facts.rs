@@ -58,15 +58,15 @@ pub struct Links {
 }
 
 impl Links {
-    /// - Shared memory: a step of docs/performance.md spends a third of 7.1 ms in 63 collectives of two messages each,
-    ///   18 µs a message, waiting for the slower rank included; the bandwidth is half of one core's copy speed there.
+    /// - Shared memory: a step of docs/performance.md spends a third of its time in 63 collectives of two messages each,
+    ///   30 µs a message, waiting for the slower rank included; the bandwidth is half of one core's copy speed there.
     /// - Loopback TCP: the same wait and two system calls of some 10 µs.
     /// - Accelerators: NVLink of the H100 and H200, 900 GB/s both ways together (NVIDIA H100 data sheet); a collective call
     ///   is a kernel launch and a round of flags, assumed 8 µs.
     /// - Network: 10 Gbit/s Ethernet, assumed 50 µs through both kernels.
     pub const ASSUMED: Self = Self {
-        shared_memory: Link { bytes_per_second: 5_000_000_000, latency_ns: 18_000 },
-        loopback: Link { bytes_per_second: 2_000_000_000, latency_ns: 40_000 },
+        shared_memory: Link { bytes_per_second: 5_000_000_000, latency_ns: 30_000 },
+        loopback: Link { bytes_per_second: 2_000_000_000, latency_ns: 50_000 },
         accelerators: Link { bytes_per_second: 450_000_000_000, latency_ns: 8_000 },
         network: Link { bytes_per_second: 1_250_000_000, latency_ns: 50_000 },
     };
@@ -216,10 +216,19 @@ pub struct Wish {
     pub kv_tokens: u64,
     /// How ranks may reach each other.
     pub reach: Reach,
+    /// Tokens that a sequence has in the cache while its speed is predicted.
+    pub sequence_tokens: u64,
 }
 
 impl Wish {
+    /// A question and half its answer.
+    pub const SEQUENCE_TOKENS: u64 = 1_024;
+
     /// Anything that works.
-    pub const OPEN: Self =
-        Self { shape: Shape { tp: 0, dp: 0, pp: 0, ep: 0 }, kv_tokens: 0, reach: Reach::Auto };
+    pub const OPEN: Self = Self {
+        shape: Shape { tp: 0, dp: 0, pp: 0, ep: 0 },
+        kv_tokens: 0,
+        reach: Reach::Auto,
+        sequence_tokens: Self::SEQUENCE_TOKENS,
+    };
 }

@@ -57,7 +57,12 @@ fn wishes() -> impl Strategy<Value = Wish> {
     let number = || prop_oneof![3 => Just(0u32), 1 => 1u32..5];
     let reach = prop_oneof![Just(Reach::Auto), Just(Reach::Tcp), Just(Reach::SharedMemory)];
     (number(), number(), number(), number(), prop_oneof![Just(0u64), 1u64..100_000], reach).prop_map(
-        |(tp, dp, pp, ep, kv_tokens, reach)| Wish { shape: Shape { tp, dp, pp, ep }, kv_tokens, reach },
+        |(tp, dp, pp, ep, kv_tokens, reach)| Wish {
+            shape: Shape { tp, dp, pp, ep },
+            kv_tokens,
+            reach,
+            ..Wish::OPEN
+        },
     )
 }
 

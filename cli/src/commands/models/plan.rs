@@ -28,6 +28,9 @@ pub(crate) struct Plan {
     /// Plan for the machines that this file describes instead of the cluster's idle workers
     #[arg(long, value_name = "FILE.toml")]
     nodes: Option<PathBuf>,
+    /// Predict for sequences with this many tokens in the cache
+    #[arg(long, value_name = "N", default_value_t = Wish::SEQUENCE_TOKENS, value_parser = clap::value_parser!(u64).range(1..))]
+    sequence_tokens: u64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,9 +46,12 @@ impl Plan {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let deployment = self.shape.deployment(&self.model, self.parallel.shape())?;
         let answer = match &self.nodes {
-            Some(file) => offline(&deployment, file)?,
+            Some(file) => offline(&deployment, file, self.sequence_tokens)?,
             None => {
-                let request = wire::PlanDeploymentRequest { deployment: Some(deployment) };
+                let request = wire::PlanDeploymentRequest {
+                    deployment: Some(deployment),
+                    sequence_tokens: self.sequence_tokens,
+                };
                 self.endpoint.admin().await?.plan_deployment(request).await?.into_inner()
             }
         };
@@ -65,6 +71,7 @@ impl Plan {
 fn offline(
     deployment: &wire::Deployment,
     file: &std::path::Path,
+    sequence_tokens: u64,
 ) -> anyhow::Result<wire::PlanDeploymentResponse> {
     let (workers, links) = nodes::read(file)?;
     deployment.shape().check()?;
@@ -75,6 +82,7 @@ fn offline(
         shape: deployment.shape(),
         kv_tokens: deployment.kv_tokens,
         reach: Reach::named(&deployment.collective),
+        sequence_tokens,
     };
     let proposal = placement::propose_on(&model, &wish, deployment.replicas, workers, &links);
     Ok(proposal.into())

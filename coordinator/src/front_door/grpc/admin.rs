@@ -16,6 +16,7 @@ use crate::front_door::api_error::Kind;
 use crate::front_door::grpc::plan::propose_now;
 use crate::front_door::request::request_id;
 use crate::library::{Undescribed, channel};
+use crate::placement::facts::Wish;
 
 /// The service.
 pub(super) struct Service {
@@ -269,11 +270,16 @@ impl wire::admin_server::Admin for Service {
         &self,
         request: Request<wire::PlanDeploymentRequest>,
     ) -> Result<Response<wire::PlanDeploymentResponse>, Status> {
-        let asked = request.into_inner().deployment;
+        let request = request.into_inner();
+        let tokens = match request.sequence_tokens {
+            0 => Wish::SEQUENCE_TOKENS,
+            tokens => tokens,
+        };
         let (_, deployment) =
-            check(asked.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?)?;
+            check(request.deployment.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?)?;
         let (state, library) = (self.door.cluster.state(), self.door.library.clone());
-        let proposed = tokio::task::spawn_blocking(move || propose_now(&state, &library, &deployment)).await;
+        let proposed =
+            tokio::task::spawn_blocking(move || propose_now(&state, &library, &deployment, tokens)).await;
         let proposed = proposed.map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(proposed.map_err(Status::invalid_argument)?.into()))
     }

@@ -8,10 +8,10 @@ use crate::cluster::ClusterState;
 use crate::cluster::state::Deployment;
 use crate::library::Library;
 use crate::model_facts;
-use crate::placement::facts::ModelFacts;
-use crate::placement::{Plan, PlannedRank, Proposal, Surroundings, propose};
+use crate::placement::facts::{ModelFacts, Wish};
+use crate::placement::{Plan, PlannedRank, Proposal, Surroundings, propose, wish};
 
-/// What `deployment` would get. Opens checkpoints.
+/// What `deployment` would get, and how fast it would be for sequences with so many tokens in the cache. Opens checkpoints.
 ///
 /// # Errors
 /// If its checkpoint cannot be opened.
@@ -19,6 +19,7 @@ pub(super) fn propose_now(
     state: &ClusterState,
     library: &Library,
     deployment: &Deployment,
+    sequence_tokens: u64,
 ) -> Result<Proposal, String> {
     let path = Path::new(&deployment.model_path);
     let model = facts(path, deployment).map_err(|reason| format!("model_path: {reason}"))?;
@@ -32,7 +33,8 @@ pub(super) fn propose_now(
         models: models.collect(),
         ..Surroundings::default()
     };
-    Ok(propose(state, &around, deployment, &model))
+    let wish = Wish { sequence_tokens, ..wish(deployment) };
+    Ok(propose(state, &around, &model, &wish, deployment.replicas))
 }
 
 fn facts(path: &Path, deployment: &Deployment) -> Result<ModelFacts, String> {

@@ -248,7 +248,7 @@ async fn operators_read_their_own_writes() {
         model_path: path.to_string_lossy().into_owned(),
         ..Default::default()
     };
-    let plan = admin::PlanDeploymentRequest { deployment: Some(dense.clone()) };
+    let plan = admin::PlanDeploymentRequest { deployment: Some(dense.clone()), sequence_tokens: 0 };
     let plan = client.plan_deployment(plan).await.expect("answered").into_inner();
     assert_eq!(plan.missing, "1 idle worker is needed, there are 0");
     let experts = admin::Deployment { tp: 2, ep: 2, ..dense };
