@@ -7,6 +7,7 @@
 
 pub mod auth;
 pub mod convert;
+pub mod files;
 pub mod sequence;
 pub mod shape;
 pub mod step;

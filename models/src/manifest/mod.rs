@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 pub use folders::{Depth, ModelFolders};
 pub use hash::{Hash, Hashes, Progress};
 pub use make::Described;
-pub use tables::{assemble, read_part};
+pub use tables::{assemble, read_part, read_pieces};
 
 /// Most files of a model.
 pub const MAX_FILES: usize = 4096;

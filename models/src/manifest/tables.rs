@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{MAX_PART, Manifest};
 use crate::error::ModelError;
 use crate::gguf::Gguf;
+
+/// Bytes of a piece of a file on its way to another machine.
+const PIECE: u64 = 256 << 10;
 
 /// Bytes before a GGUF file's first tensor.
 pub(super) fn gguf_head(path: &Path) -> Result<u64, ModelError> {
@@ -51,6 +54,25 @@ pub fn read_part(path: &Path, offset: u64, bytes: u64) -> Result<Vec<u8>, ModelE
         return Err(ModelError::io(path, format!("ends {} bytes early", bytes - read as u64)));
     }
     Ok(data)
+}
+
+/// The first `bytes` bytes of a file, in pieces.
+///
+/// Each piece is read when it is asked for; after an error there are no more.
+pub fn read_pieces(
+    path: PathBuf,
+    bytes: u64,
+) -> impl Iterator<Item = Result<Vec<u8>, ModelError>> + Send + 'static {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let count = PIECE.min(bytes - at);
+        if count == 0 {
+            return None;
+        }
+        let piece = read_part(&path, at, count);
+        at = if piece.is_ok() { at + count } else { bytes };
+        Some(piece)
+    })
 }
 
 /// Makes the parts of a model, as they lie in `root`, a checkpoint that can be opened: files with tensors get their full

@@ -199,3 +199,15 @@ fn hashes_are_remembered_until_a_file_changes() {
         "what is damaged is left out"
     );
 }
+
+#[test]
+fn pieces_of_a_file_are_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("f");
+    let bytes: Vec<u8> = (0..600_000u32).map(|i| (i % 251) as u8).collect();
+    std::fs::write(&path, &bytes).expect("written");
+    let pieces: Vec<_> = read_pieces(path.clone(), 600_000).map(|piece| piece.expect("there")).collect();
+    assert_eq!((pieces.len(), pieces.concat()), (3, bytes), "256 KiB each");
+    let beyond: Vec<_> = read_pieces(path, 600_001).collect();
+    assert!(beyond.len() == 3 && beyond[2].is_err(), "it ends early");
+}

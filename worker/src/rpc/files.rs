@@ -2,16 +2,12 @@
 
 use std::path::PathBuf;
 
-use foggara_models::manifest::{Hash, read_part};
+use foggara_models::manifest::{Hash, read_pieces};
+use foggara_proto::files::{FetchStream, fetch_stream};
 use foggara_proto::wire::files as wire;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::models::Models;
-
-/// Bytes of a message.
-const CHUNK: u64 = 256 << 10;
 
 /// The service.
 pub(crate) struct FilesService {
@@ -26,7 +22,7 @@ async fn reading<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 #[tonic::async_trait]
 impl wire::files_server::Files for FilesService {
-    type FetchStream = BoxStream<'static, Result<wire::FetchResponse, Status>>;
+    type FetchStream = FetchStream;
 
     async fn fetch(
         &self,
@@ -36,21 +32,7 @@ impl wire::files_server::Files for FilesService {
         let model: Hash = model.parse().map_err(Status::invalid_argument)?;
         let models = self.models.clone();
         let path = reading(move || models.part(model, &file, bytes)).await?.map_err(Status::not_found)?;
-        let chunks = async_stream::stream! {
-            let mut at = 0;
-            while at < bytes {
-                let (path, count) = (path.clone(), CHUNK.min(bytes - at));
-                match reading(move || read_part(&path, at, count)).await? {
-                    Ok(data) => yield Ok(wire::FetchResponse { data }),
-                    Err(error) => {
-                        yield Err(Status::not_found(error.to_string()));
-                        return;
-                    }
-                }
-                at += count;
-            }
-        };
-        Ok(Response::new(chunks.boxed()))
+        Ok(Response::new(fetch_stream(read_pieces(path, bytes))))
     }
 
     async fn describe(

@@ -1,16 +1,12 @@
 //! `foggara.files.v1`: models' files for other nodes.
 
-use foggara_models::manifest::{Hash, Manifest, read_part};
+use foggara_models::manifest::{Hash, Manifest, read_pieces};
+use foggara_proto::files::{FetchStream, fetch_stream};
 use foggara_proto::wire::files as wire;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::front_door::FrontDoor;
 use crate::library::Undescribed;
-
-/// Bytes of a message.
-const CHUNK: u64 = 256 << 10;
 
 /// The service.
 pub(super) struct Service {
@@ -19,7 +15,7 @@ pub(super) struct Service {
 
 #[tonic::async_trait]
 impl wire::files_server::Files for Service {
-    type FetchStream = BoxStream<'static, Result<wire::FetchResponse, Status>>;
+    type FetchStream = FetchStream;
 
     async fn fetch(
         &self,
@@ -45,24 +41,7 @@ impl wire::files_server::Files for Service {
         let place = self.door.library.place(name, deployment).and_then(Result::ok);
         let place = place.ok_or_else(|| Status::not_found("the model's tables are not here"))?;
         let path = manifest.root(&place).join(&part.file);
-        Ok(Response::new(
-            async_stream::stream! {
-                let mut at = 0;
-                while at < bytes {
-                    let (path, count) = (path.clone(), CHUNK.min(bytes - at));
-                    let read = tokio::task::spawn_blocking(move || read_part(&path, at, count)).await;
-                    match read.map_err(|e| e.to_string()).and_then(|read| read.map_err(|e| e.to_string())) {
-                        Ok(data) => yield Ok(wire::FetchResponse { data }),
-                        Err(reason) => {
-                            yield Err(Status::not_found(reason));
-                            return;
-                        }
-                    }
-                    at += count;
-                }
-            }
-            .boxed(),
-        ))
+        Ok(Response::new(fetch_stream(read_pieces(path, bytes))))
     }
 
     async fn describe(
