@@ -5,6 +5,21 @@ use std::path::Path;
 
 use crate::dtype::DType;
 
+/// The tiny checkpoints of `tests/golden` without experts.
+pub const GOLDEN_DENSE: [&str; 9] = [
+    "gemma2",
+    "gemma3",
+    "llama",
+    "llama-odd-heads",
+    "llama3-rope",
+    "mistral-window",
+    "phi3",
+    "qwen2",
+    "qwen3",
+];
+/// Those with experts.
+pub const GOLDEN_WITH_EXPERTS: [&str; 4] = ["deepseek-v3", "gpt-oss", "mixtral", "qwen3-moe"];
+
 /// A metadata value with its type's number, as bytes.
 fn tagged(ty: u32, bytes: &[u8]) -> Vec<u8> {
     [&ty.to_le_bytes()[..], bytes].concat()

@@ -1,5 +1,6 @@
 //! The tiny checkpoints, with odd heads and scaled rotations, through the cluster at every degree of parallelism.
 
+use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_tests::ask::Ask;
 use foggara_tests::reference::{Case, Golden};
 use foggara_tests::setup::Setup;
@@ -7,25 +8,13 @@ use foggara_tests::{machine, paths};
 
 use crate::probe::together;
 
-const DENSE: [&str; 9] = [
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-odd-heads",
-    "llama3-rope",
-    "mistral-window",
-    "phi3",
-    "qwen2",
-    "qwen3",
-];
-const WITH_EXPERTS: [&str; 4] = ["deepseek-v3", "gpt-oss", "mixtral", "qwen3-moe"];
 /// Of log-probabilities. Everything is computed in f32.
 const TOLERANCE: f64 = 1e-3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn golden_checkpoints_at_several_tp() {
     let _machine = machine::shared().await;
-    let all = [&DENSE[..], &WITH_EXPERTS].concat();
+    let all = [&GOLDEN_DENSE[..], &GOLDEN_WITH_EXPERTS].concat();
     agree(&all, &[("tp", 2)]).await;
     agree(&["llama-odd-heads", "gemma2", "gpt-oss", "deepseek-v3"], &[("tp", 3)]).await;
     agree(&["llama", "qwen3-moe"], &[("tp", 4)]).await;
@@ -34,14 +23,14 @@ async fn golden_checkpoints_at_several_tp() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn golden_checkpoints_in_stages() {
     let _machine = machine::shared().await;
-    agree(&[&DENSE[..], &WITH_EXPERTS].concat(), &[("pp", 2)]).await;
+    agree(&[&GOLDEN_DENSE[..], &GOLDEN_WITH_EXPERTS].concat(), &[("pp", 2)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn golden_checkpoints_with_experts_spread() {
     let _machine = machine::shared().await;
-    agree(&WITH_EXPERTS, &[("tp", 2), ("ep", 2)]).await;
-    agree(&WITH_EXPERTS, &[("dp", 2), ("ep", 2)]).await;
+    agree(&GOLDEN_WITH_EXPERTS, &[("tp", 2), ("ep", 2)]).await;
+    agree(&GOLDEN_WITH_EXPERTS, &[("dp", 2), ("ep", 2)]).await;
     agree(&["mixtral", "deepseek-v3"], &[("tp", 2), ("pp", 2), ("ep", 2)]).await;
     agree(&["mixtral", "qwen3-moe"], &[("tp", 2), ("dp", 2), ("ep", 4)]).await;
 }

@@ -1,7 +1,9 @@
 //! The decoder against transformers, at several degrees of parallelism and over both collectives.
 
 use foggara_kernels::op::softmax::{argmax, log_sum_exp};
-use foggara_models::testing::{tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors};
+use foggara_models::testing::{
+    GOLDEN_DENSE, GOLDEN_WITH_EXPERTS, tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors,
+};
 use foggara_models::{Checkpoint, DType};
 
 use super::*;
@@ -88,22 +90,9 @@ pub(super) fn agrees(name: &str, model: &Checkpoint, expected: &serde_json::Valu
     }
 }
 
-const DENSE: [&str; 9] = [
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-odd-heads",
-    "llama3-rope",
-    "mistral-window",
-    "phi3",
-    "qwen2",
-    "qwen3",
-];
-const WITH_EXPERTS: [&str; 4] = ["deepseek-v3", "gpt-oss", "mixtral", "qwen3-moe"];
-
 #[test]
 fn every_golden_model_agrees_with_transformers_at_every_tp() {
-    for name in DENSE.into_iter().chain(WITH_EXPERTS) {
+    for name in GOLDEN_DENSE.into_iter().chain(GOLDEN_WITH_EXPERTS) {
         let (model, expected) = golden(name);
         for tp in 1..=4 {
             agrees(name, &model, &expected, Shape::tensor(tp));
@@ -121,7 +110,7 @@ fn every_golden_model_agrees_with_transformers_at_every_tp() {
 #[test]
 fn every_golden_model_agrees_over_stages_and_parts_of_the_batch() {
     let shape = |tp, dp, pp| Shape { tp, dp, pp, ep: 1 };
-    for name in DENSE.into_iter().chain(WITH_EXPERTS) {
+    for name in GOLDEN_DENSE.into_iter().chain(GOLDEN_WITH_EXPERTS) {
         let (model, expected) = golden(name);
         for shape in [shape(1, 1, 2), shape(1, 2, 1), shape(2, 2, 2)] {
             agrees(name, &model, &expected, shape);
@@ -134,7 +123,7 @@ fn every_golden_model_agrees_over_stages_and_parts_of_the_batch() {
 #[test]
 fn every_golden_model_with_experts_agrees_however_they_are_spread() {
     let shape = |tp, dp, pp, ep| Shape { tp, dp, pp, ep };
-    for name in WITH_EXPERTS {
+    for name in GOLDEN_WITH_EXPERTS {
         let (model, expected) = golden(name);
         for shape in [
             shape(2, 1, 1, 2),
@@ -209,7 +198,7 @@ fn the_cut_of_a_prompt_into_chunks_changes_no_bit() {
         let (model, expected) = golden(name);
         let prompt = tokens(&expected["cases"][2]["prompt"]);
         for shape in shapes {
-            let ep = if WITH_EXPERTS.contains(&name) { shape.ep } else { 1 };
+            let ep = if GOLDEN_WITH_EXPERTS.contains(&name) { shape.ep } else { 1 };
             let shape = Shape { ep, ..shape };
             for ty in [KvType::F32, KvType::F16] {
                 let run = |chunk| logits(&model, std::slice::from_ref(&prompt), shape, Kind::Shm, ty, chunk);
@@ -256,7 +245,7 @@ fn the_batch_around_a_sequence_changes_no_bit() {
 
 #[test]
 fn ranks_send_the_rows_they_route_and_little_else() {
-    for name in WITH_EXPERTS {
+    for name in GOLDEN_WITH_EXPERTS {
         let (model, expected) = golden(name);
         let prompt = tokens(&expected["cases"][2]["prompt"]);
         for shape in [Shape { tp: 1, dp: 2, pp: 1, ep: 2 }, Shape { tp: 2, dp: 2, pp: 1, ep: 4 }] {
