@@ -18,7 +18,6 @@ mod score;
 use std::ops::Range;
 
 use foggara_kernels::collective::CollectiveError;
-use foggara_kernels::op::activations::Activations;
 use foggara_kernels::op::kv_cache::{KvCache, KvType};
 use foggara_kernels::op::rms_norm::{add_assign, rms_norm};
 use foggara_kernels::op::rope::{RopeAngles, RopeStyle, RopeTable};
@@ -32,7 +31,7 @@ use attention::{Attender, Context, Row};
 use buffers::Buffers;
 pub use comms::{Comms, Part, Parts};
 pub use experts::DispatchStats;
-use experts::ExpertRunner;
+use experts::{ExpertLayer, ExpertRunner};
 pub use input::{BlockTables, InputError, Segment, StepInput};
 use mlp::MlpRunner;
 
@@ -294,18 +293,16 @@ impl Decoder {
             _ => b.partial.fill(0.0),
         }
         let place = self.slice.place;
+        let mut layer =
+            ExpertLayer { pool: &self.pool, mlp: &mut self.mlp, number: global, spec, weights: experts };
         if self.shape.dp == 1 {
-            let (x, out) = (&mut b.normed, &mut b.partial[..]);
-            let counted = place.tp == 0;
-            self.experts.run_local(&self.pool, &mut self.mlp, global, spec, experts, x, out, counted);
+            self.experts.run_local(&mut layer, &mut b.normed, &mut b.partial, place.tp == 0);
             return Ok(());
         }
         // Of ranks with the same rows each dispatches some, chosen by position: by nothing that depends on the batch.
         let mine: Vec<usize> =
             (0..rows.len()).filter(|row| rows[*row].position % self.shape.tp == place.tp).collect();
-        let (x, out): (&Activations, _) = (&b.normed, &mut b.partial[..]);
-        let stage = comms.stage();
-        self.experts.run_dispatched(&self.pool, &mut self.mlp, global, spec, experts, x, &mine, stage, out)
+        self.experts.run_dispatched(&mut layer, &b.normed, &mine, comms.stage(), &mut b.partial)
     }
 }
 
