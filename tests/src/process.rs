@@ -149,7 +149,9 @@ pub struct Held {
     pub files: usize,
     /// Threads.
     pub threads: usize,
-    /// Resident memory that is its own (not of mapped files).
+    /// Resident memory.
+    pub resident_bytes: usize,
+    /// Of it, what is its own (not of mapped files).
     pub anonymous_bytes: usize,
 }
 
@@ -162,7 +164,18 @@ pub fn held(pid: u32) -> Held {
             .unwrap_or_else(|| panic!("{key} {status}"))
     };
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is ours").count();
-    Held { files, threads: number("Threads:"), anonymous_bytes: number("RssAnon:") * 1024 }
+    let bytes = |key| number(key) * 1024;
+    Held {
+        files,
+        threads: number("Threads:"),
+        resident_bytes: bytes("VmRSS:"),
+        anonymous_bytes: bytes("RssAnon:"),
+    }
+}
+
+/// The file that a process's standard error goes to.
+pub fn log_of(pid: u32) -> PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/fd/2")).expect("the process is ours")
 }
 
 /// The end of a file.

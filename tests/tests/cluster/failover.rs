@@ -13,9 +13,13 @@ const TOKENS: u32 = 150;
 /// Tokens received before something is killed.
 const BEFORE: usize = 30;
 
+/// Coordinators of [`start`].
+const COORDINATORS: u16 = 3;
+
 /// One that all cores may be needed for: it is killed and comes back several times.
 async fn start() -> Cluster {
-    Setup::new("failover").model("smol", &paths::smol_gguf()).workers(2).start().await
+    let setup = Setup::new("failover").model("smol", &paths::smol_gguf()).workers(2);
+    setup.coordinators(COORDINATORS).start().await
 }
 
 fn ask() -> Ask {
@@ -42,9 +46,10 @@ async fn disturbed(cluster: &Cluster, number: u16, victims: &[u32], signal: Sign
     answer
 }
 
-/// The cluster as it should be, before and after each kill.
-fn whole(status: &StatusResponse) -> Option<StatusResponse> {
-    let coordinators = status.coordinators.len() == 3 && status.coordinators.iter().all(|c| is_alive(c.pid));
+/// The cluster as it should be, before and after each kill: so many coordinators, and two workers with a rank each.
+fn whole(status: &StatusResponse, coordinators: u16) -> Option<StatusResponse> {
+    let coordinators = status.coordinators.len() == usize::from(coordinators)
+        && status.coordinators.iter().all(|c| is_alive(c.pid));
     let workers =
         status.workers.len() == 2 && status.workers.iter().all(|w| w.state == "ready" && is_alive(w.pid));
     let driven = status
@@ -65,10 +70,14 @@ fn same(answer: &Answer, undisturbed: &Answer, what: &str) {
 }
 
 async fn when_whole(cluster: &Cluster) -> StatusResponse {
-    for number in 0..3 {
+    with_all(cluster, COORDINATORS).await
+}
+
+async fn with_all(cluster: &Cluster, coordinators: u16) -> StatusResponse {
+    for number in 0..coordinators {
         cluster.wait_ready(number).await;
     }
-    cluster.wait_status(0, "everything runs", whole).await
+    cluster.wait_status(0, "everything runs", |status| whole(status, coordinators)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,6 +116,39 @@ async fn streams_outlive_what_serves_them() {
 
     when_whole(&cluster).await;
     cluster.wait_idle("smol").await;
+}
+
+/// Ranks that hold other layers, or other experts and other sequences, are missed and replaced like those of a tensor-parallel
+/// group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_outlive_ranks_of_any_shape() {
+    let _machine = machine::shared().await;
+    for (model, shape) in [
+        (paths::smol_gguf(), &[("tp", 1), ("pp", 2)][..]),
+        (paths::smol_mixtral(), &[("tp", 1), ("dp", 2), ("ep", 2)]),
+    ] {
+        let mut setup = Setup::new("shapes").model("smol", &model).coordinators(1).workers(2);
+        for (degree, n) in shape {
+            setup = setup.option(degree, n);
+        }
+        let cluster = setup.start().await;
+        let client = cluster.client(0);
+        // Two, so that each part of a divided batch has one.
+        let second = || ask().sampled(0.8, 0.95, 12);
+        let (undisturbed, beside) = (client.ask(ask()).await, client.ask(second()).await);
+        for rank in [0, 1] {
+            let status = with_all(&cluster, 1).await;
+            let victims = [pid_of_rank(&status, rank)];
+            let killed = disturbed(&cluster, 0, &victims, Signal::KILL);
+            let (answer, other) = futures::future::join(killed, client.ask(second())).await;
+            let what = format!("{shape:?}, rank {rank} killed");
+            same(&answer, &undisturbed, &what);
+            same(&other, &beside, &what);
+            let after = with_all(&cluster, 1).await;
+            assert!(after.groups[0].epoch > status.groups[0].epoch, "{what}: the group is another one");
+        }
+        cluster.wait_idle("smol").await;
+    }
 }
 
 /// A worker that hangs is given up like one that died: a spare takes its rank. When it wakes up it does no harm.

@@ -9,6 +9,7 @@ mod failover;
 mod golden;
 mod growth;
 mod load;
+mod memory;
 mod no_shared_disk;
 mod probe;
 mod raft;

@@ -1,0 +1,71 @@
+//! A worker holds its slice of the model and its KV cache, and little else.
+
+use std::path::Path;
+
+use foggara_models::{Checkpoint, Cut, Quantize, Shape};
+use foggara_tests::ask::Ask;
+use foggara_tests::cluster::Cluster;
+use foggara_tests::setup::Setup;
+use foggara_tests::{machine, paths, process};
+
+use crate::probe::together;
+
+/// The program, its threads, and the buffers of the largest step.
+const BESIDE: usize = 60 << 20;
+/// Positions of the KV cache. All of them are counted: what is not yet written is not in memory, which is in our favour.
+const KV_TOKENS: usize = 2048;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rank_is_its_slice_and_its_cache() {
+    let _machine = machine::shared().await;
+    let tensor = |tp, ep| Shape { tp, ep, ..Shape::tensor(1) };
+    for (model, shape) in [(paths::smol_bf16(), tensor(2, 1)), (paths::smol_mixtral(), tensor(2, 2))] {
+        let mut setup = Setup::new("memory").model("smol", &model).coordinators(1).workers(shape.ranks());
+        for (option, value) in [("tp", shape.tp), ("ep", shape.ep), ("kv-tokens", KV_TOKENS)] {
+            setup = setup.option(option, value);
+        }
+        let cluster = setup.start().await;
+        // Steps as large as they get, with probabilities of every prompt token, and several sequences at once.
+        let prompt = |i: u32| (0..700).map(|k| 100 + (k * 7 + i) % 3000).collect::<Vec<u32>>();
+        let asks: Vec<Ask> =
+            (0..4).map(|i| Ask::tokens("smol", &prompt(i)).echo().logprobs(5).exactly(8)).collect();
+        together(&cluster.client(0), &asks).await;
+        within_bounds(&cluster, &model, shape).await;
+    }
+}
+
+async fn within_bounds(cluster: &Cluster, path: &Path, shape: Shape) {
+    let model = Checkpoint::open(path).expect("a valid checkpoint");
+    let plan = model.slices(&Cut::even(shape), Quantize::None).expect("can be cut");
+    let spec = model.spec();
+    let workers = cluster.status().await.workers;
+    let mut slices = 0;
+    for worker in &workers {
+        let rank = worker.rank.expect("every worker has a rank") as usize;
+        let slice = &plan.ranks[rank];
+        let elements = slice.kv_heads.len() * (spec.key_dim() + spec.value_dim()) * slice.layers.len();
+        let (weights, cache) = (loaded(worker.pid), elements * 2 * KV_TOKENS);
+        let held = process::held(worker.pid).resident_bytes;
+        let beside = held.saturating_sub(weights + cache);
+        eprintln!(
+            "{shape} rank {rank}: {held} bytes: {weights} of weights, {cache} of cache, {beside} beside"
+        );
+        assert!(
+            beside < BESIDE,
+            "{shape} rank {rank}: {held} bytes for {weights} of weights, {cache} of cache"
+        );
+        slices += weights;
+    }
+    // What a worker calls its slice is no more than that: shared key heads are held twice, panels are filled up.
+    let whole = model.total_bytes() as usize;
+    assert_eq!(workers.len(), shape.ranks());
+    assert!(slices < whole + whole / 8, "{shape}: slices of {slices} bytes of a model of {whole}");
+}
+
+/// Bytes of weights, as a worker's log says when they are loaded.
+fn loaded(pid: u32) -> usize {
+    let log = std::fs::read_to_string(process::log_of(pid)).expect("workers write logs");
+    let line = log.lines().rfind(|line| line.contains("weights loaded")).expect("weights are loaded");
+    let number = line.split_once("memory_bytes=").expect("says how many").1.split(' ').next();
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number: {line}"))
+}
