@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use foggara_models::footprint::{Footprint, LayerFootprint, Size, spec_of_config};
-use foggara_models::{ArchSpec, Checkpoint, DType, Quantize, TensorRole};
+use foggara_models::{ArchSpec, Checkpoint, DType, KvFormat, Quantize, TensorRole};
 
 use crate::placement::facts::{Bits, ExpertFacts, LayerFacts, ModelFacts};
 
@@ -15,7 +15,7 @@ use crate::placement::facts::{Bits, ExpertFacts, LayerFacts, ModelFacts};
 pub fn facts(model: &Checkpoint, kv_dtype: &str, quantize: &str) -> Result<ModelFacts, String> {
     let stored = model.tensor(TensorRole::Embedding).map_err(|e| e.to_string())?.dtype;
     let footprint = Footprint::of(model, quantize.parse()?).map_err(|e| e.to_string())?;
-    Ok(from_footprint(model.spec(), &footprint, stored, kv_dtype))
+    from_footprint(model.spec(), &footprint, stored, kv_dtype)
 }
 
 /// The facts of the model at `path`. Of a folder without weights, what its config.json says.
@@ -28,7 +28,7 @@ pub fn facts_at(path: &Path, kv_dtype: &str, quantize: &str) -> Result<ModelFact
     }
     let (spec, stored) = spec_of_config(path).map_err(|e| e.to_string())?;
     let quantize: Quantize = quantize.parse()?;
-    Ok(from_footprint(&spec, &Footprint::of_spec(&spec, stored, quantize), stored, kv_dtype))
+    from_footprint(&spec, &Footprint::of_spec(&spec, stored, quantize), stored, kv_dtype)
 }
 
 /// Whether there is more than a configuration.
@@ -39,13 +39,13 @@ fn has_weights(path: &Path) -> bool {
         || folder.flatten().any(|entry| weights(&entry.file_name().to_string_lossy()))
 }
 
-fn from_footprint(spec: &ArchSpec, footprint: &Footprint, stored: DType, kv_dtype: &str) -> ModelFacts {
-    // As workers choose it.
-    let element = match kv_dtype {
-        "f32" => 4,
-        "auto" if stored == DType::F32 => 4,
-        _ => 2,
-    };
+fn from_footprint(
+    spec: &ArchSpec,
+    footprint: &Footprint,
+    stored: DType,
+    kv_dtype: &str,
+) -> Result<ModelFacts, String> {
+    let head = KvFormat::choose(kv_dtype, stored)?.head_bytes(spec);
     let layer = |layer: &LayerFootprint| LayerFacts {
         attention: layer.attention.params,
         dense: layer.dense.params,
@@ -62,18 +62,18 @@ fn from_footprint(spec: &ArchSpec, footprint: &Footprint, stored: DType, kv_dtyp
     };
     let layers = footprint.layers.iter().map(whole).fold(Size::default(), |sum, layer| sum + layer);
     let bits = |size: Size| size.bytes as f64 * 8.0 / size.params.max(1) as f64;
-    ModelFacts {
+    Ok(ModelFacts {
         hidden: spec.hidden as u64,
         heads: spec.heads as u64,
         kv_heads: spec.kv_heads() as u64,
-        kv_bytes: (spec.kv_elements() / spec.layers.len().max(1) * element) as u64,
+        kv_bytes: (spec.kv_heads() * head) as u64,
         layers: footprint.layers.iter().map(layer).collect(),
         embedding: footprint.embedding.params,
         tied: footprint.output.params == 0,
         vocab: spec.vocab as u64,
         context: spec.context as u64,
         bits: Bits { layers: bits(layers), embedding: bits(footprint.embedding) },
-    }
+    })
 }
 
 #[cfg(test)]
@@ -90,7 +90,7 @@ mod tests {
         for name in ["llama", "mixtral", "deepseek-v3"] {
             std::fs::copy(golden(name).join("config.json"), folder.path().join("config.json"))
                 .expect("copied");
-            for (kv_dtype, quantize) in [("auto", "none"), ("f16", "q8_0")] {
+            for (kv_dtype, quantize) in [("auto", "none"), ("f16", "q8_0"), ("q8_0", "none")] {
                 let whole = facts_at(&golden(name), kv_dtype, quantize).expect("a checkpoint");
                 let alone = facts_at(folder.path(), kv_dtype, quantize).expect("a configuration");
                 assert_eq!(whole, alone, "{name}");
@@ -98,6 +98,7 @@ mod tests {
             }
         }
         assert!(facts_at(&golden("llama"), "auto", "q3").is_err());
+        assert!(facts_at(&golden("llama"), "q3", "none").is_err());
         assert!(facts_at(Path::new("/none"), "auto", "none").is_err());
     }
 

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::op::attention::{AttentionParams, AttentionRow, attention};
-use foggara_kernels::op::kv_cache::{KvCache, KvType};
+use foggara_kernels::op::kv_cache::Values::{self, InKey, Own};
+use foggara_kernels::op::kv_cache::{KvCache, KvSizes, KvType};
 
-/// Name, query heads, key heads, key width, value width.
-const SHAPES: [(&str, usize, usize, usize, usize); 3] = [
-    ("grouped, 32 heads on 8 of 128", 32, 8, 128, 128),
-    ("latent, 128 heads on 1 of 576 and 512", 128, 1, 576, 512),
-    ("latent, 16 heads on 1 of 576 and 512", 16, 1, 576, 512),
+/// Name, query heads, key heads, key width, values.
+const SHAPES: [(&str, usize, usize, usize, Values); 4] = [
+    ("grouped, 32 heads on 8 of 128", 32, 8, 128, Own(128)),
+    ("grouped, 9 heads on 3 of 64", 9, 3, 64, Own(64)),
+    ("latent, 128 heads on 1 of 576 and 512", 128, 1, 576, InKey(512)),
+    ("latent, 16 heads on 1 of 576 and 512", 16, 1, 576, InKey(512)),
 ];
 const CONTEXT: usize = 2048;
 const BLOCK: usize = 16;
@@ -23,11 +25,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(1), |threads| threads.parse())?;
     let pool = ThreadPool::new(threads);
     println!("{threads} thread(s), {CONTEXT} positions");
-    for (name, heads, kv_heads, key_dim, value_dim) in SHAPES {
-        for ty in [KvType::F16, KvType::F32] {
-            let mut cache = KvCache::new(1, CONTEXT / BLOCK, BLOCK, kv_heads, key_dim, value_dim, ty)?;
+    for (name, heads, kv_heads, key_dim, values) in SHAPES {
+        for ty in [KvType::F16, KvType::F32, KvType::Q8_0] {
+            let blocks = CONTEXT / BLOCK;
+            let sizes = KvSizes { layers: 1, blocks, block_size: BLOCK, kv_heads, key_dim, values };
+            let mut cache = KvCache::new(sizes, ty)?;
+            let value_dim = values.dim();
             let blocks: Vec<u32> = (0..).take(CONTEXT / BLOCK).collect();
-            let (k, v) = (vec![0.25; kv_heads * key_dim], vec![0.5; kv_heads * value_dim]);
+            let own = if let Own(dim) = values { kv_heads * dim } else { 0 };
+            let (k, v) = (vec![0.25; kv_heads * key_dim], vec![0.5; own]);
             for position in 0..CONTEXT {
                 cache.write(0, blocks[position / BLOCK], position % BLOCK, &k, &v);
             }

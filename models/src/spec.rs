@@ -228,11 +228,6 @@ impl ArchSpec {
         }
     }
 
-    /// Elements of cache that one position takes in every layer together, were it on one rank.
-    pub fn kv_elements(&self) -> usize {
-        self.layers.len() * self.kv_heads() * (self.key_dim() + self.value_dim())
-    }
-
     /// Layers with experts, and these.
     pub fn moe_layers(&self) -> impl Iterator<Item = (usize, Experts)> + '_ {
         self.layers.iter().enumerate().filter_map(|(l, layer)| match layer.mlp {

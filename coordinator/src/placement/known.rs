@@ -102,8 +102,8 @@ pub(super) fn deepseek_v3() -> ModelFacts {
         hidden,
         heads,
         kv_heads: 1,
-        // Keys of the compressed vector and the rotated part, and the vector again as values.
-        kv_bytes: (kv_rank + rope + kv_rank) * KV_ELEMENT,
+        // The compressed vector and the rotated part of keys; values are made from the vector, too.
+        kv_bytes: (kv_rank + rope) * KV_ELEMENT,
         layers: (0..61).map(layer).collect(),
         embedding: hidden * 129_280,
         tied: false,

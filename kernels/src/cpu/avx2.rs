@@ -70,6 +70,11 @@ impl Lanes for F32x8 {
         }
     }
     #[inline(always)]
+    fn load_i8(from: &[i8; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())))) }
+    }
+    #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
         // SAFETY: see the head of the file.
         unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }

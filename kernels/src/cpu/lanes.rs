@@ -16,6 +16,8 @@ pub trait Lanes: Copy {
     fn load_f16(from: &[u16; 8]) -> Self;
     /// Reads 8 bfloat16, given by their bits.
     fn load_bf16(from: &[u16; 8]) -> Self;
+    /// Reads 8 signed bytes.
+    fn load_i8(from: &[i8; 8]) -> Self;
     /// Writes 8 floats.
     fn store(self, to: &mut [f32; 8]);
     /// Rounds to half floats (to nearest, ties to even).

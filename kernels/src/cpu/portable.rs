@@ -43,6 +43,9 @@ impl Lanes for F32x8 {
     fn load_bf16(from: &[u16; 8]) -> Self {
         Self(from.map(|bits| bf16::from_bits(bits).to_f32()))
     }
+    fn load_i8(from: &[i8; 8]) -> Self {
+        Self(from.map(f32::from))
+    }
     fn store(self, to: &mut [f32; 8]) {
         *to = self.0;
     }

@@ -4,11 +4,16 @@
 //! "FlashAttention", 2022), over tiles of one cache block at absolute positions: a row's result depends on its position and
 //! its cache only, never on how the prompt was cut into chunks or what else is in the batch.
 
+mod forms;
+mod q8;
+
 use super::kv_cache::{KvCache, Store};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd;
+use forms::{ByDimension, ByPosition, Keys, ValueRows, Values};
+use q8::{CodeValues, CodesByDimension, CodesByPosition};
 
 /// Query heads that share one pass over a key head; larger groups take several.
 const HEADS: usize = 4;
@@ -55,14 +60,18 @@ pub fn attention(
     out: &mut [f32],
 ) {
     let heads = params.kv_head_of.len();
-    let (key_dim, value_dim) = (cache.key_dim, cache.value_dim);
+    let (key_dim, value_dim) = (cache.key_dim(), cache.value_dim());
     assert!(
         q.len() >= rows.len() * heads * key_dim && out.len() >= rows.len() * heads * value_dim,
         "attention: q and out"
     );
     assert!(params.sinks.is_empty() || params.sinks.len() == heads, "attention: a sink for each head");
     for row in rows {
-        assert!(row.len <= row.blocks.len() * cache.block_size, "attention: {} keys in its blocks", row.len);
+        assert!(
+            row.len <= row.blocks.len() * cache.block_size(),
+            "attention: {} keys in its blocks",
+            row.len
+        );
     }
     let mut groups = groups(params.kv_head_of, MANY_HEADS);
     if rows.len() * groups.len() < 2 * pool.threads() {
@@ -76,18 +85,9 @@ pub fn attention(
         let out = unsafe { out.part(at * value_dim, count * value_dim) };
         let q = &q[at * key_dim..][..count * key_dim];
         let head = params.kv_head_of[first] as usize;
-        let (scale, softcap) = (params.scale, params.softcap);
         let sinks = if params.sinks.is_empty() { &[][..] } else { &params.sinks[first..][..count] };
-        match &cache.store {
-            Store::F32 { keys, values } => {
-                let group = Heads { cache, layer, head, count, keys, values, scale, softcap, sinks };
-                attend_f32(&group, &rows[t], q, out);
-            }
-            Store::F16 { keys, values } => {
-                let group = Heads { cache, layer, head, count, keys, values, scale, softcap, sinks };
-                attend_f16(&group, &rows[t], q, out);
-            }
-        }
+        let heads = Heads { cache, layer, head, count, scale: params.scale, softcap: params.softcap, sinks };
+        heads.attend(&rows[t], q, out);
     });
 }
 
@@ -108,72 +108,116 @@ fn groups(kv_head_of: &[u32], most: usize) -> Vec<(usize, usize)> {
 }
 
 /// What a group of query heads attends to.
-struct Heads<'a, E> {
+struct Heads<'a> {
     cache: &'a KvCache,
     layer: usize,
     head: usize,
     /// Query heads: 1 to 4, or 8.
     count: usize,
-    keys: &'a [E],
-    values: &'a [E],
     scale: f32,
     softcap: Option<f32>,
     /// One for each query head, or empty.
     sinks: &'a [f32],
 }
 
-/// An element of the cache.
-trait Element: Copy {
-    fn load<L: Lanes>(from: &[Self; 8]) -> L;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn load<L: Lanes>(from: &[Self; 8]) -> L {
-        L::load(from)
+impl Heads<'_> {
+    fn attend(&self, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
+        let (cache, k, v) = (self.cache, self.cache.keys, self.cache.values);
+        let dim = cache.value_dim();
+        match (&cache.store, cache.in_keys()) {
+            (Store::F32 { keys, values }, false) => {
+                attend_f32(self, ByDimension::new(keys, k), ValueRows::new(values, v, dim), row, q, out);
+            }
+            (Store::F16 { keys, values }, false) => {
+                attend_f16(self, ByDimension::new(keys, k), ValueRows::new(values, v, dim), row, q, out);
+            }
+            (Store::Q8_0 { keys, values }, false) => {
+                attend_q8(self, CodesByDimension::new(keys, k), CodeValues::new(values, v, dim), row, q, out);
+            }
+            (Store::F32 { keys, .. }, true) => {
+                attend_f32_shared(self, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), row, q, out);
+            }
+            (Store::F16 { keys, .. }, true) => {
+                attend_f16_shared(self, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), row, q, out);
+            }
+            (Store::Q8_0 { keys, .. }, true) => {
+                attend_q8_shared(
+                    self,
+                    CodesByPosition::new(keys, k),
+                    CodeValues::new(keys, k, dim),
+                    row,
+                    q,
+                    out,
+                );
+            }
+        }
     }
 }
 
-impl Element for u16 {
-    #[inline(always)]
-    fn load<L: Lanes>(from: &[Self; 8]) -> L {
-        L::load_f16(from)
-    }
+/// Attention over one form of keys and values, compiled for the widest lanes.
+macro_rules! over {
+    ($name:ident, $body:ident, $keys:ty, $values:ty) => {
+        simd! {
+            fn $name(
+                heads: &Heads<'_>,
+                keys: $keys,
+                values: $values,
+                row: &AttentionRow<'_>,
+                q: &[f32],
+                out: &mut [f32],
+            ) => $body
+        }
+
+        #[inline(always)]
+        fn $body<L: Lanes>(
+            heads: &Heads<'_>,
+            keys: $keys,
+            values: $values,
+            row: &AttentionRow<'_>,
+            q: &[f32],
+            out: &mut [f32],
+        ) {
+            by_count::<L, _, _>(heads, keys, values, row, q, out);
+        }
+    };
 }
 
-simd! { fn attend_f32(heads: &Heads<'_, f32>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) => attend_f32_body }
-simd! { fn attend_f16(heads: &Heads<'_, u16>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) => attend_f16_body }
+over!(attend_f32, attend_f32_body, ByDimension<'_, f32>, ValueRows<'_, f32>);
+over!(attend_f16, attend_f16_body, ByDimension<'_, u16>, ValueRows<'_, u16>);
+over!(attend_q8, attend_q8_body, CodesByDimension<'_>, CodeValues<'_>);
+over!(attend_f32_shared, attend_f32_shared_body, ByPosition<'_, f32>, ValueRows<'_, f32>);
+over!(attend_f16_shared, attend_f16_shared_body, ByPosition<'_, u16>, ValueRows<'_, u16>);
+over!(attend_q8_shared, attend_q8_shared_body, CodesByPosition<'_>, CodeValues<'_>);
 
 #[inline(always)]
-fn attend_f32_body<L: Lanes>(heads: &Heads<'_, f32>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
-    by_count::<L, f32>(heads, row, q, out);
-}
-
-#[inline(always)]
-fn attend_f16_body<L: Lanes>(heads: &Heads<'_, u16>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
-    by_count::<L, u16>(heads, row, q, out);
-}
-
-#[inline(always)]
-fn by_count<L: Lanes, E: Element>(heads: &Heads<'_, E>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
+fn by_count<L: Lanes, K: Keys, V: Values>(
+    heads: &Heads<'_>,
+    keys: K,
+    values: V,
+    row: &AttentionRow<'_>,
+    q: &[f32],
+    out: &mut [f32],
+) {
     match heads.count {
-        1 => attend::<L, E, 1>(heads, row, q, out),
-        2 => attend::<L, E, 2>(heads, row, q, out),
-        3 => attend::<L, E, 3>(heads, row, q, out),
-        4 => attend::<L, E, 4>(heads, row, q, out),
-        _ => attend::<L, E, 8>(heads, row, q, out),
+        1 => attend::<L, K, V, 1>(heads, keys, values, row, q, out),
+        2 => attend::<L, K, V, 2>(heads, keys, values, row, q, out),
+        3 => attend::<L, K, V, 3>(heads, keys, values, row, q, out),
+        4 => attend::<L, K, V, 4>(heads, keys, values, row, q, out),
+        _ => attend::<L, K, V, 8>(heads, keys, values, row, q, out),
     }
 }
 
 #[inline(always)]
-fn attend<L: Lanes, E: Element, const N: usize>(
-    heads: &Heads<'_, E>,
+fn attend<L: Lanes, K: Keys, V: Values, const N: usize>(
+    heads: &Heads<'_>,
+    keys: K,
+    values: V,
     row: &AttentionRow<'_>,
     q: &[f32],
     out: &mut [f32],
 ) {
     let cache = heads.cache;
-    let (size, key_dim, dim) = (cache.block_size, cache.key_dim, cache.value_dim);
+    let (size, key_dim, dim) = (cache.block_size(), cache.key_dim(), cache.value_dim());
     let q: [&[f32]; N] = std::array::from_fn(|h| &q[h * key_dim..][..key_dim]);
     let (mut highest, mut total) = ([f32::NEG_INFINITY; N], [0.0f32; N]);
     if let Some(sinks) = heads.sinks.first_chunk::<N>() {
@@ -184,8 +228,6 @@ fn attend<L: Lanes, E: Element, const N: usize>(
     for (tile, block) in row.blocks[..row.len.div_ceil(size)].iter().enumerate().skip(row.window_start / size)
     {
         let cell = cache.cell(heads.layer, *block, heads.head);
-        let keys = &heads.keys[cell * key_dim * size..][..key_dim * size];
-        let values = &heads.values[cell * size * cache.value_stride..][..size * cache.value_stride];
         let from = row.window_start.saturating_sub(tile * size);
         let to = size.min(row.len - tile * size);
         // Eight positions at a time; the running maximum moves once per eight.
@@ -193,7 +235,8 @@ fn attend<L: Lanes, E: Element, const N: usize>(
             if base >= to || base + 8 <= from {
                 continue;
             }
-            let mut scores = scores::<L, E, N>(&q, keys, size, part, heads.scale);
+            let scale = L::splat(heads.scale);
+            let mut scores = keys.scores::<L, N>(cell, part, &q).map(|score| score.mul(scale));
             if let Some(cap) = heads.softcap {
                 let cap = L::splat(cap);
                 scores = scores.map(|score| cap.mul(score.div(cap).tanh()));
@@ -220,8 +263,7 @@ fn attend<L: Lanes, E: Element, const N: usize>(
                 weights[h][to..].fill(0.0);
                 total[h] += L::load(&weights[h]).sum();
             }
-            let values = &values[base * cache.value_stride..][..8 * cache.value_stride];
-            add_values::<L, E, N>(&weights, values, cache.value_stride, dim, to, out);
+            values.add::<L, N>(cell, base, &weights, to, out);
         }
     }
     for h in 0..N {
@@ -232,65 +274,5 @@ fn attend<L: Lanes, E: Element, const N: usize>(
     }
 }
 
-/// Scores of eight positions for each head: q · k in increasing dimension.
-#[inline(always)]
-fn scores<L: Lanes, E: Element, const N: usize>(
-    q: &[&[f32]; N],
-    keys: &[E],
-    size: usize,
-    part: usize,
-    scale: f32,
-) -> [L; N] {
-    let mut scores = [L::splat(0.0); N];
-    for (d, keys) in keys.chunks_exact(size).enumerate() {
-        let keys: L = E::load(&keys.as_chunks::<8>().0[part]);
-        for h in 0..N {
-            scores[h] = keys.fma(L::splat(q[h][d]), scores[h]);
-        }
-    }
-    scores.map(|score| score.mul(L::splat(scale)))
-}
-
-/// Adds the weighted values of positions `0..to` of eight, in order.
-#[inline(always)]
-fn add_values<L: Lanes, E: Element, const N: usize>(
-    weights: &[[f32; 8]; N],
-    values: &[E],
-    stride: usize,
-    dim: usize,
-    to: usize,
-    out: &mut [f32],
-) {
-    for part in 0..dim / 8 {
-        let mut acc: [L; N] = std::array::from_fn(|h| L::load(&out[h * dim..].as_chunks::<8>().0[part]));
-        for j in 0..to {
-            let value: L = E::load(&values[j * stride..].as_chunks::<8>().0[part]);
-            for h in 0..N {
-                acc[h] = value.fma(L::splat(weights[h][j]), acc[h]);
-            }
-        }
-        for h in 0..N {
-            acc[h].store(&mut out[h * dim..].as_chunks_mut::<8>().0[part]);
-        }
-    }
-    let done = dim / 8 * 8;
-    if done == dim {
-        return;
-    }
-    // The last, partial vector of a head whose dimension is not a multiple of 8: values are padded, outputs are not.
-    for h in 0..N {
-        let mut rest = [0.0; 8];
-        rest[..dim - done].copy_from_slice(&out[h * dim + done..][..dim - done]);
-        let mut acc = L::load(&rest);
-        for j in 0..to {
-            let value: L = E::load(&values[j * stride..].as_chunks::<8>().0[dim / 8]);
-            acc = value.fma(L::splat(weights[h][j]), acc);
-        }
-        acc.store(&mut rest);
-        out[h * dim + done..][..dim - done].copy_from_slice(&rest[..dim - done]);
-    }
-}
-
 #[cfg(test)]
-#[path = "attention_tests.rs"]
 mod tests;

@@ -1,8 +1,14 @@
 //! The paged cache of keys and values of one rank.
 
-use half::f16;
+mod q8;
+mod store;
 
 use crate::error::KernelError;
+
+#[cfg(test)]
+pub(crate) use q8::rounded;
+pub(crate) use q8::{BLOCK, Codes};
+pub(crate) use store::{Side, Store};
 
 /// How keys and values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,148 +17,213 @@ pub enum KvType {
     F32,
     /// Rounded to half precision.
     F16,
+    /// Eight bits each, with a half-precision scale for every 32 elements of a head's vector at one position.
+    Q8_0,
 }
 
-impl KvType {
-    /// Bytes of an element.
-    pub const fn bytes(self) -> usize {
+/// Where a position's values are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// Beside its key, of so many elements.
+    Own(usize),
+    /// In its key: the first so many elements. (Latent attention.)
+    InKey(usize),
+}
+
+impl Values {
+    /// Elements of a value.
+    pub const fn dim(self) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::Own(dim) | Self::InKey(dim) => dim,
         }
     }
 }
 
-/// Storage of one kind of element. Zeroed memory comes lazily from the system, so blocks never written cost nothing.
-#[derive(Debug)]
-pub(crate) enum Store {
-    F32 { keys: Vec<f32>, values: Vec<f32> },
-    F16 { keys: Vec<u16>, values: Vec<u16> },
+/// Sizes of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvSizes {
+    /// Layers.
+    pub layers: usize,
+    /// Blocks of each.
+    pub blocks: usize,
+    /// Positions in a block: a multiple of 8.
+    pub block_size: usize,
+    /// Keys at each position.
+    pub kv_heads: usize,
+    /// Elements of a key.
+    pub key_dim: usize,
+    /// The values.
+    pub values: Values,
 }
 
-/// Keys and values of all layers, in blocks of `block_size` positions.
-///
-/// Within a block of one head, keys are stored dimension by dimension (so that scores of neighbouring positions are lanes)
-/// and values position by position, padded to whole vectors.
+impl KvSizes {
+    /// How keys lie: dimension by dimension, so that scores of neighbouring positions are lanes; position by position where
+    /// values are read from them.
+    fn keys(&self) -> Option<Side> {
+        match self.values {
+            Values::Own(_) => Side::by_dimension(self.key_dim, self.block_size),
+            Values::InKey(_) => Side::by_position(self.key_dim, self.block_size),
+        }
+    }
+
+    /// How values lie: position by position.
+    fn values(&self) -> Option<Side> {
+        match self.values {
+            Values::Own(dim) => Side::by_position(dim, self.block_size),
+            Values::InKey(_) => Side::by_position(0, self.block_size),
+        }
+    }
+
+    /// Keys (or values) of one head in one block.
+    fn cells(&self) -> Option<usize> {
+        [self.blocks, self.kv_heads].iter().try_fold(self.layers, |a, b| a.checked_mul(*b))
+    }
+
+    /// Bytes that such a cache can come to; `None` if there is no such number.
+    pub fn bytes(&self, ty: KvType) -> Option<usize> {
+        let cell = self.keys()?.bytes(ty)?.checked_add(self.values()?.bytes(ty)?)?;
+        self.cells()?.checked_mul(cell)
+    }
+}
+
+/// Keys and values of all layers, in blocks of `block_size` positions. What is stored of a position is a function of its own
+/// key and value only.
 #[derive(Debug)]
 pub struct KvCache {
     pub(crate) store: Store,
-    layers: usize,
-    blocks: usize,
-    pub(crate) block_size: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) key_dim: usize,
-    pub(crate) value_dim: usize,
-    /// `value_dim` rounded up to whole vectors.
-    pub(crate) value_stride: usize,
+    sizes: KvSizes,
+    pub(crate) keys: Side,
+    /// Of values that are not in the keys.
+    pub(crate) values: Side,
 }
 
 impl KvCache {
-    /// A cache of `blocks` blocks, of `kv_heads` keys of `key_dim` and values of `value_dim` at each position. `block_size`
-    /// must be a multiple of 8.
+    /// An empty cache.
     ///
     /// # Errors
     /// If the sizes are not usable, or do not fit in memory's address range.
-    pub fn new(
-        layers: usize,
-        blocks: usize,
-        block_size: usize,
-        kv_heads: usize,
-        key_dim: usize,
-        value_dim: usize,
-        ty: KvType,
-    ) -> Result<Self, KernelError> {
-        let wrong = |reason: &str| {
-            let sizes = format!(
-                "{layers} layers × {blocks} blocks × {block_size} × {kv_heads} heads × ({key_dim} + {value_dim})"
-            );
-            KernelError::new("KV cache", format!("{sizes}: {reason}"))
-        };
-        if block_size == 0 || !block_size.is_multiple_of(8) {
+    pub fn new(sizes: KvSizes, ty: KvType) -> Result<Self, KernelError> {
+        let wrong = |reason: &str| KernelError::new("KV cache", format!("{sizes:?}: {reason}"));
+        if sizes.block_size == 0 || !sizes.block_size.is_multiple_of(8) {
             return Err(wrong("the block size must be a multiple of 8"));
         }
-        let Some(value_stride) = value_dim.checked_next_multiple_of(8) else {
+        if matches!(sizes.values, Values::InKey(dim) if dim > sizes.key_dim) {
+            return Err(wrong("a value within a key is no longer than the key"));
+        }
+        let (Some(keys), Some(values), Some(cells)) = (sizes.keys(), sizes.values(), sizes.cells()) else {
             return Err(wrong("too large"));
         };
-        let total = |width: usize| {
-            [layers, blocks, kv_heads, block_size].iter().try_fold(width, |a, b| a.checked_mul(*b))
-        };
-        let (Some(keys), Some(values)) = (total(key_dim), total(value_stride)) else {
-            return Err(wrong("too large"));
-        };
-        if keys.max(values).checked_mul(ty.bytes()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+        if sizes.bytes(ty).is_none_or(|bytes| bytes > isize::MAX as usize) {
             return Err(wrong("too large"));
         }
-        let store = match ty {
-            KvType::F32 => Store::F32 { keys: vec![0.0; keys], values: vec![0.0; values] },
-            KvType::F16 => Store::F16 { keys: vec![0; keys], values: vec![0; values] },
-        };
-        Ok(Self { store, layers, blocks, block_size, kv_heads, key_dim, value_dim, value_stride })
+        Ok(Self { store: Store::new(ty, cells, keys, values), sizes, keys, values })
     }
 
     /// Positions in a block.
     pub fn block_size(&self) -> usize {
-        self.block_size
+        self.sizes.block_size
     }
 
     /// Blocks in the cache.
     pub fn blocks(&self) -> usize {
-        self.blocks
+        self.sizes.blocks
     }
 
-    /// Bytes that a cache of these sizes can come to; `None` if there is no such number.
-    pub fn bytes(
-        layers: usize,
-        blocks: usize,
-        block_size: usize,
-        kv_heads: usize,
-        key_dim: usize,
-        value_dim: usize,
-        ty: KvType,
-    ) -> Option<usize> {
-        let both = value_dim.checked_next_multiple_of(8)?.checked_add(key_dim)?;
-        [layers, blocks, kv_heads, block_size, ty.bytes()].iter().try_fold(both, |a, b| a.checked_mul(*b))
+    /// Elements of a key.
+    pub(crate) fn key_dim(&self) -> usize {
+        self.sizes.key_dim
+    }
+
+    /// Elements of a value.
+    pub(crate) fn value_dim(&self) -> usize {
+        self.sizes.values.dim()
+    }
+
+    /// Whether values are in the keys.
+    pub(crate) fn in_keys(&self) -> bool {
+        matches!(self.sizes.values, Values::InKey(_))
     }
 
     /// Index of a head's part of a block.
     pub(crate) fn cell(&self, layer: usize, block: u32, head: usize) -> usize {
-        debug_assert!(layer < self.layers && (block as usize) < self.blocks && head < self.kv_heads);
-        (layer * self.blocks + block as usize) * self.kv_heads + head
+        let s = &self.sizes;
+        debug_assert!(layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads);
+        (layer * s.blocks + block as usize) * s.kv_heads + head
     }
 
-    /// Stores the keys (`kv_heads × key_dim`) and values (`kv_heads × value_dim`) of the position `offset` of `block`.
+    /// Stores the keys (`kv_heads × key_dim`) and values (`kv_heads × value_dim`; none where they are in the keys) of the
+    /// position `offset` of `block`.
     ///
     /// # Panics
     /// If the place does not exist.
     pub fn write(&mut self, layer: usize, block: u32, offset: usize, k: &[f32], v: &[f32]) {
-        let (size, stride) = (self.block_size, self.value_stride);
-        let (key_dim, value_dim) = (self.key_dim, self.value_dim);
+        let (heads, key_dim, value_dim) = (self.sizes.kv_heads, self.keys.dim, self.values.dim);
         assert!(
-            offset < size && k.len() == self.kv_heads * key_dim && v.len() == self.kv_heads * value_dim,
+            offset < self.sizes.block_size && k.len() == heads * key_dim && v.len() == heads * value_dim,
             "KV cache: offset {offset}, {} and {} elements",
             k.len(),
             v.len()
         );
-        for head in 0..self.kv_heads {
+        for head in 0..heads {
             let cell = self.cell(layer, block, head);
             let (k, v) = (&k[head * key_dim..][..key_dim], &v[head * value_dim..][..value_dim]);
-            let (key_at, value_at) = (cell * key_dim * size, (cell * size + offset) * stride);
             match &mut self.store {
                 Store::F32 { keys, values } => {
-                    for (d, k) in k.iter().enumerate() {
-                        keys[key_at + d * size + offset] = *k;
-                    }
-                    values[value_at..][..value_dim].copy_from_slice(v);
+                    self.keys.put(keys, cell, offset, k, |x| x);
+                    self.values.put(values, cell, offset, v, |x| x);
                 }
                 Store::F16 { keys, values } => {
-                    for (d, k) in k.iter().enumerate() {
-                        keys[key_at + d * size + offset] = f16::from_f32(*k).to_bits();
-                    }
-                    for (to, v) in values[value_at..][..value_dim].iter_mut().zip(v) {
-                        *to = f16::from_f32(*v).to_bits();
-                    }
+                    let f16 = |x| half::f16::from_f32(x).to_bits();
+                    self.keys.put(keys, cell, offset, k, f16);
+                    self.values.put(values, cell, offset, v, f16);
+                }
+                Store::Q8_0 { keys, values } => {
+                    keys.put(self.keys, cell, offset, k);
+                    values.put(self.values, cell, offset, v);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(key_dim: usize, values: Values) -> KvSizes {
+        KvSizes { layers: 2, blocks: 3, block_size: 16, kv_heads: 2, key_dim, values }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_store() {
+        let positions = 2 * 3 * 16 * 2;
+        for (sizes, ty, each) in [
+            (sizes(64, Values::Own(64)), KvType::F32, 512),
+            (sizes(64, Values::Own(64)), KvType::F16, 256),
+            (sizes(64, Values::Own(64)), KvType::Q8_0, 136),
+            (sizes(40, Values::Own(20)), KvType::Q8_0, 40 + 2 * 2 + 24 + 2),
+            (sizes(576, Values::InKey(512)), KvType::F16, 2 * 576),
+            (sizes(576, Values::InKey(512)), KvType::Q8_0, 576 + 2 * 18),
+        ] {
+            assert_eq!(sizes.bytes(ty), Some(positions * each), "{sizes:?} {ty:?}");
+            let cache = KvCache::new(sizes, ty).expect("fits");
+            assert_eq!(cache.store.bytes(), positions * each, "{sizes:?} {ty:?}");
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let usable = sizes(64, Values::Own(64));
+        for (wrong, reason) in [
+            (KvSizes { block_size: 12, ..usable }, "multiple of 8"),
+            (KvSizes { block_size: 0, ..usable }, "multiple of 8"),
+            (KvSizes { blocks: usize::MAX / 8, ..usable }, "too large"),
+            (KvSizes { key_dim: usize::MAX, ..usable }, "too large"),
+            (KvSizes { values: Values::Own(usize::MAX), ..usable }, "too large"),
+            (KvSizes { values: Values::InKey(65), ..usable }, "no longer"),
+        ] {
+            let error = KvCache::new(wrong, KvType::Q8_0).expect_err("cannot be made");
+            assert!(error.to_string().contains(reason), "{error}");
         }
     }
 }

@@ -91,6 +91,14 @@ async fn mixtral_of_equal_experts_is_the_dense_model() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_values_of_eight_bits() {
+    let _machine = machine::shared().await;
+    let bounds = Bounds { nll: 0.02, pooled_nll: 0.01, ..EXACT };
+    let cluster = serve(&paths::smol_bf16(), &[("tp", "2"), ("kv-dtype", "q8_0")]).await;
+    likelihood_of_texts(&cluster.client(0), &Smol::load(), &bounds, "KV q8_0").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quantized_at_load() {
     let mixtral = Smol::load_mixtral();
     for (quantize, nll, pooled_nll) in [("q8_0", 0.03, 0.01), ("q4_0", 1.0, 0.30), ("q4_k", 1.0, 0.30)] {

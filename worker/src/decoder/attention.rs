@@ -204,7 +204,7 @@ impl Attender {
         let size = c.cache.block_size();
         for (row, key) in c.rows.iter().zip(self.qkv.chunks_exact(width)) {
             let block = row.blocks[row.position / size];
-            c.cache.write(c.layer, block, row.position % size, key, &key[..a.kv_rank]);
+            c.cache.write(c.layer, block, row.position % size, key, &[]);
         }
 
         let key_stride = heads * width;

@@ -18,11 +18,11 @@ mod score;
 use std::ops::Range;
 
 use foggara_kernels::collective::CollectiveError;
-use foggara_kernels::op::kv_cache::{KvCache, KvType};
+use foggara_kernels::op::kv_cache::{KvCache, KvSizes, KvType, Values};
 use foggara_kernels::op::rms_norm::{add_assign, rms_norm};
 use foggara_kernels::op::rope::{RopeAngles, RopeStyle, RopeTable};
 use foggara_kernels::{KernelError, ThreadPool};
-use foggara_models::spec::Mlp;
+use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
 
 use crate::weights::{MlpKind, RankWeights};
@@ -65,17 +65,26 @@ pub struct CacheConfig {
 }
 
 impl CacheConfig {
+    /// Of one rank's cache.
+    fn sizes(&self, spec: &ArchSpec, slice: &RankSlice) -> KvSizes {
+        let values = match spec.attention {
+            Attention::Grouped(_) => Values::Own(spec.value_dim()),
+            // The key begins with what values are made from.
+            Attention::Latent(_) => Values::InKey(spec.value_dim()),
+        };
+        KvSizes {
+            layers: slice.layers.len(),
+            blocks: self.blocks,
+            block_size: self.block_size,
+            kv_heads: slice.kv_heads.len(),
+            key_dim: spec.key_dim(),
+            values,
+        }
+    }
+
     /// Bytes that the cache of one rank can come to; `None` if there is no such number.
     pub fn bytes(&self, spec: &ArchSpec, slice: &RankSlice) -> Option<usize> {
-        KvCache::bytes(
-            slice.layers.len(),
-            self.blocks,
-            self.block_size,
-            slice.kv_heads.len(),
-            spec.key_dim(),
-            spec.value_dim(),
-            self.ty,
-        )
+        self.sizes(spec, slice).bytes(self.ty)
     }
 }
 
@@ -100,15 +109,7 @@ impl Decoder {
             };
             RopeTable::new(rope.inv_freq.clone(), style, rope.scale)
         };
-        let cache = KvCache::new(
-            slice.layers.len(),
-            cache.blocks,
-            cache.block_size,
-            slice.kv_heads.len(),
-            spec.key_dim(),
-            spec.value_dim(),
-            cache.ty,
-        )?;
+        let cache = KvCache::new(cache.sizes(spec, &slice), cache.ty)?;
         let scores = |slice: &RankSlice| slice.place.stage + 1 == plan.shape.pp;
         Ok(Self {
             spec: spec.clone(),

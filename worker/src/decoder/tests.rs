@@ -200,7 +200,7 @@ fn the_cut_of_a_prompt_into_chunks_changes_no_bit() {
         for shape in shapes {
             let ep = if GOLDEN_WITH_EXPERTS.contains(&name) { shape.ep } else { 1 };
             let shape = Shape { ep, ..shape };
-            for ty in [KvType::F32, KvType::F16] {
+            for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
                 let run = |chunk| logits(&model, std::slice::from_ref(&prompt), shape, Kind::Shm, ty, chunk);
                 let whole = run(prompt.len());
                 let chunks: &[usize] = if name == "llama" { &[1, 2, 3, 7, 15, 16, 17, 47] } else { &[3, 17] };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::op::kv_cache::KvType;
-use foggara_models::{DType, TensorRole};
+use foggara_models::{Checkpoint, DType, KvFormat, TensorRole};
 
 use crate::decoder::{BlockTables, Comms, Decoder, InputError, Segment, StepInput};
 
@@ -108,21 +108,18 @@ impl Engine {
     }
 }
 
-/// The cache's precision for a deployment's `kv_dtype` ("auto", "f16", "f32").
+/// The cache's precision for a deployment's `kv_dtype` and a checkpoint.
 ///
 /// # Errors
-/// If it is none of these.
-pub fn kv_type(choice: &str, model: &foggara_models::Checkpoint) -> Result<KvType, String> {
-    match choice {
-        "f16" => Ok(KvType::F16),
-        "f32" => Ok(KvType::F32),
-        // A checkpoint in f32 is served as exactly as it was stored.
-        "auto" | "" => match model.tensor(TensorRole::Embedding).map(|tensor| tensor.dtype) {
-            Ok(DType::F32) => Ok(KvType::F32),
-            _ => Ok(KvType::F16),
-        },
-        other => Err(format!("kv_dtype `{other}` is not one of auto, f16, f32")),
-    }
+/// If there is no such precision.
+pub fn kv_type(choice: &str, model: &Checkpoint) -> Result<KvType, String> {
+    // A checkpoint that cannot say how it is stored is not in f32.
+    let stored = model.tensor(TensorRole::Embedding).map_or(DType::F16, |tensor| tensor.dtype);
+    Ok(match KvFormat::choose(choice, stored)? {
+        KvFormat::F32 => KvType::F32,
+        KvFormat::F16 => KvType::F16,
+        KvFormat::Q8_0 => KvType::Q8_0,
+    })
 }
 
 #[cfg(test)]

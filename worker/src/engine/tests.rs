@@ -3,12 +3,14 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use foggara_models::{Checkpoint, Shape};
+use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
+use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use foggara_proto::sequence::SequenceParams;
 use foggara_proto::step::{Chunk, Grant, Join, SequenceId, StepPlan, StepReport};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::decoder::CacheConfig;
 use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, tokens};
 
 /// Runs a whole group; `drive` plays the coordinator. Returns how each rank ended.
@@ -287,9 +289,28 @@ fn an_abort_ends_a_waiting_follower() {
 }
 
 #[test]
+fn a_cache_takes_what_was_planned() {
+    let formats =
+        [(KvFormat::F32, KvType::F32), (KvFormat::F16, KvType::F16), (KvFormat::Q8_0, KvType::Q8_0)];
+    for name in GOLDEN_DENSE.into_iter().chain(GOLDEN_WITH_EXPERTS) {
+        let (model, _) = golden(name);
+        let plan = model.slices(&Cut::even(Shape::tensor(2)), Quantize::None).expect("can be cut");
+        for slice in &plan.ranks {
+            for (format, ty) in formats {
+                let cache = CacheConfig { blocks: 3, block_size: 16, ty };
+                let heads = 3 * 16 * slice.layers.len() * slice.kv_heads.len();
+                let planned = heads * format.head_bytes(model.spec());
+                assert_eq!(cache.bytes(model.spec(), slice), Some(planned), "{name} {ty:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn kv_types_are_chosen_by_name() {
     let (model, _) = golden("llama");
     assert_eq!(kv_type("auto", &model), Ok(KvType::F32), "as the checkpoint is stored");
     assert_eq!(kv_type("f16", &model), Ok(KvType::F16));
+    assert_eq!(kv_type("q8_0", &model), Ok(KvType::Q8_0));
     assert!(kv_type("int3", &model).is_err_and(|error| error.contains("int3")));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use foggara_models::KvFormat;
 use foggara_models::manifest::Manifest;
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::cluster::LoadingRequest;
@@ -200,8 +201,8 @@ fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
     }
     let or_auto = |text: String| if text.is_empty() { "auto".into() } else { text };
     let (kv_dtype, collective): (String, String) = (or_auto(asked.kv_dtype), or_auto(asked.collective));
-    if !["auto", "f16", "f32"].contains(&kv_dtype.as_str()) {
-        return wrong("kv_dtype", format!("`{kv_dtype}` is not one of auto, f16, f32"));
+    if !KvFormat::CHOICES.contains(&kv_dtype.as_str()) {
+        return wrong("kv_dtype", format!("`{kv_dtype}` is not one of {}", KvFormat::CHOICES.join(", ")));
     }
     if !["auto", "shm", "tcp"].contains(&collective.as_str()) {
         return wrong("collective", format!("`{collective}` is not one of auto, shm, tcp"));

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::cpu::portable;
-use crate::op::kv_cache::KvType;
+use crate::op::kv_cache::Values::{InKey, Own};
+use crate::op::kv_cache::{KvSizes, KvType, Values, rounded};
 
 fn noise(i: usize, salt: usize) -> f32 {
     ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0
@@ -15,10 +16,11 @@ struct Case {
     values: Vec<Vec<f32>>,
 }
 
-fn case(positions: usize, kv_heads: usize, key_dim: usize, value_dim: usize, ty: KvType) -> Case {
+fn case(positions: usize, kv_heads: usize, key_dim: usize, values: Values, ty: KvType) -> Case {
     let size = 16;
     let count = positions.div_ceil(size);
-    let mut cache = KvCache::new(2, count + 3, size, kv_heads, key_dim, value_dim, ty).expect("fits");
+    let sizes = KvSizes { layers: 2, blocks: count + 3, block_size: size, kv_heads, key_dim, values };
+    let mut cache = KvCache::new(sizes, ty).expect("fits");
     let blocks: Vec<u32> = (0..count as u32).map(|i| (i * 5 + 2) % (count as u32 + 3)).collect();
     let blocks = if blocks.iter().collect::<std::collections::BTreeSet<_>>().len() == count {
         blocks
@@ -28,10 +30,28 @@ fn case(positions: usize, kv_heads: usize, key_dim: usize, value_dim: usize, ty:
     let rows = |width: usize, salt: usize| -> Vec<Vec<f32>> {
         (0..positions).map(|p| (0..width).map(|i| noise(i, p + salt)).collect()).collect()
     };
-    let (keys, values) = (rows(kv_heads * key_dim, 0), rows(kv_heads * value_dim, 999));
+    let stored = |row: &Vec<f32>, dim: usize| match ty {
+        // What is computed of the codes must be exact, not the codes.
+        KvType::Q8_0 => row.chunks(dim).flat_map(rounded).collect(),
+        _ => row.clone(),
+    };
+    let keys = rows(kv_heads * key_dim, 0);
+    let own = match values {
+        Values::Own(dim) => rows(kv_heads * dim, 999),
+        Values::InKey(_) => vec![Vec::new(); positions],
+    };
     for p in 0..positions {
-        cache.write(1, blocks[p / size], p % size, &keys[p], &values[p]);
+        cache.write(1, blocks[p / size], p % size, &keys[p], &own[p]);
     }
+    let keys: Vec<Vec<f32>> = keys.iter().map(|row| stored(row, key_dim)).collect();
+    let dim = values.dim();
+    let values = match values {
+        Values::Own(_) => own.iter().map(|row| stored(row, dim)).collect(),
+        Values::InKey(_) => keys
+            .iter()
+            .map(|row| row.chunks(key_dim).flat_map(|key| &key[..dim]).copied().collect())
+            .collect(),
+    };
     Case { cache, blocks, keys, values }
 }
 
@@ -42,7 +62,7 @@ impl Case {
         let part = |row: &[f32], dim: usize| -> Vec<f64> {
             row[head * dim..][..dim].iter().map(|x| f64::from(*x)).collect()
         };
-        let (key_dim, dim) = (self.cache.key_dim, self.cache.value_dim);
+        let (key_dim, dim) = (self.cache.key_dim(), self.cache.value_dim());
         let range = row.window_start..row.len;
         let scores: Vec<f64> = range
             .clone()
@@ -67,7 +87,7 @@ impl Case {
 
     /// Checks every head of rows of several lengths.
     fn check(&self, window: usize, tolerance: f64, params: &AttentionParams<'_>) {
-        let (key_dim, dim) = (self.cache.key_dim, self.cache.value_dim);
+        let (key_dim, dim) = (self.cache.key_dim(), self.cache.value_dim());
         let heads = params.kv_head_of.len();
         let lens = [1usize, 5, 16, 17, 31, 70];
         let q: Vec<f32> = (0..lens.len() * heads * key_dim).map(|i| noise(i, 5) * 3.0).collect();
@@ -94,20 +114,23 @@ impl Case {
     }
 }
 
-const TOLERANCES: [(KvType, f64); 2] = [(KvType::F32, 4e-6), (KvType::F16, 2e-3)];
+const TOLERANCES: [(KvType, f64); 3] = [(KvType::F32, 4e-6), (KvType::F16, 2e-3), (KvType::Q8_0, 1e-5)];
 
 #[test]
 fn agrees_with_double_precision() {
     for (ty, tolerance) in TOLERANCES {
-        for (key_dim, value_dim, kv_head_of) in [
-            (64, 64, vec![0, 0, 0, 1, 1, 1]),
-            (8, 8, vec![0]),
-            (12, 12, vec![0, 0, 0, 0, 0]),
-            (80, 80, vec![0, 1]),
-            (48, 20, vec![0, 0, 1, 1]),
-            (20, 48, [vec![0; 19], vec![1; 8]].concat()),
+        for (key_dim, values, kv_head_of) in [
+            (64, Own(64), vec![0, 0, 0, 1, 1, 1]),
+            (8, Own(8), vec![0]),
+            (12, Own(12), vec![0, 0, 0, 0, 0]),
+            (80, Own(80), vec![0, 1]),
+            (48, Own(20), vec![0, 0, 1, 1]),
+            (20, Own(48), [vec![0; 19], vec![1; 8]].concat()),
+            (64, InKey(48), vec![0, 0, 0, 1, 1, 1]),
+            (44, InKey(20), [vec![0; 19], vec![1; 8]].concat()),
+            (20, InKey(20), vec![1, 1]),
         ] {
-            let case = case(70, 2, key_dim, value_dim, ty);
+            let case = case(70, 2, key_dim, values, ty);
             for window in [0, 3, 20] {
                 let params =
                     AttentionParams { kv_head_of: &kv_head_of, scale: 0.3, softcap: None, sinks: &[] };
@@ -122,7 +145,7 @@ fn caps_and_sinks_agree_with_double_precision() {
     let kv_head_of = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
     let sinks: Vec<f32> = (0..11).map(|h| noise(h, 77) * 9.0).collect();
     for (ty, tolerance) in TOLERANCES {
-        let case = case(70, 2, 32, 24, ty);
+        let case = case(70, 2, 32, Own(24), ty);
         for window in [0, 20] {
             for (softcap, sinks) in [(Some(2.0), &[][..]), (None, &sinks[..]), (Some(50.0), &sinks[..])] {
                 let params = AttentionParams { kv_head_of: &kv_head_of, scale: 0.3, softcap, sinks };
@@ -134,7 +157,7 @@ fn caps_and_sinks_agree_with_double_precision() {
 
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
-    let case = case(16, 1, 8, 8, KvType::F32);
+    let case = case(16, 1, 8, Own(8), KvType::F32);
     let nothing = AttentionRow { blocks: &case.blocks, len: 0, window_start: 0 };
     for sinks in [&[][..], &[0.5]] {
         let params = AttentionParams { kv_head_of: &[0], scale: 1.0, softcap: None, sinks };
@@ -144,38 +167,65 @@ fn a_row_that_sees_nothing_is_zero() {
     }
 }
 
+/// The same heads, computed by the plain lanes.
+fn plain(heads: &Heads<'_>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
+    type Plain = portable::F32x8;
+    let (cache, dim) = (heads.cache, heads.cache.value_dim());
+    let (k, v) = (cache.keys, cache.values);
+    match (&cache.store, cache.in_keys()) {
+        (Store::F16 { keys, values }, false) => {
+            let values = ValueRows::new(values, v, dim);
+            attend_f16_body::<Plain>(heads, ByDimension::new(keys, k), values, row, q, out);
+        }
+        (Store::Q8_0 { keys, values }, false) => {
+            let values = CodeValues::new(values, v, dim);
+            attend_q8_body::<Plain>(heads, CodesByDimension::new(keys, k), values, row, q, out);
+        }
+        (Store::F16 { keys, .. }, true) => {
+            let values = ValueRows::new(keys, k, dim);
+            attend_f16_shared_body::<Plain>(heads, ByPosition::new(keys, k), values, row, q, out);
+        }
+        (Store::Q8_0 { keys, .. }, true) => {
+            let values = CodeValues::new(keys, k, dim);
+            attend_q8_shared_body::<Plain>(heads, CodesByPosition::new(keys, k), values, row, q, out);
+        }
+        (Store::F32 { .. }, _) => unreachable!("not looked at"),
+    }
+}
+
 #[test]
 fn lanes_agree_bit_for_bit_and_rows_do_not_see_each_other() {
-    let case = case(45, 1, 64, 40, KvType::F16);
-    let q: Vec<f32> = (0..3 * 64).map(|i| noise(i, 2)).collect();
-    let row = AttentionRow { blocks: &case.blocks, len: 45, window_start: 0 };
-    let other = AttentionRow { blocks: &case.blocks, len: 7, window_start: 0 };
-    for (softcap, sinks) in [(None, &[][..]), (Some(5.0), &[0.5, -1.0, 2.0])] {
-        let params = AttentionParams { kv_head_of: &[0; 3], scale: 0.125, softcap, sinks };
-        let mut all = vec![0.0; 2 * 3 * 40];
-        let both = [q.clone(), q.clone()].concat();
-        attention(&ThreadPool::new(1), &case.cache, 1, &both, &[other, row], &params, &mut all);
-        let Store::F16 { keys, values } = &case.cache.store else { unreachable!("made as F16") };
-        let heads = Heads {
-            cache: &case.cache,
-            layer: 1,
-            head: 0,
-            count: 3,
-            keys,
-            values,
-            scale: 0.125,
-            softcap,
-            sinks,
-        };
-        let mut plain = vec![0.0; 3 * 40];
-        attend_f16_body::<portable::F32x8>(&heads, &row, &q, &mut plain);
-        assert_eq!(plain, all[3 * 40..]);
+    for ty in [KvType::F16, KvType::Q8_0] {
+        for values in [Own(40), InKey(40)] {
+            let case = case(45, 1, 64, values, ty);
+            let q: Vec<f32> = (0..3 * 64).map(|i| noise(i, 2)).collect();
+            let row = AttentionRow { blocks: &case.blocks, len: 45, window_start: 0 };
+            let other = AttentionRow { blocks: &case.blocks, len: 7, window_start: 0 };
+            for (softcap, sinks) in [(None, &[][..]), (Some(5.0), &[0.5, -1.0, 2.0])] {
+                let params = AttentionParams { kv_head_of: &[0; 3], scale: 0.125, softcap, sinks };
+                let mut all = vec![0.0; 2 * 3 * 40];
+                let both = [q.clone(), q.clone()].concat();
+                attention(&ThreadPool::new(1), &case.cache, 1, &both, &[other, row], &params, &mut all);
+                let heads =
+                    Heads { cache: &case.cache, layer: 1, head: 0, count: 3, scale: 0.125, softcap, sinks };
+                let mut expected = vec![0.0; 3 * 40];
+                plain(&heads, &row, &q, &mut expected);
+                assert_eq!(expected, all[3 * 40..], "{ty:?} {values:?}");
+            }
+        }
     }
 }
 
 #[test]
 fn heads_have_the_same_bits_in_any_company() {
-    let case = case(70, 1, 24, 16, KvType::F16);
+    for values in [Own(16), InKey(16)] {
+        for ty in [KvType::F16, KvType::Q8_0] {
+            in_any_company(&case(70, 1, 24, values, ty));
+        }
+    }
+}
+
+fn in_any_company(case: &Case) {
     let rows = [AttentionRow { blocks: &case.blocks, len: 70, window_start: 9 }];
     let q: Vec<f32> = (0..13 * 24).map(|i| noise(i, 3)).collect();
     let sinks: Vec<f32> = (0..13).map(|h| noise(h, 8)).collect();

@@ -1,0 +1,107 @@
+//! Where elements of the cache lie.
+
+use super::KvType;
+use super::q8::{BLOCK, Codes};
+
+/// Storage of one kind of element. Zeroed memory comes lazily from the system, so blocks never written cost nothing.
+#[derive(Debug)]
+pub(crate) enum Store {
+    F32 { keys: Vec<f32>, values: Vec<f32> },
+    F16 { keys: Vec<u16>, values: Vec<u16> },
+    Q8_0 { keys: Codes, values: Codes },
+}
+
+impl Store {
+    pub(super) fn new(ty: KvType, cells: usize, keys: Side, values: Side) -> Self {
+        let (k, v) = (cells * keys.elements(), cells * values.elements());
+        match ty {
+            KvType::F32 => Self::F32 { keys: vec![0.0; k], values: vec![0.0; v] },
+            KvType::F16 => Self::F16 { keys: vec![0; k], values: vec![0; v] },
+            KvType::Q8_0 => Self::Q8_0 { keys: Codes::new(keys, cells), values: Codes::new(values, cells) },
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::F32 { keys, values } => 4 * (keys.len() + values.len()),
+            Self::F16 { keys, values } => 2 * (keys.len() + values.len()),
+            Self::Q8_0 { keys, values } => {
+                keys.codes.len() + values.codes.len() + 2 * (keys.scales.len() + values.scales.len())
+            }
+        }
+    }
+}
+
+/// How the keys (or values) of one head in one block lie: its cell.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Side {
+    /// Elements at each position.
+    pub(crate) dim: usize,
+    /// From one position to the next where they follow each other: `dim` rounded up to whole vectors.
+    pub(crate) stride: usize,
+    /// Positions.
+    pub(crate) size: usize,
+    by_dimension: bool,
+}
+
+impl Side {
+    /// Positions of a dimension beside each other; `None` if there are more elements than can be counted.
+    pub(super) fn by_dimension(dim: usize, size: usize) -> Option<Self> {
+        dim.checked_mul(size)?;
+        Some(Self { dim, stride: dim, size, by_dimension: true })
+    }
+
+    /// Dimensions of a position beside each other, filled up to whole vectors.
+    pub(super) fn by_position(dim: usize, size: usize) -> Option<Self> {
+        let stride = dim.checked_next_multiple_of(8)?;
+        stride.checked_mul(size)?;
+        Some(Self { dim, stride, size, by_dimension: false })
+    }
+
+    /// Elements of a cell.
+    pub(crate) fn elements(&self) -> usize {
+        self.stride * self.size
+    }
+
+    /// Scales of a cell, for each block of dimensions those of all positions.
+    pub(crate) fn scales(&self) -> usize {
+        self.dim.div_ceil(BLOCK) * self.size
+    }
+
+    /// Bytes of a cell; `None` if there is no such number.
+    pub(super) fn bytes(&self, ty: KvType) -> Option<usize> {
+        match ty {
+            KvType::F32 => self.elements().checked_mul(4),
+            KvType::F16 => self.elements().checked_mul(2),
+            KvType::Q8_0 => self.elements().checked_add(self.scales().checked_mul(2)?),
+        }
+    }
+
+    /// Index of a position's first element, and from one of its elements to the next.
+    pub(super) fn place(&self, cell: usize, offset: usize) -> (usize, usize) {
+        let first = cell * self.elements();
+        match self.by_dimension {
+            true => (first + offset, self.size),
+            false => (first + offset * self.stride, 1),
+        }
+    }
+
+    /// Stores what `stored` makes of a position's elements.
+    pub(super) fn put<E>(
+        &self,
+        store: &mut [E],
+        cell: usize,
+        offset: usize,
+        x: &[f32],
+        stored: impl Fn(f32) -> E,
+    ) {
+        if x.is_empty() {
+            return;
+        }
+        let (first, step) = self.place(cell, offset);
+        for (to, x) in store[first..].iter_mut().step_by(step).zip(x) {
+            *to = stored(*x);
+        }
+    }
+}
