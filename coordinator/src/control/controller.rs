@@ -39,6 +39,9 @@ struct Controller {
     confirmed: bool,
     /// Workers whose machine says that nothing listens at their address.
     refused: BTreeSet<u64>,
+    /// Workers of the state that have had no session here yet, and since when that is known: one that joins is in the state a
+    /// moment before its session is there.
+    absent: BTreeMap<u64, Instant>,
     /// When each coordinator was last heard of.
     heard: BTreeMap<u64, Instant>,
     /// Coordinators that are stopping, and since when that is known.
@@ -90,6 +93,7 @@ impl Controller {
             since: Instant::now(),
             confirmed: false,
             refused: BTreeSet::new(),
+            absent: BTreeMap::new(),
             heard: BTreeMap::new(),
             draining: BTreeMap::new(),
             models: BTreeMap::new(),
@@ -164,13 +168,19 @@ impl Controller {
     }
 
     /// Workers that had their time to come back.
-    fn lost(&self, state: &ClusterState) -> Vec<u64> {
+    fn lost(&mut self, state: &ClusterState) -> Vec<u64> {
         let live = self.registry.live();
-        let overdue = |id: &&u64| match self.registry.gone_since(**id) {
+        let away: Vec<u64> = state.workers.keys().filter(|id| !live.contains(id)).copied().collect();
+        self.absent.retain(|id, _| away.contains(id));
+        let new_leader = self.since.elapsed() <= NEW_LEADER_GRACE;
+        let mut overdue = |id: &u64| match self.registry.gone_since(*id) {
             Some(gone) => gone.elapsed() > WORKER_GRACE,
-            None => self.refused.contains(*id) || self.since.elapsed() > NEW_LEADER_GRACE,
+            None => {
+                let since = self.absent.entry(*id).or_insert_with(Instant::now);
+                self.refused.contains(id) || (!new_leader && since.elapsed() > WORKER_GRACE)
+            }
         };
-        state.workers.keys().filter(|id| !live.contains(id)).filter(overdue).copied().collect()
+        away.into_iter().filter(|id| overdue(id)).collect()
     }
 
     /// A group that went away before it was ready makes its deployment wait a little longer each time.
