@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use foggara_proto::wire::admin::StatusResponse;
+use foggara_proto::wire::admin::{Group, StatusResponse};
 
 use crate::client::Client;
 use crate::metrics::Metrics;
@@ -149,8 +149,10 @@ impl Cluster {
     pub async fn wait_idle(&self, model: &str) {
         wait::until("no sequence is left and all blocks are free", async || {
             let status = self.status().await;
-            let total: u64 =
-                status.groups.iter().filter(|g| g.deployment == model).map(|g| g.kv_blocks).sum();
+            // Each part of a divided batch has as many.
+            let parts = |g: &Group| u64::from(g.shape.map_or(1, |shape| shape.dp));
+            let groups = status.groups.iter().filter(|g| g.deployment == model);
+            let total: u64 = groups.map(|g| g.kv_blocks * parts(g)).sum();
             let free = self.sum("foggara_kv_blocks", &[("model", model), ("state", "free")]).await;
             let live = self.sum("foggara_kv_blocks", &[("model", model), ("state", "live")]).await;
             let sequences = self.sum("foggara_sequences", &[("model", model)]).await;
