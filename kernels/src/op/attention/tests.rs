@@ -37,8 +37,8 @@ fn case(positions: usize, kv_heads: usize, key_dim: usize, values: Values, ty: K
     };
     let keys = rows(kv_heads * key_dim, 0);
     let own = match values {
-        Values::Own(dim) => rows(kv_heads * dim, 999),
-        Values::InKey(_) => vec![Vec::new(); positions],
+        Own(dim) => rows(kv_heads * dim, 999),
+        InKey(_) => vec![Vec::new(); positions],
     };
     for p in 0..positions {
         cache.write(1, blocks[p / size], p % size, &keys[p], &own[p]);
@@ -46,8 +46,8 @@ fn case(positions: usize, kv_heads: usize, key_dim: usize, values: Values, ty: K
     let keys: Vec<Vec<f32>> = keys.iter().map(|row| stored(row, key_dim)).collect();
     let dim = values.dim();
     let values = match values {
-        Values::Own(_) => own.iter().map(|row| stored(row, dim)).collect(),
-        Values::InKey(_) => keys
+        Own(_) => own.iter().map(|row| stored(row, dim)).collect(),
+        InKey(_) => keys
             .iter()
             .map(|row| row.chunks(key_dim).flat_map(|key| &key[..dim]).copied().collect())
             .collect(),
