@@ -1,9 +1,11 @@
 //! Quick measurements of what this machine gives: reported when a worker joins, and the denominators of benchmarks.
 
 use std::hint::black_box;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use super::lanes::Lanes;
+use super::lines::Lines;
 use super::simd;
 
 /// What each thread reads over and over: larger than the cache it may have to itself, which would flatter the figure.
@@ -31,6 +33,22 @@ pub fn fma_rate(threads: usize, millis: u64) -> u64 {
         (CHAIN_ROUNDS * CHAINS * 8 * 2) as u64
     })
 }
+
+/// Reads the next `bytes` of `from` into new memory of the kind that weights are kept in; what is returned holds it.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn read_to_memory(from: &mut dyn Read, bytes: usize) -> std::io::Result<impl Sized + use<>> {
+    let mut memory = Lines::zeroed(bytes);
+    // In pieces: the system looks at no more of the memory than it fills.
+    for piece in memory.bytes_mut()[..bytes].chunks_mut(PIECE_BYTES) {
+        from.read_exact(piece)?;
+    }
+    Ok(memory)
+}
+
+/// What is read at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Parts of a measurement, of which the best counts: another process may take the core in the others.
 const PARTS: u32 = 5;
