@@ -3,6 +3,8 @@
 use half::{bf16, f16};
 
 use super::blocks;
+use crate::cpu::lanes::Lanes;
+use crate::cpu::simd;
 use crate::dtype::WeightType;
 use crate::error::KernelError;
 
@@ -19,16 +21,8 @@ pub fn dequantize(ty: WeightType, bytes: &[u8], out: &mut [f32]) -> Result<(), K
         WeightType::F32 => {
             out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b));
         }
-        WeightType::F16 => {
-            out.iter_mut()
-                .zip(bytes.as_chunks::<2>().0)
-                .for_each(|(o, b)| *o = f16::from_le_bytes(*b).to_f32());
-        }
-        WeightType::BF16 => {
-            out.iter_mut()
-                .zip(bytes.as_chunks::<2>().0)
-                .for_each(|(o, b)| *o = bf16::from_le_bytes(*b).to_f32());
-        }
+        WeightType::F16 => halves(bytes, out),
+        WeightType::BF16 => brain_halves(bytes, out),
         _ => {
             for (run, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 let block = blocks::decode(ty, bytes, run);
@@ -37,6 +31,40 @@ pub fn dequantize(ty: WeightType, bytes: &[u8], out: &mut [f32]) -> Result<(), K
         }
     }
     Ok(())
+}
+
+simd! { fn halves(bytes: &[u8], out: &mut [f32]) => halves_body }
+simd! { fn brain_halves(bytes: &[u8], out: &mut [f32]) => brain_halves_body }
+
+#[inline(always)]
+fn halves_body<L: Lanes>(bytes: &[u8], out: &mut [f32]) {
+    let (eights, rest) = out.as_chunks_mut::<8>();
+    let (from, from_rest) = bytes.as_chunks::<16>();
+    for (out, from) in eights.iter_mut().zip(from) {
+        L::load_f16(&words(from)).store(out);
+    }
+    for (out, from) in rest.iter_mut().zip(from_rest.as_chunks::<2>().0) {
+        *out = f16::from_le_bytes(*from).to_f32();
+    }
+}
+
+#[inline(always)]
+fn brain_halves_body<L: Lanes>(bytes: &[u8], out: &mut [f32]) {
+    let (eights, rest) = out.as_chunks_mut::<8>();
+    let (from, from_rest) = bytes.as_chunks::<16>();
+    for (out, from) in eights.iter_mut().zip(from) {
+        L::load_bf16(&words(from)).store(out);
+    }
+    for (out, from) in rest.iter_mut().zip(from_rest.as_chunks::<2>().0) {
+        *out = bf16::from_le_bytes(*from).to_f32();
+    }
+}
+
+/// Little endian, as stored.
+#[inline(always)]
+fn words(bytes: &[u8; 16]) -> [u16; 8] {
+    let words: [u16; 8] = bytemuck::cast(*bytes);
+    words.map(u16::from_le)
 }
 
 #[cfg(test)]

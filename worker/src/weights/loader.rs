@@ -15,6 +15,9 @@ use super::{LoadError, Progress, weight_type};
 /// Bytes that are read between two looks at whether to go on.
 const CHUNK_BYTES: usize = 4 << 20;
 
+/// Rows that are made from stored ones at once.
+const MADE_AT_ONCE: usize = 8;
+
 /// A part of a stored matrix, and what becomes of it.
 #[derive(Debug, Clone)]
 pub(super) struct Part {
@@ -176,17 +179,19 @@ impl Part {
         self.slice.dtype
     }
 
-    /// Row `i` as it will be held, where it does not lie in the file like that.
-    fn made_row(&self, i: usize) -> Result<Vec<u8>, LoadError> {
-        let mut stored = Vec::new();
-        let row = self.slice.row(i, &mut stored);
-        if self.loaded == self.slice.dtype {
-            return Ok(row.to_vec());
+    /// Rows `rows` as they will be held, one after the other, where they do not lie in the file like that.
+    fn made_rows(&self, rows: Range<usize>) -> Result<Vec<u8>, LoadError> {
+        let mut made = Vec::with_capacity(rows.len() * self.loaded.row_bytes(self.slice.cols_stored));
+        let (mut stored, mut values) = (Vec::new(), vec![0.0; self.slice.cols]);
+        for i in rows {
+            let row = self.slice.row(i, &mut stored);
+            if self.loaded == self.slice.dtype {
+                made.extend_from_slice(row);
+                continue;
+            }
+            dequantize(weight_type(self.slice.dtype), row, &mut values)?;
+            quantize_row(weight_type(self.loaded), &values, &mut made)?;
         }
-        let mut values = vec![0.0; self.slice.cols];
-        dequantize(weight_type(self.slice.dtype), row, &mut values)?;
-        let mut made = Vec::new();
-        quantize_row(weight_type(self.loaded), &values, &mut made)?;
         Ok(made)
     }
 
@@ -202,13 +207,17 @@ impl Part {
             // All rows of a slice lie like the first.
             return Ok(packer.push_with(pool, rows.len(), |i| as_stored(i).unwrap_or(&[]))?);
         }
-        let made: Vec<OnceLock<Result<Vec<u8>, LoadError>>> = rows.clone().map(|_| OnceLock::new()).collect();
-        pool.run(rows.len(), |i| {
-            // Each row is made once.
-            made[i].set(self.made_row(rows.start + i)).ok();
+        let runs = rows.len().div_ceil(MADE_AT_ONCE);
+        let made: Vec<OnceLock<Result<Vec<u8>, LoadError>>> = (0..runs).map(|_| OnceLock::new()).collect();
+        pool.run(runs, |run| {
+            let from = rows.start + run * MADE_AT_ONCE;
+            // Each run is made once.
+            made[run].set(self.made_rows(from..rows.end.min(from + MADE_AT_ONCE))).ok();
         });
         let made: Vec<Vec<u8>> =
             made.into_iter().filter_map(OnceLock::into_inner).collect::<Result<_, _>>()?;
-        Ok(packer.push_with(pool, made.len(), |i| &made[i])?)
+        let row_bytes = made.first().map_or(0, |run| run.len() / rows.len().min(MADE_AT_ONCE));
+        let row = |i: usize| &made[i / MADE_AT_ONCE][i % MADE_AT_ONCE * row_bytes..][..row_bytes];
+        Ok(packer.push_with(pool, rows.len(), row)?)
     }
 }
