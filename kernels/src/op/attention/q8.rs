@@ -68,11 +68,11 @@ impl Keys for CodesByPosition<'_> {
     fn scores<L: Lanes, const N: usize>(self, cell: usize, part: usize, q: &[&[f32]; N]) -> [L; N] {
         let (size, stride) = (self.side.size, self.side.stride);
         let (codes, scales) = cell_of(self.keys, self.side, cell);
-        let mut scores = [L::splat(0.0); N];
-        for (b, scales) in scales.chunks_exact(size).enumerate() {
-            let mut sums = [[0.0f32; 8]; N];
-            for j in 0..8 {
-                let key = &codes[(8 * part + j) * stride..][..stride];
+        let keys = &codes[8 * part * stride..][..8 * stride];
+        let mut scores = [[0.0f32; 8]; N];
+        for (j, key) in keys.chunks_exact(stride).enumerate() {
+            let mut sums = [L::splat(0.0); N];
+            for (b, scales) in scales.chunks_exact(size).enumerate() {
                 let mut products = [L::splat(0.0); N];
                 for (i, key) in key.as_chunks::<8>().0.iter().enumerate().skip(b * VECTORS).take(VECTORS) {
                     let key = L::load_i8(key);
@@ -80,16 +80,17 @@ impl Keys for CodesByPosition<'_> {
                         products[h] = key.fma(eight(q[h], i), products[h]);
                     }
                 }
+                let mut scale = [0.0; 8];
+                L::load_f16(&scales.as_chunks::<8>().0[part]).store(&mut scale);
                 for h in 0..N {
-                    sums[h][j] = products[h].sum();
+                    sums[h] = products[h].fma(L::splat(scale[j]), sums[h]);
                 }
             }
-            let scale = L::load_f16(&scales.as_chunks::<8>().0[part]);
             for h in 0..N {
-                scores[h] = L::load(&sums[h]).fma(scale, scores[h]);
+                scores[h][j] = sums[h].sum();
             }
         }
-        scores
+        scores.map(|scores| L::load(&scores))
     }
 }
 
@@ -126,10 +127,11 @@ impl Values for CodeValues<'_> {
             for h in 0..N {
                 L::load(&weights[h]).mul(scale).store(&mut scaled[h]);
             }
-            for part in b * VECTORS..((b + 1) * VECTORS).min(dim.div_ceil(8)) {
-                // The last vector of a head whose dimension is not a multiple of 8 is a partial one.
-                let width = (dim - 8 * part).min(8);
-                let mut acc: [L; N] = std::array::from_fn(|h| eight(&out[h * dim..][..dim], part));
+            for part in b * VECTORS..((b + 1) * VECTORS).min(dim / 8) {
+                let mut acc = [L::splat(0.0); N];
+                for h in 0..N {
+                    acc[h] = L::load(&out[h * dim..].as_chunks::<8>().0[part]);
+                }
                 for j in 0..to {
                     let value = L::load_i8(&codes[j * stride..].as_chunks::<8>().0[part]);
                     for h in 0..N {
@@ -137,16 +139,24 @@ impl Values for CodeValues<'_> {
                     }
                 }
                 for h in 0..N {
-                    let to = &mut out[h * dim + 8 * part..][..width];
-                    match to.first_chunk_mut::<8>() {
-                        Some(to) => acc[h].store(to),
-                        None => {
-                            let mut all = [0.0; 8];
-                            acc[h].store(&mut all);
-                            to.copy_from_slice(&all[..width]);
-                        }
-                    }
+                    acc[h].store(&mut out[h * dim..].as_chunks_mut::<8>().0[part]);
                 }
+            }
+            // The last, partial vector of a head whose dimension is not a multiple of 8 is in the last block.
+            let (done, part) = (dim / 8 * 8, dim / 8);
+            if done == dim || part / VECTORS != b {
+                continue;
+            }
+            for h in 0..N {
+                let rest = &mut out[h * dim + done..][..dim - done];
+                let mut acc = eight::<L>(rest, 0);
+                for j in 0..to {
+                    let value = L::load_i8(&codes[j * stride..].as_chunks::<8>().0[part]);
+                    acc = value.fma(L::splat(scaled[h][j]), acc);
+                }
+                let mut all = [0.0; 8];
+                acc.store(&mut all);
+                rest.copy_from_slice(&all[..dim - done]);
             }
         }
     }
