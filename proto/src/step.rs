@@ -73,6 +73,46 @@ pub struct StepReport {
     pub timing: StepTiming,
     /// Tokens routed to experts since the last report that had any; experts without are left out.
     pub experts: Vec<ExpertCount>,
+    /// What each rank has done since the last report that said so; empty in most.
+    pub ranks: Vec<RankUse>,
+}
+
+/// What one rank has done in some steps. Times are in microseconds; no two of them overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RankUse {
+    /// Which.
+    pub rank: u32,
+    /// Steps with rows.
+    pub steps: u64,
+    /// Waiting for the next step: the leader for a plan, the others for the leader.
+    pub wait_us: u64,
+    /// Computing.
+    pub compute_us: u64,
+    /// Inside collectives, waiting for other ranks included.
+    pub collective_us: u64,
+    /// Sampling; the leader alone does.
+    pub sample_us: u64,
+    /// Rows sent to other ranks for experts there, and results sent back.
+    pub dispatched_rows: u64,
+    /// Their bytes.
+    pub dispatched_bytes: u64,
+}
+
+impl RankUse {
+    /// Adds what the same rank did in other steps.
+    pub fn add(&mut self, more: &Self) {
+        for (sum, more) in [
+            (&mut self.steps, more.steps),
+            (&mut self.wait_us, more.wait_us),
+            (&mut self.compute_us, more.compute_us),
+            (&mut self.collective_us, more.collective_us),
+            (&mut self.sample_us, more.sample_us),
+            (&mut self.dispatched_rows, more.dispatched_rows),
+            (&mut self.dispatched_bytes, more.dispatched_bytes),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
 }
 
 /// Tokens that one layer's router sent to one expert.

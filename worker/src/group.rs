@@ -16,7 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::capabilities::available_memory;
 use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, Part};
-use crate::engine::{Engine, EngineEvent, follow, kv_type, lead};
+use crate::engine::{Engine, EngineEvent, OwnUse, Told, follow, kv_type, lead};
 use crate::loading::Loading;
 use crate::models::{Models, OpenError};
 use crate::weights::RankWeights;
@@ -359,7 +359,8 @@ impl Rank {
             comms,
             block_size: a.block_size as usize,
             max_rows: a.max_step_rows as usize,
-            expert_counts: Vec::new(),
+            own: OwnUse::default(),
+            told: Told::default(),
         })
     }
 

@@ -12,7 +12,7 @@ use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use serde_json::Value;
 
 use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder};
-use crate::engine::Engine;
+use crate::engine::{Engine, OwnUse, Told};
 use crate::weights::RankWeights;
 
 /// KV blocks of every rank, and positions in each.
@@ -105,7 +105,8 @@ pub(crate) fn group<R: Send>(
                         comms,
                         block_size: BLOCK_SIZE,
                         max_rows: 512,
-                        expert_counts: Vec::new(),
+                        own: OwnUse::default(),
+                        told: Told::default(),
                     })
                 })
             })

@@ -3,9 +3,9 @@
 use super::WireError;
 use super::sequence::{checked_prompt_len, end_from_wire, end_to_wire};
 use crate::step::{
-    Chunk, ExpertCount, Grant, GroupLimits, Join, SequenceOutput, StepPlan, StepReport, StepTiming,
+    Chunk, ExpertCount, Grant, GroupLimits, Join, RankUse, SequenceOutput, StepPlan, StepReport, StepTiming,
 };
-use crate::wire::worker as wire;
+use crate::wire::{admin, worker as wire};
 
 impl From<StepPlan> for wire::StepPlan {
     fn from(p: StepPlan) -> Self {
@@ -78,6 +78,7 @@ impl From<StepReport> for wire::StepReport {
                 .into_iter()
                 .map(|e| wire::ExpertCount { layer: e.layer, expert: e.expert, tokens: e.tokens })
                 .collect(),
+            ranks: r.ranks.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -111,7 +112,38 @@ impl TryFrom<wire::StepReport> for StepReport {
                 .into_iter()
                 .map(|e| ExpertCount { layer: e.layer, expert: e.expert, tokens: e.tokens })
                 .collect(),
+            ranks: r.ranks.into_iter().map(Into::into).collect(),
         })
+    }
+}
+
+impl From<RankUse> for admin::RankStats {
+    fn from(r: RankUse) -> Self {
+        Self {
+            rank: r.rank,
+            steps: r.steps,
+            wait_us: r.wait_us,
+            compute_us: r.compute_us,
+            collective_us: r.collective_us,
+            sample_us: r.sample_us,
+            dispatched_rows: r.dispatched_rows,
+            dispatched_bytes: r.dispatched_bytes,
+        }
+    }
+}
+
+impl From<admin::RankStats> for RankUse {
+    fn from(r: admin::RankStats) -> Self {
+        Self {
+            rank: r.rank,
+            steps: r.steps,
+            wait_us: r.wait_us,
+            compute_us: r.compute_us,
+            collective_us: r.collective_us,
+            sample_us: r.sample_us,
+            dispatched_rows: r.dispatched_rows,
+            dispatched_bytes: r.dispatched_bytes,
+        }
     }
 }
 
@@ -179,6 +211,16 @@ mod tests {
             }],
             timing: StepTiming { rows: 2, wait_us: 1, compute_us: 9, collective_us: 4, sample_us: 1 },
             experts: vec![ExpertCount { layer: 3, expert: 7, tokens: 1 << 40 }],
+            ranks: vec![RankUse {
+                rank: 1,
+                steps: 2,
+                wait_us: 3,
+                compute_us: 4,
+                collective_us: 5,
+                sample_us: 6,
+                dispatched_rows: 7,
+                dispatched_bytes: 8,
+            }],
         };
         assert_eq!(StepReport::try_from(wire::StepReport::from(report.clone())), Ok(report));
     }

@@ -1,5 +1,7 @@
 //! Every rank but the leader: runs the steps it is sent until the group ends.
 
+use std::time::Instant;
+
 use super::{Engine, EngineError, STEP_DEADLINE};
 use crate::decoder::StepInput;
 
@@ -12,7 +14,9 @@ pub fn follow(mut engine: Engine) -> Result<(), EngineError> {
     loop {
         // Between steps there may be nothing to do for hours.
         engine.comms.set_deadline(None);
+        let waiting = Instant::now();
         engine.comms.all().broadcast(&mut bytes)?;
+        engine.own.waited(waiting.elapsed());
         engine.comms.set_deadline(Some(STEP_DEADLINE));
         let input = StepInput::decode(&bytes)?;
         engine.prepare(&input)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use foggara_proto::step::{StepPlan, StepReport, StepTiming};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Engine, EngineError, STEP_DEADLINE, SequenceTable};
+use super::{Engine, EngineError, STEP_DEADLINE, SequenceTable, StepTimes};
 use crate::decoder::StepInput;
 
 /// What reaches the leader's thread.
@@ -33,7 +33,7 @@ struct Driver {
     collected: Instant,
 }
 
-/// Between two times at which the ranks tell how many tokens each expert has had.
+/// Between two times at which the ranks tell what they have counted.
 const COLLECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Leads the group until it ends.
@@ -105,17 +105,13 @@ fn step(
     }
     driver.last_plan = number;
     let started = Instant::now();
-    if engine.has_experts() && driver.collected.elapsed() >= COLLECT_INTERVAL {
+    if driver.collected.elapsed() >= COLLECT_INTERVAL {
         input.collect = true;
         driver.collected = started;
     }
+    engine.own.waited(waited);
     let collective_before = engine.comms.stats().nanos;
-    let mut sampling = Duration::ZERO;
-    run(engine, &input, bytes, &mut |row, logits| {
-        let began = Instant::now();
-        table.take_logits(row, logits);
-        sampling += began.elapsed();
-    })?;
+    let sampling = run(engine, &input, bytes, &mut |row, logits| table.take_logits(row, logits))?.sample;
     let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
     let collective = Duration::from_nanos(engine.comms.stats().nanos - collective_before);
     let timing = StepTiming {
@@ -130,7 +126,8 @@ fn step(
         number,
         outputs: table.finish(),
         timing,
-        experts: engine.take_expert_counts(),
+        experts: engine.told.take_experts(),
+        ranks: engine.told.take_ranks(),
     };
     // A driver that has gone away is replaced by one that attaches anew.
     driver.reports.send(report).ok();
@@ -143,14 +140,13 @@ fn run(
     input: &StepInput,
     bytes: &mut Vec<u8>,
     on_logits: &mut dyn FnMut(usize, &[f32]),
-) -> Result<(), EngineError> {
+) -> Result<StepTimes, EngineError> {
     if input.is_empty() {
-        return Ok(());
+        return Ok(StepTimes::default());
     }
     if engine.comms.size() > 1 {
         input.encode(bytes);
         engine.comms.all().broadcast(bytes)?;
     }
-    engine.run(input, on_logits)?;
-    Ok(())
+    Ok(engine.run(input, on_logits)?)
 }

@@ -1,12 +1,12 @@
 //! Executing step plans: the sequence table and the sampler on the leader, the same steps on every other rank.
 
-mod experts;
+mod collect;
 mod follower;
 mod leader;
 mod sampler;
 mod sequences;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::op::kv_cache::KvType;
@@ -14,6 +14,8 @@ use foggara_models::{Checkpoint, DType, KvFormat, TensorRole};
 
 use crate::decoder::{BlockTables, Comms, Decoder, InputError, Segment, StepInput};
 
+use collect::StepTimes;
+pub use collect::{OwnUse, Told};
 pub use follower::follow;
 pub use leader::{EngineEvent, lead};
 pub use sampler::sample;
@@ -48,8 +50,10 @@ pub struct Engine {
     pub block_size: usize,
     /// Most rows of a step.
     pub max_rows: usize,
-    /// On rank 0: tokens routed to experts, as the ranks have told, that no report has named yet.
-    pub expert_counts: Vec<Vec<u64>>,
+    /// What this rank has done since it last told rank 0.
+    pub own: OwnUse,
+    /// On rank 0: what the ranks have told that no report has named yet.
+    pub told: Told,
 }
 
 impl Engine {
@@ -64,9 +68,23 @@ impl Engine {
         &mut self,
         input: &StepInput,
         on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), CollectiveError> {
-        self.decoder.forward(input, &self.tables, &mut self.comms, on_logits)?;
-        if input.collect { self.collect_experts() } else { Ok(()) }
+    ) -> Result<StepTimes, CollectiveError> {
+        let (began, before) = (Instant::now(), self.comms.stats().nanos);
+        let mut sample = Duration::ZERO;
+        self.decoder.forward(input, &self.tables, &mut self.comms, &mut |row, logits| {
+            let began = Instant::now();
+            on_logits(row, logits);
+            sample += began.elapsed();
+        })?;
+        let collective = Duration::from_nanos(self.comms.stats().nanos - before);
+        let times = StepTimes { total: began.elapsed(), collective, sample };
+        if !input.tokens.is_empty() {
+            self.own.step(&times);
+        }
+        if input.collect {
+            self.collect()?;
+        }
+        Ok(times)
     }
 
     /// One real step on every rank, collectives included, before the group may call itself ready.
@@ -104,6 +122,7 @@ impl Engine {
         self.comms.all().barrier()?;
         // That step was nobody's.
         self.decoder.take_expert_counts();
+        self.own = OwnUse::since(self.decoder.dispatch_stats());
         Ok(())
     }
 }

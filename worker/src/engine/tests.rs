@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use foggara_proto::sequence::SequenceParams;
-use foggara_proto::step::{Chunk, Grant, Join, SequenceId, StepPlan, StepReport};
+use foggara_proto::step::{Chunk, Grant, Join, RankUse, SequenceId, StepPlan, StepReport};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -48,13 +48,15 @@ struct Driver<'a> {
     reports: UnboundedReceiver<StepReport>,
     epoch: u64,
     number: u64,
+    /// What ranks have told.
+    ranks: Vec<RankUse>,
 }
 
 impl<'a> Driver<'a> {
     fn attach(events: &'a Sender<EngineEvent>, epoch: u64) -> Self {
         let (sender, reports) = unbounded_channel();
         events.send(EngineEvent::Attach { driver_epoch: epoch, reports: sender }).expect("the leader runs");
-        Self { events, reports, epoch, number: 0 }
+        Self { events, reports, epoch, number: 0, ranks: Vec::new() }
     }
 
     fn send(&mut self, plan: StepPlan) {
@@ -66,6 +68,7 @@ impl<'a> Driver<'a> {
     fn report(&mut self) -> StepReport {
         let report = self.reports.blocking_recv().expect("the leader reports");
         assert_eq!((report.driver_epoch, report.number), (self.epoch, self.number));
+        self.ranks.extend(&report.ranks);
         report
     }
 
@@ -286,6 +289,28 @@ fn an_abort_ends_a_waiting_follower() {
         });
         assert!(ends.iter().all(is_gone), "{kind:?}: {ends:?}");
     }
+}
+
+#[test]
+fn ranks_tell_where_their_time_goes() {
+    let (model, expected) = golden("llama");
+    let prompt = tokens(&expected["cases"][1]["prompt"]);
+    let ends = run(&model, 2, Kind::Shm, |events| {
+        let mut driver = Driver::attach(events, 1);
+        for sequence in 1.. {
+            driver.generate(&[join(sequence, &prompt, 100, 0.0)], 1);
+            if !driver.ranks.is_empty() {
+                break;
+            }
+        }
+        let told = &driver.ranks;
+        assert_eq!(told.iter().map(|told| told.rank).collect::<Vec<_>>(), [0, 1]);
+        assert!(told[0].steps > 100 && told[0].steps == told[1].steps, "{told:?}");
+        assert!(told.iter().all(|told| told.compute_us > 0 && told.collective_us > 0), "{told:?}");
+        assert!(told[0].sample_us > 0 && told[1].sample_us == 0, "the leader samples: {told:?}");
+        assert_eq!(told[0].dispatched_rows, 0, "there are no experts");
+    });
+    assert!(ends[0].is_ok(), "{ends:?}");
 }
 
 #[test]

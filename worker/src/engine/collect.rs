@@ -1,0 +1,193 @@
+//! What ranks count for operators (tokens of each expert, where their time goes), told to the leader now and then.
+
+use std::time::Duration;
+
+use foggara_kernels::collective::CollectiveError;
+use foggara_proto::step::{ExpertCount, RankUse};
+
+use super::Engine;
+use crate::decoder::DispatchStats;
+
+/// Where the time of one step went on this rank.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StepTimes {
+    /// All of it.
+    pub(super) total: Duration,
+    /// Of it, inside collectives.
+    pub(super) collective: Duration,
+    /// Of it, sampling.
+    pub(super) sample: Duration,
+}
+
+/// What this rank has done since it last told the leader.
+#[derive(Debug, Default)]
+pub struct OwnUse {
+    steps: u64,
+    wait: Duration,
+    times: StepTimes,
+    /// What had been sent by then.
+    dispatched: DispatchStats,
+}
+
+impl OwnUse {
+    /// Starts to count with what has been sent already.
+    pub(super) fn since(dispatched: DispatchStats) -> Self {
+        Self { dispatched, ..Self::default() }
+    }
+
+    /// This rank has waited for the next step.
+    pub(super) fn waited(&mut self, wait: Duration) {
+        self.wait += wait;
+    }
+
+    pub(super) fn step(&mut self, times: &StepTimes) {
+        self.steps += 1;
+        self.times.total += times.total;
+        self.times.collective += times.collective;
+        self.times.sample += times.sample;
+    }
+
+    /// In the order of [`rank_use`].
+    fn numbers(&self, dispatched: DispatchStats) -> [u64; NUMBERS] {
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let StepTimes { total, collective, sample } = self.times;
+        let rows = |d: &DispatchStats| d.routed_rows + d.returned_rows;
+        [
+            self.steps,
+            micros(self.wait),
+            micros(total.saturating_sub(collective + sample)),
+            micros(collective),
+            micros(sample),
+            rows(&dispatched) - rows(&self.dispatched),
+            dispatched.bytes - self.dispatched.bytes,
+        ]
+    }
+}
+
+/// Numbers of each rank beside those of experts.
+const NUMBERS: usize = 7;
+
+fn rank_use(rank: usize, numbers: [u64; NUMBERS]) -> RankUse {
+    let [steps, wait_us, compute_us, collective_us, sample_us, dispatched_rows, dispatched_bytes] = numbers;
+    RankUse {
+        rank: word(rank),
+        steps,
+        wait_us,
+        compute_us,
+        collective_us,
+        sample_us,
+        dispatched_rows,
+        dispatched_bytes,
+    }
+}
+
+/// What ranks have told the leader and no report has named yet.
+#[derive(Debug, Default)]
+pub struct Told {
+    experts: Vec<Vec<u64>>,
+    ranks: Vec<RankUse>,
+}
+
+impl Told {
+    /// Tokens routed to experts, for a report.
+    pub(super) fn take_experts(&mut self) -> Vec<ExpertCount> {
+        let counts = std::mem::take(&mut self.experts);
+        let of_layer = |(layer, counts): (usize, Vec<u64>)| {
+            let used = counts.into_iter().enumerate().filter(|(_, tokens)| *tokens > 0);
+            used.map(move |(expert, tokens)| ExpertCount { layer: word(layer), expert: word(expert), tokens })
+                .collect::<Vec<_>>()
+        };
+        counts.into_iter().enumerate().flat_map(of_layer).collect()
+    }
+
+    /// What each rank has done, for a report.
+    pub(super) fn take_ranks(&mut self) -> Vec<RankUse> {
+        std::mem::take(&mut self.ranks)
+    }
+}
+
+impl Engine {
+    /// Tells rank 0 what this rank has counted; there, takes in what all have.
+    pub(super) fn collect(&mut self) -> Result<(), CollectiveError> {
+        let counts = self.decoder.take_expert_counts();
+        // Exact in f32: a few hundred milliseconds have fewer tokens than 2^24.
+        let mut own: Vec<f32> = counts.iter().flatten().map(|count| *count as f32).collect();
+        let experts = own.len();
+        let dispatched = self.decoder.dispatch_stats();
+        let before = std::mem::replace(&mut self.own, OwnUse::since(dispatched));
+        own.extend(before.numbers(dispatched).into_iter().flat_map(halves));
+        let (size, leads) = (self.comms.size(), self.comms.rank() == 0);
+        let mut all = vec![0.0; if leads { size * own.len() } else { 0 }];
+        self.comms.all().gather(&own, &vec![own.len(); size], &mut all)?;
+        if !leads {
+            return Ok(());
+        }
+        if self.told.experts.is_empty() {
+            self.told.experts = counts.iter().map(|layer| vec![0; layer.len()]).collect();
+        }
+        for (rank, told) in all.chunks_exact(own.len()).enumerate() {
+            let (counts, numbers) = told.split_at(experts);
+            let sums = self.told.experts.iter_mut().flatten();
+            sums.zip(counts).for_each(|(sum, count)| *sum += *count as u64);
+            let mut halves = numbers.as_chunks::<2>().0.iter().copied().map(whole);
+            let numbers = std::array::from_fn(|_| halves.next().unwrap_or_default());
+            self.told.ranks.push(rank_use(rank, numbers));
+        }
+        Ok(())
+    }
+}
+
+/// Collectives carry f32, which holds integers of 24 bits.
+const HALF_BITS: u32 = 24;
+
+/// A number as two that collectives can carry; more than 2^48 - 1 is not told.
+fn halves(number: u64) -> [f32; 2] {
+    let number = number.min((1 << (2 * HALF_BITS)) - 1);
+    [(number >> HALF_BITS) as f32, (number & ((1 << HALF_BITS) - 1)) as f32]
+}
+
+fn whole([high, low]: [f32; 2]) -> u64 {
+    ((high as u64) << HALF_BITS) + low as u64
+}
+
+fn word(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_survive_collectives() {
+        for number in [0, 1, 7_777_777, (1 << 24) - 1, 1 << 24, (1 << 24) + 1, (1 << 48) - 1] {
+            assert_eq!(whole(halves(number)), number);
+        }
+        assert_eq!(whole(halves(u64::MAX)), (1 << 48) - 1);
+    }
+
+    #[test]
+    fn times_do_not_overlap() {
+        let millis = Duration::from_millis;
+        let before = DispatchStats { routed_rows: 1, returned_rows: 1, bytes: 9 };
+        let mut own = OwnUse::since(before);
+        own.waited(millis(2));
+        own.step(&StepTimes { total: millis(10), collective: millis(3), sample: millis(1) });
+        own.step(&StepTimes { total: millis(5), collective: millis(1), sample: millis(0) });
+        let after = DispatchStats { routed_rows: 3, returned_rows: 2, bytes: 109 };
+        let told = rank_use(4, own.numbers(after));
+        assert_eq!(
+            told,
+            RankUse {
+                rank: 4,
+                steps: 2,
+                wait_us: 2000,
+                compute_us: 10_000,
+                collective_us: 4000,
+                sample_us: 1000,
+                dispatched_rows: 3,
+                dispatched_bytes: 100
+            }
+        );
+    }
+}
