@@ -163,7 +163,7 @@ impl Drive {
 
     fn report(&mut self, report: wire::StepReport) -> Result<(), String> {
         let mut report = StepReport::try_from(report).map_err(|e| e.to_string())?;
-        self.metrics.step(&report.timing);
+        self.metrics.step(&report);
         let counts = self.experts.add(&self.model, std::mem::take(&mut report.experts));
         self.metrics.experts(&counts);
         for (id, event) in self.batcher.report(report).map_err(|e| e.to_string())? {

@@ -36,7 +36,7 @@ impl Rig {
         let metrics = Metrics::new();
         let experts = ExpertLoads::default();
         let drive =
-            Drive::new("m".into(), 7, &LIMITS, queue, to_leader, metrics.driver("m"), experts.clone());
+            Drive::new("m".into(), 7, &LIMITS, queue, to_leader, metrics.driver(1, 7, "m"), experts.clone());
         let mut from_leader = UnboundedReceiverStream::new(from_leader);
         let ended = tokio::spawn(async move { drive.run(&mut received, &mut from_leader).await });
         let (commands, reports) = (Some(commands), Some(reports));

@@ -139,7 +139,7 @@ async fn drive(context: &DriverContext, lease: &Lease) -> String {
     };
     tracing::info!(group, driver_epoch, model = lease.model, "driving");
     let (commands, mut received) = mpsc::channel(COMMANDS);
-    let metrics = context.metrics.driver(&lease.model);
+    let metrics = context.metrics.driver(group, driver_epoch, &lease.model);
     let experts = context.drivers.experts().clone();
     let model = lease.model.clone();
     let drive = Drive::new(model, driver_epoch, &limits, context.queue, plans, metrics, experts);

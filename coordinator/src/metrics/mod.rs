@@ -1,18 +1,25 @@
 //! What Prometheus reads. Every family is declared in the one table of [`Metrics::new`]; labels are bounded: models by the
 //! deployments there are, layers and experts by their models, everything else by this code.
 
+mod driven;
+mod ranks;
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use foggara_proto::step::{ExpertCount, StepTiming};
+use foggara_proto::step::{ExpertCount, StepReport};
 use prometheus::{
-    Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::batcher::Occupancy;
 use crate::cluster::RaftStatus;
+
+use driven::Shown;
+pub use driven::{Driven, DrivenGroups};
+use ranks::{RankFamilies, RankMetrics};
 
 /// Label of requests for models that are not served.
 pub const UNKNOWN_MODEL: &str = "unknown";
@@ -47,8 +54,11 @@ pub struct Metrics {
     step_seconds: HistogramVec,
     step_collective_seconds: HistogramVec,
     step_wait_seconds: HistogramVec,
+    step_sample_seconds: HistogramVec,
     step_rows: HistogramVec,
     expert_tokens: IntCounterVec,
+    ranks: RankFamilies,
+    driven: DrivenGroups,
     raft_term: IntGauge,
     raft_leader: IntGauge,
     raft_is_leader: IntGauge,
@@ -146,6 +156,12 @@ impl Metrics {
                 &["model"],
                 &STEP,
             ),
+            step_sample_seconds: table.histograms(
+                "step_sample_seconds",
+                "Time of a step spent on sampling.",
+                &["model"],
+                &STEP,
+            ),
             step_rows: table.histograms(
                 "step_rows",
                 "Tokens that went through the model in a step.",
@@ -157,6 +173,8 @@ impl Metrics {
                 "Tokens routed to each expert of groups driven here.",
                 &["model", "layer", "expert"],
             ),
+            ranks: RankFamilies::new(&table),
+            driven: DrivenGroups::default(),
             raft_term: table.gauge("raft_term", "Raft's term."),
             raft_leader: table.gauge("raft_leader", "Id of the leader; 0 while none is known."),
             raft_is_leader: table.gauge("raft_is_leader", "1 if this coordinator leads."),
@@ -183,8 +201,13 @@ impl Metrics {
         gauges.map(|metric| metric.get_gauge().get_value() as i64).sum()
     }
 
-    /// Handles for the driver of one group of `model`.
-    pub fn driver(&self, model: &str) -> DriverMetrics {
+    /// What the drivers here show of their groups.
+    pub fn driven(&self) -> &DrivenGroups {
+        &self.driven
+    }
+
+    /// Handles for the holder of lease `epoch` of `group`, which serves `model`.
+    pub fn driver(&self, group: u64, epoch: u64, model: &str) -> DriverMetrics {
         DriverMetrics {
             running: self.sequences.with_label_values(&[model, "running"]),
             waiting: self.sequences.with_label_values(&[model, "waiting"]),
@@ -197,7 +220,10 @@ impl Metrics {
             seconds: self.step_seconds.with_label_values(&[model]),
             collective: self.step_collective_seconds.with_label_values(&[model]),
             wait: self.step_wait_seconds.with_label_values(&[model]),
+            sample: self.step_sample_seconds.with_label_values(&[model]),
             rows: self.step_rows.with_label_values(&[model]),
+            ranks: self.ranks.of(model),
+            group: self.driven.show(group, epoch, model),
             expert_tokens: self.expert_tokens.clone(),
             experts: HashMap::new(),
             model: model.to_owned(),
@@ -290,6 +316,10 @@ impl Table<'_> {
         self.add(Counter::new(format!("foggara_{name}"), help))
     }
 
+    fn seconds_by(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.add(CounterVec::new(Opts::new(format!("foggara_{name}"), help), labels))
+    }
+
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let options = HistogramOpts::new(format!("foggara_{name}"), help).buckets(buckets.to_vec());
         self.add(HistogramVec::new(options, labels))
@@ -310,7 +340,10 @@ pub struct DriverMetrics {
     seconds: Histogram,
     collective: Histogram,
     wait: Histogram,
+    sample: Histogram,
     rows: Histogram,
+    ranks: RankMetrics,
+    group: Shown,
     expert_tokens: IntCounterVec,
     /// Of the experts seen so far, by layer and expert.
     experts: HashMap<(u32, u32), IntCounter>,
@@ -319,13 +352,17 @@ pub struct DriverMetrics {
 
 impl DriverMetrics {
     /// A step was reported.
-    pub fn step(&self, timing: &StepTiming) {
+    pub fn step(&mut self, report: &StepReport) {
+        let timing = &report.timing;
         let seconds = |micros: u32| Duration::from_micros(u64::from(micros)).as_secs_f64();
         self.steps.inc();
         self.seconds.observe(seconds(timing.compute_us.saturating_add(timing.sample_us)));
         self.collective.observe(seconds(timing.collective_us));
         self.wait.observe(seconds(timing.wait_us));
+        self.sample.observe(seconds(timing.sample_us));
         self.rows.observe(f64::from(timing.rows));
+        self.ranks.add(&report.ranks);
+        self.group.step(report);
     }
 
     /// Tokens were routed to experts.
@@ -353,6 +390,7 @@ impl DriverMetrics {
         self.free.add(i64::from(now.free_blocks) - i64::from(before.free_blocks));
         self.live.add(i64::from(now.live_blocks) - i64::from(before.live_blocks));
         self.preemptions.inc_by(now.preemptions.saturating_sub(before.preemptions));
+        self.group.occupancy(now);
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a scrape shows.
 
+use foggara_proto::step::{RankUse, StepTiming};
+
 use super::*;
 use crate::cluster::Role;
 
@@ -13,9 +15,14 @@ fn every_family_the_operators_watch_is_there() {
     metrics.requests.with_label_values(&["m", "chat", "stop"]).inc();
     metrics.time_to_first_token.with_label_values(&["m"]).observe(0.2);
     metrics.inter_token_latency.with_label_values(&["m"]).observe(0.02);
-    let mut driver = metrics.driver("m");
+    let mut driver = metrics.driver(1, 1, "m");
     driver.occupancy(Occupancy { running: 3, waiting: 2, free_blocks: 5, live_blocks: 4, preemptions: 1 });
-    driver.step(&StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 });
+    let told = RankUse { rank: 1, steps: 4, compute_us: 1_500_000, dispatched_rows: 6, ..RankUse::default() };
+    driver.step(&StepReport {
+        timing: StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 },
+        ranks: vec![told, RankUse { rank: 99, ..told }],
+        ..StepReport::default()
+    });
     driver.queued(Duration::from_millis(3));
     let leads =
         RaftStatus { role: Role::Leader, term: 4, commit: 9, applied: 8, syncs: 5, ..RaftStatus::default() };
@@ -35,6 +42,12 @@ fn every_family_the_operators_watch_is_there() {
         (r#"foggara_queue_wait_seconds_count{model="m"}"#, 1.0),
         (r#"foggara_steps_total{model="m"}"#, 1.0),
         (r#"foggara_step_rows_sum{model="m"}"#, 9.0),
+        (r#"foggara_step_sample_seconds_count{model="m"}"#, 1.0),
+        (r#"foggara_rank_steps_total{model="m",rank="1"}"#, 4.0),
+        (r#"foggara_rank_seconds_total{model="m",phase="compute",rank="1"}"#, 1.5),
+        (r#"foggara_rank_seconds_total{model="m",phase="wait",rank="1"}"#, 0.0),
+        (r#"foggara_expert_dispatch_rows_total{model="m",rank="1"}"#, 6.0),
+        (r#"foggara_expert_dispatch_bytes_total{model="m",rank="1"}"#, 0.0),
         ("foggara_raft_is_leader", 1.0),
         ("foggara_raft_syncs_total", 5.0),
         ("foggara_raft_term", 4.0),
@@ -43,6 +56,7 @@ fn every_family_the_operators_watch_is_there() {
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
     }
+    assert!(!text.contains(r#"rank="99""#), "there are no such ranks");
     for family in
         ["process_resident_memory_bytes", "process_open_fds", "process_threads", "raft_sync_seconds_total"]
     {
@@ -53,7 +67,7 @@ fn every_family_the_operators_watch_is_there() {
 #[test]
 fn gauges_sum_over_the_drivers_of_a_model_and_forget_those_that_end() {
     let metrics = Metrics::new();
-    let (mut one, mut two) = (metrics.driver("m"), metrics.driver("m"));
+    let (mut one, mut two) = (metrics.driver(1, 1, "m"), metrics.driver(2, 1, "m"));
     one.occupancy(Occupancy { running: 3, free_blocks: 7, ..Occupancy::default() });
     two.occupancy(Occupancy { running: 4, free_blocks: 1, preemptions: 2, ..Occupancy::default() });
     two.occupancy(Occupancy { running: 1, free_blocks: 2, preemptions: 3, ..Occupancy::default() });

@@ -15,6 +15,7 @@ use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::Kind;
 use crate::front_door::grpc::plan::propose_now;
+use crate::front_door::grpc::stats;
 use crate::front_door::request::request_id;
 use crate::library::{Undescribed, channel};
 use crate::placement::facts::Wish;
@@ -244,6 +245,13 @@ impl wire::admin_server::Admin for Service {
             groups: groups(&state),
             deployments: state.deployments.iter().map(|(name, d)| self.deployment(&state, name, d)).collect(),
         }))
+    }
+
+    async fn stats(
+        &self,
+        _request: Request<wire::StatsRequest>,
+    ) -> Result<Response<wire::StatsResponse>, Status> {
+        Ok(Response::new(stats::everywhere(&self.door).await))
     }
 
     async fn put_deployment(

@@ -5,6 +5,7 @@ mod files;
 mod inference;
 mod peer;
 mod plan;
+mod stats;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::ClusterError;
 use crate::front_door::FrontDoor;
+use crate::front_door::grpc::stats;
 use crate::router::dispatch::to_status;
 
 /// The service.
@@ -72,6 +73,14 @@ impl wire::peer_server::Peer for Service {
         self.check_cluster(&request.into_inner().cluster_id)?;
         let workers = self.door.registry.loading().into_iter().collect();
         Ok(Response::new(wire::LoadingResponse { workers }))
+    }
+
+    async fn driven(
+        &self,
+        request: Request<wire::DrivenRequest>,
+    ) -> Result<Response<wire::DrivenResponse>, Status> {
+        self.check_cluster(&request.into_inner().cluster_id)?;
+        Ok(Response::new(wire::DrivenResponse { groups: stats::here(&self.door) }))
     }
 
     async fn submit(
