@@ -43,6 +43,8 @@ enum Command {
     Score(commands::score::Arguments),
     /// Show coordinators, workers, groups and deployments
     Status(commands::status::Arguments),
+    /// Watch groups, batches, KV cache, tokens per second and where each rank's time goes, live
+    Top(commands::top::Arguments),
     /// Add, list and remove the models a cluster serves
     Models(commands::models::Arguments),
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => commands::generate::run(arguments),
         Command::Score(arguments) => commands::score::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Top(arguments) => commands::top::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
     };
     match outcome {

@@ -6,5 +6,6 @@ pub(crate) mod generate;
 pub(crate) mod models;
 pub(crate) mod score;
 pub(crate) mod status;
+pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod worker;
