@@ -19,4 +19,5 @@ mod score;
 mod seeing;
 mod shared;
 mod stopping;
+mod top;
 mod two_hosts;
