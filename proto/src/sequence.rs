@@ -32,6 +32,41 @@ pub struct SequenceRequest {
     pub prompt_len: usize,
     /// How to sample.
     pub params: SequenceParams,
+    /// Only sequences with the same salt share cached blocks of their prompts.
+    pub cache_salt: Option<String>,
+    /// The request id of the first of several choices for one prompt, of which this is another.
+    pub sibling_of: Option<String>,
+    /// Whose request it is; empty: nobody's in particular.
+    pub tenant: String,
+    /// The tenant's share of tokens, relative to other tenants' shares; at least 1.
+    pub weight: u32,
+    /// Lower is sooner.
+    pub priority: i32,
+    /// Milliseconds from its arrival after which it is of no use any more.
+    pub deadline_ms: Option<u64>,
+}
+
+impl SequenceRequest {
+    /// A request like any other: nobody's, of ordinary priority, by itself.
+    pub fn new(
+        request_id: impl Into<String>,
+        tokens: Vec<u32>,
+        prompt_len: usize,
+        params: SequenceParams,
+    ) -> Self {
+        Self {
+            request_id: request_id.into(),
+            tokens,
+            prompt_len,
+            params,
+            cache_salt: None,
+            sibling_of: None,
+            tenant: String::new(),
+            weight: 1,
+            priority: 0,
+            deadline_ms: None,
+        }
+    }
 }
 
 /// A token with what is known of its probability.

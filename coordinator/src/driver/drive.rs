@@ -144,7 +144,7 @@ impl Drive {
         if self.ids.contains_key(&request.request_id) {
             return Err(GenerateError::Duplicate(request.request_id));
         }
-        let SequenceRequest { request_id, tokens, prompt_len, params } = request;
+        let SequenceRequest { request_id, tokens, prompt_len, params, .. } = request;
         self.batcher.submit(id, tokens, prompt_len, params).map_err(|refusal| match refusal {
             Refusal::QueueFull { limit } => GenerateError::QueueFull {
                 model: self.model.clone(),

@@ -40,7 +40,7 @@ pub(crate) fn request(id: &str, prompt: &[u32], max_tokens: u32) -> SequenceRequ
         logprobs: None,
         prompt_logprobs: false,
     };
-    SequenceRequest { request_id: id.into(), tokens: prompt.to_vec(), prompt_len: prompt.len(), params }
+    SequenceRequest::new(id, prompt.to_vec(), prompt.len(), params)
 }
 
 struct Held {

@@ -131,7 +131,7 @@ pub(super) fn check(
         prompt_logprobs: ask.echo && ask.logprobs.is_some(),
     };
     let prompt_len = tokens.len();
-    let sequence = SequenceRequest { request_id: ask.request_id, tokens, prompt_len, params };
+    let sequence = SequenceRequest::new(ask.request_id, tokens, prompt_len, params);
     Ok(GenerationRequest { model, sequence, prompt_text, stop: ask.stop })
 }
 

@@ -19,7 +19,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
         logprobs: Some(0),
         prompt_logprobs: true,
     };
-    SequenceRequest { request_id: "r".into(), tokens: prompt.to_vec(), prompt_len: prompt.len(), params }
+    SequenceRequest::new("r", prompt.to_vec(), prompt.len(), params)
 }
 
 fn output(token: u32) -> TokenOutput {

@@ -44,6 +44,12 @@ impl wire::SubmitRequest {
             tokens: request.tokens,
             prompt_len: u32::try_from(request.prompt_len).unwrap_or(u32::MAX),
             params: Some(request.params.into()),
+            cache_salt: request.cache_salt,
+            sibling_of: request.sibling_of,
+            tenant: request.tenant,
+            weight: request.weight,
+            priority: request.priority,
+            deadline_ms: request.deadline_ms,
         }
     }
 }
@@ -54,7 +60,19 @@ impl TryFrom<wire::SubmitRequest> for SequenceRequest {
     fn try_from(r: wire::SubmitRequest) -> Result<Self, WireError> {
         let params = r.params.ok_or_else(|| WireError::new("params", "missing"))?;
         let prompt_len = checked_prompt_len(r.prompt_len, r.tokens.len())?;
-        Ok(Self { request_id: r.request_id, tokens: r.tokens, prompt_len, params: params.into() })
+        Ok(Self {
+            request_id: r.request_id,
+            tokens: r.tokens,
+            prompt_len,
+            params: params.into(),
+            cache_salt: r.cache_salt,
+            sibling_of: r.sibling_of,
+            tenant: r.tenant,
+            // A sender that knows no weights leaves 0.
+            weight: r.weight.max(1),
+            priority: r.priority,
+            deadline_ms: r.deadline_ms,
+        })
     }
 }
 
@@ -143,14 +161,24 @@ mod tests {
     #[test]
     fn a_request_survives_the_wire() {
         let request = SequenceRequest {
-            request_id: "r".into(),
-            tokens: vec![1, 2, 3],
-            prompt_len: 2,
-            params: params(),
+            cache_salt: Some("salt".into()),
+            sibling_of: Some("r".into()),
+            tenant: "t".into(),
+            weight: 3,
+            priority: -4,
+            deadline_ms: Some(500),
+            ..SequenceRequest::new("r#1", vec![1, 2, 3], 2, params())
         };
         let wire = wire::SubmitRequest::new(5, 9, request.clone());
         assert_eq!((wire.group, wire.driver_epoch), (5, 9));
         assert_eq!(SequenceRequest::try_from(wire), Ok(request));
+    }
+
+    #[test]
+    fn a_request_without_a_weight_has_the_least() {
+        let mut wire = wire::SubmitRequest::new(5, 9, SequenceRequest::new("r", vec![1], 1, params()));
+        wire.weight = 0;
+        assert_eq!(SequenceRequest::try_from(wire).map(|request| request.weight), Ok(1));
     }
 
     #[test]
