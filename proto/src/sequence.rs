@@ -19,6 +19,52 @@ pub struct SequenceParams {
     pub logprobs: Option<u32>,
     /// Report the log-probabilities of the prompt too.
     pub prompt_logprobs: bool,
+    /// Alternatives to report with each token of the prompt.
+    pub prompt_top_logprobs: u32,
+    /// Tokens less likely than this share of the likeliest one are left out; 0: none are.
+    pub min_p: f32,
+    /// Divides (or multiplies, below 0) the logits of tokens that are in the prompt or the answer; 1: changes nothing.
+    pub repetition_penalty: f32,
+    /// Taken from the logit of every token that is in the answer.
+    pub presence_penalty: f32,
+    /// Taken from the logit of a token once for each time it is in the answer.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Only these tokens may be sampled; empty: all.
+    pub allowed_token_ids: Vec<u32>,
+    /// Sequences of tokens that the answer must not contain; none is empty.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Tokens that are generated before one of `stop_token_ids` may be.
+    pub min_tokens: u32,
+    /// Tokens that `min_tokens` holds back beside `stop_token_ids`.
+    pub held_token_ids: Vec<u32>,
+}
+
+impl Default for SequenceParams {
+    /// One greedy token and nothing else.
+    fn default() -> Self {
+        Self {
+            max_tokens: 1,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: false,
+            prompt_top_logprobs: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            allowed_token_ids: Vec::new(),
+            bad_words: Vec::new(),
+            min_tokens: 0,
+            held_token_ids: Vec::new(),
+        }
+    }
 }
 
 /// A sequence as a front door hands it to a driver, and a driver to a leader.

@@ -17,6 +17,7 @@ fn params(max_tokens: u32) -> SequenceParams {
         stop_token_ids: vec![],
         logprobs: None,
         prompt_logprobs: false,
+        ..SequenceParams::default()
     }
 }
 

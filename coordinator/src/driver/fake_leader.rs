@@ -39,6 +39,7 @@ pub(crate) fn request(id: &str, prompt: &[u32], max_tokens: u32) -> SequenceRequ
         stop_token_ids: vec![],
         logprobs: None,
         prompt_logprobs: false,
+        ..SequenceParams::default()
     };
     SequenceRequest::new(id, prompt.to_vec(), prompt.len(), params)
 }

@@ -18,6 +18,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
         stop_token_ids: vec![2],
         logprobs: Some(0),
         prompt_logprobs: true,
+        ..SequenceParams::default()
     };
     SequenceRequest::new("r", prompt.to_vec(), prompt.len(), params)
 }

@@ -15,6 +15,20 @@ impl From<SequenceParams> for wire::SequenceParams {
             stop_token_ids: p.stop_token_ids,
             logprobs: p.logprobs,
             prompt_logprobs: p.prompt_logprobs,
+            prompt_top_logprobs: p.prompt_top_logprobs,
+            min_p: p.min_p,
+            repetition_penalty: Some(p.repetition_penalty),
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            logit_bias: p
+                .logit_bias
+                .into_iter()
+                .map(|(token, bias)| wire::LogitBias { token, bias })
+                .collect(),
+            allowed_token_ids: p.allowed_token_ids,
+            bad_words: p.bad_words.into_iter().map(|tokens| wire::BadWord { tokens }).collect(),
+            min_tokens: p.min_tokens,
+            held_token_ids: p.held_token_ids,
         }
     }
 }
@@ -30,6 +44,21 @@ impl From<wire::SequenceParams> for SequenceParams {
             stop_token_ids: p.stop_token_ids,
             logprobs: p.logprobs,
             prompt_logprobs: p.prompt_logprobs,
+            prompt_top_logprobs: p.prompt_top_logprobs,
+            min_p: p.min_p,
+            repetition_penalty: p.repetition_penalty.unwrap_or(1.0),
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            logit_bias: p.logit_bias.into_iter().map(|entry| (entry.token, entry.bias)).collect(),
+            allowed_token_ids: p.allowed_token_ids,
+            bad_words: p
+                .bad_words
+                .into_iter()
+                .map(|word| word.tokens)
+                .filter(|tokens| !tokens.is_empty())
+                .collect(),
+            min_tokens: p.min_tokens,
+            held_token_ids: p.held_token_ids,
         }
     }
 }
@@ -155,6 +184,16 @@ mod tests {
             stop_token_ids: vec![2],
             logprobs: Some(4),
             prompt_logprobs: true,
+            prompt_top_logprobs: 5,
+            min_p: 0.25,
+            repetition_penalty: 1.5,
+            presence_penalty: -0.5,
+            frequency_penalty: 2.0,
+            logit_bias: vec![(7, -100.0), (1, 0.5)],
+            allowed_token_ids: vec![1, 7, 9],
+            bad_words: vec![vec![4], vec![5, 6]],
+            min_tokens: 6,
+            held_token_ids: vec![8],
         }
     }
 
@@ -172,6 +211,19 @@ mod tests {
         let wire = wire::SubmitRequest::new(5, 9, request.clone());
         assert_eq!((wire.group, wire.driver_epoch), (5, 9));
         assert_eq!(SequenceRequest::try_from(wire), Ok(request));
+    }
+
+    #[test]
+    fn what_an_older_sender_leaves_out_asks_for_nothing() {
+        let wire = wire::SequenceParams { max_tokens: 1, top_p: 1.0, ..wire::SequenceParams::default() };
+        assert_eq!(SequenceParams::from(wire), SequenceParams::default());
+        let empty = wire::BadWord { tokens: vec![] };
+        let wire = wire::SequenceParams { bad_words: vec![empty], ..SequenceParams::default().into() };
+        assert_eq!(
+            SequenceParams::from(wire),
+            SequenceParams::default(),
+            "an empty word would be everywhere"
+        );
     }
 
     #[test]

@@ -181,16 +181,7 @@ mod tests {
 
     #[test]
     fn plans_and_reports_survive_the_wire() {
-        let params = SequenceParams {
-            max_tokens: 1,
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: 3,
-            stop_token_ids: vec![],
-            logprobs: None,
-            prompt_logprobs: false,
-        };
+        let params = SequenceParams { seed: 3, ..SequenceParams::default() };
         let plan = StepPlan {
             driver_epoch: 4,
             number: 2,

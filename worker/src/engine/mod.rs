@@ -18,7 +18,6 @@ use collect::StepTimes;
 pub use collect::{OwnUse, Told};
 pub use follower::follow;
 pub use leader::{EngineEvent, lead};
-pub use sampler::sample;
 pub use sequences::{PlanError, SequenceTable};
 
 /// A collective inside a step that takes longer than this means that a rank hangs.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
 use foggara_proto::step::{SequenceId, SequenceOutput, StepPlan};
 
-use super::sampler;
+use super::sampler::{self, Context, History, Scratch};
 use crate::decoder::{Segment, StepInput};
 
 /// A plan that refers to what is not there.
@@ -22,6 +22,7 @@ struct Sequence {
     tokens: Vec<u32>,
     prompt_len: usize,
     params: SequenceParams,
+    history: History,
     /// Positions in the cache.
     cached: usize,
     ended: bool,
@@ -52,7 +53,7 @@ pub struct SequenceTable {
     wanted: Vec<Wanted>,
     /// Of the step being run.
     outputs: Vec<SequenceOutput>,
-    scratch: Vec<f32>,
+    scratch: Scratch,
 }
 
 impl SequenceTable {
@@ -65,7 +66,7 @@ impl SequenceTable {
             slots: 0,
             wanted: Vec::new(),
             outputs: Vec::new(),
-            scratch: Vec::new(),
+            scratch: Scratch::default(),
         }
     }
 
@@ -154,6 +155,7 @@ impl SequenceTable {
         });
         let sequence = Sequence {
             slot,
+            history: History::new(&join.params, &join.tokens, join.prompt_len),
             tokens: join.tokens,
             prompt_len: join.prompt_len,
             params: join.params,
@@ -174,19 +176,23 @@ impl SequenceTable {
             // A token that is known already: of the prompt, if its probability is asked for.
             if sequence.params.prompt_logprobs && next < sequence.prompt_len {
                 let token = sequence.tokens[next] as usize;
-                output.prompt.push(sampler::describe(
-                    logits,
-                    token,
-                    Some(sequence.params.logprobs.unwrap_or(0)),
-                ));
+                let top = Some(sequence.params.prompt_top_logprobs);
+                output.prompt.push(sampler::describe(logits, token, top));
             }
             return;
         }
         let most = sequence.params.max_tokens as usize;
         let generated = sequence.tokens.len() - sequence.prompt_len;
         if generated < most {
-            let sampled = sampler::sample(logits, &sequence.params, next, &mut self.scratch);
+            let context = Context {
+                params: &sequence.params,
+                tokens: &sequence.tokens,
+                prompt_len: sequence.prompt_len,
+                history: &sequence.history,
+            };
+            let sampled = sampler::sample(logits, context, &mut self.scratch);
             sequence.tokens.push(sampled.token);
+            sequence.history.push(sampled.token);
             if sequence.params.stop_token_ids.contains(&sampled.token) {
                 output.end = Some(SequenceEnd::StopToken);
             }

@@ -14,6 +14,7 @@ fn params(max_tokens: u32) -> SequenceParams {
         stop_token_ids: vec![7],
         logprobs: None,
         prompt_logprobs: false,
+        ..SequenceParams::default()
     }
 }
 
@@ -79,7 +80,7 @@ fn a_stop_token_ends_a_sequence_and_is_reported() {
 #[test]
 fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
     let mut table = SequenceTable::new(10);
-    let echo = SequenceParams { prompt_logprobs: true, logprobs: Some(1), ..params(0) };
+    let echo = SequenceParams { prompt_logprobs: true, prompt_top_logprobs: 1, ..params(0) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5], 3, echo)], vec![chunk(1, 2)], vec![]);
     assert_eq!(input.segments[0].logits_from, 0);
     table.take_logits(0, &likely(4));

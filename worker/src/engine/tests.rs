@@ -113,6 +113,7 @@ fn join(sequence: SequenceId, prompt: &[u32], max_tokens: u32, temperature: f32)
         stop_token_ids: vec![],
         logprobs: Some(0),
         prompt_logprobs: false,
+        ..SequenceParams::default()
     };
     Join { sequence, tokens: prompt.to_vec(), prompt_len: prompt.len(), params }
 }

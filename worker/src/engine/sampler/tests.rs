@@ -1,18 +1,17 @@
 //! The sampler: shares, edges, and what it must not depend on.
 
+use super::random::uniform;
 use super::*;
 
 fn params(temperature: f32, top_k: u32, top_p: f32, seed: u64) -> SequenceParams {
-    SequenceParams {
-        max_tokens: 1,
-        temperature,
-        top_p,
-        top_k,
-        seed,
-        stop_token_ids: vec![],
-        logprobs: None,
-        prompt_logprobs: false,
-    }
+    SequenceParams { temperature, top_p, top_k, seed, ..SequenceParams::default() }
+}
+
+/// Samples the token at `position` of a sequence whose other tokens do not matter.
+fn sample(logits: &[f32], params: &SequenceParams, position: usize, scratch: &mut Scratch) -> TokenOutput {
+    let tokens = vec![0; position];
+    let history = &History::new(params, &tokens, position);
+    super::sample(logits, Context { params, tokens: &tokens, prompt_len: position, history }, scratch)
 }
 
 /// Shares of each token over many positions.
@@ -20,7 +19,7 @@ fn shares(logits: &[f32], temperature: f32, top_k: u32, top_p: f32) -> Vec<f64> 
     let params = params(temperature, top_k, top_p, 42);
     let mut counts = vec![0.0; logits.len()];
     for position in 0..40_000 {
-        counts[sample(logits, &params, position, &mut Vec::new()).token as usize] += 1.0 / 40_000.0;
+        counts[sample(logits, &params, position, &mut Scratch::default()).token as usize] += 1.0 / 40_000.0;
     }
     counts
 }
@@ -46,19 +45,23 @@ fn shares_follow_temperature_top_k_and_top_p() {
 
 #[test]
 fn the_nucleus_of_a_flat_distribution_is_found_too() {
-    let logits = vec![0.0; 5000];
-    let mut weights = vec![0.0; 5000];
-    exp_scaled(&logits, 0.0, 1.0, &mut weights);
-    assert_eq!(nucleus(&logits, &weights, 0.5).len(), 2500);
+    let nucleus = |logits: &[f32], top_p| {
+        let (mut weights, mut kept) = (Vec::new(), Vec::new());
+        let params = params(1.0, 0, top_p, 0);
+        draw::weigh(logits, argmax(logits), &params, &mut weights);
+        assert!(draw::shorten(logits, &weights, &params, &mut kept));
+        kept
+    };
+    assert_eq!(nucleus(&[0.0; 5000], 0.5), (0..2500).collect::<Vec<_>>());
     let steep: Vec<f32> = (0..5000).map(|i| -(i as f32)).collect();
-    exp_scaled(&steep, 0.0, 1.0, &mut weights);
-    assert_eq!(nucleus(&steep, &weights, 0.9), [0, 1, 2]);
+    assert_eq!(nucleus(&steep, 0.9), [0, 1, 2]);
 }
 
 #[test]
 fn a_token_depends_on_seed_and_position_alone() {
     let logits: Vec<f32> = (0..100).map(|i| (i % 7) as f32).collect();
-    let draw = |seed, position| sample(&logits, &params(1.0, 0, 1.0, seed), position, &mut Vec::new()).token;
+    let draw =
+        |seed, position| sample(&logits, &params(1.0, 0, 1.0, seed), position, &mut Scratch::default()).token;
     assert_eq!(draw(3, 10), draw(3, 10));
     let different = (0..50).filter(|position| draw(3, *position) != draw(4, *position)).count();
     assert!(different > 30, "{different}");
@@ -67,8 +70,12 @@ fn a_token_depends_on_seed_and_position_alone() {
 #[test]
 fn greedy_takes_the_first_of_equals_and_logprobs_are_normalised() {
     let logits = [1.0, 4.0, 4.0, 2.0];
-    let output =
-        sample(&logits, &SequenceParams { logprobs: Some(2), ..params(0.0, 0, 1.0, 0) }, 0, &mut Vec::new());
+    let output = sample(
+        &logits,
+        &SequenceParams { logprobs: Some(2), ..params(0.0, 0, 1.0, 0) },
+        0,
+        &mut Scratch::default(),
+    );
     assert_eq!(output.token, 1);
     assert_eq!(output.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2]);
     let sum: f64 =
@@ -77,7 +84,7 @@ fn greedy_takes_the_first_of_equals_and_logprobs_are_normalised() {
 }
 
 fn one(logits: &[f32], params: &SequenceParams, position: usize) -> u32 {
-    sample(logits, params, position, &mut Vec::new()).token
+    sample(logits, params, position, &mut Scratch::default()).token
 }
 
 #[test]
@@ -158,7 +165,8 @@ fn what_cannot_be_is_never_drawn() {
 #[test]
 fn scratch_memory_leaves_no_trace() {
     let long: Vec<f32> = (0..300).map(|i| (i as f32 * 0.7).sin() * 4.0).collect();
-    let mut scratch = vec![f32::NAN; 1000];
+    let mut scratch = Scratch::default();
+    sample(&[f32::NAN; 1000], &params(1.0, 30, 0.5, 0), 0, &mut scratch);
     for position in 0..200 {
         let logits = &long[..100 + position];
         let settings = params(0.9, position as u32 % 3 * 20, 0.8, 11);
@@ -172,7 +180,8 @@ fn log_probabilities_are_those_before_temperature_and_truncation() {
     let logits = [0.0f32, 2.0, 1.0, -3.0];
     let total = logits.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
     for settings in [params(0.0, 0, 1.0, 5), params(2.0, 2, 0.9, 5)] {
-        let output = sample(&logits, &SequenceParams { logprobs: Some(10), ..settings }, 3, &mut Vec::new());
+        let output =
+            sample(&logits, &SequenceParams { logprobs: Some(10), ..settings }, 3, &mut Scratch::default());
         let own = f64::from(output.logprob.expect("asked for"));
         assert!((own - (f64::from(logits[output.token as usize]) - total)).abs() < 1e-6);
         assert_eq!(
@@ -181,8 +190,75 @@ fn log_probabilities_are_those_before_temperature_and_truncation() {
             "no more than there are"
         );
     }
-    let output =
-        sample(&logits, &SequenceParams { logprobs: Some(0), ..params(0.0, 0, 1.0, 0) }, 3, &mut Vec::new());
+    let output = sample(
+        &logits,
+        &SequenceParams { logprobs: Some(0), ..params(0.0, 0, 1.0, 0) },
+        3,
+        &mut Scratch::default(),
+    );
     assert!(output.logprob.is_some() && output.top.is_empty());
-    assert_eq!(sample(&logits, &params(0.0, 0, 1.0, 0), 3, &mut Vec::new()).logprob, None);
+    assert_eq!(sample(&logits, &params(0.0, 0, 1.0, 0), 3, &mut Scratch::default()).logprob, None);
+}
+
+#[test]
+fn equal_seeds_draw_equal_tokens_however_the_candidates_were_found() {
+    // Twenty tokens hold nearly everything: top-k, top-p and min-p all leave just those.
+    let logits: Vec<f32> =
+        (0..4000).map(|i| if i % 200 == 7 { 10.0 + (i % 3) as f32 } else { -20.0 }).collect();
+    let top_p = params(1.0, 0, 0.999, 5);
+    let top_k = params(1.0, 20, 1.0, 5);
+    let min_p = SequenceParams { min_p: 0.01, ..params(1.0, 0, 1.0, 5) };
+    for position in 0..300 {
+        let token = one(&logits, &top_k, position);
+        assert_eq!((token, token), (one(&logits, &top_p, position), one(&logits, &min_p, position)));
+    }
+}
+
+#[test]
+fn what_penalties_know_follows_from_the_tokens() {
+    let penalties =
+        SequenceParams { frequency_penalty: 0.5, repetition_penalty: 1.2, ..params(0.0, 0, 1.0, 0) };
+    for params in
+        [penalties.clone(), SequenceParams { repetition_penalty: 1.0, ..penalties }, params(1.0, 0, 1.0, 0)]
+    {
+        let tokens = [4, 4, 9, 9, 9, 4, 1];
+        let whole = History::new(&params, &tokens, 2);
+        for start in 2..tokens.len() {
+            let mut grown = History::new(&params, &tokens[..start], 2);
+            tokens[start..].iter().for_each(|token| grown.push(*token));
+            assert_eq!(grown, whole, "started over after {start}");
+        }
+    }
+}
+
+#[test]
+fn bans_that_leave_nothing_do_not_hold() {
+    let logits = [1.0, 5.0, 3.0, 4.0];
+    let hold = SequenceParams { min_tokens: 9, stop_token_ids: vec![1, 2], ..params(0.0, 0, 1.0, 0) };
+    assert_eq!(one(&logits, &hold, 0), 3);
+    let only = SequenceParams { allowed_token_ids: vec![2, 1], ..hold };
+    assert_eq!(one(&logits, &only, 0), 1, "of those allowed the likeliest");
+    let broken = [f32::NAN; 4];
+    assert_eq!(one(&broken, &only, 0), 2, "the first of those allowed");
+    let elsewhere = SequenceParams {
+        allowed_token_ids: vec![2, 99],
+        logit_bias: vec![(77, 5.0)],
+        bad_words: vec![vec![88]],
+        ..params(0.0, 0, 1.0, 0)
+    };
+    assert_eq!(one(&logits, &elsewhere, 0), 2, "ids that do not exist change nothing");
+}
+
+#[test]
+fn bad_words_are_looked_for_in_the_answer_alone() {
+    let logits = [0.0, 1.0, 2.0, 3.0];
+    let params = SequenceParams { bad_words: vec![vec![2, 3]], ..params(0.0, 0, 1.0, 0) };
+    let greedy = |tokens: &[u32], prompt_len| {
+        let history = &History::new(&params, tokens, prompt_len);
+        let context = Context { params: &params, tokens, prompt_len, history };
+        super::sample(&logits, context, &mut Scratch::default()).token
+    };
+    assert_eq!(greedy(&[1, 2], 2), 3, "the beginning is in the prompt");
+    assert_eq!(greedy(&[1, 2], 1), 2, "it would be whole");
+    assert_eq!(greedy(&[1, 1], 1), 3);
 }
