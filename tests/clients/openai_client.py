@@ -149,16 +149,76 @@ def stop():
     assert "".join(c.choices[0].text for c in chunks if c.choices) == choice.text
 
 
+def choices():
+    """Each choice is what a request with its own seed gets, whole or streamed."""
+    ask = dict(model=model, messages=messages, temperature=1.2, max_tokens=12, seed=40)
+    whole = client.chat.completions.create(**ask, n=3)
+    texts = [c.message.content for c in whole.choices]
+    assert [c.index for c in whole.choices] == [0, 1, 2] and len(set(texts)) > 1, texts
+    alone = client.chat.completions.create(**{**ask, "seed": 41})
+    assert alone.choices[0].message.content == texts[1], (alone, texts)
+    assert whole.usage.prompt_tokens == alone.usage.prompt_tokens, "the prompt is counted once"
+    streamed, ends = [""] * 3, []
+    for chunk in client.chat.completions.create(**ask, n=3, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+            ends += [choice.index] if choice.finish_reason else []
+    assert streamed == texts and sorted(ends) == [0, 1, 2], (streamed, texts, ends)
+    assert chunk.usage == whole.usage, (chunk.usage, whole.usage)
+    several = client.completions.create(model=model, prompt=["One, two,", "A, B,"], n=2, temperature=0, max_tokens=4)
+    assert [c.index for c in several.choices] == [0, 1, 2, 3]
+    assert several.choices[0].text == several.choices[1].text != several.choices[2].text
+
+
+def sampling():
+    extra = {"return_token_ids": True}
+    ask = dict(model=model, prompt="The capital of France is", temperature=0, max_tokens=16)
+    say = lambda body={}, **more: client.completions.create(**{**ask, **more}, extra_body={**extra, **body}).choices[0]
+    plain = say({"ignore_eos": True})
+    first = plain.token_ids[0]
+    assert first not in say(logit_bias={str(first): -100}).token_ids
+    assert set(say({"allowed_token_ids": [first], "ignore_eos": True}).token_ids) == {first}
+    assert say(logit_bias={str(first): 100}, max_tokens=3).token_ids == [first] * 3
+    assert first not in say({"banned_token_ids": [first]}).token_ids
+    assert "Paris" in plain.text and "Paris" not in say({"bad_words": ["Paris"]}).text, plain
+    # What is greatly penalised is not said twice.
+    forced = {"allowed_token_ids": plain.prompt_token_ids + [first], "ignore_eos": True}
+    assert len(set(say(forced).token_ids)) < 16
+    distinct = len(set(forced["allowed_token_ids"]))
+    ids = say(forced, presence_penalty=2, frequency_penalty=2, max_tokens=distinct, logit_bias={str(first): 1}).token_ids
+    again = say(forced, presence_penalty=2, frequency_penalty=2, max_tokens=distinct, logit_bias={str(first): 1}).token_ids
+    assert ids == again and len(set(ids)) > len(set(say(forced, max_tokens=distinct).token_ids)), ids
+    repeated = say({"repetition_penalty": 1.5, "ignore_eos": True}, max_tokens=32).token_ids
+    assert len(set(repeated)) > len(set(say({"ignore_eos": True}, max_tokens=32).token_ids)), repeated
+    # Nothing ends an answer before it has so many tokens.
+    stop = plain.text[:4]
+    assert say(stop=stop).finish_reason == "stop"
+    held = say({"min_tokens": 12}, stop=stop)
+    assert len(held.token_ids) >= 12 and held.text.startswith(stop), held
+    ended = say({"stop_token_ids": [first], "min_tokens": 2})
+    assert first not in ended.token_ids[:2], ended
+    shown = say({"include_stop_str_in_output": True}, stop=stop)
+    assert shown.text.endswith(stop) and shown.model_extra["stop_reason"] == stop, shown
+    # The same seed gives the same text; another one another.
+    hot = lambda seed: say({"min_p": 0.02, "top_k": 50}, temperature=1.5, top_p=0.95, seed=seed, max_tokens=24).text
+    assert hot(7) == hot(7) and len({hot(seed) for seed in range(4)}) > 1
+    scored = say({"prompt_logprobs": 2}, max_tokens=1).model_extra["prompt_logprobs"]
+    assert scored[0] is None and len(scored) == len(plain.prompt_token_ids)
+    for token, entries in zip(plain.prompt_token_ids[1:], scored[1:]):
+        assert str(token) in entries and len(entries) in (2, 3), entries
+
+
 def errors():
     say = lambda **change: client.chat.completions.create(**{**dict(model=model, messages=messages, max_tokens=1), **change})
     assert refused(openai.NotFoundError, 404, lambda: say(model="nonesuch")).code == "model_not_found"
     assert refused(openai.BadRequestError, 400, lambda: say(temperature=-1)).param == "temperature"
     assert refused(openai.BadRequestError, 400, lambda: say(max_tokens=10**9)).param == "max_tokens"
     assert refused(openai.BadRequestError, 400, lambda: say(messages=[])).param == "messages"
-    assert refused(openai.BadRequestError, 400, lambda: say(n=3)).param == "n"
+    assert refused(openai.BadRequestError, 400, lambda: say(n=17)).param == "n"
+    assert refused(openai.BadRequestError, 400, lambda: say(logit_bias={"5": 101})).param == "logit_bias"
     refused(openai.NotFoundError, 404, lambda: client.embeddings.create(model=model, input="x", encoding_format="float"))
 
 
-for check in (models, chat, chat_logprobs, completions, evaluation, tokenizing, stop, errors):
+for check in (models, chat, chat_logprobs, completions, evaluation, tokenizing, stop, choices, sampling, errors):
     check()
     print("ok", check.__name__)

@@ -53,7 +53,7 @@ impl Answer {
                 );
                 self.started = started;
             }
-            Event::Delta(Delta { text, token_ids, logprobs }) => {
+            Event::Delta(Delta { text, token_ids, logprobs, .. }) => {
                 assert!(!self.started.request_id.is_empty(), "`started` comes first");
                 assert!(
                     logprobs.is_empty() || logprobs.len() == token_ids.len(),

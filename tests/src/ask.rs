@@ -16,7 +16,7 @@ impl Ask {
             prompt: Some(prompt),
             sampling: Some(sampling),
             output: Some(OutputOptions::default()),
-            request_id: String::new(),
+            ..GenerateRequest::default()
         })
     }
 

@@ -1,12 +1,13 @@
 //! `foggara chat`
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::time::Instant;
 
+use anyhow::ensure;
 use clap::Args;
 use foggara_proto::wire::inference as wire;
-use tonic::Streaming;
 
+use crate::commands::printer::Printer;
+use crate::commands::sampling::SamplingArguments;
 use crate::endpoint::EndpointArguments;
 
 /// Chat with a model. With MESSAGE: one answer, streamed. Without: a conversation, until Ctrl-D.
@@ -26,48 +27,6 @@ pub(crate) struct Arguments {
     endpoint: EndpointArguments,
 }
 
-/// How to sample.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct SamplingArguments {
-    /// Tokens to generate at most [default: what the context leaves]
-    #[arg(long, value_name = "N")]
-    max_tokens: Option<u32>,
-    /// 0 is greedy [default: 1]
-    #[arg(long, value_name = "T")]
-    temperature: Option<f32>,
-    /// Sample from the likeliest tokens whose probabilities sum to P [default: 1]
-    #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
-    /// Sample from the K likeliest tokens [default: all]
-    #[arg(long, value_name = "K")]
-    top_k: Option<u32>,
-    /// Same seed, same answer
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// End where this text would appear (may be repeated)
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Go on past the model's end tokens
-    #[arg(long)]
-    ignore_eos: bool,
-}
-
-impl SamplingArguments {
-    /// As the service takes them.
-    pub(crate) fn to_wire(&self) -> wire::SamplingParams {
-        wire::SamplingParams {
-            max_tokens: self.max_tokens,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            seed: self.seed,
-            stop: self.stop.clone(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: self.ignore_eos,
-        }
-    }
-}
-
 /// Asks once, or for as long as there are lines.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -85,6 +44,7 @@ async fn converse(arguments: Arguments) -> anyhow::Result<()> {
         messages.push(say("user", message));
         return ask(&arguments, &messages).await.map(drop);
     }
+    ensure!(arguments.sampling.n() == 1, "a conversation goes on from one answer: --n needs a MESSAGE");
     // A cluster that is not there is better known before something is typed.
     arguments.endpoint.connect().await?;
     let interactive = std::io::stdin().is_terminal();
@@ -140,10 +100,12 @@ async fn ask(arguments: &Arguments, messages: &[wire::ChatMessage]) -> anyhow::R
         model: arguments.model.clone(),
         messages: messages.to_vec(),
         sampling: Some(arguments.sampling.to_wire()),
-        output: None,
+        output: Some(arguments.sampling.output(false)),
         request_id: String::new(),
+        priority: arguments.sampling.priority(),
+        cache_salt: arguments.sampling.cache_salt(),
     };
-    let mut printer = Printer::new();
+    let mut printer = Printer::new(arguments.sampling.n());
     let stream = client.chat(request).await?.into_inner();
     tokio::select! {
         printed = printer.print(stream) => printed?,
@@ -151,74 +113,5 @@ async fn ask(arguments: &Arguments, messages: &[wire::ChatMessage]) -> anyhow::R
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     printer.end()?;
-    Ok(printer.text)
-}
-
-/// Prints an answer as it comes, and how fast it came.
-pub(crate) struct Printer {
-    text: String,
-    started: Instant,
-    first: Option<Instant>,
-    tokens: usize,
-    finish: Option<wire::Finished>,
-}
-
-impl Printer {
-    pub(crate) fn new() -> Self {
-        Self { text: String::new(), started: Instant::now(), first: None, tokens: 0, finish: None }
-    }
-
-    /// Prints until the stream ends.
-    pub(crate) async fn print(
-        &mut self,
-        mut stream: Streaming<wire::GenerateResponse>,
-    ) -> anyhow::Result<()> {
-        use wire::generate_response::Event;
-        while let Some(message) = stream.message().await? {
-            match message.event {
-                Some(Event::Delta(delta)) => {
-                    if !delta.token_ids.is_empty() {
-                        self.first.get_or_insert_with(Instant::now);
-                        self.tokens += delta.token_ids.len();
-                    }
-                    let mut out = std::io::stdout().lock();
-                    out.write_all(delta.text.as_bytes())?;
-                    out.flush()?;
-                    self.text.push_str(&delta.text);
-                }
-                Some(Event::Finished(finished)) => self.finish = Some(finished),
-                Some(Event::Started(_)) | None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the line; on a terminal, tells the speed.
-    pub(crate) fn end(&self) -> anyhow::Result<()> {
-        if !self.text.ends_with('\n') {
-            writeln!(std::io::stdout())?;
-        }
-        if std::io::stderr().is_terminal() {
-            eprintln!("\x1b[2m{}\x1b[0m", self.summary());
-        }
-        Ok(())
-    }
-
-    fn summary(&self) -> String {
-        let prompt =
-            self.finish.as_ref().and_then(|finish| finish.usage).map_or(0, |usage| usage.prompt_tokens);
-        let Some(first) = self.first else { return format!("[{prompt} prompt tokens, no answer]") };
-        let to_first = first.duration_since(self.started).as_millis();
-        let seconds = first.elapsed().as_secs_f64();
-        let rate = match self.tokens {
-            0 | 1 => String::new(),
-            tokens => format!(", then {:.0} tok/s", (tokens - 1) as f64 / seconds.max(1e-9)),
-        };
-        let end = match self.finish.as_ref().map(wire::Finished::reason) {
-            Some(wire::FinishReason::Length) => ", cut at the limit",
-            Some(_) => "",
-            None => ", interrupted",
-        };
-        format!("[{prompt} prompt + {} answer tokens; first after {to_first} ms{rate}{end}]", self.tokens)
-    }
+    Ok(printer.into_text())
 }

@@ -3,7 +3,8 @@
 use clap::Args;
 use foggara_proto::wire::inference as wire;
 
-use crate::commands::chat::{Printer, SamplingArguments};
+use crate::commands::printer::Printer;
+use crate::commands::sampling::SamplingArguments;
 use crate::endpoint::EndpointArguments;
 
 /// Continue a prompt. The text streams to standard output; standard error gets the speed.
@@ -36,10 +37,12 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
             model: arguments.model,
             prompt: Some(wire::generate_request::Prompt::Text(prompt)),
             sampling: Some(arguments.sampling.to_wire()),
-            output: Some(wire::OutputOptions { logprobs: None, echo: arguments.echo }),
+            output: Some(arguments.sampling.output(arguments.echo)),
             request_id: String::new(),
+            priority: arguments.sampling.priority(),
+            cache_salt: arguments.sampling.cache_salt(),
         };
-        let mut printer = Printer::new();
+        let mut printer = Printer::new(arguments.sampling.n());
         let stream = client.generate(request).await?.into_inner();
         printer.print(stream).await?;
         printer.end()

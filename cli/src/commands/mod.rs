@@ -4,6 +4,8 @@ pub(crate) mod chat;
 pub(crate) mod coordinator;
 pub(crate) mod generate;
 pub(crate) mod models;
+mod printer;
+mod sampling;
 pub(crate) mod score;
 pub(crate) mod status;
 pub(crate) mod top;

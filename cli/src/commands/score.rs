@@ -187,8 +187,8 @@ impl Scorer {
             model: self.model.clone(),
             prompt: Some(wire::generate_request::Prompt::Tokens(wire::TokenIds { ids: ids.to_vec() })),
             sampling: Some(wire::SamplingParams { max_tokens: Some(0), ..Default::default() }),
-            output: Some(wire::OutputOptions { logprobs: Some(0), echo: true }),
-            request_id: String::new(),
+            output: Some(wire::OutputOptions { logprobs: Some(0), echo: true, ..Default::default() }),
+            ..Default::default()
         };
         let mut stream = self.client.clone().generate(request).await?.into_inner();
         let mut tokens = Vec::new();

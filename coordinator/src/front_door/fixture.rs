@@ -23,6 +23,8 @@ pub(super) struct FakeGenerator {
     pub(super) text: String,
     /// Fails after so many tokens.
     pub(super) fails: Option<(usize, GenerateError)>,
+    /// The request id that alone fails; `None`: every one does.
+    pub(super) failing: Option<String>,
     /// Says nothing more after so many tokens.
     pub(super) hangs: Option<usize>,
     /// What it was asked.
@@ -34,7 +36,7 @@ pub(super) struct FakeGenerator {
 impl Default for FakeGenerator {
     fn default() -> Self {
         let text = "hello world".into();
-        Self { text, fails: None, hangs: None, asked: Mutex::default(), open: Arc::default() }
+        Self { text, fails: None, failing: None, hangs: None, asked: Mutex::default(), open: Arc::default() }
     }
 }
 
@@ -57,7 +59,7 @@ fn events(text: &str, request: &SequenceRequest) -> Vec<SequenceEvent> {
     let mut list = Vec::new();
     if params.prompt_logprobs {
         let mut prompt: Vec<TokenOutput> =
-            request.tokens.iter().map(|token| output(*token, params.logprobs)).collect();
+            request.tokens.iter().map(|token| output(*token, Some(params.prompt_top_logprobs))).collect();
         prompt[0] = output(prompt[0].token, None);
         // In two parts, as a long prompt comes.
         let rest = prompt.split_off(prompt.len() / 2);
@@ -84,7 +86,8 @@ impl Generator for FakeGenerator {
         assert_eq!(deployment, "m");
         let (mut list, mut failure) = (events(&self.text, &request), None);
         let mut hangs = false;
-        if let Some((after, error)) = &self.fails {
+        let failing = self.failing.as_ref().is_none_or(|id| *id == request.request_id);
+        if let Some((after, error)) = self.fails.as_ref().filter(|_| failing) {
             list.truncate(*after);
             failure = Some(Err(error.clone()));
         }

@@ -6,18 +6,20 @@ use super::Tokenizer;
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
+    /// Whether special tokens are written out.
+    special: bool,
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// A new stream.
-    pub fn new(tokenizer: Tokenizer) -> Self {
-        Self { tokenizer, pending: Vec::new() }
+    /// A new stream. Special tokens have no text, unless `special` says that they are written out.
+    pub fn new(tokenizer: Tokenizer, special: bool) -> Self {
+        Self { tokenizer, special, pending: Vec::new() }
     }
 
-    /// Adds a token; returns the text that is complete now. Special tokens have none.
+    /// Adds a token; returns the text that is complete now.
     pub fn push(&mut self, token: u32) -> String {
-        if !self.tokenizer.is_special(token) {
+        if self.special || !self.tokenizer.is_special(token) {
             self.pending.extend(self.tokenizer.token_bytes(token));
         }
         take_complete(&mut self.pending)

@@ -9,7 +9,11 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct StopMatcher {
     stops: Vec<String>,
+    /// Whether the stop string itself is shown.
+    shown: bool,
     held: String,
+    /// Bytes of `held` in which no stop string may end.
+    exempt: usize,
 }
 
 /// What came of a piece of text.
@@ -22,9 +26,9 @@ pub struct Matched {
 }
 
 impl StopMatcher {
-    /// Looks for any of `stops`; empty ones match nothing.
-    pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.to_vec(), held: String::new() }
+    /// Looks for any of `stops`; empty ones match nothing. The one that is found is part of the text if `shown`.
+    pub fn new(stops: &[String], shown: bool) -> Self {
+        Self { stops: stops.to_vec(), shown, held: String::new(), exempt: 0 }
     }
 
     /// Adds text.
@@ -32,12 +36,25 @@ impl StopMatcher {
         self.held.push_str(text);
         if let Some((range, stop)) = self.first_match() {
             let mut text = std::mem::take(&mut self.held);
-            text.truncate(range.start);
+            text.truncate(if self.shown { range.end } else { range.start });
             return Matched { text, stop: Some(stop) };
         }
+        Matched { text: self.release(), stop: None }
+    }
+
+    /// Adds text in which no stop string may end, though one may begin. Returns text to show.
+    pub fn push_exempt(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        self.exempt = self.held.len();
+        self.release()
+    }
+
+    /// Lets go of all that cannot be the beginning of a stop string.
+    fn release(&mut self) -> String {
         let keep = self.stops.iter().map(|stop| longest_beginning(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        Matched { text: std::mem::replace(&mut self.held, rest), stop: None }
+        self.exempt = self.exempt.saturating_sub(self.held.len());
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// Ends the stream; returns what was held back.
@@ -48,7 +65,11 @@ impl StopMatcher {
     /// Where the first complete stop string lies in the held text, and which it is.
     fn first_match(&self) -> Option<(Range<usize>, String)> {
         let found = self.stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| {
-            let start = self.held.find(stop.as_str())?;
+            let mut from = (self.exempt + 1).saturating_sub(stop.len()).min(self.held.len());
+            while !self.held.is_char_boundary(from) {
+                from += 1;
+            }
+            let start = from + self.held[from..].find(stop.as_str())?;
             Some((start..start + stop.len(), stop))
         });
         let first = found.min_by_key(|(range, _)| (range.end, range.start));
@@ -72,7 +93,7 @@ mod tests {
     fn run(text: &str, stops: &[&str], size: usize) -> (String, Option<String>) {
         let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
         let chars: Vec<char> = text.chars().collect();
-        let mut matcher = StopMatcher::new(&stops);
+        let mut matcher = StopMatcher::new(&stops, false);
         let mut shown = String::new();
         for piece in chars.chunks(size) {
             let matched = matcher.push(&piece.iter().collect::<String>());
@@ -113,7 +134,7 @@ mod tests {
 
     #[test]
     fn only_what_may_begin_a_stop_is_held_back() {
-        let mut matcher = StopMatcher::new(&["</end>".to_string()]);
+        let mut matcher = StopMatcher::new(&["</end>".to_string()], false);
         assert_eq!(matcher.push("a <b"), Matched { text: "a <b".into(), stop: None });
         assert_eq!(matcher.push(" </"), Matched { text: " ".into(), stop: None });
         assert_eq!(matcher.push("em>"), Matched { text: "</em>".into(), stop: None });
@@ -135,6 +156,34 @@ mod tests {
             let (shown, stopped) = run(&text, &stops, size);
             prop_assert_eq!(shown, expected.unwrap_or(&text));
             prop_assert_eq!(stopped.is_some(), expected.is_some());
+        }
+
+        /// The same where nothing may end in the first characters and the stop string is shown.
+        #[test]
+        fn no_stop_string_ends_where_none_may(
+            text in "[abé]{0,24}", stops in prop::collection::vec("[abé]{1,4}", 0..4), exempt in 0usize..12,
+        ) {
+            let ends = text.char_indices().map(|(at, c)| at + c.len_utf8()).skip(exempt);
+            let expected = ends.into_iter().find(|end| stops.iter().any(|stop| text[..*end].ends_with(stop.as_str())));
+            let mut matcher = StopMatcher::new(&stops, true);
+            let (mut shown, mut stopped) = (String::new(), false);
+            for (place, c) in text.chars().enumerate() {
+                if place < exempt {
+                    shown.push_str(&matcher.push_exempt(&c.to_string()));
+                    continue;
+                }
+                let matched = matcher.push(&c.to_string());
+                shown.push_str(&matched.text);
+                stopped = matched.stop.is_some();
+                if stopped {
+                    break;
+                }
+            }
+            if !stopped {
+                shown.push_str(&matcher.finish());
+            }
+            prop_assert_eq!(shown, &text[..expected.unwrap_or(text.len())]);
+            prop_assert_eq!(stopped, expected.is_some());
         }
     }
 }

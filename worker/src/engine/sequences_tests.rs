@@ -172,3 +172,35 @@ fn plans_that_make_no_sense_are_refused_and_clearing_forgets_all_of_them() {
         assert_eq!(input.segments.len(), 1, "{what}");
     }
 }
+
+#[test]
+fn penalties_and_bans_go_on_from_where_they_were() {
+    let params = SequenceParams {
+        frequency_penalty: 0.7,
+        bad_words: vec![vec![8, 9]],
+        min_tokens: 4,
+        temperature: 1.0,
+        ..params(12)
+    };
+    let logits: [f32; 10] = std::array::from_fn(|i| (i as f32 * 1.3).sin() + i as f32 * 0.2);
+    let mut run = |known: &[u32]| {
+        let mut table = SequenceTable::new(10);
+        let rows = known.len() as u32;
+        begin(&mut table, vec![join(1, known, 2, params.clone())], vec![chunk(1, rows)], vec![]);
+        let mut tokens = known.to_vec();
+        loop {
+            table.take_logits(0, &logits);
+            let output = table.finish().remove(0);
+            tokens.extend(output.token.map(|token| token.token));
+            if output.end.is_some() {
+                return tokens;
+            }
+            begin(&mut table, vec![], vec![], vec![]);
+        }
+    };
+    let whole = run(&[3, 8]);
+    assert!(whole.len() >= 2 + 5 && !whole[2..].windows(2).any(|pair| pair == [8, 9]), "{whole:?}");
+    for known in 2..whole.len() {
+        assert_eq!(run(&whole[..known]), whole, "started over with {known}");
+    }
+}

@@ -22,21 +22,40 @@ fn ask(
     sampling: Option<wire::SamplingParams>,
     output: Option<wire::OutputOptions>,
     request_id: String,
+    priority: i32,
+    cache_salt: Option<String>,
 ) -> Ask {
     let (s, o) = (sampling.unwrap_or_default(), output.unwrap_or_default());
+    let mut logit_bias: Vec<(u32, f32)> = s.logit_bias.into_iter().collect();
+    logit_bias.sort_unstable_by_key(|(id, _)| *id);
     Ask {
         request_id,
+        n: s.n,
         max_tokens: s.max_tokens,
         default_max_tokens: None,
+        min_tokens: s.min_tokens,
         temperature: s.temperature,
         top_p: s.top_p,
         top_k: s.top_k,
+        min_p: s.min_p,
+        repetition_penalty: s.repetition_penalty,
+        presence_penalty: s.presence_penalty,
+        frequency_penalty: s.frequency_penalty,
+        logit_bias,
+        allowed_token_ids: s.allowed_token_ids,
+        banned_token_ids: s.banned_token_ids,
+        bad_words: s.bad_words,
         seed: s.seed,
         stop: s.stop,
         stop_token_ids: s.stop_token_ids,
+        include_stop: s.include_stop_str_in_output,
         ignore_eos: s.ignore_eos,
+        special: o.special_tokens,
         logprobs: o.logprobs,
+        prompt_logprobs: o.prompt_logprobs,
         echo: o.echo,
+        priority,
+        cache_salt,
     }
 }
 
@@ -52,7 +71,8 @@ impl Service {
             Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
             None => Prompt::Tokens(Vec::new()),
         };
-        self.door.check(model, prompt, ask(r.sampling, r.output, id), true).await
+        let ask = ask(r.sampling, r.output, id, r.priority, r.cache_salt);
+        self.door.check(model, prompt, ask, true).await
     }
 
     async fn chat_request(&self, r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
@@ -61,8 +81,9 @@ impl Service {
         let messages: Vec<ChatMessage> =
             r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
         let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
+        let ask = ask(r.sampling, r.output, id, r.priority, r.cache_salt);
         // The template writes what begins a sequence itself.
-        self.door.check(model, prompt, ask(r.sampling, r.output, id), false).await
+        self.door.check(model, prompt, ask, false).await
     }
 
     fn run(&self, run: GenerationRequest) -> Response<Responses> {
@@ -75,7 +96,10 @@ impl Service {
         let first = wire::generate_response::Event::Started(started);
         let first = wire::GenerateResponse { event: Some(first) };
         let events = generation::run(&self.door.generator, &self.door.metrics, API, run);
-        let rest = events.map(move |event| Ok(response(event?, with_logprobs)));
+        let rest = events.map(move |event| {
+            let (index, event) = event?;
+            Ok(response(index, event, with_logprobs))
+        });
         Response::new(futures::stream::iter([Ok(first)]).chain(rest).boxed())
     }
 }
@@ -130,14 +154,20 @@ impl wire::inference_server::Inference for Service {
     }
 }
 
-fn response(event: Event, with_logprobs: bool) -> wire::GenerateResponse {
+fn response(index: usize, event: Event, with_logprobs: bool) -> wire::GenerateResponse {
     use wire::generate_response::Event as Out;
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let index = count(index);
+    let delta = |text: String, tokens: Vec<Token>, scored: Vec<Token>| wire::Delta {
+        text,
+        token_ids: tokens.iter().map(|token| token.id).collect(),
+        logprobs: if with_logprobs { tokens.into_iter().map(logprob).collect() } else { Vec::new() },
+        index,
+        prompt_logprobs: scored.into_iter().map(logprob).collect(),
+    };
     let event = match event {
-        Event::Echo { text, tokens } | Event::Delta { text, tokens } => Out::Delta(wire::Delta {
-            text,
-            token_ids: tokens.iter().map(|token| token.id).collect(),
-            logprobs: if with_logprobs { tokens.into_iter().map(logprob).collect() } else { Vec::new() },
-        }),
+        Event::Prompt { text, tokens, scored } => Out::Delta(delta(text, tokens, scored)),
+        Event::Delta { text, tokens } => Out::Delta(delta(text, tokens, Vec::new())),
         Event::Finished { reason, stop_string, stop_token, usage } => Out::Finished(wire::Finished {
             reason: match reason {
                 FinishReason::Stop => wire::FinishReason::Stop.into(),
@@ -146,9 +176,10 @@ fn response(event: Event, with_logprobs: bool) -> wire::GenerateResponse {
             stop_string,
             stop_token_id: stop_token,
             usage: Some(wire::Usage {
-                prompt_tokens: u32::try_from(usage.prompt_tokens).unwrap_or(u32::MAX),
-                completion_tokens: u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX),
+                prompt_tokens: count(usage.prompt_tokens),
+                completion_tokens: count(usage.completion_tokens),
             }),
+            index,
         }),
     };
     wire::GenerateResponse { event: Some(event) }

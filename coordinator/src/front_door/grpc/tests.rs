@@ -55,7 +55,7 @@ async fn a_stream_starts_tells_and_finishes() {
     use wire::generate_response::Event;
     let fixture = Fixture::new(FakeGenerator { text: "ab".into(), ..FakeGenerator::default() });
     let channel = connect(&fixture).await;
-    let output = wire::OutputOptions { logprobs: Some(1), echo: true };
+    let output = wire::OutputOptions { logprobs: Some(1), echo: true, ..Default::default() };
     let request = wire::GenerateRequest { output: Some(output), request_id: "r-1".into(), ..generate("hi") };
     let events = run(channel.clone(), request).await.expect("answered");
     let [
@@ -92,6 +92,42 @@ async fn a_stream_starts_tells_and_finishes() {
     let models = InferenceClient::new(channel).list_models(wire::ListModelsRequest {}).await.expect("listed");
     let models = models.into_inner().models;
     assert_eq!((models[0].name.as_str(), models[0].context, models[0].ready_replicas), ("m", 100, 0));
+}
+
+#[tokio::test]
+async fn several_choices_come_in_one_stream() {
+    use wire::generate_response::Event;
+    let fixture = Fixture::new(FakeGenerator { text: "ab".into(), ..FakeGenerator::default() });
+    let sampling = wire::SamplingParams { n: Some(2), logit_bias: [(5, 1.5)].into(), ..Default::default() };
+    let output = wire::OutputOptions { prompt_logprobs: Some(1), ..Default::default() };
+    let request = wire::GenerateRequest {
+        sampling: Some(sampling),
+        output: Some(output),
+        priority: 7,
+        cache_salt: Some("s".into()),
+        ..generate("hi")
+    };
+    let events = run(connect(&fixture).await, request).await.expect("answered");
+    let (mut texts, mut scored, mut usage) = ([String::new(), String::new()], [0, 0], Vec::new());
+    for event in events {
+        match event {
+            Event::Started(_) => {}
+            Event::Delta(delta) => {
+                let index = delta.index as usize;
+                texts[index].push_str(&delta.text);
+                scored[index] += delta.prompt_logprobs.len();
+                assert!(delta.logprobs.is_empty());
+            }
+            Event::Finished(finished) => usage.push((finished.index, finished.usage.expect("told"))),
+        }
+    }
+    assert_eq!((texts, scored), (["ab".to_owned(), "ab".to_owned()], [2, 2]));
+    usage.sort_by_key(|(index, _)| *index);
+    let expected = |prompt_tokens| wire::Usage { prompt_tokens, completion_tokens: 3 };
+    assert_eq!(usage, [(0, expected(2)), (1, expected(0))]);
+    let asked = fixture.generator.asked.lock().expect("no panic")[0].clone();
+    assert_eq!((asked.priority, asked.cache_salt.as_deref()), (7, Some("s")));
+    assert_eq!(asked.params.logit_bias, [(5, 1.5)]);
 }
 
 #[tokio::test]
@@ -135,6 +171,18 @@ async fn every_mistake_has_its_code() {
             sampling(wire::SamplingParams { stop_token_ids: vec![500], ..none() }),
             Code::InvalidArgument,
             "stop_token_ids",
+        ),
+        (sampling(wire::SamplingParams { n: Some(17), ..none() }), Code::InvalidArgument, "n: 17"),
+        (
+            sampling(wire::SamplingParams { logit_bias: [(1, f32::NAN)].into(), ..none() }),
+            Code::InvalidArgument,
+            "logit_bias",
+        ),
+        (wire::GenerateRequest { priority: 1001, ..generate("hi") }, Code::InvalidArgument, "priority"),
+        (
+            wire::GenerateRequest { cache_salt: Some(String::new()), ..generate("hi") },
+            Code::InvalidArgument,
+            "cache_salt",
         ),
     ] {
         let status = run(channel.clone(), request.clone()).await.expect_err("refused");

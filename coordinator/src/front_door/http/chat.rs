@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -9,12 +11,13 @@ use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::fields::{Fields, whole as whole_number};
+use super::answers::{self, Answer, End, prompt_logprobs, usage};
+use super::fields::{Fields, count};
 use super::{body, now, request_id, stream};
-use crate::front_door::FrontDoor;
 use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
-use crate::front_door::request::{self, Ask};
+use crate::front_door::request::{self, Ask, GenerationRequest};
+use crate::front_door::{FrontDoor, ServedModel};
 use crate::text::ChatMessage;
 
 #[derive(Deserialize)]
@@ -62,10 +65,13 @@ fn message(message: Message) -> Result<ChatMessage, ApiError> {
 /// What every chunk says.
 struct Reply {
     id: String,
-    model: String,
+    model: Arc<ServedModel>,
     created: u64,
+    prompt_ids: Vec<u32>,
+    n: usize,
     token_ids: bool,
     logprobs: bool,
+    prompt_logprobs: bool,
     include_usage: bool,
 }
 
@@ -77,12 +83,11 @@ pub(super) async fn handle(
     let mut model = String::new();
     let prepared = prepare(&door, &headers, incoming, &mut model).await;
     let (reply, stream, run) = prepared.map_err(|error| door.refused(API, &model, error))?;
-    let prompt_ids = run.sequence.tokens.clone();
     let events = generation::run(&door.generator, &door.metrics, API, run);
     if stream {
-        return Ok(stream::respond(chunks(reply, prompt_ids, events)).await);
+        return Ok(stream::respond(chunks(reply, events)).await);
     }
-    whole(&reply, &prompt_ids, events).await
+    whole(&reply, events).await
 }
 
 async fn prepare(
@@ -90,7 +95,7 @@ async fn prepare(
     headers: &HeaderMap,
     incoming: Body,
     name: &mut String,
-) -> Result<(Reply, bool, request::GenerationRequest), ApiError> {
+) -> Result<(Reply, bool, GenerationRequest), ApiError> {
     let mut body = body::read(headers, incoming).await?;
     let Fields { model, stream, stream_usage, token_ids, ask } = Fields::take(&mut body)?;
     name.clone_from(&model);
@@ -98,14 +103,11 @@ async fn prepare(
         return Err(ApiError::invalid("echo", "a chat does not repeat its prompt; use /v1/completions"));
     }
     let wanted = body.take("logprobs")?.unwrap_or(false);
-    let top = body.take("top_logprobs")?.map(|count| whole_number("top_logprobs", count)).transpose()?;
-    let logprobs = match (wanted, top) {
+    let logprobs = match (wanted, count(&mut body, "top_logprobs")?) {
         (true, top) => Some(top.unwrap_or(0)),
         (false, None | Some(0)) => None,
         (false, Some(_)) => return Err(ApiError::invalid("top_logprobs", "needs logprobs to be true")),
     };
-    let newer = body.take("max_completion_tokens")?;
-    let newer = newer.map(|count| whole_number("max_completion_tokens", count)).transpose()?;
     let id = request_id(headers);
     let messages: Option<Vec<Message>> = body.take("messages")?;
     let messages = messages.ok_or_else(|| ApiError::invalid("messages", "is missing"))?;
@@ -116,21 +118,21 @@ async fn prepare(
     let add_generation_prompt = body.take("add_generation_prompt")?.unwrap_or(true);
     let model = door.model(&model).await?;
     let prompt = request::chat_prompt(&model, &messages, add_generation_prompt, &extra)?;
-    let ask = Ask { request_id: id.clone(), logprobs, max_tokens: newer.or(ask.max_tokens), ..ask };
+    let ask = Ask { request_id: id.clone(), logprobs, ..ask };
+    let prompt_logprobs = ask.prompt_logprobs.is_some();
+    let run = door.check(model.clone(), prompt, ask, add_special).await?;
     let reply = Reply {
         id: format!("chatcmpl-{id}"),
-        model: model.name.clone(),
+        model,
         created: now(),
+        prompt_ids: run.sequence.tokens.clone(),
+        n: run.n,
         token_ids,
         logprobs: logprobs.is_some(),
+        prompt_logprobs,
         include_usage: stream_usage,
     };
-    Ok((reply, stream, door.check(model, prompt, ask, add_special).await?))
-}
-
-pub(super) fn usage(usage: Usage) -> Value {
-    json!({"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens})
+    Ok((reply, stream, run))
 }
 
 fn logprobs(tokens: &[Token]) -> Value {
@@ -147,78 +149,94 @@ fn logprobs(tokens: &[Token]) -> Value {
     json!({"content": content})
 }
 
-async fn whole(reply: &Reply, prompt_ids: &[u32], mut events: EventStream) -> Result<Response, ApiError> {
-    let (mut text, mut tokens) = (String::new(), Vec::new());
-    let mut end = None;
-    while let Some(event) = events.next().await {
-        match event? {
-            Event::Echo { text: more, tokens: new } | Event::Delta { text: more, tokens: new } => {
-                text.push_str(&more);
-                tokens.extend(new);
-            }
-            Event::Finished { reason, usage, .. } => end = Some((reason, usage)),
+async fn whole(reply: &Reply, events: EventStream) -> Result<Response, ApiError> {
+    let answers = answers::collect(events, reply.n).await?;
+    let choice = |(index, answer): (usize, &Answer)| {
+        let mut choice = json!({"index": index, "message": {"role": "assistant", "content": answer.text},
+            "logprobs": if reply.logprobs { logprobs(&answer.tokens) } else { Value::Null },
+            "finish_reason": answer.end.reason.name(), "stop_reason": answer.end.stop_reason(&reply.model)});
+        if reply.token_ids {
+            choice["token_ids"] = answer.tokens.iter().map(|token| token.id).collect::<Vec<_>>().into();
         }
-    }
-    let Some((reason, used)) = end else {
-        return Err(ApiError::new(crate::front_door::api_error::Kind::Internal, "the answer has no end"));
+        choice
     };
-    let mut choice = json!({"index": 0, "message": {"role": "assistant", "content": text},
-        "logprobs": if reply.logprobs { logprobs(&tokens) } else { Value::Null }, "finish_reason": reason.name()});
-    let mut answer = json!({"id": reply.id, "object": "chat.completion", "created": reply.created, "model": reply.model,
-        "usage": usage(used)});
+    let choices: Vec<Value> = answers.iter().enumerate().map(choice).collect();
+    let mut whole = json!({"id": reply.id, "object": "chat.completion", "created": reply.created,
+        "model": reply.model.name, "usage": usage(answers::total(&answers)), "choices": choices});
     if reply.token_ids {
-        choice["token_ids"] = tokens.iter().map(|token| token.id).collect::<Vec<_>>().into();
-        answer["prompt_token_ids"] = prompt_ids.into();
+        whole["prompt_token_ids"] = reply.prompt_ids.clone().into();
     }
-    answer["choices"] = json!([choice]);
-    Ok(Json(answer).into_response())
+    if let Some(first) = answers.first().filter(|_| reply.prompt_logprobs) {
+        whole["prompt_logprobs"] = prompt_logprobs(&first.scored);
+    }
+    Ok(Json(whole).into_response())
 }
 
 fn chunks(
     reply: Reply,
-    prompt_ids: Vec<u32>,
     mut events: EventStream,
 ) -> impl futures::Stream<Item = Result<Value, ApiError>> + Send + 'static {
     async_stream::stream! {
-        let chunk = |choices: Value| json!({"id": reply.id, "object": "chat.completion.chunk", "created": reply.created,
-            "model": reply.model, "choices": choices});
-        let mut first = true;
+        let (mut opened, mut total) = (false, Usage::default());
         while let Some(event) = events.next().await {
-            let event = match event {
+            let (index, event) = match event {
                 Ok(event) => event,
                 Err(error) => {
                     yield Err(error);
                     return;
                 }
             };
-            if std::mem::replace(&mut first, false) {
-                let role = json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null});
-                let mut opening = chunk(json!([role]));
-                if reply.token_ids {
-                    opening["prompt_token_ids"] = prompt_ids.clone().into();
+            if !std::mem::replace(&mut opened, true) {
+                for index in 0..reply.n {
+                    yield Ok(reply.opening(index));
                 }
-                yield Ok(opening);
             }
             match event {
-                Event::Echo { text, tokens } | Event::Delta { text, tokens } => {
-                    let mut choice = json!({"index": 0, "delta": {"content": text}, "finish_reason": null});
-                    if reply.logprobs {
-                        choice["logprobs"] = logprobs(&tokens);
-                    }
-                    if reply.token_ids {
-                        choice["token_ids"] = tokens.iter().map(|token| token.id).collect::<Vec<_>>().into();
-                    }
-                    yield Ok(chunk(json!([choice])));
-                }
-                Event::Finished { reason, usage: used, .. } => {
-                    yield Ok(chunk(json!([{"index": 0, "delta": {}, "finish_reason": reason.name()}])));
-                    if reply.include_usage {
-                        let mut last = chunk(json!([]));
-                        last["usage"] = usage(used);
-                        yield Ok(last);
-                    }
+                // A chat is not echoed.
+                Event::Prompt { .. } => {}
+                Event::Delta { text, tokens } => yield Ok(reply.delta(index, &text, &tokens)),
+                Event::Finished { reason, stop_string, stop_token, usage } => {
+                    total += usage;
+                    let end = End::new(reason, stop_string, stop_token, usage);
+                    let last = json!({"index": index, "delta": {}, "finish_reason": reason.name(),
+                        "stop_reason": end.stop_reason(&reply.model)});
+                    yield Ok(reply.chunk(&json!([last])));
                 }
             }
         }
+        if reply.include_usage {
+            let mut last = reply.chunk(&json!([]));
+            last["usage"] = usage(total);
+            yield Ok(last);
+        }
+    }
+}
+
+impl Reply {
+    fn chunk(&self, choices: &Value) -> Value {
+        json!({"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model.name,
+            "choices": choices})
+    }
+
+    /// What a choice's stream begins with.
+    fn opening(&self, index: usize) -> Value {
+        let role =
+            json!({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": null});
+        let mut chunk = self.chunk(&json!([role]));
+        if self.token_ids {
+            chunk["prompt_token_ids"] = self.prompt_ids.clone().into();
+        }
+        chunk
+    }
+
+    fn delta(&self, index: usize, text: &str, tokens: &[Token]) -> Value {
+        let mut choice = json!({"index": index, "delta": {"content": text}, "finish_reason": null});
+        if self.logprobs {
+            choice["logprobs"] = logprobs(tokens);
+        }
+        if self.token_ids {
+            choice["token_ids"] = tokens.iter().map(|token| token.id).collect::<Vec<_>>().into();
+        }
+        self.chunk(&json!([choice]))
     }
 }

@@ -1,21 +1,23 @@
 //! `POST /v1/completions`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, SelectAll};
 use serde_json::{Map, Value, json};
 
-use super::chat::usage;
-use super::fields::{Fields, whole as whole_number};
+use super::answers::{self, Answer, End, prompt_logprobs, usage};
+use super::fields::{Fields, count};
 use super::{body, now, request_id, stream};
-use crate::front_door::FrontDoor;
-use crate::front_door::api_error::{ApiError, Kind};
-use crate::front_door::generation::{self, Event, EventStream, FinishReason, Token, Usage};
-use crate::front_door::request::{self, Ask, Prompt};
+use crate::front_door::api_error::ApiError;
+use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
+use crate::front_door::request::{Ask, GenerationRequest, Prompt};
+use crate::front_door::{FrontDoor, ServedModel};
 
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -23,6 +25,8 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 const API: &str = "completions";
 /// Prompts of one request.
 const MAX_PROMPTS: usize = 64;
+/// Answers of one request, to all its prompts together.
+const MAX_ANSWERS: usize = 128;
 
 /// The prompts of a request: a text, token ids, or a list of either.
 fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
@@ -61,18 +65,21 @@ fn tokens(ids: Vec<Value>) -> Result<Prompt, ApiError> {
 /// What every chunk says.
 struct Reply {
     id: String,
-    model: String,
+    model: Arc<ServedModel>,
     created: u64,
     token_ids: bool,
     logprobs: bool,
+    prompt_logprobs: bool,
     /// Tokens are named `token_id:…` in log-probabilities: no two look the same then.
     named_by_id: bool,
     include_usage: bool,
 }
 
-/// One prompt being answered.
-struct Choice {
+/// A prompt being answered.
+struct Asked {
     prompt_ids: Vec<u32>,
+    /// Answers to it; they have neighbouring places in the reply.
+    n: usize,
     events: EventStream,
 }
 
@@ -84,15 +91,16 @@ pub(super) async fn handle(
     let mut model = String::new();
     let prepared = prepare(&door, &headers, incoming, &mut model).await;
     let (reply, stream, runs) = prepared.map_err(|error| door.refused(API, &model, error))?;
-    let choice = |run: request::GenerationRequest| Choice {
+    let ask = |run: GenerationRequest| Asked {
         prompt_ids: run.sequence.tokens.clone(),
+        n: run.n,
         events: generation::run(&door.generator, &door.metrics, API, run),
     };
-    let choices: Vec<Choice> = runs.into_iter().map(choice).collect();
+    let asked: Vec<Asked> = runs.into_iter().map(ask).collect();
     if stream {
-        return Ok(stream::respond(chunks(reply, choices)).await);
+        return Ok(stream::respond(chunks(reply, asked)).await);
     }
-    whole(&reply, choices).await
+    whole(&reply, asked).await
 }
 
 /// Nothing starts before everything is known to be valid.
@@ -101,30 +109,36 @@ async fn prepare(
     headers: &HeaderMap,
     incoming: Body,
     name: &mut String,
-) -> Result<(Reply, bool, Vec<request::GenerationRequest>), ApiError> {
+) -> Result<(Reply, bool, Vec<GenerationRequest>), ApiError> {
     let mut body = body::read(headers, incoming).await?;
     let Fields { model, stream, stream_usage, token_ids, ask } = Fields::take(&mut body)?;
     name.clone_from(&model);
-    let logprobs = body.take("logprobs")?.map(|count| whole_number("logprobs", count)).transpose()?;
+    let logprobs = count(&mut body, "logprobs")?;
     let named_by_id = body.take("return_tokens_as_token_ids")?.unwrap_or(false);
     let add_special = body.take("add_special_tokens")?.unwrap_or(true);
     let id = request_id(headers);
     let model = door.model(&model).await?;
     let prompts = prompts(body.take("prompt")?)?;
-    let several = prompts.len() > 1;
+    let (several, n) = (prompts.len(), ask.n.unwrap_or(1) as usize);
+    if several > 1 && several.saturating_mul(n) > MAX_ANSWERS {
+        let reason =
+            format!("{n} answers to each of {several} prompts, at most {MAX_ANSWERS} answers in all");
+        return Err(ApiError::invalid("n", reason));
+    }
     let mut runs = Vec::new();
     for (index, prompt) in prompts.into_iter().enumerate() {
-        let request_id = if several { format!("{id}-{index}") } else { id.clone() };
+        let request_id = if several > 1 { format!("{id}-{index}") } else { id.clone() };
         let default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         let ask = Ask { request_id, logprobs, default_max_tokens, ..ask.clone() };
         runs.push(door.check(model.clone(), prompt, ask, add_special).await?);
     }
     let reply = Reply {
         id: format!("cmpl-{id}"),
-        model: model.name.clone(),
+        model,
         created: now(),
         token_ids,
         logprobs: logprobs.is_some(),
+        prompt_logprobs: ask.prompt_logprobs.is_some(),
         named_by_id,
         include_usage: stream_usage,
     };
@@ -160,87 +174,56 @@ fn logprobs(tokens: &[Token], offset: usize, named_by_id: bool) -> Value {
         "text_offset": offsets})
 }
 
-/// A whole answer.
-struct Answer {
-    text: String,
-    /// Of an echoed prompt whose log-probabilities were asked for.
-    prompt: Vec<Token>,
-    tokens: Vec<Token>,
-    reason: FinishReason,
-    usage: Usage,
-}
-
-async fn one(choice: &mut Choice) -> Result<Answer, ApiError> {
-    let (mut text, mut prompt, mut tokens) = (String::new(), Vec::new(), Vec::new());
-    while let Some(event) = choice.events.next().await {
-        match event? {
-            Event::Echo { text: echo, tokens } => {
-                text.push_str(&echo);
-                prompt = tokens;
-            }
-            Event::Delta { text: more, tokens: new } => {
-                text.push_str(&more);
-                tokens.extend(new);
-            }
-            Event::Finished { reason, usage, .. } => {
-                return Ok(Answer { text, prompt, tokens, reason, usage });
-            }
+async fn whole(reply: &Reply, asked: Vec<Asked>) -> Result<Response, ApiError> {
+    let (prompts, answers): (Vec<_>, Vec<_>) = asked
+        .into_iter()
+        .map(|Asked { prompt_ids, n, events }| (prompt_ids, answers::collect(events, n)))
+        .unzip();
+    let answers = futures::future::try_join_all(answers).await?;
+    let (mut total, mut list) = (Usage::default(), Vec::new());
+    for (prompt_ids, answers) in prompts.iter().zip(answers) {
+        total += answers::total(&answers);
+        for answer in answers {
+            list.push(reply.answer(list.len(), prompt_ids, answer));
         }
     }
-    Err(ApiError::new(Kind::Internal, "the answer has no end"))
-}
-
-async fn whole(reply: &Reply, mut choices: Vec<Choice>) -> Result<Response, ApiError> {
-    let answers = futures::future::try_join_all(choices.iter_mut().map(one)).await?;
-    let mut total = Usage { prompt_tokens: 0, completion_tokens: 0 };
-    let mut list = Vec::new();
-    for (index, (answer, choice)) in answers.into_iter().zip(&choices).enumerate() {
-        total.prompt_tokens += answer.usage.prompt_tokens;
-        total.completion_tokens += answer.usage.completion_tokens;
-        let ids: Vec<u32> = answer.tokens.iter().map(|token| token.id).collect();
-        let shown = [answer.prompt, answer.tokens].concat();
-        let logprobs = if reply.logprobs { logprobs(&shown, 0, reply.named_by_id) } else { Value::Null };
-        let mut value = json!({"index": index, "text": answer.text, "finish_reason": answer.reason.name(),
-            "logprobs": logprobs});
-        if reply.token_ids {
-            value["token_ids"] = ids.into();
-            value["prompt_token_ids"] = choice.prompt_ids.clone().into();
-        }
-        list.push(value);
-    }
-    let answer = json!({"id": reply.id, "object": "text_completion", "created": reply.created, "model": reply.model,
+    let answer = json!({"id": reply.id, "object": "text_completion", "created": reply.created, "model": reply.model.name,
         "choices": list, "usage": usage(total)});
     Ok(Json(answer).into_response())
 }
 
 fn chunks(
     reply: Reply,
-    choices: Vec<Choice>,
+    asked: Vec<Asked>,
 ) -> impl futures::Stream<Item = Result<Value, ApiError>> + Send + 'static {
-    let mut places: Vec<Place> = choices.iter().map(|choice| Place::new(choice.prompt_ids.clone())).collect();
-    let tagged = choices
-        .into_iter()
-        .enumerate()
-        .map(|(index, choice)| choice.events.map(move |event| (index, event)).boxed());
-    let mut merged: futures::stream::SelectAll<BoxStream<'static, _>> = futures::stream::select_all(tagged);
+    let mut places: Vec<Place> = Vec::new();
+    let mut merged: SelectAll<BoxStream<'static, _>> = SelectAll::new();
+    for Asked { prompt_ids, n, events } in asked {
+        let first = places.len();
+        places.extend((0..n).map(|_| Place::new(prompt_ids.clone())));
+        merged.push(events.map(move |event| event.map(|(index, event)| (first + index, event))).boxed());
+    }
     async_stream::stream! {
-        let mut total = Usage { prompt_tokens: 0, completion_tokens: 0 };
-        while let Some((index, event)) = merged.next().await {
-            let (text, tokens, ids) = match event {
+        let mut total = Usage::default();
+        while let Some(event) = merged.next().await {
+            let (index, event) = match event {
+                Ok(event) => event,
                 Err(error) => {
                     yield Err(error);
                     return;
                 }
-                Ok(Event::Echo { text, tokens }) => (text, tokens, Vec::new()),
-                Ok(Event::Delta { text, tokens }) => {
+            };
+            let (text, tokens, ids) = match event {
+                Event::Prompt { text, tokens, .. } => (text, tokens, Vec::new()),
+                Event::Delta { text, tokens } => {
                     let ids = tokens.iter().map(|token| token.id).collect();
                     (text, tokens, ids)
                 }
-                Ok(Event::Finished { reason, usage: used, .. }) => {
-                    total.prompt_tokens += used.prompt_tokens;
-                    total.completion_tokens += used.completion_tokens;
-                    let reason = reason.name();
-                    let last = json!({"index": index, "text": "", "finish_reason": reason, "logprobs": null});
+                Event::Finished { reason, stop_string, stop_token, usage: used } => {
+                    total += used;
+                    let end = End::new(reason, stop_string, stop_token, used);
+                    let last = json!({"index": index, "text": "", "finish_reason": reason.name(), "logprobs": null,
+                        "stop_reason": end.stop_reason(&reply.model)});
                     yield Ok(reply.chunk(&json!([last])));
                     continue;
                 }
@@ -285,8 +268,25 @@ impl Place {
 }
 
 impl Reply {
+    /// A choice of a whole answer.
+    fn answer(&self, index: usize, prompt_ids: &[u32], answer: Answer) -> Value {
+        let ids: Vec<u32> = answer.tokens.iter().map(|token| token.id).collect();
+        let shown = [answer.echoed, answer.tokens].concat();
+        let logprobs = if self.logprobs { logprobs(&shown, 0, self.named_by_id) } else { Value::Null };
+        let mut value = json!({"index": index, "text": answer.text, "finish_reason": answer.end.reason.name(),
+            "logprobs": logprobs, "stop_reason": answer.end.stop_reason(&self.model)});
+        if self.prompt_logprobs {
+            value["prompt_logprobs"] = prompt_logprobs(&answer.scored);
+        }
+        if self.token_ids {
+            value["token_ids"] = ids.into();
+            value["prompt_token_ids"] = prompt_ids.into();
+        }
+        value
+    }
+
     fn chunk(&self, choices: &Value) -> Value {
-        json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
+        json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model.name,
             "choices": choices})
     }
 }

@@ -1,5 +1,7 @@
 //! The request fields that chat and completions share.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -21,8 +23,7 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// See <https://platform.openai.com/docs/api-reference>; `top_k`, `stop_token_ids`, `ignore_eos`, `echo` and
-/// `return_token_ids` as in vLLM.
+/// See <https://platform.openai.com/docs/api-reference>; what OpenAI does not have is as in vLLM.
 pub(super) struct Fields {
     pub(super) model: String,
     pub(super) stream: bool,
@@ -35,15 +36,7 @@ pub(super) struct Fields {
 
 /// Fields that would change the answer and are not served yet, and the number that asks for nothing.
 const NOT_SERVED: &[(&str, f64)] = &[
-    ("n", 1.0),
-    ("best_of", 1.0),
-    ("presence_penalty", 0.0),
-    ("frequency_penalty", 0.0),
-    ("repetition_penalty", 1.0),
     ("length_penalty", 1.0),
-    ("min_p", 0.0),
-    ("min_tokens", 0.0),
-    ("logit_bias", 0.0),
     ("suffix", 0.0),
     ("tools", 0.0),
     ("functions", 0.0),
@@ -54,11 +47,7 @@ const NOT_SERVED: &[(&str, f64)] = &[
     ("guided_choice", 0.0),
     ("guided_grammar", 0.0),
     ("use_beam_search", 0.0),
-    ("include_stop_str_in_output", 0.0),
     ("continue_final_message", 0.0),
-    ("allowed_token_ids", f64::NAN),
-    ("bad_words", 0.0),
-    ("prompt_logprobs", f64::NAN),
     ("truncate_prompt_tokens", f64::NAN),
 ];
 
@@ -66,35 +55,82 @@ impl Fields {
     /// Takes the shared fields. Fields that change nothing (`user`, `store`, `metadata` …) are ignored.
     pub(super) fn take(body: &mut Object) -> Result<Self, ApiError> {
         check_served(body)?;
-        let stop = match body.take("stop")? {
-            None => Vec::new(),
-            Some(OneOrMany::One(stop)) => vec![stop],
-            Some(OneOrMany::Many(stops)) => stops,
-        };
-        // -1 is how vLLM's clients say "all".
-        let top_k = match body.take::<i64>("top_k")? {
-            Some(-1) => Some(0),
-            other => other.map(|k| whole("top_k", k)).transpose()?,
-        };
         let options: StreamOptions = body.take("stream_options")?.unwrap_or_default();
-        Ok(Self {
+        let fields = Self {
             model: body.take("model")?.unwrap_or_default(),
             stream: body.take("stream")?.unwrap_or(false),
             stream_usage: options.include_usage.unwrap_or(false),
             token_ids: body.take("return_token_ids")?.unwrap_or(false),
-            ask: Ask {
-                max_tokens: body.take("max_tokens")?.map(|count| whole("max_tokens", count)).transpose()?,
-                temperature: body.take("temperature")?,
-                top_p: body.take("top_p")?,
-                top_k,
-                seed: seed(body)?,
-                stop,
-                stop_token_ids: body.take("stop_token_ids")?.unwrap_or_default(),
-                ignore_eos: body.take("ignore_eos")?.unwrap_or(false),
-                echo: body.take("echo")?.unwrap_or(false),
-                ..Ask::default()
-            },
-        })
+            ask: ask(body)?,
+        };
+        let best_of = count(body, "best_of")?;
+        if best_of.is_some_and(|best_of| best_of != fields.ask.n.unwrap_or(1)) {
+            return Err(ApiError::invalid("best_of", "is only served where it equals n; leave it out"));
+        }
+        if fields.stream && fields.ask.prompt_logprobs.is_some() {
+            return Err(ApiError::invalid("prompt_logprobs", "are not streamed; set stream to false"));
+        }
+        Ok(fields)
+    }
+}
+
+fn ask(body: &mut Object) -> Result<Ask, ApiError> {
+    // -1 is how vLLM's clients say "all".
+    let top_k = match body.take::<i64>("top_k")? {
+        Some(-1) => Some(0),
+        other => other.map(|k| whole("top_k", k)).transpose()?,
+    };
+    let older = count(body, "max_tokens")?;
+    Ok(Ask {
+        n: count(body, "n")?,
+        max_tokens: count(body, "max_completion_tokens")?.or(older),
+        min_tokens: count(body, "min_tokens")?.unwrap_or(0),
+        temperature: body.take("temperature")?,
+        top_p: body.take("top_p")?,
+        top_k,
+        min_p: body.take("min_p")?,
+        repetition_penalty: body.take("repetition_penalty")?,
+        presence_penalty: body.take("presence_penalty")?,
+        frequency_penalty: body.take("frequency_penalty")?,
+        logit_bias: logit_bias(body)?,
+        allowed_token_ids: body.take("allowed_token_ids")?.unwrap_or_default(),
+        banned_token_ids: body.take("banned_token_ids")?.unwrap_or_default(),
+        bad_words: one_or_many(body, "bad_words")?,
+        seed: seed(body)?,
+        stop: one_or_many(body, "stop")?,
+        stop_token_ids: body.take("stop_token_ids")?.unwrap_or_default(),
+        include_stop: body.take("include_stop_str_in_output")?.unwrap_or(false),
+        ignore_eos: body.take("ignore_eos")?.unwrap_or(false),
+        special: !body.take("skip_special_tokens")?.unwrap_or(true),
+        prompt_logprobs: count(body, "prompt_logprobs")?,
+        echo: body.take("echo")?.unwrap_or(false),
+        priority: body.take("priority")?.unwrap_or(0),
+        cache_salt: body.take("cache_salt")?,
+        ..Ask::default()
+    })
+}
+
+fn one_or_many(body: &mut Object, field: &'static str) -> Result<Vec<String>, ApiError> {
+    Ok(match body.take(field)? {
+        None => Vec::new(),
+        Some(OneOrMany::One(text)) => vec![text],
+        Some(OneOrMany::Many(texts)) => texts,
+    })
+}
+
+/// An object from token ids, which JSON writes as texts, to numbers.
+fn logit_bias(body: &mut Object) -> Result<Vec<(u32, f32)>, ApiError> {
+    let entry = |(id, bias): (String, f32)| {
+        let wrong =
+            |_: std::num::ParseIntError| ApiError::invalid("logit_bias", format!("`{id}` is not a token id"));
+        Ok::<(u32, f32), ApiError>((id.parse().map_err(wrong)?, bias))
+    };
+    let map: BTreeMap<String, f32> = body.take("logit_bias")?.unwrap_or_default();
+    let mut biases: Vec<(u32, f32)> = map.into_iter().map(entry).collect::<Result<_, _>>()?;
+    biases.sort_unstable_by_key(|(id, _)| *id);
+    match biases.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(ApiError::invalid("logit_bias", format!("names token {} twice", pair[0].0))),
+        None => Ok(biases),
     }
 }
 
@@ -127,8 +163,13 @@ fn check_served(body: &Object) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// A count, if it is given.
+pub(super) fn count(body: &mut Object, field: &'static str) -> Result<Option<u32>, ApiError> {
+    body.take(field)?.map(|count| whole(field, count)).transpose()
+}
+
 /// A count that JSON gave as any number.
-pub(super) fn whole(field: &'static str, value: i64) -> Result<u32, ApiError> {
+fn whole(field: &'static str, value: i64) -> Result<u32, ApiError> {
     let wrong =
         |_| ApiError::invalid(field, format!("{value}, must be a whole number from 0 to {}", u32::MAX));
     u32::try_from(value).map_err(wrong)

@@ -1,9 +1,12 @@
 //! HTTP: OpenAI's API, health, readiness and metrics.
 
+mod answers;
 mod body;
 mod chat;
 mod completions;
 mod fields;
+#[cfg(test)]
+mod sampling_tests;
 mod stream;
 #[cfg(test)]
 mod tests;

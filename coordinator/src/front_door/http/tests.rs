@@ -28,20 +28,20 @@ async fn text(response: Response) -> (StatusCode, HeaderMap, String) {
     (parts.status, parts.headers, String::from_utf8(bytes.to_vec()).expect("text"))
 }
 
-async fn ask(fixture: &Fixture, path: &str, body: &Value) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn ask(fixture: &Fixture, path: &str, body: &Value) -> (StatusCode, HeaderMap, Value) {
     let (status, headers, text) = text(send(fixture, post(path, body.to_string())).await).await;
     (status, headers, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}")))
 }
 
 /// A successful answer.
-async fn answer(fixture: &Fixture, path: &str, body: Value) -> Value {
+pub(super) async fn answer(fixture: &Fixture, path: &str, body: Value) -> Value {
     let (status, _, value) = ask(fixture, path, &body).await;
     assert_eq!(status, StatusCode::OK, "{value}");
     value
 }
 
 /// The events of a stream, without the `[DONE]` that must end it.
-async fn events(fixture: &Fixture, path: &str, body: Value) -> Vec<Value> {
+pub(super) async fn events(fixture: &Fixture, path: &str, body: Value) -> Vec<Value> {
     let (status, headers, text) = text(send(fixture, post(path, body.to_string())).await).await;
     assert_eq!(status, StatusCode::OK, "{text}");
     assert_eq!(headers["content-type"], "text/event-stream");
@@ -50,8 +50,8 @@ async fn events(fixture: &Fixture, path: &str, body: Value) -> Vec<Value> {
     events.into_iter().map(|event| serde_json::from_str(event).expect("JSON")).collect()
 }
 
-const COMPLETIONS: &str = "/v1/completions";
-const CHAT: &str = "/v1/chat/completions";
+pub(super) const COMPLETIONS: &str = "/v1/completions";
+pub(super) const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
 async fn every_mistake_has_its_status_and_names_its_field() {
@@ -83,8 +83,8 @@ async fn every_mistake_has_its_status_and_names_its_field() {
         (COMPLETIONS, json!({"prompt": "hi", "stop": [""]}), 400, Some("stop")),
         (COMPLETIONS, json!({"prompt": "hi", "stop_token_ids": [999]}), 400, Some("stop_token_ids")),
         (COMPLETIONS, json!({"prompt": "hi", "logprobs": 21}), 400, Some("logprobs")),
-        (COMPLETIONS, json!({"prompt": "hi", "n": 2}), 400, Some("n")),
-        (COMPLETIONS, json!({"prompt": "hi", "logit_bias": {"5": 1}}), 400, Some("logit_bias")),
+        (COMPLETIONS, json!({"prompt": "hi", "n": 17}), 400, Some("n")),
+        (COMPLETIONS, json!({"prompt": "hi", "suffix": "x"}), 400, Some("suffix")),
         (COMPLETIONS, json!([1]), 400, None),
         (CHAT, json!({"model": "m"}), 400, Some("messages")),
         (CHAT, json!({"messages": []}), 400, Some("messages")),

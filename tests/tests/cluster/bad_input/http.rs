@@ -34,8 +34,20 @@ async fn every_field_has_limits() {
         (with("logprobs", json!(21)), 400, "logprobs"),
         (with("stop", json!(["a"])), 400, "stop"),
         (with("stop_token_ids", json!([320])), 400, "stop_token_ids"),
-        (with("n", json!(2)), 400, "n"),
-        (with("logit_bias", json!({"5": 1})), 400, "logit_bias"),
+        (with("n", json!(17)), 400, "n"),
+        (with("best_of", json!(2)), 400, "best_of"),
+        (with("logit_bias", json!({"320": 1})), 400, "logit_bias"),
+        (with("logit_bias", json!({"5": 101})), 400, "logit_bias"),
+        (with("min_p", json!(-1)), 400, "min_p"),
+        (with("repetition_penalty", json!(0)), 400, "repetition_penalty"),
+        (with("presence_penalty", json!(2.5)), 400, "presence_penalty"),
+        (with("frequency_penalty", json!(-2.5)), 400, "frequency_penalty"),
+        (with("allowed_token_ids", json!([320])), 400, "allowed_token_ids"),
+        (with("bad_words", json!(["x"])), 400, "bad_words"),
+        (with("min_tokens", json!(5)), 400, "min_tokens"),
+        (with("priority", json!(1001)), 400, "priority"),
+        (with("cache_salt", json!("")), 400, "cache_salt"),
+        (with("tools", json!([{"type": "function"}])), 400, "tools"),
     ] {
         for stream in [false, true] {
             let mut body = body.clone();

@@ -15,31 +15,35 @@ struct Outcome {
     error: Option<String>,
 }
 
-async fn outcome(generator: FakeGenerator, ask: Ask) -> (Outcome, Arc<Metrics>) {
+pub(super) fn request(ask: Ask) -> GenerationRequest {
     let model = Arc::new(model(Some(byte_tokenizer())));
-    let request =
-        check(model, None, Prompt::Text("hi".into()), ask, true).map_err(|e| e.message).expect("valid");
+    check(model, None, Prompt::Text("hi".into()), ask, true).map_err(|e| e.message).expect("valid")
+}
+
+async fn outcome(generator: FakeGenerator, ask: Ask) -> (Outcome, Arc<Metrics>) {
+    let request = request(ask);
     let (generator, metrics): (Arc<dyn Generator>, _) = (Arc::new(generator), Arc::new(Metrics::new()));
     let mut stream = run(&generator, &metrics, "test", request);
     let mut outcome = Outcome::default();
     while let Some(event) = stream.next().await {
         match event {
-            Ok(Event::Echo { text, .. }) => outcome.pieces.push(format!("echo {text}")),
-            Ok(Event::Delta { text, tokens }) => {
+            Ok((0, Event::Prompt { text, .. })) => outcome.pieces.push(format!("echo {text}")),
+            Ok((0, Event::Delta { text, tokens })) => {
                 outcome.ids.extend(tokens.iter().map(|token| token.id));
                 outcome.pieces.push(text);
             }
-            Ok(Event::Finished { reason, stop_string, stop_token, usage }) => {
+            Ok((0, Event::Finished { reason, stop_string, stop_token, usage })) => {
                 assert_eq!(usage.prompt_tokens, 2);
                 outcome.finish = Some((reason, stop_string, stop_token, usage.completion_tokens));
             }
+            Ok(other) => panic!("{other:?}"),
             Err(error) => outcome.error = Some(error.message),
         }
     }
     (outcome, metrics)
 }
 
-fn says(text: &str) -> FakeGenerator {
+pub(super) fn says(text: &str) -> FakeGenerator {
     FakeGenerator { text: text.into(), ..FakeGenerator::default() }
 }
 
@@ -74,6 +78,27 @@ async fn answers_end_where_they_should() {
         ("one, two, three", stop(&["thr", ", "]), "one", stopped(", ", 5)),
         ("ends with st", stop(&["stop"]), "ends with st", Some((FinishReason::Stop, None, Some(256), 13))),
         ("日本語です", stop(&["語"]), "日本", stopped("語", 9)),
+        ("one, two", Ask { include_stop: true, ..stop(&["e,"]) }, "one,", stopped("e,", 4)),
+        (
+            "abc",
+            Ask { include_stop: true, stop_token_ids: vec![98], ..Ask::default() },
+            "ab",
+            Some((FinishReason::Stop, None, Some(98), 2)),
+        ),
+        (
+            "ab",
+            Ask { include_stop: true, ..Ask::default() },
+            "ab",
+            Some((FinishReason::Stop, None, Some(256), 3)),
+        ),
+        (
+            "ab",
+            Ask { include_stop: true, special: true, ..Ask::default() },
+            "ab<|end|>",
+            Some((FinishReason::Stop, None, Some(256), 3)),
+        ),
+        ("aabaab", Ask { min_tokens: 3, ..stop(&["ab"]) }, "aaba", stopped("ab", 6)),
+        ("aabaab", Ask { min_tokens: 2, ..stop(&["ab"]) }, "a", stopped("ab", 3)),
         (
             "日本語",
             Ask { max_tokens: Some(4), ..Ask::default() },
@@ -123,9 +148,7 @@ async fn failures_and_clients_that_leave_are_counted_as_what_they_are() {
     assert_eq!(metrics.requests.with_label_values(&["m", "test", "unavailable"]).get(), 1);
 
     let generator = Arc::new(FakeGenerator { hangs: Some(2), ..says("abc") });
-    let model = Arc::new(model(Some(byte_tokenizer())));
-    let request = check(model, None, Prompt::Text("hi".into()), Ask::default(), true);
-    let request = request.map_err(|e| e.message).expect("valid");
+    let request = request(Ask::default());
     let dynamic: Arc<dyn Generator> = generator.clone();
     let mut stream = run(&dynamic, &metrics, "test", request);
     stream.next().await;

@@ -1,0 +1,118 @@
+//! What is counted of a request, and what the log says of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Event, FinishReason, Usage};
+use crate::front_door::api_error::ApiError;
+use crate::front_door::request::GenerationRequest;
+use crate::metrics::Metrics;
+
+/// Counts and times one request, all its choices together; says in the log how it ended, also when its client went away.
+pub(super) struct Account {
+    metrics: Arc<Metrics>,
+    model: String,
+    api: &'static str,
+    request_id: String,
+    started: Instant,
+    first: Option<Instant>,
+    /// When each choice's last token came.
+    last: Vec<Option<Instant>>,
+    usage: Usage,
+    /// Choices that have not ended.
+    open: usize,
+    /// `length` if any choice was cut.
+    reason: FinishReason,
+    done: bool,
+}
+
+impl Account {
+    pub(super) fn new(metrics: Arc<Metrics>, api: &'static str, request: &GenerationRequest) -> Self {
+        let model = request.model.name.clone();
+        metrics.requests_in_progress.with_label_values(&[&model]).inc();
+        Self {
+            metrics,
+            model,
+            api,
+            request_id: request.sequence.request_id.clone(),
+            started: Instant::now(),
+            first: None,
+            last: vec![None; request.n],
+            usage: Usage { prompt_tokens: request.sequence.prompt_len, completion_tokens: 0 },
+            open: request.n,
+            reason: FinishReason::Stop,
+            done: false,
+        }
+    }
+
+    /// Takes in an event before anyone is told of it.
+    pub(super) fn event(&mut self, choice: usize, event: &Event) {
+        match event {
+            Event::Prompt { .. } => {}
+            Event::Delta { tokens, .. } => self.tokens(choice, tokens.len()),
+            Event::Finished { reason, .. } => {
+                if *reason == FinishReason::Length {
+                    self.reason = FinishReason::Length;
+                }
+                self.open -= 1;
+                if self.open == 0 {
+                    self.finish(self.reason.name());
+                }
+            }
+        }
+    }
+
+    fn tokens(&mut self, choice: usize, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let labels = [self.model.as_str()];
+        if self.first.is_none() {
+            self.first = Some(now);
+            let seconds = now.duration_since(self.started).as_secs_f64();
+            self.metrics.time_to_first_token.with_label_values(&labels).observe(seconds);
+        }
+        if let Some(before) = self.last[choice].replace(now) {
+            let seconds = now.duration_since(before).as_secs_f64() / count as f64;
+            self.metrics.inter_token_latency.with_label_values(&labels).observe(seconds);
+        }
+        self.usage.completion_tokens += count;
+    }
+
+    pub(super) fn failed(&mut self, error: &ApiError) {
+        self.finish(error.kind.label());
+    }
+
+    fn finish(&mut self, status: &str) {
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let labels = [self.model.as_str()];
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.metrics.requests.with_label_values(&[&self.model, self.api, status]).inc();
+        self.metrics.request_duration.with_label_values(&labels).observe(seconds);
+        self.metrics.prompt_tokens.with_label_values(&labels).inc_by(self.usage.prompt_tokens as u64);
+        self.metrics.generated_tokens.with_label_values(&labels).inc_by(self.usage.completion_tokens as u64);
+        let first = self.first.map(|first| first.duration_since(self.started).as_millis());
+        tracing::info!(
+            request_id = self.request_id,
+            model = self.model,
+            api = self.api,
+            status,
+            choices = self.last.len(),
+            prompt_tokens = self.usage.prompt_tokens,
+            completion_tokens = self.usage.completion_tokens,
+            first_token_ms = first,
+            duration_ms = self.started.elapsed().as_millis(),
+            "request finished"
+        );
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.finish("cancelled");
+        self.metrics.requests_in_progress.with_label_values(&[&self.model]).dec();
+    }
+}
