@@ -104,6 +104,7 @@ async fn ask(arguments: &Arguments, messages: &[wire::ChatMessage]) -> anyhow::R
         request_id: String::new(),
         priority: arguments.sampling.priority(),
         cache_salt: arguments.sampling.cache_salt(),
+        deadline_ms: arguments.sampling.deadline_ms(),
     };
     let mut printer = Printer::new(arguments.sampling.n());
     let stream = client.chat(request).await?.into_inner();

@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
             request_id: String::new(),
             priority: arguments.sampling.priority(),
             cache_salt: arguments.sampling.cache_salt(),
+            deadline_ms: arguments.sampling.deadline_ms(),
         };
         let mut printer = Printer::new(arguments.sampling.n());
         let stream = client.generate(request).await?.into_inner();

@@ -73,6 +73,9 @@ pub(crate) struct SamplingArguments {
     /// Share what is cached of prompts only with requests of the same salt
     #[arg(long, value_name = "TEXT")]
     cache_salt: Option<String>,
+    /// Milliseconds after which an answer that has not begun is of no use
+    #[arg(long, value_name = "MS")]
+    deadline_ms: Option<u64>,
 }
 
 impl SamplingArguments {
@@ -114,6 +117,11 @@ impl SamplingArguments {
     /// Lower is sooner.
     pub(crate) fn priority(&self) -> i32 {
         self.priority.unwrap_or(0)
+    }
+
+    /// From the request's arrival.
+    pub(crate) fn deadline_ms(&self) -> Option<u64> {
+        self.deadline_ms
     }
 
     /// Whom to share the cache with.

@@ -183,7 +183,7 @@ fn penalties_and_bans_go_on_from_where_they_were() {
         ..params(12)
     };
     let logits: [f32; 10] = std::array::from_fn(|i| (i as f32 * 1.3).sin() + i as f32 * 0.2);
-    let mut run = |known: &[u32]| {
+    let run = |known: &[u32]| {
         let mut table = SequenceTable::new(10);
         let rows = known.len() as u32;
         begin(&mut table, vec![join(1, known, 2, params.clone())], vec![chunk(1, rows)], vec![]);

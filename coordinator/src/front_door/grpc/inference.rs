@@ -22,8 +22,7 @@ fn ask(
     sampling: Option<wire::SamplingParams>,
     output: Option<wire::OutputOptions>,
     request_id: String,
-    priority: i32,
-    cache_salt: Option<String>,
+    (priority, cache_salt, deadline_ms): (i32, Option<String>, Option<u64>),
 ) -> Ask {
     let (s, o) = (sampling.unwrap_or_default(), output.unwrap_or_default());
     let mut logit_bias: Vec<(u32, f32)> = s.logit_bias.into_iter().collect();
@@ -56,6 +55,7 @@ fn ask(
         echo: o.echo,
         priority,
         cache_salt,
+        deadline_ms,
     }
 }
 
@@ -71,7 +71,7 @@ impl Service {
             Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
             None => Prompt::Tokens(Vec::new()),
         };
-        let ask = ask(r.sampling, r.output, id, r.priority, r.cache_salt);
+        let ask = ask(r.sampling, r.output, id, (r.priority, r.cache_salt, r.deadline_ms));
         self.door.check(model, prompt, ask, true).await
     }
 
@@ -81,7 +81,7 @@ impl Service {
         let messages: Vec<ChatMessage> =
             r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
         let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
-        let ask = ask(r.sampling, r.output, id, r.priority, r.cache_salt);
+        let ask = ask(r.sampling, r.output, id, (r.priority, r.cache_salt, r.deadline_ms));
         // The template writes what begins a sequence itself.
         self.door.check(model, prompt, ask, false).await
     }

@@ -106,6 +106,7 @@ fn ask(body: &mut Object) -> Result<Ask, ApiError> {
         echo: body.take("echo")?.unwrap_or(false),
         priority: body.take("priority")?.unwrap_or(0),
         cache_salt: body.take("cache_salt")?,
+        deadline_ms: body.take("deadline_ms")?,
         ..Ask::default()
     })
 }

@@ -20,6 +20,8 @@ const MAX_REQUEST_ID: usize = 128;
 const MAX_CACHE_SALT: usize = 256;
 /// Either way from 0.
 const MAX_PRIORITY: i32 = 1000;
+/// A day.
+const MAX_DEADLINE_MS: u64 = 86_400_000;
 
 /// What a client asks for, whatever the protocol. `None`, or nothing in a list, is "not said".
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -55,6 +57,7 @@ pub(super) struct Ask {
     pub(super) echo: bool,
     pub(super) priority: i32,
     pub(super) cache_salt: Option<String>,
+    pub(super) deadline_ms: Option<u64>,
 }
 
 /// A request that may be run.
@@ -114,6 +117,7 @@ pub(super) fn check(
     let sequence = SequenceRequest {
         cache_salt: ask.cache_salt,
         priority: ask.priority,
+        deadline_ms: ask.deadline_ms,
         ..SequenceRequest::new(ask.request_id, tokens, prompt_len, params)
     };
     Ok(GenerationRequest {
@@ -133,6 +137,10 @@ fn check_scheduling(ask: &Ask) -> Result<(), ApiError> {
     if !(-MAX_PRIORITY..=MAX_PRIORITY).contains(&ask.priority) {
         let reason = format!("{}, must be within -{MAX_PRIORITY}..={MAX_PRIORITY}", ask.priority);
         return Err(ApiError::invalid("priority", reason));
+    }
+    if let Some(deadline) = ask.deadline_ms.filter(|ms| !(1..=MAX_DEADLINE_MS).contains(ms)) {
+        let reason = format!("{deadline}, must be within 1..={MAX_DEADLINE_MS}");
+        return Err(ApiError::invalid("deadline_ms", reason));
     }
     match ask.cache_salt.as_ref().map(String::len) {
         Some(bytes) if bytes == 0 || bytes > MAX_CACHE_SALT => Err(ApiError::invalid(

@@ -147,6 +147,12 @@ pub(super) fn params(ask: &Ask, model: &ServedModel, max_tokens: u32) -> Result<
 fn spellings(model: &ServedModel, word: &str) -> Result<Vec<Vec<u32>>, ApiError> {
     let tokenizer = prompt::tokenizer(model, "bad_words")?;
     let word = word.trim_start();
+    if word.is_empty() {
+        return Err(ApiError::invalid(
+            "bad_words",
+            "a string of spaces alone; ban their tokens with banned_token_ids",
+        ));
+    }
     let mut spellings: Vec<Vec<u32>> = Vec::new();
     for text in [word.to_owned(), format!(" {word}")] {
         let tokens = tokenizer.encode(&text, false);
@@ -158,10 +164,7 @@ fn spellings(model: &ServedModel, word: &str) -> Result<Vec<Vec<u32>>, ApiError>
             spellings.push(tokens);
         }
     }
-    match spellings.is_empty() {
-        true => Err(ApiError::invalid("bad_words", "a string of spaces alone has no tokens to avoid")),
-        false => Ok(spellings),
-    }
+    Ok(spellings)
 }
 
 /// Of the allowed tokens some must not be banned, at every length of the answer.
