@@ -108,7 +108,7 @@ impl Drive {
     fn take(&mut self, command: DriverCommand) {
         match command {
             DriverCommand::Submit { id, request, events } => {
-                if let Err(error) = self.submit(id, request, &events) {
+                if let Err(error) = self.submit(id, *request, &events) {
                     events.send(Err(error)).ok();
                 }
             }

@@ -49,7 +49,7 @@ impl Rig {
 
     fn submit(&self, id: u64, request: SequenceRequest) -> Received {
         let (events, received): (Events, _) = mpsc::unbounded_channel();
-        self.command(DriverCommand::Submit { id, request, events });
+        self.command(DriverCommand::Submit { id, request: Box::new(request), events });
         received
     }
 

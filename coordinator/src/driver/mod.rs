@@ -38,7 +38,7 @@ const COMMANDS: usize = 1024;
 /// What reaches a driver.
 #[derive(Debug)]
 enum DriverCommand {
-    Submit { id: SequenceId, request: SequenceRequest, events: Events },
+    Submit { id: SequenceId, request: Box<SequenceRequest>, events: Events },
     Cancel { id: SequenceId },
 }
 
@@ -72,7 +72,7 @@ impl Drivers {
         let handle = self.0.by_group.get(&group).filter(|handle| handle.epoch == epoch)?.clone();
         let (events, mut received) = mpsc::unbounded_channel();
         let id = self.0.ids.fetch_add(1, Ordering::Relaxed) + 1;
-        handle.commands.try_send(DriverCommand::Submit { id, request, events }).ok()?;
+        handle.commands.try_send(DriverCommand::Submit { id, request: Box::new(request), events }).ok()?;
         let guard = Open { id: Some(id), commands: handle.commands, _counted: Arc::clone(&self.0.open) };
         Some(Box::pin(async_stream::stream! {
             let mut guard = guard;
