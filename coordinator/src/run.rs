@@ -22,6 +22,7 @@ use crate::front_door::{self, FrontDoor, ServedModels};
 use crate::library::Library;
 use crate::metrics::Metrics;
 use crate::router::dispatch::Dispatcher;
+use crate::router::policy::PolicyKind;
 
 /// How long open requests may take to end when the coordinator stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ pub struct CoordinatorConfig {
     pub token: ClusterToken,
     /// Sequences that may wait for one group.
     pub queue: usize,
+    /// How requests are given to the groups of a model.
+    pub router: PolicyKind,
     /// Folders that hold models. One that is not there is got from the nodes that have it, as far as it is needed here.
     pub models: Vec<PathBuf>,
     /// Where hashes of models' files are remembered; the data folder if not given.
@@ -125,7 +128,8 @@ pub async fn run(
         config.cache.clone(),
         config.token.clone(),
     );
-    let dispatcher = Dispatcher::new(cluster.clone(), drivers.clone(), transport, config.token.clone());
+    let token = config.token.clone();
+    let dispatcher = Dispatcher::new(cluster.clone(), drivers.clone(), transport, token, config.router);
     let door = FrontDoor {
         cluster: cluster.clone(),
         generator: Arc::new(dispatcher),
@@ -228,6 +232,7 @@ mod tests {
             data_dir: dir.into(),
             token: ClusterToken::default(),
             queue: 10,
+            router: PolicyKind::default(),
             models: Vec::new(),
             cache: None,
         }

@@ -90,6 +90,8 @@ pub struct SequenceRequest {
     pub priority: i32,
     /// Milliseconds from its arrival after which it is of no use any more.
     pub deadline_ms: Option<u64>,
+    /// Requests with the same key are best answered by the same group. For the front door's router alone.
+    pub session: Option<String>,
 }
 
 impl SequenceRequest {
@@ -111,6 +113,7 @@ impl SequenceRequest {
             weight: 1,
             priority: 0,
             deadline_ms: None,
+            session: None,
         }
     }
 }
@@ -145,4 +148,6 @@ pub struct SequenceEvent {
     pub tokens: Vec<TokenOutput>,
     /// Set in the last event.
     pub end: Option<SequenceEnd>,
+    /// In the first event: how many tokens of the prompt were found in the cache.
+    pub cached_tokens: Option<u32>,
 }

@@ -11,7 +11,7 @@ pub type BlockId = u32;
 
 /// One step, as a change of what the leader already knows.
 ///
-/// Order of effect: drops, joins, grants, chunks. Every sequence that has all its known tokens in the cache, has not ended
+/// Order of effect: drops, joins, grants, copies, chunks. Every sequence that has all its known tokens in the cache, has not ended
 /// and is not dropped samples one more token in each step, without being named.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepPlan {
@@ -25,6 +25,8 @@ pub struct StepPlan {
     pub joins: Vec<Join>,
     /// KV blocks, used in the order in which they were granted.
     pub grants: Vec<Grant>,
+    /// Blocks that begin as another one is, one copy after the other.
+    pub copies: Vec<BlockCopy>,
     /// Prefill work of this step.
     pub chunks: Vec<Chunk>,
 }
@@ -40,6 +42,9 @@ pub struct Join {
     pub prompt_len: usize,
     /// How to sample.
     pub params: SequenceParams,
+    /// How many of `tokens` have their keys and values in the first granted blocks already. Fewer than all, so that
+    /// there is a row to compute.
+    pub cached: usize,
 }
 
 /// More KV blocks for a sequence.
@@ -49,6 +54,15 @@ pub struct Grant {
     pub sequence: SequenceId,
     /// In the order of use.
     pub blocks: Vec<BlockId>,
+}
+
+/// The content of one block over that of another of the same pool, at every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Stays as it is.
+    pub from: BlockId,
+    /// Nobody else's.
+    pub to: BlockId,
 }
 
 /// How many more of a sequence's known tokens go through the model in this step.

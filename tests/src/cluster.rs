@@ -145,9 +145,9 @@ impl Cluster {
         sum
     }
 
-    /// Waits until no sequence of `model` is left and every KV block of its groups is free again.
+    /// Waits until no sequence of `model` is left and nobody holds a KV block of its groups.
     pub async fn wait_idle(&self, model: &str) {
-        wait::until("no sequence is left and all blocks are free", async || {
+        wait::until("no sequence is left and nobody holds a block", async || {
             let status = self.status().await;
             // Each part of a divided batch has as many.
             let parts = |g: &Group| u64::from(g.shape.map_or(1, |shape| shape.dp));
@@ -155,8 +155,9 @@ impl Cluster {
             let total: u64 = groups.map(|g| g.kv_blocks * parts(g)).sum();
             let free = self.sum("foggara_kv_blocks", &[("model", model), ("state", "free")]).await;
             let live = self.sum("foggara_kv_blocks", &[("model", model), ("state", "live")]).await;
+            let cached = self.sum("foggara_kv_blocks", &[("model", model), ("state", "cached")]).await;
             let sequences = self.sum("foggara_sequences", &[("model", model)]).await;
-            (live == 0.0 && sequences == 0.0 && free == total as f64).then_some(())
+            (live == 0.0 && sequences == 0.0 && free + cached == total as f64).then_some(())
         })
         .await;
     }

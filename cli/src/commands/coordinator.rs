@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use foggara_coordinator::CoordinatorConfig;
 use foggara_coordinator::driver::DEFAULT_QUEUE;
+use foggara_coordinator::router::policy::PolicyKind;
 use foggara_proto::auth::ClusterToken;
 
 use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
@@ -51,6 +52,9 @@ pub(crate) struct Arguments {
     /// Requests that may wait for one group; more are refused with RESOURCE_EXHAUSTED / 429
     #[arg(long, default_value_t = DEFAULT_QUEUE, value_name = "N")]
     queue: usize,
+    /// Which group a request goes to: prefix-aware, least-loaded or round-robin
+    #[arg(long, default_value = "prefix-aware", value_name = "POLICY")]
+    router_policy: PolicyKind,
     #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
@@ -71,6 +75,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         data_dir: arguments.data_dir,
         token: ClusterToken::new(arguments.cluster_token.as_deref()),
         queue: arguments.queue,
+        router: arguments.router_policy,
         models: arguments.models,
         cache: arguments.cache_dir,
     };

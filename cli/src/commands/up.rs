@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use foggara_coordinator::router::policy::PolicyKind;
 use tokio::sync::mpsc;
 
 use crate::commands::models::ShapeArguments;
@@ -59,6 +60,9 @@ pub(crate) struct Arguments {
     /// Requests that may wait for one group
     #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_QUEUE, value_name = "N")]
     queue: usize,
+    /// Which group a request goes to: prefix-aware, least-loaded or round-robin
+    #[arg(long, default_value = "prefix-aware", value_name = "POLICY")]
+    router_policy: PolicyKind,
     /// Where the first coordinator's HTTP listens
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     http: SocketAddr,

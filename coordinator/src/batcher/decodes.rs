@@ -9,7 +9,7 @@ impl Batcher {
     pub(super) fn plan_decodes(&mut self, plan: &mut StepPlan) -> usize {
         let mut rows = 0;
         let mut place = 0;
-        // Preemption takes from the end of `running`, so places before `place` never move.
+        // Preemption takes from what is behind `place`, so places before it never move.
         while place < self.running.len() {
             let id = self.running[place];
             let Some(sequence) = self.sequences.get(&id) else { unreachable!("running sequences are known") };
@@ -20,10 +20,10 @@ impl Batcher {
             let missing = self.blocks_for(sequence.planned + 1).saturating_sub(sequence.blocks.len());
             let pool = sequence.pool;
             let granted = loop {
-                if let Some(blocks) = self.pools.take(pool, missing) {
+                if let Some(blocks) = self.pools[pool].take(missing) {
                     break Some(blocks);
                 }
-                if !self.preempt_last_decoding_after(place, pool) {
+                if !self.preempt_cheapest_after(place, pool) {
                     break None;
                 }
             };
@@ -42,18 +42,5 @@ impl Batcher {
             place += 1;
         }
         rows
-    }
-
-    /// Preempts the decoding sequence of `pool` that entered last, if it stands behind `place`.
-    fn preempt_last_decoding_after(&mut self, place: usize, pool: usize) -> bool {
-        let decodes = |id| self.sequences.get(id).is_some_and(|s| s.pool == pool && s.decodes());
-        let victim = self.running.iter().rposition(decodes);
-        match victim {
-            Some(victim) if victim > place => {
-                self.preempt(victim);
-                true
-            }
-            _ => false,
-        }
     }
 }

@@ -5,25 +5,32 @@
 //! waits: the batcher knows where every sequence will stand after the steps in flight, all but which of them will have
 //! ended, and the leader skips those.
 //!
-//! A step plan is made in phases, each in its own file: `drops`, `decodes`, `prefills`; `reports` is the way back.
+//! A step plan is made in phases, each in its own file: `drops`, `decodes`, `prefills` (and for those who come in,
+//! `admission`); `reports` is the way back. `kv` accounts for the blocks.
 
-mod blocks;
+mod admission;
 mod decodes;
 mod drops;
+mod kv;
 mod prefills;
 mod reports;
 mod sequence;
 #[cfg(test)]
-mod tests;
+pub(crate) mod shadow;
+#[cfg(test)]
+mod sharing_tests;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use foggara_proto::sequence::SequenceParams;
-use foggara_proto::step::{SequenceId, StepPlan};
+use foggara_proto::sequence::SequenceRequest;
+use foggara_proto::step::{BlockId, SequenceId, StepPlan};
 
-use blocks::BlockPools;
+use kv::Pool;
 use sequence::{Phase, Sequence};
 
+pub use kv::hash::{BlockHash, HashChain};
 pub use reports::ReportError;
 
 /// Plans that may be in flight: the one being executed and the next.
@@ -74,12 +81,33 @@ pub struct Occupancy {
     pub running: usize,
     /// Sequences waiting.
     pub waiting: usize,
-    /// Blocks nobody holds.
+    /// Blocks nobody holds and nothing is known of.
     pub free_blocks: u32,
     /// Blocks held by sequences.
     pub live_blocks: u32,
+    /// Blocks nobody holds, kept for whoever begins alike.
+    pub cached_blocks: u32,
     /// Sequences preempted since the start.
     pub preemptions: u64,
+    /// Tokens looked for in the cache since the start.
+    pub prefix: CacheTokens,
+}
+
+/// Tokens of sequences that entered, as the prefix cache saw them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheTokens {
+    /// Known tokens of sequences that could have found some of them in the cache.
+    pub asked: u64,
+    /// Of them, those that were there.
+    pub found: u64,
+}
+
+/// A plan on its way.
+#[derive(Debug)]
+struct Step {
+    number: u64,
+    /// Where each running sequence stands after it, in positions in the cache.
+    positions: Vec<(SequenceId, usize)>,
 }
 
 /// The batcher of one group.
@@ -87,7 +115,7 @@ pub struct Occupancy {
 pub struct Batcher {
     driver_epoch: u64,
     limits: Limits,
-    pools: BlockPools,
+    pools: Vec<Pool>,
     sequences: BTreeMap<SequenceId, Sequence>,
     /// In order of arrival; a preempted sequence comes back to the front.
     waiting: VecDeque<SequenceId>,
@@ -95,10 +123,11 @@ pub struct Batcher {
     running: Vec<SequenceId>,
     /// To be named in the next plan's drops.
     dropping: Vec<SequenceId>,
-    /// Numbers of the plans on their way, oldest first.
-    in_flight: VecDeque<u64>,
+    /// The plans on their way, oldest first.
+    in_flight: VecDeque<Step>,
     last_number: u64,
     preemptions: u64,
+    cache_tokens: CacheTokens,
 }
 
 impl Batcher {
@@ -107,7 +136,7 @@ impl Batcher {
         Self {
             driver_epoch,
             limits,
-            pools: BlockPools::new(limits.pools, limits.kv_blocks),
+            pools: kv::pools(limits.pools, limits.kv_blocks),
             sequences: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -115,18 +144,18 @@ impl Batcher {
             in_flight: VecDeque::new(),
             last_number: 0,
             preemptions: 0,
+            cache_tokens: CacheTokens::default(),
         }
     }
 
-    /// Queues a sequence. `tokens` is the prompt (the first `prompt_len`) and what was generated before; ids must be new.
+    /// Queues a sequence; ids must be new. `first` is the sequence that `sibling_of` names, if it is known here.
     pub fn submit(
         &mut self,
         id: SequenceId,
-        tokens: Vec<u32>,
-        prompt_len: usize,
-        params: SequenceParams,
+        request: SequenceRequest,
+        first: Option<SequenceId>,
     ) -> Result<(), Refusal> {
-        let sequence = Sequence::new(tokens, prompt_len, params);
+        let sequence = Sequence::new(request, first, self.block_size());
         let available = self.limits.kv_blocks as usize * self.limits.block_size as usize;
         let needed = sequence.most_positions();
         if needed > available {
@@ -174,7 +203,9 @@ impl Batcher {
         }
         self.last_number += 1;
         plan.number = self.last_number;
-        self.in_flight.push_back(plan.number);
+        let position = |id: &SequenceId| Some((*id, self.sequences.get(id)?.planned));
+        let positions = self.running.iter().filter_map(position).collect();
+        self.in_flight.push_back(Step { number: plan.number, positions });
         Some(plan)
     }
 
@@ -183,10 +214,33 @@ impl Batcher {
         Occupancy {
             running: self.running.len(),
             waiting: self.sequences.len() - self.running.len(),
-            free_blocks: self.pools.all_free(),
-            live_blocks: self.limits.kv_blocks * self.limits.pools - self.pools.all_free(),
+            free_blocks: self.blocks(Pool::free),
+            live_blocks: self.blocks(Pool::live),
+            cached_blocks: self.blocks(Pool::cached),
             preemptions: self.preemptions,
+            prefix: self.cache_tokens,
         }
+    }
+
+    /// Checks that every block is free, live or cached, and is held by whom it should.
+    ///
+    /// # Errors
+    /// What does not add up: a fault of ours.
+    pub fn audit(&self) -> Result<(), String> {
+        let mut held: Vec<BTreeMap<BlockId, u32>> = vec![BTreeMap::new(); self.pools.len()];
+        for sequence in self.sequences.values() {
+            for block in &sequence.blocks {
+                *held[sequence.pool].entry(*block).or_default() += 1;
+            }
+        }
+        self.pools.iter().zip(&held).enumerate().try_for_each(|(number, (pool, held))| {
+            pool.audit(held).map_err(|reason| format!("pool {number}: {reason}"))
+        })
+    }
+
+    /// Blocks of all pools that are in one state.
+    fn blocks(&self, state: impl Fn(&Pool) -> usize) -> u32 {
+        u32::try_from(self.pools.iter().map(state).sum::<usize>()).expect("block ids are 32 bits")
     }
 
     /// Whether nothing is known, held or in flight.
@@ -201,6 +255,11 @@ impl Batcher {
 
     /// Blocks that `positions` tokens take.
     fn blocks_for(&self, positions: usize) -> usize {
-        positions.div_ceil(self.limits.block_size as usize)
+        positions.div_ceil(self.block_size())
+    }
+
+    /// Tokens in a block.
+    fn block_size(&self) -> usize {
+        self.limits.block_size as usize
     }
 }

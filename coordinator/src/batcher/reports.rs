@@ -4,6 +4,7 @@ use foggara_proto::sequence::SequenceEvent;
 use foggara_proto::step::{SequenceId, StepReport};
 
 use super::Batcher;
+use super::kv::Name;
 use super::sequence::Phase;
 
 /// A report that does not follow the plans.
@@ -26,12 +27,12 @@ impl Batcher {
         if report.driver_epoch != self.driver_epoch {
             return Ok(Vec::new());
         }
-        let expected = self.in_flight.front().copied();
+        let expected = self.in_flight.front().map(|step| step.number);
         if expected != Some(report.number) {
             return Err(ReportError::OutOfOrder { got: report.number, expected });
         }
-        self.in_flight.pop_front();
-        let mut news = Vec::with_capacity(report.outputs.len());
+        let positions = self.in_flight.pop_front().map(|step| step.positions).unwrap_or_default();
+        let (mut news, mut ended) = (Vec::with_capacity(report.outputs.len()), Vec::new());
         for output in report.outputs {
             let Some(sequence) = self.sequences.get_mut(&output.sequence) else { continue };
             if sequence.phase == Phase::Ended {
@@ -39,17 +40,48 @@ impl Batcher {
             }
             sequence.tokens.extend(output.token.as_ref().map(|token| token.token));
             if output.end.is_some() {
-                if matches!(sequence.phase, Phase::Preempted { .. }) {
-                    self.sequences.remove(&output.sequence);
-                } else {
-                    sequence.phase = Phase::Ended;
-                }
+                ended.push(output.sequence);
             }
-            let tokens = output.token.into_iter().collect();
-            news.push((output.sequence, SequenceEvent { prompt: output.prompt, tokens, end: output.end }));
+            let event = SequenceEvent {
+                prompt: output.prompt,
+                tokens: output.token.into_iter().collect(),
+                end: output.end,
+                cached_tokens: sequence.found.take(),
+            };
+            news.push((output.sequence, event));
+        }
+        for (id, position) in positions {
+            self.name_blocks(id, position);
+        }
+        for id in ended {
+            match self.sequences.get_mut(&id) {
+                Some(sequence) if sequence.phase == Phase::Running => sequence.phase = Phase::Ended,
+                _ => drop(self.sequences.remove(&id)),
+            }
         }
         self.requeue_preempted(report.number);
         Ok(news)
+    }
+
+    /// A step that is done has computed the positions of a sequence up to `position`: its full blocks can be called by their
+    /// content. (A sequence that was skipped because it had ended is known to have, and one that was preempted holds nothing.)
+    fn name_blocks(&mut self, id: SequenceId, position: usize) {
+        let block_size = self.block_size();
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        if sequence.phase != Phase::Running {
+            return;
+        }
+        let full = position / block_size;
+        if full <= sequence.named {
+            return;
+        }
+        sequence.chain.extend(&sequence.tokens, block_size);
+        for index in sequence.named..full {
+            let (hash, parent) = (sequence.chain.hashes()[index], sequence.chain.parent(index));
+            let name = Name { hash, parent, position: index * block_size };
+            self.pools[sequence.pool].name(sequence.blocks[index], name);
+        }
+        sequence.named = full;
     }
 
     /// Lets preempted sequences whose last step was `number` wait again, the earliest at the very front.

@@ -1,7 +1,9 @@
 //! What the batcher knows of one sequence.
 
-use foggara_proto::sequence::SequenceParams;
-use foggara_proto::step::BlockId;
+use foggara_proto::sequence::{SequenceParams, SequenceRequest};
+use foggara_proto::step::{BlockId, SequenceId};
+
+use super::kv::hash::{BlockHash, HashChain};
 
 /// Where a sequence is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub(super) struct Sequence {
     pub(super) prompt_len: usize,
     pub(super) params: SequenceParams,
     pub(super) phase: Phase,
+    /// The first of several choices, while this one has not entered.
+    pub(super) first: Option<SequenceId>,
     /// Where its blocks come from, since it last joined.
     pub(super) pool: usize,
     /// Blocks granted, in order of use.
@@ -35,20 +39,38 @@ pub(super) struct Sequence {
     pub(super) planned: usize,
     /// Tokens it had when it last joined: all of them are prefill.
     pub(super) joined_with: usize,
+    /// Number of the plan with which all of `joined_with` are in the cache.
+    pub(super) prefilled_by: Option<u64>,
+    /// What its full blocks are called.
+    pub(super) chain: HashChain,
+    /// Of its blocks, the first ones that are called so.
+    pub(super) named: usize,
+    /// Prompt tokens found in the cache when it first entered, until that is told.
+    pub(super) found: Option<u32>,
+    /// Whether it has entered before.
+    pub(super) entered: bool,
 }
 
 impl Sequence {
-    pub(super) fn new(tokens: Vec<u32>, prompt_len: usize, params: SequenceParams) -> Self {
-        let joined_with = tokens.len();
+    pub(super) fn new(request: SequenceRequest, first: Option<SequenceId>, block_size: usize) -> Self {
+        let SequenceRequest { tokens, prompt_len, params, cache_salt, tenant, .. } = request;
+        let mut chain = HashChain::new(BlockHash::root(&tenant, cache_salt.as_deref()));
+        chain.extend(&tokens, block_size);
         Self {
+            joined_with: tokens.len(),
             tokens,
             prompt_len,
             params,
             phase: Phase::Waiting,
+            first,
             pool: 0,
             blocks: Vec::new(),
             planned: 0,
-            joined_with,
+            prefilled_by: None,
+            chain,
+            named: 0,
+            found: None,
+            entered: false,
         }
     }
 
@@ -66,5 +88,11 @@ impl Sequence {
     /// Whether the leader goes on sampling it in the next step, as far as can be known now.
     pub(super) fn decodes(&self) -> bool {
         self.phase == Phase::Running && self.prefill_left() == 0 && self.planned < self.most_positions()
+    }
+
+    /// Most tokens that it may take over from the cache: one is left to compute, so that there are logits, or all of them if
+    /// the logits of all are wanted.
+    pub(super) fn most_cached(&self) -> usize {
+        if self.params.prompt_logprobs { 0 } else { self.tokens.len().saturating_sub(1) }
     }
 }

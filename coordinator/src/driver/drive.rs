@@ -98,6 +98,12 @@ impl Drive {
                 self.plans.send(wire::DriverMessage { message: Some(plan) }).await.ok();
             }
             self.metrics.occupancy(self.batcher.occupancy());
+            if self.batcher.is_idle()
+                && let Err(reason) = self.batcher.audit()
+            {
+                // The next lease begins with empty pools.
+                break format!("KV blocks do not add up: {reason}");
+            }
         };
         for listener in self.listeners.into_values() {
             listener.events.send(Err(lost())).ok();
@@ -144,8 +150,9 @@ impl Drive {
         if self.ids.contains_key(&request.request_id) {
             return Err(GenerateError::Duplicate(request.request_id));
         }
-        let SequenceRequest { request_id, tokens, prompt_len, params, .. } = request;
-        self.batcher.submit(id, tokens, prompt_len, params).map_err(|refusal| match refusal {
+        let request_id = request.request_id.clone();
+        let first = request.sibling_of.as_ref().and_then(|first| self.ids.get(first)).copied();
+        self.batcher.submit(id, request, first).map_err(|refusal| match refusal {
             Refusal::QueueFull { limit } => GenerateError::QueueFull {
                 model: self.model.clone(),
                 limit,

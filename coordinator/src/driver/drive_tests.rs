@@ -95,6 +95,26 @@ async fn limited<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
+async fn choices_enter_beside_the_first_by_its_request_id() {
+    let mut rig = Rig::new(10);
+    let mut first = rig.submit(1, request("r", &[5, 6, 7, 8, 9], 4));
+    let beside =
+        |id: &str| SequenceRequest { sibling_of: Some("r".into()), ..request(id, &[5, 6, 7, 8, 9], 4) };
+    let mut second = rig.submit(2, beside("r-1"));
+    let plan = rig.plan().await;
+    assert_eq!(plan.joins.iter().map(|join| join.sequence).collect::<Vec<_>>(), [1]);
+    rig.report(plan);
+    let plan = rig.plan().await;
+    let joins: Vec<_> = plan.joins.iter().map(|join| (join.sequence, join.cached)).collect();
+    assert_eq!(joins, [(2, 4)], "all but the last token of its prompt");
+    rig.report(plan);
+    let wanted = answer(&[5, 6, 7, 8, 9], 4);
+    let (tokens, end) = rig.lead(&mut second).await;
+    assert_eq!((tokens, end), (wanted.clone(), SequenceEnd::Length));
+    assert_eq!(rig.lead(&mut first).await.0, wanted);
+}
+
+#[tokio::test]
 async fn sequences_submitted_together_share_steps_and_are_answered() {
     let mut rig = Rig::new(10);
     let mut first = rig.submit(1, request("a", &[1, 2, 3], 5));

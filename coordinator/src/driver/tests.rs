@@ -15,6 +15,7 @@ use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterHandle, Command, Outcome};
 use crate::metrics::Metrics;
 use crate::router::dispatch::Dispatcher;
+use crate::router::policy::PolicyKind;
 use crate::router::{GenerateError, Generator, SequenceStream};
 
 struct Rig {
@@ -46,7 +47,8 @@ impl Rig {
             token: token.clone(),
             queue: 10,
         }));
-        let dispatcher = Dispatcher::new(cluster.clone(), drivers.clone(), transport, token);
+        let dispatcher =
+            Dispatcher::new(cluster.clone(), drivers.clone(), transport, token, PolicyKind::default());
         let rig = Self { cluster, drivers, dispatcher, _dir: dir };
         let member = Member { addr: "a".into(), http_addr: "h".into(), pid: 1, draining: false };
         rig.write(Command::RegisterMember { id: 1, member }).await;

@@ -69,7 +69,11 @@ fn events(text: &str, request: &SequenceRequest) -> Vec<SequenceEvent> {
     for token in said {
         let stops = params.stop_token_ids.contains(&token);
         let end = stops.then_some(SequenceEnd::StopToken);
-        list.push(SequenceEvent { prompt: vec![], tokens: vec![output(token, params.logprobs)], end });
+        list.push(SequenceEvent {
+            tokens: vec![output(token, params.logprobs)],
+            end,
+            ..SequenceEvent::default()
+        });
         if stops {
             return list;
         }

@@ -49,6 +49,8 @@ pub struct Metrics {
     sequences: IntGaugeVec,
     kv_blocks: IntGaugeVec,
     preemptions: IntCounterVec,
+    prefix_asked: IntCounterVec,
+    prefix_found: IntCounterVec,
     queue_wait: HistogramVec,
     steps: IntCounterVec,
     step_seconds: HistogramVec,
@@ -129,6 +131,16 @@ impl Metrics {
             preemptions: table.counters(
                 "preemptions_total",
                 "Sequences that had to make room for others.",
+                &["model"],
+            ),
+            prefix_asked: table.counters(
+                "prefix_cache_query_tokens_total",
+                "Tokens of sequences that were looked for in the prefix cache.",
+                &["model"],
+            ),
+            prefix_found: table.counters(
+                "prefix_cache_hit_tokens_total",
+                "Of them, those that were there.",
                 &["model"],
             ),
             queue_wait: table.histograms(
@@ -213,7 +225,10 @@ impl Metrics {
             waiting: self.sequences.with_label_values(&[model, "waiting"]),
             free: self.kv_blocks.with_label_values(&[model, "free"]),
             live: self.kv_blocks.with_label_values(&[model, "live"]),
+            cached: self.kv_blocks.with_label_values(&[model, "cached"]),
             preemptions: self.preemptions.with_label_values(&[model]),
+            prefix_asked: self.prefix_asked.with_label_values(&[model]),
+            prefix_found: self.prefix_found.with_label_values(&[model]),
             queue_wait: self.queue_wait.with_label_values(&[model]),
             shown: Occupancy::default(),
             steps: self.steps.with_label_values(&[model]),
@@ -332,7 +347,10 @@ pub struct DriverMetrics {
     waiting: IntGauge,
     free: IntGauge,
     live: IntGauge,
+    cached: IntGauge,
     preemptions: IntCounter,
+    prefix_asked: IntCounter,
+    prefix_found: IntCounter,
     queue_wait: Histogram,
     /// What the gauges hold of this driver: they sum over the drivers of a model.
     shown: Occupancy,
@@ -389,8 +407,11 @@ impl DriverMetrics {
         self.waiting.add(count(now.waiting) - count(before.waiting));
         self.free.add(i64::from(now.free_blocks) - i64::from(before.free_blocks));
         self.live.add(i64::from(now.live_blocks) - i64::from(before.live_blocks));
+        self.cached.add(i64::from(now.cached_blocks) - i64::from(before.cached_blocks));
         self.preemptions.inc_by(now.preemptions.saturating_sub(before.preemptions));
         self.group.occupancy(now);
+        self.prefix_asked.inc_by(now.prefix.asked.saturating_sub(before.prefix.asked));
+        self.prefix_found.inc_by(now.prefix.found.saturating_sub(before.prefix.found));
     }
 }
 

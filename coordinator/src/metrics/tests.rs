@@ -3,6 +3,7 @@
 use foggara_proto::step::{RankUse, StepTiming};
 
 use super::*;
+use crate::batcher::CacheTokens;
 use crate::cluster::Role;
 
 fn value(text: &str, series: &str) -> Option<f64> {
@@ -16,7 +17,15 @@ fn every_family_the_operators_watch_is_there() {
     metrics.time_to_first_token.with_label_values(&["m"]).observe(0.2);
     metrics.inter_token_latency.with_label_values(&["m"]).observe(0.02);
     let mut driver = metrics.driver(1, 1, "m");
-    driver.occupancy(Occupancy { running: 3, waiting: 2, free_blocks: 5, live_blocks: 4, preemptions: 1 });
+    driver.occupancy(Occupancy {
+        running: 3,
+        waiting: 2,
+        free_blocks: 5,
+        live_blocks: 4,
+        cached_blocks: 6,
+        preemptions: 1,
+        prefix: CacheTokens { asked: 90, found: 30 },
+    });
     let told = RankUse { rank: 1, steps: 4, compute_us: 1_500_000, dispatched_rows: 6, ..RankUse::default() };
     driver.step(&StepReport {
         timing: StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 },
@@ -38,7 +47,10 @@ fn every_family_the_operators_watch_is_there() {
         (r#"foggara_sequences{model="m",state="waiting"}"#, 2.0),
         (r#"foggara_kv_blocks{model="m",state="free"}"#, 5.0),
         (r#"foggara_kv_blocks{model="m",state="live"}"#, 4.0),
+        (r#"foggara_kv_blocks{model="m",state="cached"}"#, 6.0),
         (r#"foggara_preemptions_total{model="m"}"#, 1.0),
+        (r#"foggara_prefix_cache_query_tokens_total{model="m"}"#, 90.0),
+        (r#"foggara_prefix_cache_hit_tokens_total{model="m"}"#, 30.0),
         (r#"foggara_queue_wait_seconds_count{model="m"}"#, 1.0),
         (r#"foggara_steps_total{model="m"}"#, 1.0),
         (r#"foggara_step_rows_sum{model="m"}"#, 9.0),

@@ -4,8 +4,7 @@
 //! A sequence that starts over is given the tokens it has so far and the same seed, so what follows is what would have
 //! followed.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foggara_proto::auth::ClusterToken;
@@ -15,7 +14,10 @@ use foggara_proto::wire::cluster::peer_client::PeerClient;
 use futures::StreamExt;
 use tonic::Code;
 
+use super::places::Places;
+use super::policy::{GroupView, PolicyKind};
 use super::{GenerateError, Generator, SequenceStream};
+use crate::cluster::state::Group;
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{ClusterHandle, ClusterState};
 use crate::driver::Drivers;
@@ -35,8 +37,8 @@ pub struct Dispatcher {
     drivers: Drivers,
     transport: Arc<GrpcTransport>,
     token: ClusterToken,
-    /// Sequences of this front door, by group.
-    load: Arc<Mutex<HashMap<u64, usize>>>,
+    /// Sequences of this front door.
+    places: Places,
 }
 
 /// A group that can take a sequence.
@@ -55,12 +57,26 @@ impl Target {
     }
 }
 
-/// The ready, driven group of `deployment` with the least load; of equals the first.
-fn choose(state: &ClusterState, deployment: &str, load: &HashMap<u64, usize>) -> Option<Target> {
+/// The ready, driven groups of `deployment`, and how a policy sees them.
+fn candidates(
+    state: &ClusterState,
+    deployment: &str,
+    load: impl Fn(u64) -> usize,
+) -> Vec<(Target, GroupView)> {
     let ready = state.groups.iter().filter(|(_, group)| group.deployment == deployment && group.is_ready());
-    let driven = ready.filter_map(|(id, group)| Some((*id, group.driver?)));
-    let (group, lease) = driven.min_by_key(|(id, _)| (load.get(id).copied().unwrap_or(0), *id))?;
-    Some(Target { group, coordinator: lease.coordinator, driver_epoch: lease.epoch })
+    let candidate = |(id, group): (&u64, &Group)| {
+        let lease = group.driver?;
+        let target = Target { group: *id, coordinator: lease.coordinator, driver_epoch: lease.epoch };
+        let view = GroupView {
+            group: *id,
+            driver_epoch: lease.epoch,
+            load: load(*id),
+            blocks: group.kv_blocks as usize * group.shape.dp as usize,
+            block_size: group.block_size as usize,
+        };
+        Some((target, view))
+    };
+    ready.filter_map(candidate).collect()
 }
 
 /// What is being waited for.
@@ -81,14 +97,21 @@ impl Dispatcher {
         drivers: Drivers,
         transport: Arc<GrpcTransport>,
         token: ClusterToken,
+        policy: PolicyKind,
     ) -> Self {
-        Self { cluster, drivers, transport, token, load: Arc::default() }
+        Self { cluster, drivers, transport, token, places: Places::new(policy) }
     }
 
-    /// Counts a sequence of `group` until the result is dropped.
-    fn count(&self, group: u64) -> Counted {
-        *self.load.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry(group).or_default() += 1;
-        Counted { load: Arc::clone(&self.load), group }
+    /// The group that a sequence goes to as things stand.
+    fn choose(
+        &self,
+        state: &ClusterState,
+        deployment: &str,
+        request: &SequenceRequest,
+    ) -> Option<(Target, GroupView)> {
+        let groups = candidates(state, deployment, |group| self.places.load(group));
+        let views: Vec<GroupView> = groups.iter().map(|(_, view)| *view).collect();
+        self.places.choose(request, &views).map(|place| groups[place])
     }
 
     /// Hands the sequence to the driver of `target`; `None` if it is not there.
@@ -111,23 +134,6 @@ impl Dispatcher {
             Err(status) => Err(from_status(&status)),
         };
         Some(events.map(event).boxed())
-    }
-}
-
-struct Counted {
-    load: Arc<Mutex<HashMap<u64, usize>>>,
-    group: u64,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut load = self.load.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(count) = load.get_mut(&self.group) {
-            *count -= 1;
-            if *count == 0 {
-                load.remove(&self.group);
-            }
-        }
     }
 }
 
@@ -240,24 +246,30 @@ impl Generator for Dispatcher {
     fn generate(&self, deployment: &str, request: SequenceRequest) -> SequenceStream {
         let this = self.clone();
         let model = deployment.to_owned();
+        let open = this.places.open(&request);
         let mut progress = Progress { request, prompt_told: 0, accepted: false };
         Box::pin(async_stream::stream! {
+            let (mut open, mut cached_told) = (open, false);
             let mut watch = this.cluster.watch();
             // Since when nobody works on it.
             let mut looking = Instant::now();
+            this.places.first_placed(&progress.request).await;
             loop {
                 let state = watch.borrow_and_update().clone();
                 if !state.deployments.contains_key(&model) {
                     yield Err(GenerateError::UnknownModel(model));
                     return;
                 }
-                let target = choose(&state, &model, &this.load.lock().unwrap_or_else(|p| p.into_inner()));
-                let submitted = match target {
-                    Some(target) => this.submit(target, progress.resume()).await.map(|events| (target, events)),
+                let chosen = this.choose(&state, &model, &progress.request);
+                let submitted = match chosen {
+                    Some((target, view)) => {
+                        let events = this.submit(target, progress.resume()).await;
+                        events.map(|events| (target, view, events))
+                    }
                     None => None,
                 };
-                if let Some((target, mut events)) = submitted {
-                    let _counted = this.count(target.group);
+                if let Some((target, view, mut events)) = submitted {
+                    open.placed(&progress.request, &view);
                     let mut skip = progress.prompt_told;
                     loop {
                         let event = tokio::select! {
@@ -270,8 +282,15 @@ impl Generator for Dispatcher {
                             Some(Ok(event)) => {
                                 looking = Instant::now();
                                 progress.accepted = true;
-                                let event = progress.take(event, &mut skip);
+                                let mut event = progress.take(event, &mut skip);
+                                // What a later driver finds is what was computed for this very stream.
+                                if event.cached_tokens.is_some() && std::mem::replace(&mut cached_told, true) {
+                                    event.cached_tokens = None;
+                                }
                                 let last = event.end.is_some();
+                                if last {
+                                    open.ended(&progress.request, &view);
+                                }
                                 yield Ok(event);
                                 if last {
                                     return;
@@ -290,6 +309,7 @@ impl Generator for Dispatcher {
                             }
                         }
                     }
+                    open.left();
                     if let Some(end) = progress.ended() {
                         yield Ok(SequenceEvent { end: Some(end), ..SequenceEvent::default() });
                         return;

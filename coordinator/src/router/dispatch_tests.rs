@@ -29,7 +29,7 @@ fn output(token: u32) -> TokenOutput {
 
 fn event(prompt: &[u32], tokens: &[u32]) -> SequenceEvent {
     let outputs = |ids: &[u32]| ids.iter().copied().map(output).collect();
-    SequenceEvent { prompt: outputs(prompt), tokens: outputs(tokens), end: None }
+    SequenceEvent { prompt: outputs(prompt), tokens: outputs(tokens), ..SequenceEvent::default() }
 }
 
 fn ids(outputs: &[TokenOutput]) -> Vec<u32> {
@@ -167,28 +167,25 @@ fn state(ready: usize, driven: usize) -> ClusterState {
 }
 
 #[test]
-fn the_least_loaded_driven_group_is_chosen() {
+fn ready_and_driven_groups_can_be_chosen() {
     let groups: Vec<u64> = state(2, 2).groups.keys().copied().collect();
-    let (first, second) = (groups[0], groups[1]);
-    for (ready, driven, load, expected) in [
-        (2, 2, vec![], Some(first)),
-        (2, 2, vec![(first, 1)], Some(second)),
-        (2, 2, vec![(first, 1), (second, 1)], Some(first)),
-        (2, 1, vec![(first, 9)], Some(first)),
-        (2, 0, vec![], None),
-        (0, 0, vec![], None),
-    ] {
+    for (ready, driven, expected) in [(2, 2, 2), (2, 1, 1), (1, 2, 1), (2, 0, 0), (0, 0, 0)] {
         let state = state(ready, driven);
-        let chosen = choose(&state, "m", &load.iter().copied().collect());
-        assert_eq!(chosen.map(|target| target.group), expected, "{ready} {driven} {load:?}");
-        assert!(choose(&state, "other", &HashMap::new()).is_none());
+        let found = candidates(&state, "m", |group| group as usize * 3);
+        let ids: Vec<u64> = found.iter().map(|(target, _)| target.group).collect();
+        assert_eq!(ids, groups[..expected], "{ready} {driven}");
+        for (target, view) in found {
+            assert_eq!((view.group, view.driver_epoch), (target.group, target.driver_epoch));
+            assert_eq!((view.load, view.blocks, view.block_size), (target.group as usize * 3, 4, 16));
+        }
+        assert!(candidates(&state, "other", |_| 0).is_empty());
     }
 }
 
 #[test]
 fn a_target_ends_with_its_lease() {
     let mut state = state(1, 1);
-    let target = choose(&state, "m", &HashMap::new()).expect("one is driven");
+    let (target, _) = candidates(&state, "m", |_| 0)[0];
     assert!(target.is_current(&state));
     let replaces = target.driver_epoch;
     apply(&mut state, Command::AssignDriver { group: target.group, coordinator: 1, replaces });

@@ -1,9 +1,13 @@
 //! From a request to the group that answers it.
 //!
 //! [`Generator`] is what a front door sees of the rest of the cluster; [`dispatch`] implements it over the replicated
-//! state and the drivers.
+//! state and the drivers. Which group it is to be is for a [`policy`] to say, which is pure; [`places`] remembers what it
+//! goes by.
 
 pub mod dispatch;
+pub mod places;
+pub mod policy;
+pub mod prefix_index;
 
 use std::time::Duration;
 

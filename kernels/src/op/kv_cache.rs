@@ -151,6 +151,22 @@ impl KvCache {
         (layer * s.blocks + block as usize) * s.kv_heads + head
     }
 
+    /// The content of block `from` over that of block `to`, in every layer.
+    ///
+    /// # Panics
+    /// If one of them does not exist.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let KvSizes { layers, blocks, kv_heads, .. } = self.sizes;
+        assert!(
+            (from as usize) < blocks && (to as usize) < blocks,
+            "KV cache: block {from} over {to} of {blocks}"
+        );
+        for layer in 0..layers {
+            let [from, to] = [from, to].map(|block| (layer * blocks + block as usize) * kv_heads);
+            self.store.copy_cells(self.keys, self.values, from, to, kv_heads);
+        }
+    }
+
     /// Stores the keys (`kv_heads × key_dim`) and values (`kv_heads × value_dim`; none where they are in the keys) of the
     /// position `offset` of `block`.
     ///
@@ -225,5 +241,39 @@ mod tests {
             let error = KvCache::new(wrong, KvType::Q8_0).expect_err("cannot be made");
             assert!(error.to_string().contains(reason), "{error}");
         }
+    }
+
+    /// Fills all of a cache; block `place` has what `content(place)` would have.
+    fn filled(sizes: KvSizes, ty: KvType, content: impl Fn(usize) -> usize) -> KvCache {
+        let mut cache = KvCache::new(sizes, ty).expect("fits");
+        let value_dim = cache.values.dim;
+        for (layer, at) in (0..sizes.layers).flat_map(|layer| (0..sizes.blocks * 16).map(move |at| (layer, at))) {
+            let (block, offset) = (at / 16, at % 16);
+            let seed = (layer * 1000 + content(block)) * 16 + offset;
+            let row = |width: usize, step: usize| -> Vec<f32> {
+                (0..width * 2).map(|i| ((seed * 31 + i * step) % 1009) as f32 - 500.0).collect()
+            };
+            cache.write(layer, block as u32, offset, &row(sizes.key_dim, 7), &row(value_dim, 11));
+        }
+        cache
+    }
+
+    #[test]
+    fn a_copied_block_is_the_same_in_every_layer_and_the_others_stay() {
+        for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            for values in [Values::Own(20), Values::InKey(33)] {
+                let sizes = KvSizes { blocks: 4, ..sizes(40, values) };
+                let mut cache = filled(sizes, ty, |block| block);
+                cache.copy_block(3, 1);
+                let wanted = filled(sizes, ty, |block| if block == 1 { 3 } else { block });
+                assert!(format!("{:?}", cache.store) == format!("{:?}", wanted.store), "{ty:?} {values:?}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "block 2 over 3 of 3")]
+    fn a_block_that_does_not_exist_is_not_copied_over() {
+        KvCache::new(sizes(8, Values::Own(8)), KvType::F16).expect("fits").copy_block(2, 3);
     }
 }

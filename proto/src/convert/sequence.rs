@@ -101,6 +101,8 @@ impl TryFrom<wire::SubmitRequest> for SequenceRequest {
             weight: r.weight.max(1),
             priority: r.priority,
             deadline_ms: r.deadline_ms,
+            // It has been routed.
+            session: None,
         })
     }
 }
@@ -154,6 +156,7 @@ impl From<SequenceEvent> for wire::SequenceEvent {
             prompt: e.prompt.into_iter().map(Into::into).collect(),
             tokens: e.tokens.into_iter().map(Into::into).collect(),
             end: end_to_wire(e.end),
+            cached_tokens: e.cached_tokens,
         }
     }
 }
@@ -166,6 +169,7 @@ impl TryFrom<wire::SequenceEvent> for SequenceEvent {
             prompt: e.prompt.into_iter().map(Into::into).collect(),
             tokens: e.tokens.into_iter().map(Into::into).collect(),
             end: end_from_wire(e.end)?,
+            cached_tokens: e.cached_tokens,
         })
     }
 }
@@ -244,7 +248,12 @@ mod tests {
     fn events_survive_the_wire_and_unknown_ends_are_refused() {
         for end in [None, Some(SequenceEnd::StopToken), Some(SequenceEnd::Length)] {
             let token = TokenOutput { token: 4, logprob: Some(-0.25), top: vec![(4, -0.25), (9, -2.0)] };
-            let event = SequenceEvent { prompt: vec![token.clone()], tokens: vec![token], end };
+            let event = SequenceEvent {
+                prompt: vec![token.clone()],
+                tokens: vec![token],
+                end,
+                cached_tokens: Some(5),
+            };
             assert_eq!(SequenceEvent::try_from(wire::SequenceEvent::from(event.clone())), Ok(event));
         }
         assert!(end_from_wire(77).is_err());

@@ -3,7 +3,8 @@
 use super::WireError;
 use super::sequence::{checked_prompt_len, end_from_wire, end_to_wire};
 use crate::step::{
-    Chunk, ExpertCount, Grant, GroupLimits, Join, RankUse, SequenceOutput, StepPlan, StepReport, StepTiming,
+    BlockCopy, Chunk, ExpertCount, Grant, GroupLimits, Join, RankUse, SequenceOutput, StepPlan, StepReport,
+    StepTiming,
 };
 use crate::wire::{admin, worker as wire};
 
@@ -14,6 +15,7 @@ impl From<StepPlan> for wire::StepPlan {
             tokens: j.tokens,
             prompt_len: u32::try_from(j.prompt_len).unwrap_or(u32::MAX),
             params: Some(j.params.into()),
+            cached: u32::try_from(j.cached).unwrap_or(u32::MAX),
         };
         Self {
             driver_epoch: p.driver_epoch,
@@ -30,6 +32,7 @@ impl From<StepPlan> for wire::StepPlan {
                 .into_iter()
                 .map(|c| wire::Chunk { sequence: c.sequence, tokens: c.tokens })
                 .collect(),
+            copies: p.copies.into_iter().map(|c| wire::BlockCopy { from: c.from, to: c.to }).collect(),
         }
     }
 }
@@ -41,7 +44,14 @@ impl TryFrom<wire::StepPlan> for StepPlan {
         let join = |j: wire::Join| {
             let params = j.params.ok_or_else(|| WireError::new("joins.params", "missing"))?;
             let prompt_len = checked_prompt_len(j.prompt_len, j.tokens.len())?;
-            Ok(Join { sequence: j.sequence, tokens: j.tokens, prompt_len, params: params.into() })
+            let (cached, known) = (j.cached as usize, j.tokens.len());
+            if cached >= known {
+                return Err(WireError::new(
+                    "joins.cached",
+                    format!("{cached} of {known} tokens: one is left"),
+                ));
+            }
+            Ok(Join { sequence: j.sequence, tokens: j.tokens, prompt_len, params: params.into(), cached })
         };
         Ok(Self {
             driver_epoch: p.driver_epoch,
@@ -50,6 +60,7 @@ impl TryFrom<wire::StepPlan> for StepPlan {
             joins: p.joins.into_iter().map(join).collect::<Result<_, WireError>>()?,
             grants: p.grants.into_iter().map(|g| Grant { sequence: g.sequence, blocks: g.blocks }).collect(),
             chunks: p.chunks.into_iter().map(|c| Chunk { sequence: c.sequence, tokens: c.tokens }).collect(),
+            copies: p.copies.into_iter().map(|c| BlockCopy { from: c.from, to: c.to }).collect(),
         })
     }
 }
@@ -186,9 +197,10 @@ mod tests {
             driver_epoch: 4,
             number: 2,
             drops: vec![1],
-            joins: vec![Join { sequence: 8, tokens: vec![5, 6], prompt_len: 2, params }],
+            joins: vec![Join { sequence: 8, tokens: vec![5, 6], prompt_len: 2, params, cached: 1 }],
             grants: vec![Grant { sequence: 8, blocks: vec![0, 3] }],
-            chunks: vec![Chunk { sequence: 8, tokens: 2 }],
+            copies: vec![BlockCopy { from: 7, to: 0 }],
+            chunks: vec![Chunk { sequence: 8, tokens: 1 }],
         };
         assert_eq!(StepPlan::try_from(wire::StepPlan::from(plan.clone())), Ok(plan));
         let report = StepReport {
@@ -218,9 +230,20 @@ mod tests {
 
     #[test]
     fn a_join_without_params_is_refused() {
-        let join = wire::Join { sequence: 1, tokens: vec![1], prompt_len: 1, params: None };
+        let join = wire::Join { sequence: 1, tokens: vec![1], prompt_len: 1, params: None, cached: 0 };
         let plan = wire::StepPlan { joins: vec![join], ..Default::default() };
         assert_eq!(StepPlan::try_from(plan).map_err(|e| e.field), Err("joins.params"));
+    }
+
+    #[test]
+    fn a_join_with_nothing_left_to_compute_is_refused() {
+        for (cached, fits) in [(0, true), (1, true), (2, false), (u32::MAX, false)] {
+            let params = Some(crate::wire::cluster::SequenceParams::default());
+            let join = wire::Join { sequence: 1, tokens: vec![1, 2], prompt_len: 1, params, cached };
+            let plan = wire::StepPlan { joins: vec![join], ..Default::default() };
+            let refused = StepPlan::try_from(plan).err().map(|e| e.field);
+            assert_eq!(refused, (!fits).then_some("joins.cached"), "{cached}");
+        }
     }
 
     #[test]

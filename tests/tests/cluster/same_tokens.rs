@@ -81,6 +81,36 @@ async fn the_seed_alone_decides() {
     assert_ne!(named, client.ask(unseeded("another-name")).await.bits(), "another id");
 }
 
+/// The first time everything is computed; afterwards most of the prompt is found in the cache.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_warm_prefix_cache_as_with_a_cold_one() {
+    let _machine = machine::shared().await;
+    for workers in [1, 2] {
+        let setup = Setup::new(&format!("warm-{workers}")).model("smol", &paths::smol_gguf());
+        let cluster = setup.coordinators(1).workers(workers).start().await;
+        let client = cluster.client(0);
+        let found = async || cluster.sum("foggara_prefix_cache_hit_tokens_total", &[("model", "smol")]).await;
+        // Prompts of which none begins as another does.
+        let ask = |i: u64| {
+            let prompt = format!("{i} times: {}", "all work and no play. ".repeat(3 + 4 * i as usize));
+            let ask = Ask::text("smol", &prompt).exactly(24).logprobs(3);
+            if i % 2 == 0 { ask } else { ask.sampled(0.9, 0.95, i) }
+        };
+        let asks: Vec<Ask> = (1..5).map(ask).collect();
+        let cold = probe::one_by_one(&client, &asks).await;
+        assert_eq!(found().await, 0.0, "nothing to find yet");
+        let warm = probe::one_by_one(&client, &asks).await;
+        let once = found().await;
+        assert!(once >= 100.0, "only {once} tokens were found");
+        assert!(cold == warm, "tp {workers}: one after the other");
+        for (number, (cold, warm)) in cold.iter().zip(probe::together(&client, &asks).await).enumerate() {
+            assert!(*cold == warm.bits(), "tp {workers}: request {number} beside the others");
+        }
+        assert!(found().await > once);
+        cluster.wait_idle("smol").await;
+    }
+}
+
 /// Too few KV blocks for all: some sequences make room and are computed again, and nobody can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn preempted_sequences_go_on_with_the_same_tokens() {

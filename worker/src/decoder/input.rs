@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use foggara_proto::step::BlockId;
+use foggara_proto::step::{BlockCopy, BlockId};
 
 use super::span;
 
@@ -26,13 +26,15 @@ impl Segment {
     }
 }
 
-/// One step: changes of the block tables, then rows.
+/// One step: changes of the block tables, copies of blocks, then rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepInput {
     /// Slots whose blocks are forgotten.
     pub drops: Vec<u32>,
     /// Blocks added to slots.
     pub grants: Vec<(u32, Vec<BlockId>)>,
+    /// Blocks that begin as another one is, one copy after the other.
+    pub copies: Vec<BlockCopy>,
     /// The rows' sequences and positions.
     pub segments: Vec<Segment>,
     /// The rows' tokens, segment after segment.
@@ -52,7 +54,8 @@ const MAX_SLOTS: u32 = 1 << 16;
 impl StepInput {
     /// Whether running it would change or compute anything.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty() && self.drops.is_empty() && self.grants.is_empty() && !self.collect
+        let changes = self.drops.is_empty() && self.grants.is_empty() && self.copies.is_empty();
+        changes && self.tokens.is_empty() && !self.collect
     }
 
     /// Whether it can be run on `tables` (its own changes made) with this vocabulary, block size and most rows.
@@ -85,20 +88,22 @@ impl StepInput {
         Ok(())
     }
 
-    /// Little-endian words: four counts and a flag, then the four lists.
+    /// Little-endian words: five counts and a flag, then the five lists.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         let mut put =
             |word: usize| bytes.extend_from_slice(&u32::try_from(word).unwrap_or(u32::MAX).to_le_bytes());
-        for count in [self.drops.len(), self.grants.len(), self.segments.len(), self.tokens.len()] {
-            put(count);
-        }
+        let lists = [self.drops.len(), self.grants.len(), self.copies.len()];
+        lists.into_iter().chain([self.segments.len(), self.tokens.len()]).for_each(&mut put);
         put(usize::from(self.collect));
         self.drops.iter().for_each(|slot| put(*slot as usize));
         for (slot, blocks) in &self.grants {
             put(*slot as usize);
             put(blocks.len());
             blocks.iter().for_each(|block| put(*block as usize));
+        }
+        for copy in &self.copies {
+            [copy.from, copy.to].into_iter().for_each(|block| put(block as usize));
         }
         for s in &self.segments {
             [s.slot, s.start, s.len, s.logits_from].into_iter().for_each(|word| put(word as usize));
@@ -114,7 +119,7 @@ impl StepInput {
         let mut words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
         let mut next =
             || words.next().ok_or_else(|| InputError(format!("{} bytes are too few", bytes.len())));
-        let counts = [next()?, next()?, next()?, next()?];
+        let counts = [next()?, next()?, next()?, next()?, next()?];
         let collect = next()? != 0;
         let drops = (0..counts[0]).map(|_| next()).collect::<Result<_, _>>()?;
         let mut grants = Vec::new();
@@ -122,12 +127,16 @@ impl StepInput {
             let (slot, count) = (next()?, next()?);
             grants.push((slot, (0..count).map(|_| next()).collect::<Result<_, _>>()?));
         }
-        let mut segments = Vec::new();
+        let mut copies = Vec::new();
         for _ in 0..counts[2] {
+            copies.push(BlockCopy { from: next()?, to: next()? });
+        }
+        let mut segments = Vec::new();
+        for _ in 0..counts[3] {
             segments.push(Segment { slot: next()?, start: next()?, len: next()?, logits_from: next()? });
         }
-        let tokens = (0..counts[3]).map(|_| next()).collect::<Result<_, _>>()?;
-        Ok(Self { drops, grants, segments, tokens, collect })
+        let tokens = (0..counts[4]).map(|_| next()).collect::<Result<_, _>>()?;
+        Ok(Self { drops, grants, copies, segments, tokens, collect })
     }
 }
 
@@ -158,15 +167,15 @@ impl BlockTables {
     /// Makes a step's changes.
     ///
     /// # Errors
-    /// If a slot or block does not exist, or a sequence would have blocks of two pools.
+    /// If a slot or block does not exist, or a sequence would have, or a block would be copied from, blocks of two pools.
     pub fn apply(&mut self, input: &StepInput) -> Result<(), InputError> {
         for slot in &input.drops {
             if let Some(slot) = self.slots.get_mut(*slot as usize) {
                 slot.blocks.clear();
             }
         }
+        let total = self.pools * self.pool_blocks;
         for (slot, blocks) in &input.grants {
-            let total = self.pools * self.pool_blocks;
             if *slot >= MAX_SLOTS || blocks.iter().any(|block| *block as usize >= total) {
                 return Err(InputError(format!("blocks {blocks:?} of {total} for slot {slot}")));
             }
@@ -185,7 +194,20 @@ impl BlockTables {
             let start = pool * self.pool_blocks;
             table.blocks.extend(blocks.iter().map(|block| block - start as BlockId));
         }
+        for copy in &input.copies {
+            let (from, to) = (copy.from as usize, copy.to as usize);
+            let exist = from < total && to < total;
+            if !exist || from == to || from / self.pool_blocks != to / self.pool_blocks {
+                return Err(InputError(format!("a copy of block {from} over block {to} of {total}")));
+            }
+        }
         Ok(())
+    }
+
+    /// The pool that a block is of, and its number there.
+    pub fn place(&self, block: BlockId) -> (usize, BlockId) {
+        let each = self.pool_blocks.max(1);
+        (block as usize / each, (block as usize % each) as BlockId)
     }
 
     /// The blocks of a slot, in order, numbered within their pool.
@@ -207,6 +229,7 @@ mod tests {
         StepInput {
             drops: vec![4],
             grants: vec![(1, vec![7, 2]), (3, vec![])],
+            copies: vec![BlockCopy { from: 3, to: 2 }, BlockCopy { from: 0, to: 1 }],
             segments: vec![
                 Segment { slot: 1, start: 0, len: 3, logits_from: 2 },
                 Segment { slot: 3, start: 9, len: 1, logits_from: 1 },
@@ -251,7 +274,27 @@ mod tests {
         tables.apply(&grant(vec![11])).expect("again");
         assert_eq!((tables.pool(5), tables.blocks(5)), (2, &[1, 0, 3][..]));
         assert!(tables.apply(&grant(vec![1])).is_err(), "of another pool");
+        assert_eq!((tables.place(11), tables.place(4)), ((2, 3), (1, 0)));
         tables.apply(&StepInput { drops: vec![5], ..grant(vec![1]) }).expect("dropped and granted anew");
         assert_eq!((tables.pool(5), tables.blocks(5)), (0, &[1][..]));
+    }
+
+    #[test]
+    fn blocks_are_copied_within_their_pool_only() {
+        let copy = |from, to| {
+            let copies = vec![BlockCopy { from, to }];
+            BlockTables::new(2, 4).apply(&StepInput { copies, ..StepInput::default() })
+        };
+        assert_eq!(copy(5, 7), Ok(()));
+        for (from, to, what) in [
+            (3, 4, "of another pool"),
+            (8, 7, "from nowhere"),
+            (7, 8, "to nowhere"),
+            (2, 2, "over itself"),
+            (u32::MAX, u32::MAX - 1, "out of reach"),
+        ] {
+            assert!(copy(from, to).is_err(), "{what}");
+        }
+        assert!(!StepInput { copies: vec![BlockCopy { from: 1, to: 0 }], ..StepInput::default() }.is_empty());
     }
 }

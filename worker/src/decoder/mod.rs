@@ -169,6 +169,7 @@ impl Decoder {
         comms: &mut Comms,
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), CollectiveError> {
+        self.copy_blocks(input, tables);
         if input.tokens.is_empty() {
             return Ok(());
         }
@@ -204,6 +205,16 @@ impl Decoder {
             comms.send(&mut self.buffers.x)?;
         }
         self.score(input, tables, comms, on_logits)
+    }
+
+    /// Copies the blocks of this rank's part of the batch that the step says.
+    fn copy_blocks(&mut self, input: &StepInput, tables: &BlockTables) {
+        for copy in &input.copies {
+            let ((pool, from), (_, to)) = (tables.place(copy.from), tables.place(copy.to));
+            if pool == self.slice.place.dp {
+                self.cache.copy_block(from, to);
+            }
+        }
     }
 
     /// The rows of this rank's part of the batch, with their tokens.

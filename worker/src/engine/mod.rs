@@ -141,4 +141,6 @@ pub fn kv_type(choice: &str, model: &Checkpoint) -> Result<KvType, String> {
 }
 
 #[cfg(test)]
+mod cache_tests;
+#[cfg(test)]
 mod tests;

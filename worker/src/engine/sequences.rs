@@ -25,12 +25,14 @@ struct Sequence {
     history: History,
     /// Positions in the cache.
     cached: usize,
+    /// All that was known of it when it joined has gone through the model.
+    prefilled: bool,
     ended: bool,
 }
 
 impl Sequence {
     fn decodes(&self) -> bool {
-        !self.ended && self.cached > 0 && self.cached + 1 == self.tokens.len()
+        !self.ended && self.prefilled && self.cached + 1 == self.tokens.len()
     }
 }
 
@@ -84,7 +86,7 @@ impl SequenceTable {
     /// If it refers to sequences, tokens or work that do not exist. The table is unusable then until
     /// [`clear`](Self::clear).
     pub fn begin(&mut self, plan: StepPlan) -> Result<StepInput, PlanError> {
-        let mut input = StepInput::default();
+        let mut input = StepInput { copies: plan.copies, ..StepInput::default() };
         for id in plan.drops {
             let sequence = self.sequences.remove(&id).ok_or_else(|| unknown(id, "dropped"))?;
             self.free_slots.push(sequence.slot);
@@ -133,6 +135,7 @@ impl SequenceTable {
                 });
             }
             sequence.cached += rows;
+            sequence.prefilled |= sequence.cached == sequence.tokens.len();
         }
         Ok(input)
     }
@@ -145,6 +148,12 @@ impl SequenceTable {
         }
         if join.prompt_len == 0 || join.prompt_len > join.tokens.len() {
             return Err(wrong(format!("a prompt of {} in {} tokens", join.prompt_len, join.tokens.len())));
+        }
+        if join.cached >= join.tokens.len() {
+            return Err(wrong(format!("{} of {} tokens cached", join.cached, join.tokens.len())));
+        }
+        if join.cached > 0 && join.params.prompt_logprobs {
+            return Err(wrong(format!("{} tokens cached whose probabilities are asked for", join.cached)));
         }
         if self.sequences.contains_key(&id) {
             return Err(wrong("joined twice".into()));
@@ -159,7 +168,8 @@ impl SequenceTable {
             tokens: join.tokens,
             prompt_len: join.prompt_len,
             params: join.params,
-            cached: 0,
+            cached: join.cached,
+            prefilled: false,
             ended: false,
         };
         self.sequences.insert(id, sequence);

@@ -19,7 +19,7 @@ fn params(max_tokens: u32) -> SequenceParams {
 }
 
 fn join(sequence: SequenceId, tokens: &[u32], prompt_len: usize, params: SequenceParams) -> Join {
-    Join { sequence, tokens: tokens.to_vec(), prompt_len, params }
+    Join { sequence, tokens: tokens.to_vec(), prompt_len, params, cached: 0 }
 }
 
 fn chunk(sequence: SequenceId, tokens: u32) -> Chunk {
@@ -119,6 +119,20 @@ fn a_sequence_goes_on_from_where_it_was() {
 }
 
 #[test]
+fn a_sequence_whose_beginning_is_cached_starts_behind_it() {
+    let mut table = SequenceTable::new(10);
+    let cached = Join { cached: 3, ..join(1, &[3, 4, 5, 6], 4, params(3)) };
+    // One token is left, but nothing is computed before it is named.
+    assert!(begin(&mut table, vec![cached], vec![], vec![]).is_empty());
+    let input = begin(&mut table, vec![], vec![chunk(1, 1)], vec![]);
+    assert_eq!(input.segments, [Segment { slot: 0, start: 3, len: 1, logits_from: 0 }]);
+    assert_eq!(input.tokens, [6]);
+    table.take_logits(0, &likely(8));
+    assert_eq!(table.finish().remove(0).token.map(|token| token.token), Some(8));
+    assert_eq!(begin(&mut table, vec![], vec![], vec![]).tokens, [8], "and then it decodes");
+}
+
+#[test]
 fn slots_are_used_again() {
     let mut table = SequenceTable::new(10);
     let three = (1..=3).map(|id| join(id, &[1], 1, params(5))).collect();
@@ -140,6 +154,7 @@ fn plans_that_make_no_sense_are_refused_and_clearing_forgets_all_of_them() {
         ..StepPlan::default()
     };
     let good = || join(4, &[1, 2], 2, params(5));
+    let echo = || SequenceParams { prompt_logprobs: true, ..params(5) };
     let cases = [
         ("an unknown drop", plan(&[8], vec![], &[], vec![])),
         ("a drop twice", plan(&[1, 1], vec![], &[], vec![])),
@@ -152,6 +167,12 @@ fn plans_that_make_no_sense_are_refused_and_clearing_forgets_all_of_them() {
         ("no tokens", plan(&[], vec![join(4, &[], 0, params(5))], &[], vec![])),
         ("no prompt", plan(&[], vec![join(4, &[1], 0, params(5))], &[], vec![])),
         ("a prompt longer than the tokens", plan(&[], vec![join(4, &[1], 2, params(5))], &[], vec![])),
+        ("all of it cached", plan(&[], vec![Join { cached: 2, ..good() }], &[], vec![chunk(4, 1)])),
+        ("more cached than there is", plan(&[], vec![Join { cached: 9, ..good() }], &[], vec![])),
+        (
+            "cached, but its probabilities are wanted",
+            plan(&[], vec![Join { cached: 1, ..join(4, &[1, 2], 2, echo()) }], &[], vec![chunk(4, 1)]),
+        ),
         ("no work", plan(&[], vec![good()], &[], vec![chunk(4, 0)])),
         ("more work than tokens", plan(&[], vec![good()], &[], vec![chunk(4, 3)])),
         ("more work in two parts", plan(&[], vec![good()], &[], vec![chunk(4, 2), chunk(4, 1)])),

@@ -20,6 +20,17 @@ fn run(
     kind: Kind,
     drive: impl FnOnce(&Sender<EngineEvent>) + Send,
 ) -> Vec<Result<(), EngineError>> {
+    run_shape(model, Shape::tensor(tp), kind, KvType::F32, drive)
+}
+
+/// The same for any shape and precision of the cache.
+pub(super) fn run_shape(
+    model: &Checkpoint,
+    shape: Shape,
+    kind: Kind,
+    ty: KvType,
+    drive: impl FnOnce(&Sender<EngineEvent>) + Send,
+) -> Vec<Result<(), EngineError>> {
     let (events, received) = channel();
     let received: Mutex<Option<Receiver<EngineEvent>>> = Mutex::new(Some(received));
     std::thread::scope(|scope| {
@@ -28,7 +39,7 @@ fn run(
             // A leader that has ended by itself does not listen.
             events.send(EngineEvent::Stop).ok();
         });
-        let ends = group(model, Shape::tensor(tp), kind, KvType::F32, |mut engine| {
+        let ends = group(model, shape, kind, ty, |mut engine| {
             engine.check()?;
             if engine.comms.rank() == 0 {
                 let events = received.lock().expect("one leader").take().expect("one leader");
@@ -43,7 +54,7 @@ fn run(
 }
 
 /// A driver's end.
-struct Driver<'a> {
+pub(super) struct Driver<'a> {
     events: &'a Sender<EngineEvent>,
     reports: UnboundedReceiver<StepReport>,
     epoch: u64,
@@ -53,19 +64,19 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn attach(events: &'a Sender<EngineEvent>, epoch: u64) -> Self {
+    pub(super) fn attach(events: &'a Sender<EngineEvent>, epoch: u64) -> Self {
         let (sender, reports) = unbounded_channel();
         events.send(EngineEvent::Attach { driver_epoch: epoch, reports: sender }).expect("the leader runs");
         Self { events, reports, epoch, number: 0, ranks: Vec::new() }
     }
 
-    fn send(&mut self, plan: StepPlan) {
+    pub(super) fn send(&mut self, plan: StepPlan) {
         self.number += 1;
         let plan = StepPlan { driver_epoch: self.epoch, number: self.number, ..plan };
         self.events.send(EngineEvent::Plan(plan)).expect("the leader runs");
     }
 
-    fn report(&mut self) -> StepReport {
+    pub(super) fn report(&mut self) -> StepReport {
         let report = self.reports.blocking_recv().expect("the leader reports");
         assert_eq!((report.driver_epoch, report.number), (self.epoch, self.number));
         self.ranks.extend(&report.ranks);
@@ -103,7 +114,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-fn join(sequence: SequenceId, prompt: &[u32], max_tokens: u32, temperature: f32) -> Join {
+pub(super) fn join(sequence: SequenceId, prompt: &[u32], max_tokens: u32, temperature: f32) -> Join {
     let params = SequenceParams {
         max_tokens,
         temperature,
@@ -115,7 +126,7 @@ fn join(sequence: SequenceId, prompt: &[u32], max_tokens: u32, temperature: f32)
         prompt_logprobs: false,
         ..SequenceParams::default()
     };
-    Join { sequence, tokens: prompt.to_vec(), prompt_len: prompt.len(), params }
+    Join { sequence, tokens: prompt.to_vec(), prompt_len: prompt.len(), params, cached: 0 }
 }
 
 fn is_gone(end: &Result<(), EngineError>) -> bool {

@@ -91,7 +91,9 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let id = (i + 1).to_string();
         let data = folder.join(format!("coordinator-{id}")).to_string_lossy().into_owned();
         let (http, grpc, queue) = (http.to_string(), grpc.to_string(), a.queue.to_string());
-        let mut flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data, "--queue", &queue]);
+        let router = a.router_policy.to_string();
+        let mut flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data]);
+        flags.extend(words(&["--queue", &queue, "--router-policy", &router]));
         flags.extend(models.iter().cloned());
         spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
     });

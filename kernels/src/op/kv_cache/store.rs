@@ -21,6 +21,30 @@ impl Store {
         }
     }
 
+    /// The content of `count` cells from `from` on over that of as many from `to` on.
+    pub(super) fn copy_cells(&mut self, keys: Side, values: Side, from: usize, to: usize, count: usize) {
+        fn copy<E: Copy>(all: &mut [E], each: usize, from: usize, to: usize, count: usize) {
+            all.copy_within(from * each..(from + count) * each, to * each);
+        }
+        let sides = (keys, values);
+        match self {
+            Self::F32 { keys, values } => {
+                copy(keys, sides.0.elements(), from, to, count);
+                copy(values, sides.1.elements(), from, to, count);
+            }
+            Self::F16 { keys, values } => {
+                copy(keys, sides.0.elements(), from, to, count);
+                copy(values, sides.1.elements(), from, to, count);
+            }
+            Self::Q8_0 { keys, values } => {
+                for (side, codes) in [(sides.0, keys), (sides.1, values)] {
+                    copy(&mut codes.codes, side.elements(), from, to, count);
+                    copy(&mut codes.scales, side.scales(), from, to, count);
+                }
+            }
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         match self {
