@@ -123,3 +123,84 @@ impl Drop for Open {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::tests::request;
+
+    fn named(id: &str, sibling_of: Option<&str>) -> SequenceRequest {
+        let sibling_of = sibling_of.map(str::to_owned);
+        SequenceRequest { request_id: id.into(), sibling_of, ..request(&[1, 2, 3], 4) }
+    }
+
+    fn views(places: &Places) -> Vec<GroupView> {
+        let view =
+            |group| GroupView { group, driver_epoch: 1, load: places.load(group), blocks: 9, block_size: 2 };
+        (1..4).map(view).collect()
+    }
+
+    #[tokio::test]
+    async fn choices_go_where_their_first_is_and_wait_for_it() {
+        let places = Places::new(PolicyKind::RoundRobin);
+        let (first, second) = (named("r", None), named("r-1", Some("r")));
+        let mut open = places.open(&first);
+        let mut waiting = std::pin::pin!(places.first_placed(&second));
+        assert!(futures::poll!(waiting.as_mut()).is_pending(), "the first has no group yet");
+        let groups = views(&places);
+        open.placed(&first, &groups[1]);
+        waiting.await;
+        assert_eq!(places.choose(&second, &groups), Some(1));
+        assert_eq!(
+            places.choose(&named("other", None), &groups),
+            Some(0),
+            "it was not the policy that chose"
+        );
+        assert_eq!(places.choose(&second, &groups[2..]), Some(0), "its group cannot be chosen any more");
+        drop(open);
+        places.first_placed(&second).await;
+        assert_eq!(places.choose(&second, &[]), None);
+    }
+
+    #[tokio::test]
+    async fn a_first_that_goes_without_a_group_holds_nobody_up() {
+        let places = Places::new(PolicyKind::LeastLoaded);
+        let open = places.open(&named("r", None));
+        let second = named("r-1", Some("r"));
+        let mut waiting = std::pin::pin!(places.first_placed(&second));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        drop(open);
+        waiting.await;
+        assert_eq!(places.choose(&second, &views(&places)), Some(0));
+    }
+
+    #[test]
+    fn sequences_are_counted_where_they_are() {
+        let places = Places::new(PolicyKind::LeastLoaded);
+        let (one, two) = (named("a", None), named("b", None));
+        let (mut first, mut second) = (places.open(&one), places.open(&two));
+        let groups = views(&places);
+        first.placed(&one, &groups[0]);
+        second.placed(&two, &groups[0]);
+        assert_eq!((places.load(1), places.load(2)), (2, 0));
+        second.placed(&two, &groups[1]);
+        assert_eq!((places.load(1), places.load(2)), (1, 1), "it has moved");
+        first.left();
+        first.left();
+        assert_eq!(places.choose(&one, &views(&places)), Some(0));
+        drop((first, second));
+        assert_eq!((places.load(1), places.load(2)), (0, 0));
+        assert!(places.known().load.is_empty() && places.known().requests.is_empty());
+    }
+
+    #[test]
+    fn a_request_id_that_is_used_again_is_the_later_ones() {
+        let places = Places::new(PolicyKind::LeastLoaded);
+        let request = named("a", None);
+        let first = places.open(&request);
+        let mut second = places.open(&request);
+        drop(first);
+        second.placed(&request, &views(&places)[2]);
+        assert_eq!(places.choose(&named("b", Some("a")), &views(&places)), Some(2));
+    }
+}

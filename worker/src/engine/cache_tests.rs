@@ -111,14 +111,14 @@ fn warm_and_cold(driver: &mut Driver<'_>, pool: usize, vocab: usize) {
 
 #[test]
 fn a_cached_beginning_changes_no_bit() {
-    let shape = |tp, dp| Shape { tp, dp, ..Shape::SOLO };
+    let shape = |tp, dp| Shape { tp, dp, ..Shape::tensor(1) };
     for (name, shape, ty) in [
         ("llama-odd-heads", shape(1, 1), KvType::F32),
         ("llama-odd-heads", shape(2, 1), KvType::F16),
         ("llama-odd-heads", shape(3, 1), KvType::F32),
         ("deepseek-v3", shape(2, 1), KvType::F16),
         ("mixtral", shape(1, 2), KvType::F16),
-        ("mistral-window", Shape { pp: 2, ..Shape::SOLO }, KvType::F16),
+        ("mistral-window", Shape { pp: 2, ..Shape::tensor(1) }, KvType::F16),
     ] {
         let (model, _) = golden(name);
         let vocab = model.spec().vocab;

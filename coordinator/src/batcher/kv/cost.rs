@@ -24,9 +24,9 @@ const MOST_USES: u64 = 16;
 /// The plan up to which a cached block is worth its memory: the later, the longer it is kept.
 ///
 /// `released + 256 · uses · cost`, where `released` is the number of the plan that let it go, `uses` how many sequences have
-/// had it, and `cost` that of a row at its position over that of a row at the beginning. So of blocks that are used and cost the same, the
-/// one let go first goes first, and what is dear or used often stays that much longer, but not for ever (the idea of
-/// GreedyDual-Size-Frequency, with the plans as its clock).
+/// had it, and `cost` that of a row at its position over that of a row at the beginning. So of blocks that are used and cost
+/// the same, the one let go first goes first, and what is dear or used often stays that much longer, but not for ever (the
+/// idea of GreedyDual-Size-Frequency, with the plans as its clock).
 pub(super) fn kept_until(released: u64, uses: u64, position: usize) -> u64 {
     let uses = uses.clamp(1, MOST_USES);
     released + KEPT_PLANS * uses * row(position as u64) / ATTENTION_EQUALS_THE_REST
