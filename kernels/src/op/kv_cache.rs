@@ -247,7 +247,9 @@ mod tests {
     fn filled(sizes: KvSizes, ty: KvType, content: impl Fn(usize) -> usize) -> KvCache {
         let mut cache = KvCache::new(sizes, ty).expect("fits");
         let value_dim = cache.values.dim;
-        for (layer, at) in (0..sizes.layers).flat_map(|layer| (0..sizes.blocks * 16).map(move |at| (layer, at))) {
+        for (layer, at) in
+            (0..sizes.layers).flat_map(|layer| (0..sizes.blocks * 16).map(move |at| (layer, at)))
+        {
             let (block, offset) = (at / 16, at % 16);
             let seed = (layer * 1000 + content(block)) * 16 + offset;
             let row = |width: usize, step: usize| -> Vec<f32> {
