@@ -237,7 +237,7 @@ fn choices_that_wait_for_their_first_hold_nobody_up() {
 #[test]
 fn a_preempted_sequence_finds_its_blocks_again() {
     // Two that grow until one has to go; the other ends soon after.
-    let limits = Limits { kv_blocks: 12, step_rows: 64, ..LIMITS };
+    let limits = Limits { kv_blocks: 10, step_rows: 64, ..LIMITS };
     let mut rig = Rig::new(limits);
     rig.submit(1, request(&[prompt(20), vec![1]].concat(), 12));
     rig.submit(2, request(&[prompt(20), vec![3]].concat(), 20));

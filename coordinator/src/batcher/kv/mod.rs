@@ -11,7 +11,7 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
-pub(super) use pool::{Name, Pool, Prefix};
+pub(super) use pool::{Name, Pool};
 
 /// The pools of a group: of `count` blocks each, pool `p` has those numbered `p · count` and up. The same number is valid in
 /// the cache of every rank of that index.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::hash::{BlockHash, HashChain};
-use super::{Name, Pool, Prefix, pools};
+use super::pool::Prefix;
+use super::{Name, Pool, pools};
 
 /// The chain of a prompt in blocks of two.
 fn chain(tokens: &[u32]) -> HashChain {
