@@ -57,7 +57,7 @@ fn stats_of(driver: u64, driven: Driven) -> wire::GroupStats {
         waiting: now.waiting as u64,
         free_blocks: u64::from(now.free_blocks),
         live_blocks: u64::from(now.live_blocks),
-        cached_blocks: 0,
+        cached_blocks: u64::from(now.cached_blocks),
         preemptions: now.preemptions,
         steps: driven.steps,
         rows: driven.rows,
