@@ -25,9 +25,26 @@ pub(super) struct Entry {
     cached: usize,
 }
 
+/// Who enters next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Next {
+    pub(super) id: SequenceId,
+    /// How it can enter.
+    pub(super) entry: Entry,
+    /// Tokens that it has to compute.
+    pub(super) left: usize,
+}
+
+impl Next {
+    /// Tokens that it finds in the cache.
+    pub(super) fn cached(&self) -> usize {
+        self.entry.cached
+    }
+}
+
 /// Whether a waiting sequence can enter in the plan being made.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Admission {
+enum Admission {
     Enters(Entry),
     /// There is not enough memory for it yet.
     NoRoom,
@@ -37,7 +54,7 @@ pub(super) enum Admission {
 
 impl Batcher {
     /// Whether and how `sequence` can enter.
-    pub(super) fn admission(&self, sequence: &Sequence) -> Admission {
+    fn admission(&self, sequence: &Sequence) -> Admission {
         let first = sequence.first.and_then(|first| self.sequences.get(&first));
         // Sharing stays within what may be shared, whatever is asked for.
         let first = first.filter(|first| first.chain.root() == sequence.chain.root());
@@ -61,7 +78,7 @@ impl Batcher {
             Phase::Waiting => return Err(NotBeside::NotYet),
             Phase::Running => {}
         }
-        if first.prefilled_by.is_none_or(|plan| plan > self.last_number) {
+        if self.is_reading(first) {
             return Err(NotBeside::NotYet);
         }
         let same = first.tokens.iter().zip(&sequence.tokens).take_while(|(a, b)| a == b).count();
@@ -103,6 +120,30 @@ impl Batcher {
         self.pools[pool].available() >= missing + revived + self.running_in(pool)
     }
 
+    /// Who enters next, and how: the first in the queue that does not wait for the first of its choices. `None` if nobody
+    /// waits, or there is no place or no room.
+    pub(super) fn next_entry(&self) -> Option<Next> {
+        if self.running.len() >= self.limits.sequences as usize {
+            return None;
+        }
+        let waiting = self.queue.candidates().filter_map(|id| Some((id, self.sequences.get(&id)?)));
+        for (id, sequence) in waiting {
+            match self.admission(sequence) {
+                Admission::NotYet => {}
+                Admission::NoRoom => return None,
+                Admission::Enters(entry) => {
+                    return Some(Next { id, left: sequence.tokens.len() - entry.cached, entry });
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether no plan made so far completes the prompt of a running sequence.
+    fn is_reading(&self, sequence: &Sequence) -> bool {
+        sequence.prefilled_by.is_none_or(|plan| plan > self.last_number)
+    }
+
     /// Lets a waiting sequence in, as [`admission`](Self::admission) has just said.
     pub(super) fn enter(&mut self, plan: &mut StepPlan, id: SequenceId, entry: Entry) {
         let needed = self.blocks_for(self.sequences.get(&id).map_or(0, |sequence| sequence.tokens.len()));
@@ -121,6 +162,8 @@ impl Batcher {
             sequence.entered = true;
             sequence.found = u32::try_from(cached.min(sequence.prompt_len)).ok();
         }
+        // What is there already costs its tenant nothing.
+        self.queue.enter(id, &mut sequence.ticket, sequence.tokens.len() - cached);
         sequence.phase = Phase::Running;
         sequence.first = None;
         sequence.pool = pool;

@@ -34,6 +34,7 @@ impl Batcher {
             };
             let sequence = self.sequences.get_mut(&id).expect("looked up above");
             sequence.planned += 1;
+            self.work.add_decode(sequence.planned);
             if !blocks.is_empty() {
                 sequence.blocks.extend_from_slice(&blocks);
                 plan.grants.push(Grant { sequence: id, blocks });

@@ -55,7 +55,9 @@ impl Batcher {
             self.pools[sequence.pool].release(&blocks, self.last_number + 1);
             sequence.phase = Phase::Preempted { until };
             self.preemptions += 1;
-            if !in_flight {
+            if in_flight {
+                self.preempted.push(id);
+            } else {
                 self.wait_again(id);
             }
         }
@@ -73,7 +75,7 @@ impl Batcher {
         sequence.chain.extend(&sequence.tokens, block_size);
         // It decoded already, so its prompt's log-probabilities have been told.
         sequence.params.prompt_logprobs = false;
-        self.waiting.push_front(id);
+        self.queue.put_back(id, &mut sequence.ticket);
     }
 
     /// What the plan being made must name.

@@ -1,24 +1,33 @@
 //! Continuous batching: events in (submitted, cancelled, reported), [`StepPlan`]s out.
 //!
 //! Pure: no clock, no I/O, no randomness. The driver owns one [`Batcher`] for each group it drives, sends its plans to the
-//! group's leader and feeds it the reports. Plans are made ahead of the reports ([`PLANS_AHEAD`]), so the leader never
+//! group's leader and feeds it the reports. Plans are made ahead of the reports (`ahead`), so the leader never
 //! waits: the batcher knows where every sequence will stand after the steps in flight, all but which of them will have
 //! ended, and the leader skips those.
 //!
 //! A step plan is made in phases, each in its own file: `drops`, `decodes`, `prefills` (and for those who come in,
-//! `admission`); `reports` is the way back. `kv` accounts for the blocks.
+//! `admission`); `reports` is the way back. What the phases decide by is apart from them: `queue` (who enters next), `cost`
+//! (how long a step takes), `budget` (how much prefill goes into it), `ahead` (how many plans are on their way). `kv` accounts
+//! for the blocks.
 
 mod admission;
+mod ahead;
+mod budget;
+mod cost;
 mod decodes;
 mod drops;
 mod kv;
+mod policy;
 mod prefills;
+mod queue;
 mod reports;
 mod sequence;
 #[cfg(test)]
 pub(crate) mod shadow;
 #[cfg(test)]
 mod sharing_tests;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -27,14 +36,15 @@ use std::collections::{BTreeMap, VecDeque};
 use foggara_proto::sequence::SequenceRequest;
 use foggara_proto::step::{BlockId, SequenceId, StepPlan};
 
+use ahead::Ahead;
+use cost::{CostModel, Work};
 use kv::Pool;
+use queue::{Arrival, Queue};
 use sequence::{Phase, Sequence};
 
+pub use ahead::{LEAST_PLANS_AHEAD, MOST_PLANS_AHEAD};
 pub use kv::hash::{BlockHash, HashChain};
 pub use reports::ReportError;
-
-/// Plans that may be in flight: the one being executed and the next.
-pub const PLANS_AHEAD: usize = 2;
 
 /// What bounds a group's batches. Every field is at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +57,6 @@ pub struct Limits {
     pub block_size: u32,
     /// Rows (tokens) of one step.
     pub step_rows: u32,
-    /// Of them, for prefill while other sequences decode: what their next token may wait for.
-    pub prefill_rows_beside_decodes: u32,
     /// Sequences in the group at once.
     pub sequences: u32,
     /// Sequences waiting to get in.
@@ -117,10 +125,17 @@ pub struct Batcher {
     limits: Limits,
     pools: Vec<Pool>,
     sequences: BTreeMap<SequenceId, Sequence>,
-    /// In order of arrival; a preempted sequence comes back to the front.
-    waiting: VecDeque<SequenceId>,
+    queue: Queue,
+    /// The driver's time.
+    now_ms: u64,
+    cost: CostModel,
+    ahead: Ahead,
+    /// What the plan being made will have the group do.
+    work: Work,
     /// In order of entry: the last is the first to be preempted.
     running: Vec<SequenceId>,
+    /// Preempted, with tokens still on their way.
+    preempted: Vec<SequenceId>,
     /// To be named in the next plan's drops.
     dropping: Vec<SequenceId>,
     /// The plans on their way, oldest first.
@@ -138,8 +153,13 @@ impl Batcher {
             limits,
             pools: kv::pools(limits.pools, limits.kv_blocks),
             sequences: BTreeMap::new(),
-            waiting: VecDeque::new(),
+            queue: Queue::new(limits.queue),
+            now_ms: 0,
+            cost: CostModel::default(),
+            ahead: Ahead::default(),
+            work: Work::default(),
             running: Vec::new(),
+            preempted: Vec::new(),
             dropping: Vec::new(),
             in_flight: VecDeque::new(),
             last_number: 0,
@@ -155,20 +175,16 @@ impl Batcher {
         request: SequenceRequest,
         first: Option<SequenceId>,
     ) -> Result<(), Refusal> {
-        let sequence = Sequence::new(request, first, self.block_size());
+        let arrival = Arrival::of(&request, self.now_ms);
+        let mut sequence = Sequence::new(request, first, self.block_size());
         let available = self.limits.kv_blocks as usize * self.limits.block_size as usize;
         let needed = sequence.most_positions();
         if needed > available {
             return Err(Refusal::TooLong { needed, available });
         }
-        // What a free slot takes in the very next plan is not waiting.
-        let slots = (self.limits.sequences as usize).saturating_sub(self.running.len());
-        if self.waiting.len() >= self.limits.queue + slots {
-            return Err(Refusal::QueueFull { limit: self.limits.queue });
-        }
+        sequence.ticket = self.line_up(id, arrival)?;
         let earlier = self.sequences.insert(id, sequence);
         debug_assert!(earlier.is_none(), "sequence id {id} used twice");
-        self.waiting.push_back(id);
         Ok(())
     }
 
@@ -177,7 +193,7 @@ impl Batcher {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         match sequence.phase {
             Phase::Waiting => {
-                self.waiting.retain(|&waiting| waiting != id);
+                self.queue.remove(id, &sequence.ticket);
                 self.sequences.remove(&id);
             }
             // Already named in a drop: nothing of it is left at the leader.
@@ -190,13 +206,14 @@ impl Batcher {
 
     /// The next step, or `None` while there is nothing to do or enough plans are in flight.
     pub fn plan(&mut self) -> Option<StepPlan> {
-        if self.in_flight.len() >= PLANS_AHEAD {
+        if !self.ahead.has_room() {
             return None;
         }
+        self.work = Work::default();
         let mut plan = StepPlan { driver_epoch: self.driver_epoch, ..StepPlan::default() };
         self.collect_ended();
         let decoding = self.plan_decodes(&mut plan);
-        let prefilling = self.plan_prefills(&mut plan, decoding);
+        let prefilling = self.plan_prefills(&mut plan);
         plan.drops = self.take_drops();
         if decoding + prefilling == 0 && plan.drops.is_empty() {
             return None;
@@ -206,6 +223,7 @@ impl Batcher {
         let position = |id: &SequenceId| Some((*id, self.sequences.get(id)?.planned));
         let positions = self.running.iter().filter_map(position).collect();
         self.in_flight.push_back(Step { number: plan.number, positions });
+        self.ahead.planned(self.work, self.cost.predict(self.work));
         Some(plan)
     }
 

@@ -1,65 +1,52 @@
 //! Third phase: what is left of the step's rows goes to prefill, first to sequences already in the group, then to new ones.
+//! How much that is, and in which order, is `budget`'s and `queue`'s to say.
 
 use foggara_proto::step::{Chunk, SequenceId, StepPlan};
 
 use super::Batcher;
-use super::admission::Admission;
-use super::sequence::Phase;
+use super::budget::StepBudget;
+use super::sequence::Sequence;
 
 impl Batcher {
     /// Returns the number of prefill rows in this step.
-    pub(super) fn plan_prefills(&mut self, plan: &mut StepPlan, decoding: usize) -> usize {
-        let mut budget = (self.limits.step_rows as usize).saturating_sub(decoding);
-        if decoding > 0 {
-            budget = budget.min(self.limits.prefill_rows_beside_decodes as usize);
+    pub(super) fn plan_prefills(&mut self, plan: &mut StepPlan) -> usize {
+        let mut budget = self.step_budget();
+        let reading = self.reading_order(&budget);
+        for (id, most) in &reading {
+            self.plan_chunk(plan, *id, &mut budget, *most);
         }
-        let at_first = budget;
-        for place in 0..self.running.len() {
-            let id = self.running[place];
-            budget -= self.plan_chunk(plan, id, budget);
+        let oldest = reading.first().map(|(id, _)| *id);
+        let left =
+            |this: &Self| oldest.and_then(|id| this.sequences.get(&id)).map_or(0, Sequence::prefill_left);
+        // Nobody overtakes who is next; those who wait for the first of their choices are not in line.
+        while let Some(next) = self.next_entry() {
+            if !self.may_begin(&budget, &next, left(self)) {
+                break;
+            }
+            self.enter(plan, next.id, next.entry);
+            self.plan_chunk(plan, next.id, &mut budget, usize::MAX);
         }
-        while budget > 0 && self.enter_next(plan) {
-            let id = *self.running.last().expect("it has just entered");
-            budget -= self.plan_chunk(plan, id, budget);
+        if let Some(id) = oldest {
+            // What was kept for others who could not use it.
+            self.plan_chunk(plan, id, &mut budget, usize::MAX);
         }
-        at_first - budget
+        self.close_budget(plan, &budget);
+        plan.chunks.iter().map(|chunk| chunk.tokens as usize).sum()
     }
 
-    /// Gives a sequence as many prefill rows as it needs and `budget` has. Returns how many.
-    fn plan_chunk(&mut self, plan: &mut StepPlan, id: SequenceId, budget: usize) -> usize {
+    /// Gives a sequence as many prefill rows as it needs and `budget` has, `most` at most.
+    fn plan_chunk(&mut self, plan: &mut StepPlan, id: SequenceId, budget: &mut StepBudget, most: usize) {
+        let rows = self.chunk_rows(budget, id, most);
         let number = self.last_number + 1;
-        let Some(sequence) = self.sequences.get_mut(&id) else { return 0 };
-        let rows = sequence.prefill_left().min(budget);
-        if rows == 0 || sequence.phase != Phase::Running {
-            return 0;
-        }
+        let Some(sequence) = self.sequences.get_mut(&id).filter(|_| rows > 0) else { return };
         sequence.planned += rows;
         if sequence.prefill_left() == 0 {
             sequence.prefilled_by = Some(number);
         }
-        plan.chunks.push(Chunk { sequence: id, tokens: u32::try_from(rows).expect("bounded by step_rows") });
-        rows
-    }
-
-    /// Lets the head of the queue in, if there is a place and room. Nobody overtakes it, but for choices that wait for the
-    /// first of them.
-    fn enter_next(&mut self, plan: &mut StepPlan) -> bool {
-        if self.running.len() >= self.limits.sequences as usize {
-            return false;
+        let rows = u32::try_from(rows).expect("bounded by step_rows");
+        match plan.chunks.iter_mut().find(|chunk| chunk.sequence == id) {
+            Some(chunk) => chunk.tokens += rows,
+            None => plan.chunks.push(Chunk { sequence: id, tokens: rows }),
         }
-        for place in 0..self.waiting.len() {
-            let id = self.waiting[place];
-            let Some(sequence) = self.sequences.get(&id) else { unreachable!("waiting sequences are known") };
-            match self.admission(sequence) {
-                Admission::NotYet => {}
-                Admission::NoRoom => return false,
-                Admission::Enters(entry) => {
-                    self.waiting.remove(place);
-                    self.enter(plan, id, entry);
-                    return true;
-                }
-            }
-        }
-        false
     }
 }

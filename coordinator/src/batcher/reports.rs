@@ -32,6 +32,7 @@ impl Batcher {
             return Err(ReportError::OutOfOrder { got: report.number, expected });
         }
         let positions = self.in_flight.pop_front().map(|step| step.positions).unwrap_or_default();
+        self.learn(&report);
         let (mut news, mut ended) = (Vec::with_capacity(report.outputs.len()), Vec::new());
         for output in report.outputs {
             let Some(sequence) = self.sequences.get_mut(&output.sequence) else { continue };
@@ -86,12 +87,15 @@ impl Batcher {
 
     /// Lets preempted sequences whose last step was `number` wait again, the earliest at the very front.
     fn requeue_preempted(&mut self, number: u64) {
-        let done: Vec<SequenceId> = self
-            .sequences
-            .iter()
-            .filter(|(_, s)| matches!(s.phase, Phase::Preempted { until } if until <= number))
-            .map(|(id, _)| *id)
-            .collect();
+        let mut done = Vec::new();
+        self.preempted.retain(|id| match self.sequences.get(id).map(|sequence| sequence.phase) {
+            Some(Phase::Preempted { until }) if until <= number => {
+                done.push(*id);
+                false
+            }
+            phase => matches!(phase, Some(Phase::Preempted { .. })),
+        });
+        done.sort_unstable();
         for id in done.into_iter().rev() {
             self.wait_again(id);
         }

@@ -4,6 +4,7 @@ use foggara_proto::sequence::{SequenceParams, SequenceRequest};
 use foggara_proto::step::{BlockId, SequenceId};
 
 use super::kv::hash::{BlockHash, HashChain};
+use super::queue::Ticket;
 
 /// Where a sequence is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(super) struct Sequence {
     pub(super) phase: Phase,
     /// The first of several choices, while this one has not entered.
     pub(super) first: Option<SequenceId>,
+    /// Its place among those that wait, and its tenant.
+    pub(super) ticket: Ticket,
     /// Where its blocks come from, since it last joined.
     pub(super) pool: usize,
     /// Blocks granted, in order of use.
@@ -63,6 +66,7 @@ impl Sequence {
             params,
             phase: Phase::Waiting,
             first,
+            ticket: Ticket::default(),
             pool: 0,
             blocks: Vec::new(),
             planned: 0,

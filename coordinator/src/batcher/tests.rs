@@ -6,7 +6,7 @@ use foggara_proto::sequence::{SequenceParams, SequenceRequest};
 use foggara_proto::step::{SequenceId, StepReport};
 
 use super::shadow::{ModelLeader, expected};
-use super::{Batcher, Limits, PLANS_AHEAD, Refusal, ReportError};
+use super::{Batcher, LEAST_PLANS_AHEAD, Limits, Refusal, ReportError};
 
 pub(super) fn params(max_tokens: u32) -> SequenceParams {
     SequenceParams {
@@ -22,15 +22,8 @@ pub(super) fn params(max_tokens: u32) -> SequenceParams {
     }
 }
 
-pub(crate) const LIMITS: Limits = Limits {
-    kv_blocks: 64,
-    pools: 1,
-    block_size: 4,
-    step_rows: 16,
-    prefill_rows_beside_decodes: 8,
-    sequences: 8,
-    queue: 100,
-};
+pub(crate) const LIMITS: Limits =
+    Limits { kv_blocks: 64, pools: 1, block_size: 4, step_rows: 16, sequences: 8, queue: 100 };
 
 /// A prompt and how much to answer, and nothing else.
 pub(crate) fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
@@ -78,7 +71,7 @@ fn run(limits: Limits, seed: u64, count: u64) -> u64 {
         while let Some(plan) = batcher.plan() {
             sent.push_back(plan);
         }
-        assert!(sent.len() <= PLANS_AHEAD);
+        assert!(sent.len() <= LEAST_PLANS_AHEAD);
         // The leader is behind by as many plans as it likes.
         if let Some(plan) = sent.pop_front() {
             let report = leader.execute(&plan);
@@ -118,15 +111,7 @@ fn with_little_memory_sequences_are_preempted_and_still_come_out_the_same() {
 
 #[test]
 fn one_row_steps_and_one_token_blocks_work() {
-    let limits = Limits {
-        kv_blocks: 80,
-        pools: 1,
-        block_size: 1,
-        step_rows: 3,
-        prefill_rows_beside_decodes: 1,
-        sequences: 2,
-        queue: 100,
-    };
+    let limits = Limits { kv_blocks: 80, pools: 1, block_size: 1, step_rows: 3, sequences: 2, queue: 100 };
     for seed in 0..10 {
         run(limits, seed, 20);
     }
@@ -205,8 +190,7 @@ fn a_sequence_must_fit_one_pool() {
 
 #[test]
 fn equal_sequences_are_spread_evenly() {
-    let mut batcher =
-        Batcher::new(1, Limits { pools: 3, step_rows: 64, prefill_rows_beside_decodes: 64, ..LIMITS });
+    let mut batcher = Batcher::new(1, Limits { pools: 3, step_rows: 64, ..LIMITS });
     for id in 0..6 {
         batcher.submit(id, request(&[1; 4], 20), None).expect("fits");
     }
@@ -240,7 +224,8 @@ fn decodes_limit_the_prefill_beside_them() {
     assert_eq!(first.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [4]);
     batcher.submit(2, request(&[1; 40], 20), None).expect("fits");
     let second = batcher.plan().expect("one ahead");
-    assert_eq!(second.chunks.iter().map(|c| c.tokens).collect::<Vec<_>>(), [8], "beside one decode");
+    let rows: Vec<_> = second.chunks.iter().map(|c| c.tokens).collect();
+    assert!(matches!(rows[..], [1..15]), "beside one decode: {rows:?}");
     assert!(batcher.plan().is_none(), "two plans are in flight");
 }
 

@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::round_trip::RoundTrip;
 use super::{DriverCommand, Events, ExpertLoads, limits, lost};
 use crate::batcher::{Batcher, Refusal};
 use crate::metrics::DriverMetrics;
@@ -24,17 +25,23 @@ struct Listener {
     events: Events,
     /// When it came, until it has entered the group.
     waiting_since: Option<Instant>,
+    /// How long it may.
+    deadline_ms: u64,
 }
 
 /// An attached driver.
 pub(super) struct Drive {
     model: String,
+    driver_epoch: u64,
     batcher: Batcher,
     listeners: HashMap<SequenceId, Listener>,
     ids: HashMap<String, SequenceId>,
     plans: mpsc::Sender<wire::DriverMessage>,
     metrics: DriverMetrics,
     experts: ExpertLoads,
+    /// The origin of the batcher's time.
+    origin: Instant,
+    round_trip: RoundTrip,
     /// For the retry hint: when the last sequence ended, and how long one takes to.
     finished: Option<Instant>,
     interval: Duration,
@@ -52,12 +59,15 @@ impl Drive {
     ) -> Self {
         Self {
             model,
+            driver_epoch,
             batcher: Batcher::new(driver_epoch, limits(group, queue)),
             listeners: HashMap::new(),
             ids: HashMap::new(),
             plans,
             metrics,
             experts,
+            origin: Instant::now(),
+            round_trip: RoundTrip::default(),
             finished: None,
             interval: Duration::from_millis(100),
         }
@@ -71,6 +81,7 @@ impl Drive {
     ) -> String {
         let mut batch = Vec::new();
         let reason = loop {
+            let deadline = self.batcher.next_deadline().map(|ms| self.origin + Duration::from_millis(ms));
             tokio::select! {
                 // Reports first: what they free is what commands wait for.
                 biased;
@@ -88,11 +99,16 @@ impl Drive {
                     if count == 0 {
                         break "the lease has ended".into();
                     }
+                    self.tell_time();
                     batch.drain(..).for_each(|command| self.take(command));
                 }
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {}
             }
+            self.tell_time();
+            self.expire();
             while let Some(plan) = self.batcher.plan() {
                 self.entered(&plan.joins);
+                self.round_trip.sent(Instant::now());
                 let plan = wire::driver_message::Message::Plan(plan.into());
                 // If nobody takes it, the reports end too.
                 self.plans.send(wire::DriverMessage { message: Some(plan) }).await.ok();
@@ -127,6 +143,21 @@ impl Drive {
         }
     }
 
+    fn tell_time(&mut self) {
+        self.batcher.advance(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Refuses whoever has waited past its deadline.
+    fn expire(&mut self) {
+        while let Some(id) = self.batcher.expire() {
+            if let Some(listener) = self.listeners.remove(&id) {
+                self.ids.remove(&listener.request_id);
+                let deadline_ms = listener.deadline_ms;
+                listener.events.send(Err(GenerateError::DeadlineExceeded { deadline_ms })).ok();
+            }
+        }
+    }
+
     /// Sequences that enter the group with the next plan have waited long enough.
     fn entered(&mut self, joins: &[Join]) {
         for join in joins {
@@ -150,7 +181,7 @@ impl Drive {
         if self.ids.contains_key(&request.request_id) {
             return Err(GenerateError::Duplicate(request.request_id));
         }
-        let request_id = request.request_id.clone();
+        let (request_id, deadline_ms) = (request.request_id.clone(), request.deadline_ms.unwrap_or_default());
         let first = request.sibling_of.as_ref().and_then(|first| self.ids.get(first)).copied();
         self.batcher.submit(id, request, first).map_err(|refusal| match refusal {
             Refusal::QueueFull { limit } => GenerateError::QueueFull {
@@ -163,7 +194,8 @@ impl Drive {
             }
         })?;
         self.ids.insert(request_id.clone(), id);
-        let listener = Listener { request_id, events: events.clone(), waiting_since: Some(Instant::now()) };
+        let waiting_since = Some(Instant::now());
+        let listener = Listener { request_id, events: events.clone(), waiting_since, deadline_ms };
         self.listeners.insert(id, listener);
         Ok(())
     }
@@ -173,6 +205,10 @@ impl Drive {
         self.metrics.step(&report);
         let counts = self.experts.add(&self.model, std::mem::take(&mut report.experts));
         self.metrics.experts(&counts);
+        if report.driver_epoch == self.driver_epoch {
+            let round_trip = self.round_trip.reported(Instant::now(), &report.timing);
+            self.batcher.set_round_trip(u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX));
+        }
         for (id, event) in self.batcher.report(report).map_err(|e| e.to_string())? {
             let ended = event.end.is_some();
             let Some(listener) = self.listeners.get(&id) else { continue };

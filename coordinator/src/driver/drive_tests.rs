@@ -222,6 +222,48 @@ async fn what_cannot_be_taken_is_refused_with_its_reason() {
 }
 
 #[tokio::test]
+async fn whoever_waits_past_its_deadline_is_refused_though_nothing_else_happens() {
+    let mut rig = Rig::new(100);
+    let long: Vec<Received> =
+        (0..16).map(|i| rig.submit(i, request(&format!("long {i}"), &[1], 16))).collect();
+    let plan = rig.plan().await;
+    assert!(!plan.joins.is_empty());
+    // Nobody reports, so nobody leaves; what is sent afterwards waits.
+    let late =
+        |deadline_ms| SequenceRequest { deadline_ms: Some(deadline_ms), ..request("late", &[1; 200], 2) };
+    let mut received = rig.submit(99, late(30));
+    let error = limited(received.recv()).await.expect("an answer").expect_err("refused");
+    assert_eq!(error, GenerateError::DeadlineExceeded { deadline_ms: 30 });
+    // Its request id is free again, and who has time enough is answered.
+    let mut again = rig.submit(100, late(1_000_000));
+    rig.report(plan);
+    assert_eq!(rig.lead(&mut again).await, (answer(&[1; 200], 2), SequenceEnd::Length));
+    drop(long);
+}
+
+#[tokio::test]
+async fn tenants_enter_in_turn() {
+    let mut rig = Rig::new(100);
+    // One step's worth of prompt each, so that they enter one by one.
+    let of = |tenant: &str, id: u64| SequenceRequest {
+        tenant: tenant.into(),
+        ..request(&format!("{id}"), &[1; 16], 1)
+    };
+    let mut received: Vec<Received> = (1..=4).map(|id| rig.submit(id, of("many", id))).collect();
+    received.push(rig.submit(5, of("one", 5)));
+    let mut joined = Vec::new();
+    while joined.len() < 5 {
+        let plan = rig.plan().await;
+        joined.extend(plan.joins.iter().map(|join| join.sequence));
+        rig.report(plan);
+    }
+    assert_eq!(joined, [1, 5, 2, 3, 4]);
+    for events in &mut received {
+        limited(events.recv()).await.expect("an answer").expect("no error");
+    }
+}
+
+#[tokio::test]
 async fn whoever_waits_is_told_when_the_driver_ends() {
     for (cause, expected) in [
         ("out of order", "report 9 came while Some(1) was expected"),

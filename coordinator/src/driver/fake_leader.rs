@@ -48,8 +48,8 @@ struct Held {
     tokens: Vec<u32>,
     prompt_len: usize,
     params: SequenceParams,
+    joined_with: usize,
     cached: usize,
-    prefilled: bool,
     ended: bool,
 }
 
@@ -74,15 +74,16 @@ impl Table {
         }
         for join in plan.joins {
             let (tokens, prompt_len, params) = (join.tokens, join.prompt_len, join.params);
-            let held =
-                Held { tokens, prompt_len, params, cached: join.cached, prefilled: false, ended: false };
+            let joined_with = tokens.len();
+            let held = Held { tokens, prompt_len, params, joined_with, cached: join.cached, ended: false };
             assert!(self.held.insert(join.sequence, held).is_none(), "joined twice");
         }
         let chunks: BTreeMap<SequenceId, usize> =
             plan.chunks.iter().map(|chunk| (chunk.sequence, chunk.tokens as usize)).collect();
         let mut outputs = Vec::new();
         for (id, held) in &mut self.held {
-            let decodes = !held.ended && held.prefilled && held.cached + 1 == held.tokens.len();
+            let decodes =
+                !held.ended && held.cached >= held.joined_with && held.cached + 1 == held.tokens.len();
             let rows = chunks.get(id).copied().unwrap_or(usize::from(decodes));
             if rows > 0 {
                 outputs.push(run(*id, held, rows));
@@ -105,7 +106,6 @@ fn run(id: SequenceId, held: &mut Held, rows: usize) -> SequenceOutput {
     if end < held.tokens.len() {
         return output;
     }
-    held.prefilled = true;
     let most = held.params.max_tokens as usize;
     if held.tokens.len() - held.prompt_len < most {
         let token = next(&held.tokens);

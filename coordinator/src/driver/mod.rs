@@ -7,6 +7,7 @@ mod experts;
 #[cfg(test)]
 pub(crate) mod fake_leader;
 mod manager;
+mod round_trip;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +27,6 @@ pub use manager::{DriverContext, run_drivers};
 
 /// Sequences of one group at once.
 pub const MAX_SEQUENCES: u32 = 64;
-/// Prefill rows beside decodes: what a token may wait for.
-pub const PREFILL_ROWS_BESIDE_DECODES: u32 = 64;
 /// Rows of one step.
 pub const MAX_STEP_ROWS: u32 = 256;
 /// Sequences that may wait for one group, unless set otherwise.
@@ -144,7 +143,6 @@ fn limits(group: &foggara_proto::step::GroupLimits, queue: usize) -> Limits {
         pools: group.pools,
         block_size: group.block_size,
         step_rows: group.max_step_rows,
-        prefill_rows_beside_decodes: PREFILL_ROWS_BESIDE_DECODES.min(group.max_step_rows),
         sequences: MAX_SEQUENCES.min(group.max_step_rows),
         queue,
     }

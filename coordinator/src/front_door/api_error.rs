@@ -29,6 +29,7 @@ pub(super) enum Kind {
     TooLarge,
     Duplicate,
     QueueFull,
+    DeadlineExceeded,
     Unavailable,
     Internal,
 }
@@ -50,6 +51,10 @@ impl Kind {
                 let code = Some("queue_full");
                 (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code)
             }
+            Self::DeadlineExceeded => {
+                let code = Some("deadline_exceeded");
+                (Code::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT, "server_error", code)
+            }
             Self::Unavailable => {
                 (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"))
             }
@@ -63,6 +68,7 @@ impl Kind {
             Self::Invalid | Self::TooLarge | Self::Duplicate => "invalid",
             Self::NotFound | Self::NoSuchModel | Self::MethodNotAllowed => "not_found",
             Self::QueueFull => "queue_full",
+            Self::DeadlineExceeded => "deadline_exceeded",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
@@ -100,6 +106,9 @@ impl From<GenerateError> for ApiError {
                 retry_after: Some(retry_after.as_secs().max(1)),
                 ..Self::new(Kind::QueueFull, message)
             },
+            GenerateError::DeadlineExceeded { .. } => {
+                Self { field: Some("deadline_ms"), ..Self::new(Kind::DeadlineExceeded, message) }
+            }
             GenerateError::Unavailable { .. } => {
                 Self { retry_after: Some(2), ..Self::new(Kind::Unavailable, message) }
             }
@@ -128,5 +137,24 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert("retry-after", seconds.into());
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_deadline_is_told_as_one() {
+        let error = ApiError::from(GenerateError::DeadlineExceeded { deadline_ms: 250 });
+        let body = error.body();
+        assert_eq!(
+            (&body["error"]["code"], &body["error"]["param"]),
+            (&json!("deadline_exceeded"), &json!("deadline_ms"))
+        );
+        assert!(error.message.contains("250 ms"), "{}", error.message);
+        assert_eq!(error.kind.label(), "deadline_exceeded");
+        assert_eq!(error.clone().into_response().status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(Status::from(error).code(), Code::DeadlineExceeded);
     }
 }

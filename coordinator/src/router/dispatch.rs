@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks when the state has not changed.
 const RETRY: Duration = Duration::from_millis(50);
+/// Metadata of a missed deadline: how long it was.
+const DEADLINE: &str = "deadline-ms";
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Routes sequences to groups.
@@ -143,6 +145,7 @@ pub fn to_status(error: &GenerateError) -> tonic::Status {
         GenerateError::UnknownModel(_) => Code::NotFound,
         GenerateError::Invalid { .. } => Code::InvalidArgument,
         GenerateError::QueueFull { .. } => Code::ResourceExhausted,
+        GenerateError::DeadlineExceeded { .. } => Code::DeadlineExceeded,
         GenerateError::Unavailable { .. } => Code::Unavailable,
         GenerateError::Duplicate(_) => Code::AlreadyExists,
         GenerateError::Internal(_) => Code::Internal,
@@ -151,6 +154,9 @@ pub fn to_status(error: &GenerateError) -> tonic::Status {
     if let GenerateError::Invalid { field, reason } = error {
         status = tonic::Status::new(code, reason.clone());
         status.metadata_mut().insert("field", tonic::metadata::MetadataValue::from_static(field));
+    }
+    if let GenerateError::DeadlineExceeded { deadline_ms } = error {
+        status.metadata_mut().insert(DEADLINE, (*deadline_ms).into());
     }
     if let GenerateError::Duplicate(request_id) = error {
         status = tonic::Status::new(code, request_id.clone());
@@ -180,6 +186,10 @@ fn from_status(status: &tonic::Status) -> GenerateError {
         Code::InvalidArgument => {
             GenerateError::Invalid { field: known_field(&text("field")), reason: status.message().to_owned() }
         }
+        // Without the number it is the transport's own deadline.
+        Code::DeadlineExceeded if status.metadata().contains_key(DEADLINE) => {
+            GenerateError::DeadlineExceeded { deadline_ms: text(DEADLINE).parse().unwrap_or_default() }
+        }
         Code::AlreadyExists => GenerateError::Duplicate(status.message().to_owned()),
         _ => GenerateError::Unavailable { model: String::new(), reason: status.message().to_owned() },
     }
@@ -195,6 +205,8 @@ struct Progress {
     request: SequenceRequest,
     /// Prompt log-probabilities already delivered.
     prompt_told: usize,
+    /// When it came.
+    came: Instant,
     /// Whether a driver has worked on it: then it does not fail for what only a newcomer may be refused for.
     accepted: bool,
 }
@@ -206,9 +218,20 @@ impl Progress {
             GenerateError::Unavailable { .. } => true,
             // The former attempt has not been cleared away yet, or everybody comes from a lost group at once.
             GenerateError::Duplicate(_) | GenerateError::QueueFull { .. } => self.accepted,
-            GenerateError::UnknownModel(_) | GenerateError::Invalid { .. } | GenerateError::Internal(_) => {
-                false
+            GenerateError::UnknownModel(_)
+            | GenerateError::Invalid { .. }
+            | GenerateError::DeadlineExceeded { .. }
+            | GenerateError::Internal(_) => false,
+        }
+    }
+
+    /// An error as the client is told: a driver knows no more of a deadline than what was left of it.
+    fn told(&self, error: GenerateError) -> GenerateError {
+        match (error, self.request.deadline_ms) {
+            (GenerateError::DeadlineExceeded { .. }, Some(deadline_ms)) => {
+                GenerateError::DeadlineExceeded { deadline_ms }
             }
+            (error, _) => error,
         }
     }
 
@@ -227,7 +250,17 @@ impl Progress {
         let mut request = self.request.clone();
         let whole = self.prompt_told >= request.prompt_len;
         request.params.prompt_logprobs &= !whole;
+        let waited = u64::try_from(self.came.elapsed().as_millis()).unwrap_or(u64::MAX);
+        request.deadline_ms = request.deadline_ms.map(|deadline| deadline.saturating_sub(waited));
         request
+    }
+
+    /// The deadline it has missed, if it has not begun by it.
+    fn missed(&self) -> Option<GenerateError> {
+        let begun = self.prompt_told > 0 || self.request.tokens.len() > self.request.prompt_len;
+        let deadline_ms = self.request.deadline_ms.filter(|_| !begun)?;
+        (self.came.elapsed() > Duration::from_millis(deadline_ms))
+            .then_some(GenerateError::DeadlineExceeded { deadline_ms })
     }
 
     /// Whether the sequence had in truth ended when its last event was lost.
@@ -247,7 +280,7 @@ impl Generator for Dispatcher {
         let this = self.clone();
         let model = deployment.to_owned();
         let open = this.places.open(&request);
-        let mut progress = Progress { request, prompt_told: 0, accepted: false };
+        let mut progress = Progress { request, prompt_told: 0, came: Instant::now(), accepted: false };
         Box::pin(async_stream::stream! {
             let (mut open, mut cached_told) = (open, false);
             let mut watch = this.cluster.watch();
@@ -297,7 +330,7 @@ impl Generator for Dispatcher {
                                 }
                             }
                             Some(Err(error)) if !progress.retries(&error) => {
-                                yield Err(error);
+                                yield Err(progress.told(error));
                                 return;
                             }
                             ended => {
@@ -314,6 +347,10 @@ impl Generator for Dispatcher {
                         yield Ok(SequenceEvent { end: Some(end), ..SequenceEvent::default() });
                         return;
                     }
+                }
+                if let Some(missed) = progress.missed() {
+                    yield Err(missed);
+                    return;
                 }
                 if looking.elapsed() > PATIENCE || watch.has_changed().is_err() {
                     let reason = waiting_for(&state, &model);

@@ -38,7 +38,8 @@ fn ids(outputs: &[TokenOutput]) -> Vec<u32> {
 
 #[test]
 fn a_sequence_goes_on_with_what_it_has() {
-    let mut progress = Progress { request: request(&[5, 6, 7], 4), prompt_told: 0, accepted: false };
+    let mut progress =
+        Progress { request: request(&[5, 6, 7], 4), prompt_told: 0, came: Instant::now(), accepted: false };
     let mut skip = 0;
     // Lost in the middle of the prompt: the next driver tells it from the beginning.
     assert_eq!(ids(&progress.take(event(&[5, 6], &[]), &mut skip).prompt), [5, 6]);
@@ -67,7 +68,8 @@ fn a_sequence_whose_last_word_was_lost_has_ended() {
         (&[8, 2], Some(SequenceEnd::StopToken)),
         (&[], None),
     ] {
-        let mut progress = Progress { request: request(&[5], 4), prompt_told: 0, accepted: true };
+        let mut progress =
+            Progress { request: request(&[5], 4), prompt_told: 0, came: Instant::now(), accepted: true };
         progress.take(event(&[5], tokens), &mut 0);
         assert_eq!(progress.ended(), expected, "{tokens:?}");
     }
@@ -83,13 +85,32 @@ fn only_a_newcomer_may_be_refused() {
         (GenerateError::Duplicate("r".into()), false, true),
         (unavailable, true, true),
         (invalid, false, false),
+        (GenerateError::DeadlineExceeded { deadline_ms: 5 }, false, false),
         (GenerateError::Internal("x".into()), false, false),
     ] {
-        let mut progress = Progress { request: request(&[5], 4), prompt_told: 0, accepted: false };
+        let mut progress =
+            Progress { request: request(&[5], 4), prompt_told: 0, came: Instant::now(), accepted: false };
         assert_eq!(progress.retries(&error), newcomer, "{error:?}");
         progress.accepted = true;
         assert_eq!(progress.retries(&error), accepted, "{error:?}");
     }
+}
+
+#[test]
+fn a_deadline_counts_from_arrival_whoever_is_asked() {
+    let came = Instant::now().checked_sub(Duration::from_secs(5)).expect("a machine that is up for longer");
+    let asked = SequenceRequest { deadline_ms: Some(60_000), ..request(&[5], 4) };
+    let mut progress = Progress { request: asked, prompt_told: 0, came, accepted: false };
+    let left = progress.resume().deadline_ms.expect("still there");
+    assert!(left > 1_000 && left <= 55_000, "{left}");
+    assert_eq!(progress.missed(), None);
+    let missed = GenerateError::DeadlineExceeded { deadline_ms: 60_000 };
+    assert_eq!(progress.told(GenerateError::DeadlineExceeded { deadline_ms: left }), missed);
+    progress.request.deadline_ms = Some(4_000);
+    assert_eq!(progress.resume().deadline_ms, Some(0));
+    assert_eq!(progress.missed(), Some(GenerateError::DeadlineExceeded { deadline_ms: 4_000 }));
+    progress.take(event(&[5], &[8]), &mut 0);
+    assert_eq!(progress.missed(), None, "it has begun");
 }
 
 #[test]
@@ -98,12 +119,14 @@ fn errors_survive_the_wire() {
         GenerateError::QueueFull { model: "m".into(), limit: 3, retry_after: Duration::from_secs(2) },
         GenerateError::Invalid { field: "max_tokens", reason: "too many".into() },
         GenerateError::Duplicate("r".into()),
+        GenerateError::DeadlineExceeded { deadline_ms: 1_500 },
     ] {
         assert_eq!(from_status(&to_status(&error)), error);
     }
     let other = to_status(&GenerateError::Unavailable { model: "m".into(), reason: "gone".into() });
     assert!(matches!(from_status(&other), GenerateError::Unavailable { .. }));
-    for broken in [Code::Unknown, Code::Cancelled, Code::Unavailable, Code::NotFound] {
+    for broken in [Code::Unknown, Code::Cancelled, Code::Unavailable, Code::NotFound, Code::DeadlineExceeded]
+    {
         let status = tonic::Status::new(broken, "the connection broke");
         assert!(matches!(from_status(&status), GenerateError::Unavailable { .. }), "{broken:?}");
     }

@@ -38,6 +38,14 @@ pub enum GenerateError {
         /// When a place is likely to be free.
         retry_after: Duration,
     },
+    /// It waited longer than it was willing to.
+    #[error(
+        "deadline_ms: it had not begun {deadline_ms} ms after it came; allow more time, or retry when fewer requests wait"
+    )]
+    DeadlineExceeded {
+        /// How long it was willing to wait, in milliseconds.
+        deadline_ms: u64,
+    },
     /// No group of the deployment became ready in time.
     #[error("no replica of `{model}` is ready ({reason}); retry in a few seconds")]
     Unavailable {
