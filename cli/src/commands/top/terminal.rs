@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 
+/// Rows and columns of a terminal that does not say how many it has.
+const UNKNOWN: (u16, u16) = (24, 80);
+
 /// Given back as it was when dropped.
 pub(super) struct Terminal {
     before: Termios,
@@ -42,10 +45,11 @@ impl Terminal {
 
     /// Shows lines from the top, as many and as much of each as there is room for.
     pub(super) fn show(&self, lines: &[String]) -> std::io::Result<()> {
-        let (rows, columns) =
-            tcgetwinsize(std::io::stdout()).map_or((24, 80), |size| (size.ws_row, size.ws_col));
+        let size = tcgetwinsize(std::io::stdout()).map_or((0, 0), |size| (size.ws_row, size.ws_col));
+        // Some terminals do not say.
+        let (rows, columns) = if size.0 == 0 || size.1 == 0 { UNKNOWN } else { size };
         let mut out = std::io::stdout().lock();
-        out.write_all(fitted(lines, usize::from(rows.max(1)), usize::from(columns.max(1))).as_bytes())?;
+        out.write_all(fitted(lines, usize::from(rows), usize::from(columns)).as_bytes())?;
         out.flush()
     }
 }
