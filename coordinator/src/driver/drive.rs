@@ -80,6 +80,7 @@ impl Drive {
         reports: &mut (impl Stream<Item = Result<wire::LeaderMessage, Status>> + Unpin),
     ) -> String {
         let mut batch = Vec::new();
+        self.metrics.occupancy(self.batcher.occupancy());
         let reason = loop {
             let deadline = self.batcher.next_deadline().map(|ms| self.origin + Duration::from_millis(ms));
             tokio::select! {
