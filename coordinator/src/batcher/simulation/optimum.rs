@@ -1,7 +1,7 @@
 //! Throughput against the best there is: every schedule of a few requests, by brute force. The search may let them in in
 //! any order, and knows how long their answers will be; the batcher lets them in as they came, and does not.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::engine::Costs;
 use super::world::{Setup, World};
@@ -19,7 +19,7 @@ type State = Vec<(usize, usize)>;
 struct Search<'a> {
     costs: Costs,
     requests: &'a [(usize, usize)],
-    known: HashMap<State, f64>,
+    known: BTreeMap<State, f64>,
 }
 
 impl Search<'_> {
@@ -88,7 +88,7 @@ impl Search<'_> {
 
 /// Microseconds that the batcher takes for requests that come together, and the least possible.
 fn compare(costs: Costs, requests: &[(usize, usize)]) -> (f64, f64) {
-    let mut search = Search { costs, requests, known: HashMap::new() };
+    let mut search = Search { costs, requests, known: BTreeMap::new() };
     let best = search.best(&requests.to_vec());
     let limits = Limits { step_rows: u32::try_from(STEP_ROWS).expect("small"), ..LIMITS };
     let setup = Setup { noise: 0.0, round_trip_us: 0, warm: true, ..Setup::new(costs, limits) };
