@@ -85,8 +85,7 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let table = Table(&registry);
-        let build = table.gauges("build_info", "Always 1; the label says which version runs.", &["version"]);
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        table.version();
         Self {
             requests: table.counters(
                 "requests_total",
@@ -309,6 +308,12 @@ impl Table<'_> {
         let family = family.expect("the table's names and labels are valid");
         self.0.register(Box::new(family.clone())).expect("the table names each family once");
         family
+    }
+
+    /// What runs.
+    fn version(&self) {
+        let build = self.gauges("build_info", "Always 1; the label says which version runs.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
