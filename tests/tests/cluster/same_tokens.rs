@@ -103,10 +103,13 @@ async fn with_a_warm_prefix_cache_as_with_a_cold_one() {
         let once = found().await;
         assert!(once >= 100.0, "only {once} tokens were found");
         assert!(cold == warm, "tp {workers}: one after the other");
-        for (number, (cold, warm)) in cold.iter().zip(probe::together(&client, &asks).await).enumerate() {
+        let together = probe::together(&client, &asks).await;
+        for (number, (cold, warm)) in cold.iter().zip(&together).enumerate() {
             assert!(*cold == warm.bits(), "tp {workers}: request {number} beside the others");
         }
-        assert!(found().await > once);
+        let usage = together.iter().filter_map(|answer| answer.finished.as_ref()?.usage.as_ref());
+        let told: u32 = usage.map(|usage| usage.cached_tokens).sum();
+        assert_eq!((told > 0, f64::from(told)), (true, found().await - once), "what clients are told");
         cluster.wait_idle("smol").await;
     }
 }

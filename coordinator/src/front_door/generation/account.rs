@@ -38,7 +38,7 @@ impl Account {
             started: Instant::now(),
             first: None,
             last: vec![None; request.n],
-            usage: Usage { prompt_tokens: request.sequence.prompt_len, completion_tokens: 0 },
+            usage: Usage { prompt_tokens: request.sequence.prompt_len, ..Usage::default() },
             open: request.n,
             reason: FinishReason::Stop,
             done: false,

@@ -36,7 +36,8 @@ async fn choices_are_told_apart_and_the_prompt_is_counted_once() {
     assert_eq!(error, None);
     for (index, events) in choices.iter().enumerate() {
         let deltas = events.iter().filter(|event| matches!(event, Event::Delta { .. })).count();
-        let usage = Usage { prompt_tokens: if index == 0 { 2 } else { 0 }, completion_tokens: 3 };
+        let prompt_tokens = if index == 0 { 2 } else { 0 };
+        let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 3 };
         let (reason, stop_token) = (FinishReason::Stop, Some(END));
         let end = Event::Finished { reason, stop_string: None, stop_token, usage };
         assert_eq!((deltas, events.last()), (3, Some(&end)), "choice {index}");

@@ -59,12 +59,15 @@ impl FinishReason {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) prompt_tokens: usize,
+    /// Of them, those that were in the prefix cache when the sequence first entered a group.
+    pub(super) cached_tokens: usize,
     pub(super) completion_tokens: usize,
 }
 
 impl std::ops::AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
         self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
         self.completion_tokens += other.completion_tokens;
     }
 }
@@ -137,6 +140,7 @@ fn choice(
                     return;
                 }
             };
+            shape.cached(event.cached_tokens);
             if let Some(prompt) = shape.prompt(event.prompt) {
                 yield Ok(prompt);
             }

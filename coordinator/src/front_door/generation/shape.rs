@@ -20,6 +20,7 @@ pub(super) struct Shape {
     min_tokens: usize,
     prompt: Prompt,
     prompt_tokens: usize,
+    cached_tokens: usize,
     /// Tokens generated and not past a stop string.
     shown: usize,
 }
@@ -64,6 +65,7 @@ impl Shape {
             min_tokens: params.min_tokens as usize,
             prompt,
             prompt_tokens: if first { request.sequence.prompt_len } else { 0 },
+            cached_tokens: 0,
             shown: 0,
         }
     }
@@ -75,6 +77,13 @@ impl Shape {
     fn token(&self, output: TokenOutput) -> Token {
         let top = output.top.into_iter().map(|(id, logprob)| (id, self.bytes(id), logprob)).collect();
         Token { id: output.token, bytes: self.bytes(output.token), logprob: output.logprob, top }
+    }
+
+    /// Notes how much of the prompt was in the cache, if that is told. Of a prompt that others count, nothing is.
+    pub(super) fn cached(&mut self, told: Option<u32>) {
+        if let Some(tokens) = told {
+            self.cached_tokens = (tokens as usize).min(self.prompt_tokens);
+        }
     }
 
     /// Collects the prompt's tokens; the event comes when all are there.
@@ -148,7 +157,11 @@ impl Shape {
     }
 
     fn finished(&self, (reason, stop_string, stop_token): Finish) -> Event {
-        let usage = Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.shown };
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
+            completion_tokens: self.shown,
+        };
         Event::Finished { reason, stop_string, stop_token, usage }
     }
 }

@@ -177,6 +177,7 @@ fn response(index: usize, event: Event, with_logprobs: bool) -> wire::GenerateRe
             stop_token_id: stop_token,
             usage: Some(wire::Usage {
                 prompt_tokens: count(usage.prompt_tokens),
+                cached_tokens: count(usage.cached_tokens),
                 completion_tokens: count(usage.completion_tokens),
             }),
             index,

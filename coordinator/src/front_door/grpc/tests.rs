@@ -76,7 +76,7 @@ async fn a_stream_starts_tells_and_finishes() {
     assert_eq!((end.text.as_str(), &end.token_ids[..]), ("", &[256][..]));
     assert_eq!(last.reason(), wire::FinishReason::Stop);
     assert_eq!(last.stop_token_id, Some(256));
-    assert_eq!(last.usage, Some(wire::Usage { prompt_tokens: 2, completion_tokens: 3 }));
+    assert_eq!(last.usage, Some(wire::Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 3 }));
 
     let message =
         |role: &str, content: &str| wire::ChatMessage { role: role.into(), content: content.into() };
@@ -123,7 +123,7 @@ async fn several_choices_come_in_one_stream() {
     }
     assert_eq!((texts, scored), (["ab".to_owned(), "ab".to_owned()], [2, 2]));
     usage.sort_by_key(|(index, _)| *index);
-    let expected = |prompt_tokens| wire::Usage { prompt_tokens, completion_tokens: 3 };
+    let expected = |prompt_tokens| wire::Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 3 };
     assert_eq!(usage, [(0, expected(2)), (1, expected(0))]);
     let asked = fixture.generator.asked.lock().expect("no panic")[0].clone();
     assert_eq!((asked.priority, asked.cache_salt.as_deref()), (7, Some("s")));

@@ -100,7 +100,8 @@ pub(super) fn total(answers: &[Answer]) -> Usage {
 
 pub(super) fn usage(usage: Usage) -> Value {
     json!({"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens})
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens}})
 }
 
 /// As vLLM's `prompt_logprobs`: null for the first token, then for each the likeliest and the token itself, by id.

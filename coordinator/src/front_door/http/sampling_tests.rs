@@ -102,7 +102,11 @@ async fn several_choices_are_answered_in_their_places() {
         value["choices"].as_array().expect("a list").iter().map(|c| (&c["index"], &c["text"])).collect();
     let places = [(0, "xab"), (1, "xab"), (2, "yzab"), (3, "yzab")].map(|(i, text)| (json!(i), json!(text)));
     assert_eq!(told, places.iter().map(|(index, text)| (index, text)).collect::<Vec<_>>());
-    assert_eq!(value["usage"], json!({"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}));
+    assert_eq!(
+        value["usage"],
+        json!({"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 0}})
+    );
     let seeds: Vec<u64> =
         fixture.generator.asked.lock().expect("no panic").iter().map(|asked| asked.params.seed).collect();
     assert_eq!(seeds, [5, 6, 5, 6]);
@@ -138,7 +142,10 @@ async fn streams_of_several_choices_say_whose_each_piece_is() {
     let told = events(&fixture, COMPLETIONS, body).await;
     assert_eq!(by_choice(&told, 2, |choice| choice["text"].as_str()), expected("hiabc", 2));
     let usage = |events: &[Value]| events.last().expect("some")["usage"].clone();
-    assert_eq!(usage(&told), json!({"prompt_tokens": 2, "completion_tokens": 8, "total_tokens": 10}));
+    let details = json!({"cached_tokens": 0});
+    let expected_usage = json!({"prompt_tokens": 2, "completion_tokens": 8, "total_tokens": 10,
+        "prompt_tokens_details": details});
+    assert_eq!(usage(&told), expected_usage);
 
     let messages = json!([{"role": "user", "content": "hi"}]);
     let body = json!({"messages": messages, "n": 3, "stream": true, "stream_options": options});

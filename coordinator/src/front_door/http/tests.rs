@@ -182,7 +182,11 @@ async fn a_completion_tells_text_reason_and_usage() {
     assert_eq!((&choice["finish_reason"], &choice["logprobs"]), (&json!("stop"), &Value::Null));
     assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(12), "the end token too");
     assert_eq!(choice["prompt_token_ids"], json!([104, 105]));
-    assert_eq!(value["usage"], json!({"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}));
+    assert_eq!(
+        value["usage"],
+        json!({"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0}})
+    );
 }
 
 #[tokio::test]
@@ -193,7 +197,11 @@ async fn several_prompts_are_answered_in_their_places() {
         let texts: Vec<_> =
             value["choices"].as_array().expect("a list").iter().map(|c| (&c["index"], &c["text"])).collect();
         assert_eq!(texts, [(&json!(0), &json!("ab")), (&json!(1), &json!("ab"))]);
-        assert_eq!(value["usage"], json!({"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}));
+        assert_eq!(
+            value["usage"],
+            json!({"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 0}})
+        );
     }
     let asked = fixture.generator.asked.lock().expect("no panic").clone();
     assert_eq!((&asked[0].tokens[..], &asked[3].tokens[..]), (&[120][..], &[121, 122][..]));
