@@ -92,6 +92,10 @@ pub struct SequenceRequest {
     pub deadline_ms: Option<u64>,
     /// Requests with the same key are best answered by the same group. For the front door's router alone.
     pub session: Option<String>,
+    /// The request as the front door has it, for the one that attaches should this one die. Nobody else reads it.
+    pub envelope: Vec<u8>,
+    /// The group that has it already, if it is still there. For the front door's router alone.
+    pub at: Option<u64>,
 }
 
 impl SequenceRequest {
@@ -114,8 +118,23 @@ impl SequenceRequest {
             priority: 0,
             deadline_ms: None,
             session: None,
+            envelope: Vec::new(),
+            at: None,
         }
     }
+}
+
+/// A request that a driver knows by its id, as the front door that took it left it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundRequest {
+    /// The deployment.
+    pub model: String,
+    /// The group that has its sequences, if one still does.
+    pub group: Option<u64>,
+    /// Its prompt.
+    pub prompt: Vec<u32>,
+    /// See [`SequenceRequest::envelope`].
+    pub envelope: Vec<u8>,
 }
 
 /// A token with what is known of its probability.

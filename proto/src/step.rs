@@ -29,6 +29,9 @@ pub struct StepPlan {
     pub copies: Vec<BlockCopy>,
     /// Prefill work of this step.
     pub chunks: Vec<Chunk>,
+    /// How many milliseconds after this plan has come the leader may go on by itself when the next one is late. It repeats
+    /// the decodes, as far as the granted blocks reach.
+    pub lease_ms: u32,
 }
 
 /// A sequence enters the group.
@@ -45,6 +48,44 @@ pub struct Join {
     /// How many of `tokens` have their keys and values in the first granted blocks already. Fewer than all, so that
     /// there is a row to compute.
     pub cached: usize,
+    /// What a later driver needs to know beside this: [`SequenceRequest::to_envelope`]. The leader only keeps it.
+    ///
+    /// [`SequenceRequest::to_envelope`]: crate::sequence::SequenceRequest::to_envelope
+    pub envelope: Vec<u8>,
+}
+
+/// A sequence that the leader holds for a driver that has gone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeldSequence {
+    /// Its name, from the driver that has gone.
+    pub sequence: SequenceId,
+    /// The prompt, then what was generated so far.
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` are the prompt.
+    pub prompt_len: usize,
+    /// How to sample.
+    pub params: SequenceParams,
+    /// As it came with the join.
+    pub envelope: Vec<u8>,
+    /// Granted to it, in the order of use.
+    pub blocks: Vec<BlockId>,
+    /// How many of `tokens` have their keys and values in the cache.
+    pub cached: usize,
+    /// Its last tokens with their probabilities, if it asked for them: the last of `tokens`.
+    pub outputs: Vec<TokenOutput>,
+    /// Set when it has ended.
+    pub end: Option<SequenceEnd>,
+    /// Its prompt's log-probabilities were asked for and have been reported in part at most.
+    pub reading_prompt: bool,
+}
+
+/// What a leader answers a driver that attaches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attached {
+    /// The group's bounds.
+    pub limits: GroupLimits,
+    /// What an earlier driver left, as it is before the first plan of this one.
+    pub sequences: Vec<HeldSequence>,
 }
 
 /// More KV blocks for a sequence.
@@ -89,6 +130,10 @@ pub struct StepReport {
     pub experts: Vec<ExpertCount>,
     /// What each rank has done since the last report that said so; empty in most.
     pub ranks: Vec<RankUse>,
+    /// The leader went on by itself: `number` is that of the last plan before this step.
+    pub unplanned: bool,
+    /// Sequences that the plan had decode but that lacked a block, having gone further in steps without a plan.
+    pub skipped: Vec<SequenceId>,
 }
 
 /// What one rank has done in some steps. Times are in microseconds; no two of them overlap.
@@ -158,7 +203,7 @@ pub struct SequenceOutput {
 pub struct StepTiming {
     /// Tokens that went through the model.
     pub rows: u32,
-    /// Waiting for the plan.
+    /// How late the plan came: from when the leader wanted it, whether it waited or went on by itself.
     pub wait_us: u32,
     /// The forward pass, collectives included.
     pub compute_us: u32,

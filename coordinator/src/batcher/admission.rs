@@ -177,6 +177,7 @@ impl Batcher {
             prompt_len: sequence.prompt_len,
             params: sequence.params.clone(),
             cached,
+            envelope: sequence.envelope.clone(),
         });
         plan.grants.push(Grant { sequence: id, blocks: sequence.blocks.clone() });
     }

@@ -52,10 +52,13 @@ pub(super) struct Sequence {
     pub(super) found: Option<u32>,
     /// Whether it has entered before.
     pub(super) entered: bool,
+    /// What a later driver needs to know of it.
+    pub(super) envelope: Vec<u8>,
 }
 
 impl Sequence {
     pub(super) fn new(request: SequenceRequest, first: Option<SequenceId>, block_size: usize) -> Self {
+        let envelope = request.to_envelope();
         let SequenceRequest { tokens, prompt_len, params, cache_salt, tenant, .. } = request;
         let mut chain = HashChain::new(BlockHash::root(&tenant, cache_salt.as_deref()));
         chain.extend(&tokens, block_size);
@@ -75,6 +78,7 @@ impl Sequence {
             named: 0,
             found: None,
             entered: false,
+            envelope,
         }
     }
 

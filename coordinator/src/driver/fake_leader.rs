@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use foggara_proto::sequence::{SequenceEnd, SequenceParams, SequenceRequest, TokenOutput};
-use foggara_proto::step::{GroupLimits, SequenceId, SequenceOutput, StepPlan, StepReport};
+use foggara_proto::step::{Attached, GroupLimits, SequenceId, SequenceOutput, StepPlan, StepReport};
 use foggara_proto::wire::worker as wire;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -196,7 +196,7 @@ impl wire::rank_server::Rank for FakeLeader {
         let out = |message| Ok(wire::LeaderMessage { message: Some(message) });
         Ok(Response::new(
             async_stream::stream! {
-                yield out(Out::Attached(LIMITS.into()));
+                yield out(Out::Attached(Attached { limits: LIMITS, sequences: vec![] }.into()));
                 loop {
                     let plan = tokio::select! {
                         plan = plans.message() => plan,

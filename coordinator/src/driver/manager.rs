@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foggara_proto::auth::ClusterToken;
-use foggara_proto::step::GroupLimits;
+use foggara_proto::step::Attached;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::rank_client::RankClient;
 use futures::FutureExt;
@@ -123,7 +123,7 @@ async fn keep(context: DriverContext, lease: Lease) {
 async fn drive(context: &DriverContext, lease: &Lease) -> String {
     let (group, driver_epoch) = (lease.group, lease.driver_epoch);
     let mut complained = false;
-    let (plans, mut reports, limits) = loop {
+    let (plans, mut reports, attached) = loop {
         let attempt = tokio::time::timeout(ATTACH_TIMEOUT, attach(context, lease)).await;
         match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTACH_TIMEOUT:?}"))) {
             Ok(attached) => break attached,
@@ -142,14 +142,14 @@ async fn drive(context: &DriverContext, lease: &Lease) -> String {
     let metrics = context.metrics.driver(group, driver_epoch, &lease.model);
     let experts = context.drivers.experts().clone();
     let model = lease.model.clone();
-    let drive = Drive::new(model, driver_epoch, &limits, context.queue, plans, metrics, experts);
+    let drive = Drive::new(model, driver_epoch, &attached.limits, context.queue, plans, metrics, experts);
     context.drivers.insert(group, Handle { epoch: driver_epoch, commands });
     drive.run(&mut received, &mut reports).await
 }
 
-type Attached = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessage>, GroupLimits);
+type Connection = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessage>, Attached);
 
-async fn attach(context: &DriverContext, lease: &Lease) -> Result<Attached, String> {
+async fn attach(context: &DriverContext, lease: &Lease) -> Result<Connection, String> {
     let endpoint =
         Endpoint::from_shared(format!("http://{}", lease.leader_addr)).map_err(|e| e.to_string())?;
     let endpoint = endpoint
@@ -163,8 +163,8 @@ async fn attach(context: &DriverContext, lease: &Lease) -> Result<Attached, Stri
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (plans, outgoing) = mpsc::channel(8);
-    let attach =
-        wire::Attach { group: lease.group, group_epoch: lease.group_epoch, driver_epoch: lease.driver_epoch };
+    let (group, group_epoch, driver_epoch) = (lease.group, lease.group_epoch, lease.driver_epoch);
+    let attach = wire::Attach { group, group_epoch, driver_epoch, fresh: false };
     let attach = wire::driver_message::Message::Attach(attach);
     // The channel is new and has room.
     plans.try_send(wire::DriverMessage { message: Some(attach) }).ok();
@@ -172,8 +172,8 @@ async fn attach(context: &DriverContext, lease: &Lease) -> Result<Attached, Stri
     let mut reports = response.into_inner();
     match reports.message().await.map_err(|s| s.message().to_owned())?.and_then(|message| message.message) {
         Some(wire::leader_message::Message::Attached(attached)) => {
-            let limits = GroupLimits::try_from(attached).map_err(|e| e.to_string())?;
-            Ok((plans, reports, limits))
+            let attached = Attached::try_from(attached).map_err(|e| e.to_string())?;
+            Ok((plans, reports, attached))
         }
         _ => Err("the leader did not say `attached`".into()),
     }

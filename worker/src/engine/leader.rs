@@ -128,6 +128,8 @@ fn step(
         timing,
         experts: engine.told.take_experts(),
         ranks: engine.told.take_ranks(),
+        unplanned: false,
+        skipped: Vec::new(),
     };
     // A driver that has gone away is replaced by one that attaches anew.
     driver.reports.send(report).ok();

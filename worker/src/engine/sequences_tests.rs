@@ -19,7 +19,7 @@ fn params(max_tokens: u32) -> SequenceParams {
 }
 
 fn join(sequence: SequenceId, tokens: &[u32], prompt_len: usize, params: SequenceParams) -> Join {
-    Join { sequence, tokens: tokens.to_vec(), prompt_len, params, cached: 0 }
+    Join { sequence, tokens: tokens.to_vec(), prompt_len, params, cached: 0, envelope: Vec::new() }
 }
 
 fn chunk(sequence: SequenceId, tokens: u32) -> Chunk {

@@ -126,7 +126,14 @@ pub(super) fn join(sequence: SequenceId, prompt: &[u32], max_tokens: u32, temper
         prompt_logprobs: false,
         ..SequenceParams::default()
     };
-    Join { sequence, tokens: prompt.to_vec(), prompt_len: prompt.len(), params, cached: 0 }
+    Join {
+        sequence,
+        tokens: prompt.to_vec(),
+        prompt_len: prompt.len(),
+        params,
+        cached: 0,
+        envelope: Vec::new(),
+    }
 }
 
 fn is_gone(end: &Result<(), EngineError>) -> bool {

@@ -4,7 +4,7 @@ mod files;
 
 use std::pin::Pin;
 
-use foggara_proto::step::{StepPlan, StepReport};
+use foggara_proto::step::{Attached, StepPlan, StepReport};
 use foggara_proto::wire::worker as wire;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -49,7 +49,7 @@ impl wire::rank_server::Rank for RankService {
         events.send(EngineEvent::Attach { driver_epoch, reports }).map_err(|_| gone())?;
         tracing::info!(group = attach.group, driver_epoch, "driver attached");
         let out = async_stream::stream! {
-            yield Ok(message(wire::leader_message::Message::Attached(limits.into())));
+            yield Ok(message(wire::leader_message::Message::Attached(Attached { limits, sequences: Vec::new() }.into())));
             loop {
                 tokio::select! {
                     // Reports first: tokens should not wait behind plans.

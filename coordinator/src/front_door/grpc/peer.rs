@@ -83,14 +83,34 @@ impl wire::peer_server::Peer for Service {
         Ok(Response::new(wire::DrivenResponse { groups: stats::here(&self.door) }))
     }
 
+    async fn cancel(
+        &self,
+        request: Request<wire::CancelRequest>,
+    ) -> Result<Response<wire::CancelResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        self.door.drivers.cancel(request.group, &request.request_id, request.listener);
+        Ok(Response::new(wire::CancelResponse {}))
+    }
+
+    async fn find(
+        &self,
+        request: Request<wire::FindRequest>,
+    ) -> Result<Response<wire::FindResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        let found = self.door.drivers.find(&request.request_id);
+        Ok(Response::new(wire::FindResponse { found: found.map(Into::into) }))
+    }
+
     async fn submit(
         &self,
         request: Request<wire::SubmitRequest>,
     ) -> Result<Response<Self::SubmitStream>, Status> {
         let request = request.into_inner();
-        let (group, epoch) = (request.group, request.driver_epoch);
+        let (group, epoch, listener) = (request.group, request.driver_epoch, request.listener);
         let request = SequenceRequest::try_from(request)?;
-        let events = self.door.drivers.submit(group, epoch, request);
+        let events = self.door.drivers.submit(group, epoch, listener, request);
         let events = events.ok_or_else(|| {
             Status::unavailable(format!("group {group} is not driven here under lease {epoch}"))
         })?;
