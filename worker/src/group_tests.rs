@@ -39,7 +39,7 @@ fn assign(group: u64, size: u32) -> wire::Assign {
 }
 
 fn attach(group: u64, driver_epoch: u64) -> wire::Attach {
-    wire::Attach { group, group_epoch: 7, driver_epoch }
+    wire::Attach { group, group_epoch: 7, driver_epoch, fresh: false }
 }
 
 /// The next news but for progress.

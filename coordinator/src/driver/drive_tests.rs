@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest};
-use foggara_proto::step::{ExpertCount, StepPlan};
+use foggara_proto::step::{Attached, ExpertCount, StepPlan};
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -278,7 +278,9 @@ async fn whoever_waits_is_told_when_the_driver_ends() {
         let report = wire::StepReport { driver_epoch: 7, number: 9, ..Default::default() };
         match cause {
             "out of order" => rig.send(wire::leader_message::Message::Report(report)),
-            "nonsense" => rig.send(wire::leader_message::Message::Attached(LIMITS.into())),
+            "nonsense" => rig.send(wire::leader_message::Message::Attached(
+                Attached { limits: LIMITS, sequences: vec![] }.into(),
+            )),
             "closed" => rig.reports = None,
             "lease" => rig.commands = None,
             _ => {
