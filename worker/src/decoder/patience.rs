@@ -2,7 +2,8 @@
 //!
 //! A *stretch* is the time from one collective to the next: what a layer takes, with the wait for the slowest rank. Steps of a
 //! size have stretches of a length, and a step of twice the size takes at most twice as long. So what was seen of recent steps
-//! bounds what a rank that computes may take, and four times as much is what only one that hangs takes.
+//! bounds what a rank that computes may take, and only one that hangs takes four times as much. A rank that computes for long
+//! itself grants the others as much: their part is like its own.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::StepInput;
 pub(super) const UNKNOWN: Duration = Duration::from_secs(10);
 /// Never less: a busy host gives a rank no processor for a while.
 pub(super) const LEAST: Duration = Duration::from_secs(2);
-/// Never more, whatever small steps have taken.
+/// Never more.
 pub(super) const MOST: Duration = Duration::from_secs(30);
 /// Of what is expected.
 const TIMES: u32 = 4;
@@ -68,13 +69,15 @@ impl Patience {
         }
     }
 
-    /// The longest stretch that steps of this class can have: that of larger ones, or a multiple of that of smaller ones.
+    /// The longest stretch that steps of this class can have: that of larger ones, or a multiple of that of smaller ones, which
+    /// may be far too much and so allows no more than knowing nothing does.
     fn expect(&self, class: usize) -> Option<Duration> {
         let larger = self.longest[class..].iter().flatten().next().copied();
         larger.or_else(|| {
             let (smaller, time) =
                 self.longest[..class].iter().enumerate().rev().find_map(|(c, time)| Some((c, (*time)?)))?;
-            Some(time.saturating_mul(1 << (class - smaller).min(31)))
+            let multiple = time.saturating_mul(1 << (class - smaller).min(31));
+            Some(multiple.min(time.max(UNKNOWN / TIMES)))
         })
     }
 }
@@ -122,8 +125,10 @@ mod tests {
             ("eight times as large", &[(8, 100)], 64, MILLIS * 3_200),
             ("the nearest size below tells", &[(1, 700), (32, 400)], 64, MILLIS * 3_200),
             ("the nearest size above tells", &[(64, 800), (512, 5_000)], 33, MILLIS * 3_200),
-            ("however long", &[(1, 1_000)], 1 << 20, MOST),
-            ("beyond all numbers", &[(1, 1)], u64::MAX, MOST),
+            ("much larger than any before", &[(1, 1_000)], 1 << 20, UNKNOWN),
+            ("beyond all numbers", &[(1, 1)], u64::MAX, UNKNOWN),
+            ("small ones took long already", &[(1, 3_000)], 1 << 20, MILLIS * 12_000),
+            ("however long", &[(8, 60_000)], 8, MOST),
         ] {
             let mut patience = after(steps);
             patience.begin(size);

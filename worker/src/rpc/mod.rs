@@ -100,3 +100,6 @@ impl wire::rank_server::Rank for RankService {
 fn message(message: wire::leader_message::Message) -> wire::LeaderMessage {
     wire::LeaderMessage { message: Some(message) }
 }
+
+#[cfg(test)]
+mod tests;
