@@ -71,6 +71,7 @@ impl Sequence {
             outputs,
             end: self.end,
             reading_prompt: self.params.prompt_logprobs && !read,
+            decodes: self.prefilled,
         }
     }
 
