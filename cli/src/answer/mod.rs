@@ -59,7 +59,6 @@ impl Asked {
 /// The messages of an answer, each once, whoever they come from.
 pub(crate) struct AnswerStream {
     asked: Asked,
-    endpoint: EndpointArguments,
     /// Coordinators that nobody named but that the first one knew.
     others: Option<JoinHandle<Vec<String>>>,
     known: Vec<String>,
@@ -90,17 +89,9 @@ impl AnswerStream {
             Asked::Generate(_) | Asked::Chat(_) => Told::default(),
         };
         // Not before the answer: it need not wait for that.
-        let (learn, endpoint) = (endpoint.clone(), endpoint.clone());
-        let others = tokio::spawn(async move { learn.others(channel).await });
-        Ok(Self {
-            asked,
-            known: endpoint.urls(),
-            endpoint,
-            others: Some(others),
-            messages,
-            told,
-            broken: None,
-        })
+        let (known, named) = (endpoint.urls(), endpoint.clone());
+        let others = tokio::spawn(async move { named.others(channel).await });
+        Ok(Self { asked, others: Some(others), known, messages, told, broken: None })
     }
 
     /// The next message; `None` when every answer has ended.
