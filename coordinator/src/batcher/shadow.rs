@@ -115,7 +115,7 @@ impl ModelLeader {
     pub(crate) fn go_on(&mut self) -> Option<StepReport> {
         let report = self.step(&BTreeMap::new());
         self.unplanned += u64::from(self.rows > 0);
-        (self.rows > 0).then(|| StepReport { unplanned: true, ..report })
+        (self.rows > 0).then_some(StepReport { unplanned: true, ..report })
     }
 
     /// Another driver attaches: what there is.

@@ -219,7 +219,7 @@ impl Drive {
             if event.end.is_some() {
                 if let Some(sequence) = self.forget(id) {
                     let group = Some(self.assignment.group);
-                    self.drivers.0.kept.keep(&self.assignment.model, group, sequence.answer, Instant::now());
+                    self.keep(sequence.answer, group);
                 }
                 self.note_end();
             } else if left {

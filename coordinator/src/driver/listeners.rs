@@ -22,8 +22,6 @@ struct Listener {
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     present: Vec<Listener>,
-    /// Broke off without a word: their front doors may have died.
-    gone: Vec<u64>,
 }
 
 impl Listeners {
@@ -51,7 +49,6 @@ impl Listeners {
 
     /// Tells everybody what is new to them of `event`, before which `known` tokens had been generated. Whoever has gone is noticed.
     pub(super) fn tell(&mut self, known: usize, event: &SequenceEvent) {
-        let gone = &mut self.gone;
         self.present.retain_mut(|listener| {
             let mut event = event.clone();
             let has = listener.has.saturating_sub(known).min(event.tokens.len());
@@ -63,11 +60,7 @@ impl Listeners {
             if event == SequenceEvent::default() {
                 return true;
             }
-            let present = listener.events.send(Ok(event)).is_ok();
-            if !present {
-                gone.push(listener.id);
-            }
-            present
+            listener.events.send(Ok(event)).is_ok()
         });
     }
 
@@ -78,18 +71,9 @@ impl Listeners {
         }
     }
 
-    /// A stream has broken off.
-    pub(super) fn lose(&mut self, id: u64) {
-        if let Some(place) = self.present.iter().position(|listener| listener.id == id) {
-            self.present.swap_remove(place);
-            self.gone.push(id);
-        }
-    }
-
-    /// A front door says that it listens no more. Whether it ever did.
-    pub(super) fn leave(&mut self, id: u64) -> bool {
-        self.lose(id);
-        self.gone.contains(&id)
+    /// A stream has ended, or broken off. It may have been an earlier driver's.
+    pub(super) fn leave(&mut self, id: u64) {
+        self.present.retain(|listener| listener.id != id);
     }
 }
 

@@ -2,6 +2,8 @@
 //! deployments there are, layers and experts by their models, everything else by this code.
 
 mod driven;
+mod lost_drivers;
+mod prefix;
 mod ranks;
 
 use std::collections::HashMap;
@@ -19,6 +21,8 @@ use crate::cluster::RaftStatus;
 
 use driven::Shown;
 pub use driven::{Driven, DrivenGroups};
+use lost_drivers::LostDrivers;
+use prefix::PrefixFamilies;
 use ranks::{RankFamilies, RankMetrics};
 
 /// Label of requests for models that are not served.
@@ -49,12 +53,10 @@ pub struct Metrics {
     sequences: IntGaugeVec,
     kv_blocks: IntGaugeVec,
     preemptions: IntCounterVec,
-    prefix_asked: IntCounterVec,
-    prefix_found: IntCounterVec,
+    prefix: PrefixFamilies,
     queue_wait: HistogramVec,
-    adopted: IntCounterVec,
+    lost_drivers: LostDrivers,
     steps: IntCounterVec,
-    unplanned_steps: IntCounterVec,
     step_seconds: HistogramVec,
     step_collective_seconds: HistogramVec,
     step_wait_seconds: HistogramVec,
@@ -134,32 +136,14 @@ impl Metrics {
                 "Sequences that had to make room for others.",
                 &["model"],
             ),
-            prefix_asked: table.counters(
-                "prefix_cache_query_tokens_total",
-                "Tokens of sequences that were looked for in the prefix cache.",
-                &["model"],
-            ),
-            prefix_found: table.counters(
-                "prefix_cache_hit_tokens_total",
-                "Of them, those that were there.",
-                &["model"],
-            ),
+            prefix: PrefixFamilies::new(&table),
             queue_wait: table.histograms(
                 "queue_wait_seconds",
                 "From a sequence's arrival at the driver until it enters the group.",
                 &["model"],
                 &LATENCY,
             ),
-            adopted: table.counters(
-                "adopted_sequences_total",
-                "Sequences taken over from drivers that were lost.",
-                &["model"],
-            ),
-            unplanned_steps: table.counters(
-                "unplanned_steps_total",
-                "Steps that leaders ran by themselves because the next plan was late.",
-                &["model"],
-            ),
+            lost_drivers: LostDrivers::new(&table),
             steps: table.counters("steps_total", "Steps of groups driven here.", &["model"]),
             step_seconds: table.histograms(
                 "step_seconds",
@@ -238,13 +222,13 @@ impl Metrics {
             live: self.kv_blocks.with_label_values(&[model, "live"]),
             cached: self.kv_blocks.with_label_values(&[model, "cached"]),
             preemptions: self.preemptions.with_label_values(&[model]),
-            prefix_asked: self.prefix_asked.with_label_values(&[model]),
-            prefix_found: self.prefix_found.with_label_values(&[model]),
+            prefix_asked: self.prefix.asked.with_label_values(&[model]),
+            prefix_found: self.prefix.found.with_label_values(&[model]),
             queue_wait: self.queue_wait.with_label_values(&[model]),
             shown: Occupancy::default(),
-            adopted: self.adopted.with_label_values(&[model]),
+            adopted: self.lost_drivers.adopted.with_label_values(&[model]),
             steps: self.steps.with_label_values(&[model]),
-            unplanned_steps: self.unplanned_steps.with_label_values(&[model]),
+            unplanned_steps: self.lost_drivers.unplanned_steps.with_label_values(&[model]),
             seconds: self.step_seconds.with_label_values(&[model]),
             collective: self.step_collective_seconds.with_label_values(&[model]),
             wait: self.step_wait_seconds.with_label_values(&[model]),

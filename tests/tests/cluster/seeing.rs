@@ -138,7 +138,7 @@ async fn echo_stop_and_end_tokens() {
 }
 
 /// Families that dashboards rely on.
-const FAMILIES: [(&str, &str); 32] = [
+const FAMILIES: [(&str, &str); 34] = [
     ("foggara_build_info", "gauge"),
     ("foggara_requests_total", "counter"),
     ("foggara_request_duration_seconds", "histogram"),
@@ -150,6 +150,8 @@ const FAMILIES: [(&str, &str); 32] = [
     ("foggara_sequences", "gauge"),
     ("foggara_kv_blocks", "gauge"),
     ("foggara_preemptions_total", "counter"),
+    ("foggara_adopted_sequences_total", "counter"),
+    ("foggara_unplanned_steps_total", "counter"),
     ("foggara_prefix_cache_query_tokens_total", "counter"),
     ("foggara_prefix_cache_hit_tokens_total", "counter"),
     ("foggara_queue_wait_seconds", "histogram"),

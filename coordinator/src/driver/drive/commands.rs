@@ -8,7 +8,6 @@ use foggara_proto::step::{Join, SequenceId};
 use super::{Drive, Sequence};
 use crate::batcher::Refusal;
 use crate::driver::answer::Answer;
-use crate::driver::listeners::Listeners;
 use crate::driver::{DriverCommand, Events};
 use crate::router::GenerateError;
 
@@ -21,30 +20,27 @@ impl Drive {
                 }
             }
             DriverCommand::Lost { request_id, listener } => {
-                self.with_listeners(&request_id, |listeners| {
-                    listeners.lose(listener);
-                    false
-                });
+                if let Some(id) = self.left_alone(&request_id, listener) {
+                    self.alone.since(Instant::now(), id);
+                }
             }
             DriverCommand::Cancel { request_id, listener } => {
-                self.with_listeners(&request_id, |listeners| listeners.leave(listener));
+                if let Some(id) = self.left_alone(&request_id, listener)
+                    && let Some(sequence) = self.cancel(id)
+                {
+                    // A stop string may have ended it, and its client may not have heard of that: it can be found.
+                    self.keep(sequence.answer, None);
+                }
             }
         }
     }
 
-    /// Changes who listens to a sequence. `change` says whether it may end if nobody does any more.
-    pub(super) fn with_listeners(&mut self, request_id: &str, change: impl FnOnce(&mut Listeners) -> bool) {
-        let Some(id) = self.ids.get(request_id).copied() else { return };
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let may_end = change(&mut sequence.listeners);
-        if !sequence.listeners.is_empty() {
-            return;
-        }
-        if may_end {
-            self.cancel(id);
-        } else {
-            self.alone.since(Instant::now(), id);
-        }
+    /// Somebody does not listen to a sequence any more. Returns it if now nobody does.
+    fn left_alone(&mut self, request_id: &str, listener: u64) -> Option<SequenceId> {
+        let id = *self.ids.get(request_id)?;
+        let sequence = self.sequences.get_mut(&id)?;
+        sequence.listeners.leave(listener);
+        sequence.listeners.is_empty().then_some(id)
     }
 
     pub(super) fn cancel(&mut self, id: SequenceId) -> Option<Sequence> {

@@ -25,13 +25,7 @@ impl Drive {
         let answer = Answer::held(&held, request.clone());
         if held.end.is_some() {
             self.batcher.discard(id);
-            self.drivers.0.kept.keep(
-                &self.assignment.model,
-                Some(self.assignment.group),
-                answer,
-                Instant::now(),
-            );
-            return;
+            return self.keep(answer, Some(self.assignment.group));
         }
         if let Err(reason) = self.batcher.adopt(held, request) {
             tracing::warn!(sequence = id, %reason, "a sequence cannot be taken over");
@@ -77,9 +71,14 @@ impl Drive {
         for id in ids {
             let Some(sequence) = self.forget(id) else { continue };
             sequence.listeners.fail(&lost());
-            if !sequence.answer.request().envelope.is_empty() {
-                self.drivers.0.kept.keep(&self.assignment.model, None, sequence.answer, Instant::now());
-            }
+            self.keep(sequence.answer, None);
+        }
+    }
+
+    /// Keeps an answer for a while: a whole one with the group that it is of, and what may be asked for again.
+    pub(super) fn keep(&self, answer: Answer, group: Option<u64>) {
+        if answer.end().is_some() || !answer.request().envelope.is_empty() {
+            self.drivers.0.kept.keep(&self.assignment.model, group, answer, Instant::now());
         }
     }
 }
