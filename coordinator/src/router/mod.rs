@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod places;
 pub mod policy;
 pub mod prefix_index;
+mod pump;
 
 use std::time::Duration;
 
