@@ -210,6 +210,8 @@ struct Progress {
     came: Instant,
     /// Whether a driver has worked on it: then it does not fail for what only a newcomer may be refused for.
     accepted: bool,
+    /// Whether a driver was asked that did not answer in time. It may have it.
+    asked: bool,
 }
 
 impl Progress {
@@ -218,7 +220,8 @@ impl Progress {
         match error {
             GenerateError::Unavailable { .. } => true,
             // The former attempt has not been cleared away yet, or everybody comes from a lost group at once.
-            GenerateError::Duplicate(_) | GenerateError::QueueFull { .. } => self.accepted,
+            GenerateError::Duplicate(_) => self.accepted || self.asked,
+            GenerateError::QueueFull { .. } => self.accepted,
             GenerateError::UnknownModel(_)
             | GenerateError::Invalid { .. }
             | GenerateError::DeadlineExceeded { .. }
@@ -281,7 +284,8 @@ impl Generator for Dispatcher {
         let this = self.clone();
         let model = deployment.to_owned();
         let open = this.places.open(&request);
-        let mut progress = Progress { request, prompt_told: 0, came: Instant::now(), accepted: false };
+        let mut progress =
+            Progress { request, prompt_told: 0, came: Instant::now(), accepted: false, asked: false };
         Box::pin(async_stream::stream! {
             let (mut open, mut cached_told) = (open, false);
             let mut watch = this.cluster.watch();
@@ -298,6 +302,7 @@ impl Generator for Dispatcher {
                 let submitted = match chosen {
                     Some((target, view)) => {
                         let events = this.submit(target, progress.resume()).await;
+                        progress.asked |= events.is_none();
                         events.map(|events| (target, view, events))
                     }
                     None => None,
