@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::admin::StatusRequest;
 use foggara_proto::wire::admin::admin_client::AdminClient;
 use foggara_proto::wire::inference::inference_client::InferenceClient;
 use tonic::service::Interceptor;
@@ -12,13 +13,18 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A machine that vanishes closes no connection: one that answers no ping is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a coordinator may take to say which others there are.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Answers may carry the log-probabilities of a whole prompt.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Which cluster to talk to.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EndpointArguments {
-    /// A coordinator, or several to be tried in turn
+    /// A coordinator, or several to be tried in turn; the others go on with an answer when the one that gives it dies
     #[arg(
         long,
         env = "FOGGARA_ENDPOINT",
@@ -49,12 +55,32 @@ impl EndpointArguments {
         Err(failure.context("no coordinator answers (is the cluster up? start one with `foggara up`)"))
     }
 
+    /// The coordinators that are named.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.endpoint.clone()
+    }
+
+    /// Those that one of them knows; none if it does not tell, which is no reason to fail.
+    pub(crate) async fn others(&self, channel: Channel) -> Vec<String> {
+        let token = ClusterToken::new(self.cluster_token.as_deref());
+        let mut admin = AdminClient::with_interceptor(channel, token.shown());
+        let status = tokio::time::timeout(STATUS_TIMEOUT, admin.status(StatusRequest {})).await;
+        let status = status.ok().and_then(Result::ok).map(tonic::Response::into_inner).unwrap_or_default();
+        status.coordinators.into_iter().map(|coordinator| format!("http://{}", coordinator.addr)).collect()
+    }
+
+    /// These coordinators.
+    #[cfg(test)]
+    pub(crate) fn of(urls: &[&str]) -> Self {
+        Self { endpoint: urls.iter().map(ToString::to_string).collect(), cluster_token: None }
+    }
+
     /// The service of clients.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
     pub(crate) async fn inference(&self) -> anyhow::Result<InferenceClient<Channel>> {
-        Ok(InferenceClient::new(self.connect().await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        Ok(inference(self.connect().await?))
     }
 
     /// The service of operators.
@@ -69,6 +95,22 @@ impl EndpointArguments {
     }
 }
 
+/// The service of clients, over a connection.
+pub(crate) fn inference(channel: Channel) -> InferenceClient<Channel> {
+    InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// All of `urls`, then those of `more` that are not among them.
+pub(crate) fn distinct(mut urls: Vec<String>, more: Vec<String>) -> Vec<String> {
+    let address = |url: &str| url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    for url in more {
+        if urls.iter().all(|known| address(known) != address(&url)) {
+            urls.push(url);
+        }
+    }
+    urls
+}
+
 /// Connects to one coordinator.
 ///
 /// # Errors
@@ -76,7 +118,11 @@ impl EndpointArguments {
 pub(crate) async fn connect(url: &str) -> anyhow::Result<Channel> {
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("endpoint `{url}`"))?;
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     endpoint.connect().await.map_err(|error| {
         let mut cause: &dyn std::error::Error = &error;
         while let Some(source) = cause.source() {
@@ -84,4 +130,17 @@ pub(crate) async fn connect(url: &str) -> anyhow::Result<Channel> {
         }
         anyhow::anyhow!("{url}: {cause}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_is_known_once() {
+        let urls = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let named = urls(&["http://a:1/", "b:2"]);
+        let all = distinct(named, urls(&["http://b:2", "http://a:1", "http://c:3"]));
+        assert_eq!(all, urls(&["http://a:1/", "b:2", "http://c:3"]));
+    }
 }

@@ -3,6 +3,7 @@
 //! Each subcommand is a thin file in [`commands`] over the crates that do the work.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod commands;
 mod endpoint;
 mod lifetime;
@@ -39,6 +40,8 @@ enum Command {
     Chat(commands::chat::Arguments),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
+    /// Go on with an answer that the cluster is giving, from any coordinator
+    Attach(commands::attach::Arguments),
     /// Print how likely a model finds a text: token log-probabilities and perplexity
     Score(commands::score::Arguments),
     /// Show coordinators, workers, groups and deployments
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Worker(arguments) => commands::worker::run(arguments),
         Command::Chat(arguments) => commands::chat::run(arguments),
         Command::Generate(arguments) => commands::generate::run(arguments),
+        Command::Attach(arguments) => commands::attach::run(arguments),
         Command::Score(arguments) => commands::score::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Top(arguments) => commands::top::run(&arguments),

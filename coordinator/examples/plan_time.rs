@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         step_rows: 256,
         sequences: 64,
         queue: usize::try_from(waiting)? + 64 + STEPS * 64,
+        lease_ms: 2_000,
     };
     let mut batcher = Batcher::new(1, limits);
     let mut id = 0;

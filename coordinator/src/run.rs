@@ -54,6 +54,8 @@ pub struct CoordinatorConfig {
     pub queue: usize,
     /// How requests are given to the groups of a model.
     pub router: PolicyKind,
+    /// How long leaders go on when plans are late, in milliseconds.
+    pub lease_ms: u32,
     /// Folders that hold models. One that is not there is got from the nodes that have it, as far as it is needed here.
     pub models: Vec<PathBuf>,
     /// Where hashes of models' files are remembered; the data folder if not given.
@@ -148,6 +150,7 @@ pub async fn run(
         metrics,
         token: config.token.clone(),
         queue: config.queue,
+        lease_ms: config.lease_ms,
     };
     let mut parts = JoinSet::new();
     parts.spawn(library.clone().follow(cluster.clone()));
@@ -233,6 +236,7 @@ mod tests {
             token: ClusterToken::default(),
             queue: 10,
             router: PolicyKind::default(),
+            lease_ms: crate::driver::DEFAULT_LEASE_MS,
             models: Vec::new(),
             cache: None,
         }

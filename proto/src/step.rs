@@ -77,6 +77,8 @@ pub struct HeldSequence {
     pub end: Option<SequenceEnd>,
     /// Its prompt's log-probabilities were asked for and have been reported in part at most.
     pub reading_prompt: bool,
+    /// It has been read whole: unless it has ended, it decodes in every step.
+    pub decodes: bool,
 }
 
 /// What a leader answers a driver that attaches.

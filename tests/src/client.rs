@@ -6,7 +6,7 @@ use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::admin::admin_client::AdminClient;
 use foggara_proto::wire::admin::{Deployment, PutDeploymentRequest, StatusRequest, StatusResponse};
 use foggara_proto::wire::inference::inference_client::InferenceClient;
-use foggara_proto::wire::inference::{GenerateRequest, GenerateResponse};
+use foggara_proto::wire::inference::{AttachRequest, GenerateRequest, GenerateResponse};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -60,6 +60,20 @@ impl Client {
     /// What the server says before it begins to answer.
     pub async fn stream(&self, request: GenerateRequest) -> Result<Streaming<GenerateResponse>, Status> {
         Ok(self.inference().generate(request).await?.into_inner())
+    }
+
+    /// Goes on with a request that another coordinator may have taken, after so many tokens of each of its answers.
+    ///
+    /// # Errors
+    /// What the server says before it begins to answer.
+    pub async fn attach(
+        &self,
+        request_id: &str,
+        tokens_received: &[u32],
+    ) -> Result<Streaming<GenerateResponse>, Status> {
+        let request =
+            AttachRequest { request_id: request_id.into(), tokens_received: tokens_received.into() };
+        Ok(self.inference().attach(request).await?.into_inner())
     }
 
     /// Runs a request to its end.

@@ -6,11 +6,15 @@ use anyhow::ensure;
 use clap::Args;
 use foggara_proto::wire::inference as wire;
 
+use crate::answer::{AnswerStream, Asked};
 use crate::commands::printer::Printer;
 use crate::commands::sampling::SamplingArguments;
 use crate::endpoint::EndpointArguments;
 
 /// Chat with a model. With MESSAGE: one answer, streamed. Without: a conversation, until Ctrl-D.
+///
+/// When the coordinator that answers dies, another one goes on where it was: one that --endpoint names, or one that the first
+/// knew.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// What to ask; without it, lines are read from standard input
@@ -38,11 +42,12 @@ fn say(role: &str, content: String) -> wire::ChatMessage {
 }
 
 async fn converse(arguments: Arguments) -> anyhow::Result<()> {
+    let conversation = Asked::new_id();
     let mut messages: Vec<wire::ChatMessage> = Vec::new();
     messages.extend(arguments.system.clone().map(|text| say("system", text)));
     if let Some(message) = arguments.message.clone() {
         messages.push(say("user", message));
-        return ask(&arguments, &messages).await.map(drop);
+        return ask(&arguments, &conversation, &messages).await.map(drop);
     }
     ensure!(arguments.sampling.n() == 1, "a conversation goes on from one answer: --n needs a MESSAGE");
     // A cluster that is not there is better known before something is typed.
@@ -67,7 +72,7 @@ async fn converse(arguments: Arguments) -> anyhow::Result<()> {
             continue;
         }
         messages.push(say("user", line));
-        match ask(&arguments, &messages).await {
+        match ask(&arguments, &conversation, &messages).await {
             Ok(answer) => messages.push(say("assistant", answer)),
             Err(error) if crate::output::is_broken_pipe(&error) || !interactive => return Err(error),
             // The conversation is still there: the next question may do.
@@ -94,22 +99,27 @@ async fn next_line(interactive: bool) -> anyhow::Result<Option<String>> {
 }
 
 /// Streams one answer; Ctrl-C ends it early. Returns its text.
-async fn ask(arguments: &Arguments, messages: &[wire::ChatMessage]) -> anyhow::Result<String> {
-    let mut client = arguments.endpoint.inference().await?;
+async fn ask(
+    arguments: &Arguments,
+    conversation: &str,
+    messages: &[wire::ChatMessage],
+) -> anyhow::Result<String> {
     let request = wire::ChatRequest {
         model: arguments.model.clone(),
         messages: messages.to_vec(),
         sampling: Some(arguments.sampling.to_wire()),
         output: Some(arguments.sampling.output(false)),
-        request_id: String::new(),
+        request_id: Asked::new_id(),
         priority: arguments.sampling.priority(),
         cache_salt: arguments.sampling.cache_salt(),
         deadline_ms: arguments.sampling.deadline_ms(),
+        // The questions of a conversation begin alike.
+        prompt_cache_key: Some(conversation.to_owned()),
     };
-    let mut printer = Printer::new(arguments.sampling.n());
-    let stream = client.chat(request).await?.into_inner();
+    let mut printer = Printer::new();
+    let mut stream = AnswerStream::start(&arguments.endpoint, Asked::Chat(request)).await?;
     tokio::select! {
-        printed = printer.print(stream) => printed?,
+        printed = printer.print(&mut stream) => printed?,
         // Dropping the stream cancels the request.
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }

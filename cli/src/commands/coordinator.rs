@@ -55,6 +55,10 @@ pub(crate) struct Arguments {
     /// Which group a request goes to: prefix-aware, least-loaded or round-robin
     #[arg(long, default_value = "prefix-aware", value_name = "POLICY")]
     router_policy: PolicyKind,
+    /// How long workers go on decoding when the coordinator that drives them is late or has died, in milliseconds, 0 to 60000
+    #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_LEASE_MS, value_name = "MS",
+          value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    lease_ms: u32,
     #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
@@ -76,6 +80,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         token: ClusterToken::new(arguments.cluster_token.as_deref()),
         queue: arguments.queue,
         router: arguments.router_policy,
+        lease_ms: arguments.lease_ms,
         models: arguments.models,
         cache: arguments.cache_dir,
     };

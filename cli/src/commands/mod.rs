@@ -1,5 +1,6 @@
 //! One file for each subcommand.
 
+pub(crate) mod attach;
 pub(crate) mod chat;
 pub(crate) mod coordinator;
 pub(crate) mod generate;

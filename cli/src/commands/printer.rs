@@ -4,7 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use foggara_proto::wire::inference as wire;
-use tonic::Streaming;
+
+use crate::answer::AnswerStream;
 
 /// Prints answers as they come, and how fast they came. Of several, the first that has not ended is printed; the others
 /// wait for their turn.
@@ -19,10 +20,10 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// For `n` answers.
-    pub(crate) fn new(n: usize) -> Self {
+    /// Nothing has come yet.
+    pub(crate) fn new() -> Self {
         Self {
-            answers: Answers::new(n),
+            answers: Answers::new(1),
             started: Instant::now(),
             first: None,
             tokens: 0,
@@ -32,10 +33,7 @@ impl Printer {
     }
 
     /// Prints until the stream ends.
-    pub(crate) async fn print(
-        &mut self,
-        mut stream: Streaming<wire::GenerateResponse>,
-    ) -> anyhow::Result<()> {
+    pub(crate) async fn print(&mut self, stream: &mut AnswerStream) -> anyhow::Result<()> {
         use wire::generate_response::Event;
         while let Some(message) = stream.message().await? {
             match message.event {
@@ -51,7 +49,8 @@ impl Printer {
                     self.cut += usize::from(finished.reason() == wire::FinishReason::Length);
                     self.answers.end(finished.index);
                 }
-                Some(Event::Started(_)) | None => {}
+                Some(Event::Started(started)) => self.answers = Answers::new(started.n as usize),
+                None => {}
             }
             let mut out = std::io::stdout().lock();
             out.write_all(self.answers.take().as_bytes())?;

@@ -63,6 +63,10 @@ pub(crate) struct Arguments {
     /// Which group a request goes to: prefix-aware, least-loaded or round-robin
     #[arg(long, default_value = "prefix-aware", value_name = "POLICY")]
     router_policy: PolicyKind,
+    /// How long workers go on decoding when the coordinator that drives them is late or has died, in milliseconds, 0 to 60000
+    #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_LEASE_MS, value_name = "MS",
+          value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    lease_ms: u32,
     /// Where the first coordinator's HTTP listens
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     http: SocketAddr,

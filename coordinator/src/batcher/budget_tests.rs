@@ -5,8 +5,15 @@ use crate::batcher::Limits;
 use crate::batcher::tests::request;
 use foggara_proto::step::{SequenceOutput, StepReport};
 
-const LIMITS: Limits =
-    Limits { kv_blocks: 4_096, pools: 1, block_size: 16, step_rows: 256, sequences: 64, queue: 1_000 };
+const LIMITS: Limits = Limits {
+    kv_blocks: 4_096,
+    pools: 1,
+    block_size: 16,
+    step_rows: 256,
+    sequences: 64,
+    queue: 1_000,
+    lease_ms: 0,
+};
 
 /// A batcher that knows an engine: 10 ms for a step, 1 ms for a row.
 fn batcher() -> Batcher {

@@ -48,18 +48,14 @@ impl Batcher {
     /// Drops the running sequence at `place` so that it waits again.
     pub(super) fn preempt(&mut self, place: usize) {
         let id = self.running.remove(place);
-        let until = self.last_number;
-        let in_flight = !self.in_flight.is_empty();
+        // The plan being made names the drop: until then the leader may go on with it, plan or none.
+        let until = self.last_number + 1;
         if let Some(sequence) = self.sequences.get_mut(&id) {
             let blocks = std::mem::take(&mut sequence.blocks);
             self.pools[sequence.pool].release(&blocks, self.last_number + 1);
             sequence.phase = Phase::Preempted { until };
             self.preemptions += 1;
-            if in_flight {
-                self.preempted.push(id);
-            } else {
-                self.wait_again(id);
-            }
+            self.preempted.push(id);
         }
         self.dropping.push(id);
     }

@@ -6,17 +6,22 @@
 //! ended, and the leader skips those.
 //!
 //! A step plan is made in phases, each in its own file: `drops`, `decodes`, `prefills` (and for those who come in,
-//! `admission`); `reports` is the way back. What the phases decide by is apart from them: `queue` (who enters next), `cost`
+//! `admission`), `lease` (blocks for steps without a plan); `reports` is the way back. `adoption` is how a batcher begins with
+//! the sequences of another. What the phases decide by is apart from them: `queue` (who enters next), `cost`
 //! (how long a step takes), `budget` (how much prefill goes into it), `ahead` (how many plans are on their way). `kv` accounts
 //! for the blocks.
 
 mod admission;
+mod adoption;
 mod ahead;
 mod budget;
 mod cost;
 mod decodes;
 mod drops;
 mod kv;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod policy;
 mod prefills;
 mod queue;
@@ -42,11 +47,12 @@ use kv::Pool;
 use queue::{Arrival, Queue};
 use sequence::{Phase, Sequence};
 
+pub use adoption::AdoptionError;
 pub use ahead::{LEAST_PLANS_AHEAD, MOST_PLANS_AHEAD};
 pub use kv::hash::{BlockHash, HashChain};
 pub use reports::ReportError;
 
-/// What bounds a group's batches. Every field is at least 1.
+/// What bounds a group's batches. Every field but the lease is at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// KV blocks in each pool.
@@ -61,6 +67,8 @@ pub struct Limits {
     pub sequences: u32,
     /// Sequences waiting to get in.
     pub queue: usize,
+    /// How long the leader may go on without plans, in milliseconds; 0: not at all.
+    pub lease_ms: u32,
 }
 
 /// Why a sequence was not accepted.
@@ -141,6 +149,8 @@ pub struct Batcher {
     /// The plans on their way, oldest first.
     in_flight: VecDeque<Step>,
     last_number: u64,
+    /// The last plan whose report has come.
+    last_reported: u64,
     preemptions: u64,
     cache_tokens: CacheTokens,
 }
@@ -163,6 +173,7 @@ impl Batcher {
             dropping: Vec::new(),
             in_flight: VecDeque::new(),
             last_number: 0,
+            last_reported: 0,
             preemptions: 0,
             cache_tokens: CacheTokens::default(),
         }
@@ -214,6 +225,7 @@ impl Batcher {
         self.collect_ended();
         let decoding = self.plan_decodes(&mut plan);
         let prefilling = self.plan_prefills(&mut plan);
+        self.grant_ahead(&mut plan);
         plan.drops = self.take_drops();
         if decoding + prefilling == 0 && plan.drops.is_empty() {
             return None;

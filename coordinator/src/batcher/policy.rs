@@ -40,11 +40,18 @@ impl Batcher {
 
     /// Learns from the report of the oldest plan in flight: what such a step costs, and who was given tokens.
     pub(super) fn learn(&mut self, report: &StepReport) {
+        self.count_sampled(report);
+        if report.unplanned {
+            return;
+        }
         let timing = &report.timing;
         let work = self.ahead.reported().done(timing.rows as usize);
         if timing.rows as usize == work.rows {
             self.cost.observe(work, f64::from(timing.compute_us) + f64::from(timing.sample_us));
         }
+    }
+
+    fn count_sampled(&mut self, report: &StepReport) {
         for output in report.outputs.iter().filter(|output| output.token.is_some()) {
             if let Some(sequence) = self.sequences.get(&output.sequence) {
                 self.queue.sampled(&sequence.ticket);

@@ -27,11 +27,7 @@ impl Batcher {
         if report.driver_epoch != self.driver_epoch {
             return Ok(Vec::new());
         }
-        let expected = self.in_flight.front().map(|step| step.number);
-        if expected != Some(report.number) {
-            return Err(ReportError::OutOfOrder { got: report.number, expected });
-        }
-        let positions = self.in_flight.pop_front().map(|step| step.positions).unwrap_or_default();
+        let positions = if report.unplanned { self.went_on(&report)? } else { self.planned_step(&report)? };
         self.learn(&report);
         let (mut news, mut ended) = (Vec::with_capacity(report.outputs.len()), Vec::new());
         for output in report.outputs {
@@ -60,13 +56,27 @@ impl Batcher {
                 _ => drop(self.sequences.remove(&id)),
             }
         }
-        self.requeue_preempted(report.number);
+        if !report.unplanned {
+            self.requeue_preempted(report.number);
+        }
         Ok(news)
+    }
+
+    /// The oldest plan in flight is done: where its sequences stand.
+    fn planned_step(&mut self, report: &StepReport) -> Result<Vec<(SequenceId, usize)>, ReportError> {
+        let expected = self.in_flight.front().map(|step| step.number);
+        if expected != Some(report.number) {
+            return Err(ReportError::OutOfOrder { got: report.number, expected });
+        }
+        // Before it leaves the flight, so that its own positions are put right too.
+        self.fell_behind(&report.skipped);
+        self.last_reported = report.number;
+        Ok(self.in_flight.pop_front().map(|step| step.positions).unwrap_or_default())
     }
 
     /// A step that is done has computed the positions of a sequence up to `position`: its full blocks can be called by their
     /// content. (A sequence that was skipped because it had ended is known to have, and one that was preempted holds nothing.)
-    fn name_blocks(&mut self, id: SequenceId, position: usize) {
+    pub(super) fn name_blocks(&mut self, id: SequenceId, position: usize) {
         let block_size = self.block_size();
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         if sequence.phase != Phase::Running {

@@ -15,9 +15,10 @@ pub(super) enum Phase {
     Running,
     /// Ended or cancelled; the next plan drops it.
     Ended,
-    /// Dropped for lack of blocks. It waits again once the report of plan `until` has told every token it sampled.
+    /// Dropped for lack of blocks. It waits again once the report of plan `until` has come: then every token it sampled is
+    /// known.
     Preempted {
-        /// Number of the last plan in which it took part.
+        /// Number of the plan that names the drop.
         until: u64,
     },
 }

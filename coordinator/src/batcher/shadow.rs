@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use foggara_proto::sequence::{SequenceEnd, TokenOutput};
-use foggara_proto::step::{BlockId, Join, SequenceId, SequenceOutput, StepPlan, StepReport};
+use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
+use foggara_proto::step::{BlockId, HeldSequence, Join, SequenceId, SequenceOutput, StepPlan, StepReport};
 
 use super::Limits;
 
@@ -12,12 +12,19 @@ use super::Limits;
 struct Held {
     tokens: Vec<u32>,
     prompt_len: usize,
-    max_tokens: usize,
+    params: SequenceParams,
+    envelope: Vec<u8>,
     salt: u64,
     cached: usize,
     prefilled: bool,
     blocks: Vec<BlockId>,
-    ended: bool,
+    end: Option<SequenceEnd>,
+}
+
+impl Held {
+    fn decodes(&self) -> bool {
+        self.end.is_none() && self.prefilled && self.cached + 1 == self.tokens.len()
+    }
 }
 
 /// A leader that samples `next(tokens)` and ends sequences at token 0 or at their length.
@@ -27,6 +34,11 @@ pub(crate) struct ModelLeader {
     /// For each place of each block, what stands there: see [`digests`].
     contents: Vec<Vec<u64>>,
     last: u64,
+    driver_epoch: u64,
+    /// Steps that it has run without a plan.
+    pub(super) unplanned: u64,
+    /// Decodes that had to be left out of plans.
+    pub(super) skipped: u64,
     /// Of the last step.
     pub(super) rows: usize,
     /// Salts of sequences that have one, to be told before they join.
@@ -63,12 +75,14 @@ impl ModelLeader {
     pub(crate) fn new(limits: Limits) -> Self {
         let blocks = (limits.kv_blocks * limits.pools) as usize;
         let contents = vec![vec![0; limits.block_size as usize]; blocks];
-        Self { limits, held: BTreeMap::new(), contents, last: 0, rows: 0, salts: BTreeMap::new() }
+        let (held, salts) = Default::default();
+        let (last, driver_epoch, unplanned, skipped, rows) = (0, 0, 0, 0, 0);
+        Self { limits, held, contents, last, driver_epoch, unplanned, skipped, rows, salts }
     }
 
     pub(crate) fn execute(&mut self, plan: &StepPlan) -> StepReport {
         assert_eq!(plan.number, self.last + 1, "plans are numbered without gaps");
-        self.last = plan.number;
+        (self.last, self.driver_epoch) = (plan.number, plan.driver_epoch);
         for drop in &plan.drops {
             assert!(self.held.remove(drop).is_some(), "drop of an unknown sequence {drop}");
         }
@@ -84,12 +98,57 @@ impl ModelLeader {
         }
         let chunks: BTreeMap<_, _> = plan.chunks.iter().map(|c| (c.sequence, c.tokens as usize)).collect();
         assert!(chunks.keys().all(|id| self.held.contains_key(id)), "chunk of an unknown sequence");
+        let without_room: Vec<SequenceId> = self
+            .held
+            .iter()
+            .filter(|(_, held)| held.decodes() && !self.has_room(held))
+            .map(|(id, _)| *id)
+            .collect();
+        let skipped: Vec<SequenceId> =
+            without_room.into_iter().filter(|id| !chunks.contains_key(id)).collect();
+        assert!(skipped.is_empty() || self.unplanned > 0, "no block for {skipped:?}");
+        self.skipped += skipped.len() as u64;
+        StepReport { skipped, ..self.step(&chunks) }
+    }
+
+    /// A step without a plan; `None` if there is nothing that can decode.
+    pub(crate) fn go_on(&mut self) -> Option<StepReport> {
+        let report = self.step(&BTreeMap::new());
+        self.unplanned += u64::from(self.rows > 0);
+        (self.rows > 0).then(|| StepReport { unplanned: true, ..report })
+    }
+
+    /// Another driver attaches: what there is.
+    pub(crate) fn attach(&mut self, driver_epoch: u64) -> Vec<HeldSequence> {
+        (self.last, self.driver_epoch) = (0, driver_epoch);
+        let held = |(id, held): (&SequenceId, &Held)| HeldSequence {
+            sequence: *id,
+            tokens: held.tokens.clone(),
+            prompt_len: held.prompt_len,
+            params: held.params.clone(),
+            envelope: held.envelope.clone(),
+            blocks: held.blocks.clone(),
+            cached: held.cached,
+            outputs: vec![],
+            end: held.end,
+            reading_prompt: held.params.prompt_logprobs && !held.prefilled,
+            decodes: held.prefilled,
+        };
+        self.held.iter().map(held).collect()
+    }
+
+    fn has_room(&self, held: &Held) -> bool {
+        held.cached < held.blocks.len() * self.limits.block_size as usize
+    }
+
+    fn step(&mut self, chunks: &BTreeMap<SequenceId, usize>) -> StepReport {
         self.rows = 0;
         let ids: Vec<SequenceId> = self.held.keys().copied().collect();
         let outputs = ids.into_iter().filter_map(|id| self.run(id, chunks.get(&id).copied())).collect();
         let most = self.limits.step_rows as usize;
         assert!(self.rows <= most, "{} rows in a step of {most}", self.rows);
-        StepReport { driver_epoch: plan.driver_epoch, number: plan.number, outputs, ..StepReport::default() }
+        let (driver_epoch, number) = (self.driver_epoch, self.last);
+        StepReport { driver_epoch, number, outputs, ..StepReport::default() }
     }
 
     fn join(&mut self, join: &Join) {
@@ -98,12 +157,13 @@ impl ModelLeader {
         let held = Held {
             tokens: join.tokens.clone(),
             prompt_len: join.prompt_len,
-            max_tokens: join.params.max_tokens as usize,
+            params: join.params.clone(),
+            envelope: join.envelope.clone(),
             salt: self.salts.get(&join.sequence).copied().unwrap_or(0),
             cached: join.cached,
             prefilled: false,
             blocks: vec![],
-            ended: false,
+            end: None,
         };
         assert!(self.held.insert(join.sequence, held).is_none(), "{} joined twice", join.sequence);
     }
@@ -113,7 +173,7 @@ impl ModelLeader {
         let held = &self.held[&id];
         let rows = match named {
             Some(rows) => rows,
-            None if held.ended || !held.prefilled || held.cached + 1 != held.tokens.len() => return None,
+            None if !held.decodes() || !self.has_room(held) => return None,
             None => 1,
         };
         let (start, end, size) = (held.cached, held.cached + rows, self.limits.block_size as usize);
@@ -139,14 +199,15 @@ impl ModelLeader {
         }
         held.prefilled = true;
         let generated = held.tokens.len() - held.prompt_len;
-        let token = (generated < held.max_tokens).then(|| next(&held.tokens));
+        let most = held.params.max_tokens as usize;
+        let token = (generated < most).then(|| next(&held.tokens));
         held.tokens.extend(token);
         let end = match token {
             Some(0) => Some(SequenceEnd::StopToken),
-            _ if generated + 1 >= held.max_tokens => Some(SequenceEnd::Length),
+            _ if generated + 1 >= most => Some(SequenceEnd::Length),
             _ => None,
         };
-        held.ended = end.is_some();
+        held.end = end;
         let token = token.map(|token| TokenOutput { token, logprob: None, top: vec![] });
         Some(SequenceOutput { sequence: id, prompt: vec![], token, end })
     }

@@ -23,7 +23,7 @@ pub(super) fn params(max_tokens: u32) -> SequenceParams {
 }
 
 pub(crate) const LIMITS: Limits =
-    Limits { kv_blocks: 64, pools: 1, block_size: 4, step_rows: 16, sequences: 8, queue: 100 };
+    Limits { kv_blocks: 64, pools: 1, block_size: 4, step_rows: 16, sequences: 8, queue: 100, lease_ms: 0 };
 
 /// A prompt and how much to answer, and nothing else.
 pub(crate) fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
@@ -111,7 +111,15 @@ fn with_little_memory_sequences_are_preempted_and_still_come_out_the_same() {
 
 #[test]
 fn one_row_steps_and_one_token_blocks_work() {
-    let limits = Limits { kv_blocks: 80, pools: 1, block_size: 1, step_rows: 3, sequences: 2, queue: 100 };
+    let limits = Limits {
+        kv_blocks: 80,
+        pools: 1,
+        block_size: 1,
+        step_rows: 3,
+        sequences: 2,
+        queue: 100,
+        lease_ms: 0,
+    };
     for seed in 0..10 {
         run(limits, seed, 20);
     }

@@ -9,7 +9,7 @@ use foggara_models::Checkpoint;
 use super::probe;
 use super::registry::{Registry, not_leader};
 use crate::cluster::state::{Deployment, Formation};
-use crate::cluster::{ClusterHandle, ClusterState, Command};
+use crate::cluster::{ClusterHandle, ClusterState, Command, RaftStatus};
 use crate::library::Library;
 use crate::model_facts;
 use crate::placement::facts::ModelFacts;
@@ -59,7 +59,11 @@ pub async fn run_controller(cluster: ClusterHandle, registry: Registry, library:
     let mut state = cluster.watch();
     let mut status = cluster.watch_status();
     let mut controller: Option<Controller> = None;
+    let active = |status: &RaftStatus| -> Vec<u64> {
+        status.peers.iter().filter(|peer| peer.active).map(|peer| peer.id).collect()
+    };
     loop {
+        let known = active(&status.borrow_and_update());
         if cluster.is_leader() {
             let active = controller.get_or_insert_with(|| {
                 tracing::info!(coordinator = cluster.id(), "leading");
@@ -73,7 +77,10 @@ pub async fn run_controller(cluster: ClusterHandle, registry: Registry, library:
         let changed = registry.changed.notified();
         tokio::select! {
             outcome = state.changed() => if outcome.is_err() { return },
-            outcome = status.wait_for(|status| (status.role == crate::cluster::Role::Leader) != controller.is_some()) => {
+            // It leads or not, and a coordinator comes or goes.
+            outcome = status.wait_for(|status| {
+                (status.role == crate::cluster::Role::Leader) != controller.is_some() || active(status) != known
+            }) => {
                 if outcome.is_err() {
                     return;
                 }
@@ -211,6 +218,11 @@ impl Controller {
             if peer.active {
                 *heard = now;
             }
+        }
+        let silent = status.peers.iter().filter(|peer| !peer.active).map(|peer| peer.id).collect();
+        for id in probe::drivers_gone(state, &silent).await {
+            // It is known to be gone: nothing is to be waited for.
+            self.heard.insert(id, now.checked_sub(COORDINATOR_GRACE).unwrap_or(now));
         }
         let answering =
             self.heard.iter().filter(|(_, at)| at.elapsed() < COORDINATOR_GRACE).map(|(id, _)| *id);

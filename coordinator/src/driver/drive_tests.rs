@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest};
-use foggara_proto::step::{Attached, ExpertCount, StepPlan};
+use foggara_proto::step::{Attached, ExpertCount, HeldSequence, StepPlan};
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
-use super::drive::Drive;
+use super::drive::{Assignment, Drive, Stopped};
 use super::fake_leader::{LIMITS, Table, answer, request};
-use super::{DriverCommand, Events, ExpertLoads};
+use super::{DriverCommand, Drivers, Events};
 use crate::metrics::Metrics;
 use crate::router::GenerateError;
 
@@ -23,24 +23,35 @@ struct Rig {
     plans: mpsc::Receiver<wire::DriverMessage>,
     reports: Option<mpsc::UnboundedSender<Result<wire::LeaderMessage, Status>>>,
     table: Table,
-    ended: tokio::task::JoinHandle<String>,
+    ended: tokio::task::JoinHandle<Stopped>,
     metrics: Metrics,
-    experts: ExpertLoads,
+    drivers: Drivers,
 }
+
+/// Longer than any test.
+const FOREVER: Duration = Duration::from_secs(3_600);
 
 impl Rig {
     fn new(queue: usize) -> Self {
+        Self::over(Table::default(), queue, FOREVER)
+    }
+
+    /// A driver that begins with what `table` holds, where sequences go on for `grace` without a listener.
+    fn over(mut table: Table, queue: usize, grace: Duration) -> Self {
         let (commands, mut received) = mpsc::channel(100);
         let (to_leader, plans) = mpsc::channel(8);
         let (reports, from_leader) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
-        let experts = ExpertLoads::default();
-        let drive =
-            Drive::new("m".into(), 7, &LIMITS, queue, to_leader, metrics.driver(1, 7, "m"), experts.clone());
+        let drivers = Drivers::default();
+        let (group, model, driver_epoch, lease_ms) = (1, "m".to_owned(), 7, 0);
+        let assignment = Assignment { group, model, driver_epoch, queue, lease_ms, grace };
+        let attached = Attached { limits: LIMITS, sequences: table.hold() };
+        let measured = metrics.driver(1, 7, "m");
+        let drive = Drive::new(assignment, attached, to_leader, measured, drivers.clone());
         let mut from_leader = UnboundedReceiverStream::new(from_leader);
         let ended = tokio::spawn(async move { drive.run(&mut received, &mut from_leader).await });
         let (commands, reports) = (Some(commands), Some(reports));
-        Self { commands, plans, reports, table: Table::default(), ended, metrics, experts }
+        Self { commands, plans, reports, table, ended, metrics, drivers }
     }
 
     fn command(&self, command: DriverCommand) {
@@ -49,8 +60,25 @@ impl Rig {
 
     fn submit(&self, id: u64, request: SequenceRequest) -> Received {
         let (events, received): (Events, _) = mpsc::unbounded_channel();
-        self.command(DriverCommand::Submit { id, request: Box::new(request), events });
+        // Streams are named like the sequences they ask for.
+        self.command(DriverCommand::Submit { id, listener: id, request: Box::new(request), events });
         received
+    }
+
+    fn cancel(&self, request_id: &str, listener: u64) {
+        self.command(DriverCommand::Cancel { request_id: request_id.into(), listener });
+    }
+
+    /// Leads until `sequence` is dropped.
+    async fn lead_until_dropped(&mut self, sequence: u64) {
+        loop {
+            let plan = self.plan().await;
+            let dropped = plan.drops.contains(&sequence);
+            self.report(plan);
+            if dropped {
+                return;
+            }
+        }
     }
 
     async fn plan(&mut self) -> StepPlan {
@@ -139,7 +167,7 @@ async fn tokens_of_experts_are_summed_and_exported() {
         rig.send(wire::leader_message::Message::Report(report.into()));
     }
     while limited(events.recv()).await.expect("more").expect("no error").end.is_none() {}
-    assert_eq!(rig.experts.of("m"), super::ExpertLoad::from([((1, 5), 8)]));
+    assert_eq!(rig.drivers.experts().of("m"), super::ExpertLoad::from([((1, 5), 8)]));
     let text = rig.metrics.render();
     assert!(text.contains("foggara_expert_tokens_total{expert=\"5\",layer=\"1\",model=\"m\"} 8"), "{text}");
 }
@@ -150,10 +178,10 @@ async fn a_cancelled_sequence_is_dropped_and_its_request_id_is_free_again() {
     let _events = rig.submit(1, request("a", &[1, 2], 100));
     let plan = rig.plan().await;
     rig.report(plan);
-    rig.command(DriverCommand::Cancel { id: 1 });
+    rig.cancel("a", 1);
     let mut again = rig.submit(2, request("a", &[5], 2));
-    // The cancellation of a sequence that has ended is nobody else's.
-    rig.command(DriverCommand::Cancel { id: 1 });
+    // The cancellation of a stream that has ended is nobody else's.
+    rig.cancel("a", 1);
     let mut dropped = false;
     let tokens = loop {
         let plan = rig.plan().await;
@@ -167,8 +195,8 @@ async fn a_cancelled_sequence_is_dropped_and_its_request_id_is_free_again() {
 }
 
 #[tokio::test]
-async fn a_listener_that_has_gone_is_noticed_with_its_next_token() {
-    let mut rig = Rig::new(10);
+async fn a_sequence_without_a_listener_ends_when_nobody_comes() {
+    let mut rig = Rig::over(Table::default(), 10, Duration::ZERO);
     drop(rig.submit(1, request("never", &[1], 100)));
     drop(rig.submit(2, request("a", &[1, 2], 100)));
     let events = rig.submit(3, request("b", &[1, 2], 100));
@@ -176,13 +204,135 @@ async fn a_listener_that_has_gone_is_noticed_with_its_next_token() {
     assert_eq!(plan.joins.len(), 1, "whoever has gone before is not begun");
     rig.report(plan);
     drop(events);
-    loop {
+    rig.lead_until_dropped(3).await;
+}
+
+#[tokio::test]
+async fn a_sequence_without_a_listener_goes_on_and_another_stream_takes_it_up() {
+    let mut rig = Rig::new(10);
+    let first = rig.submit(1, request("a", &[1, 2], 30));
+    for _ in 0..4 {
         let plan = rig.plan().await;
-        let dropped = plan.drops.contains(&3);
         rig.report(plan);
-        if dropped {
-            return;
-        }
+    }
+    drop(first);
+    rig.command(DriverCommand::Lost { request_id: "a".into(), listener: 1 });
+    for _ in 0..4 {
+        let plan = rig.plan().await;
+        assert!(plan.drops.is_empty(), "it goes on");
+        rig.report(plan);
+    }
+    // One that has two tokens, and one that has none.
+    let whole = answer(&[1, 2], 30);
+    let known = SequenceRequest { tokens: [&[1, 2], &whole[..2]].concat(), ..request("a", &[1, 2], 30) };
+    let mut second = rig.submit(2, known);
+    let mut third = rig.submit(3, request("a", &[1, 2], 30));
+    let (rest, end) = rig.lead(&mut second).await;
+    assert_eq!((&rest[..], end), (&whole[2..], SequenceEnd::Length));
+    assert_eq!(rig.lead(&mut third).await, (whole, SequenceEnd::Length));
+}
+
+#[tokio::test]
+async fn a_sequence_ends_when_the_last_of_its_listeners_says_so() {
+    let mut rig = Rig::new(10);
+    let (_first, _second) =
+        (rig.submit(1, request("a", &[1, 2], 200)), rig.submit(2, request("a", &[1, 2], 200)));
+    rig.cancel("a", 1);
+    rig.cancel("a", 77);
+    for _ in 0..5 {
+        let plan = rig.plan().await;
+        assert!(plan.drops.is_empty(), "somebody listens");
+        rig.report(plan);
+    }
+    // It broke off first, and only then it was said that nobody wants it.
+    rig.command(DriverCommand::Lost { request_id: "a".into(), listener: 2 });
+    rig.cancel("a", 2);
+    rig.lead_until_dropped(1).await;
+}
+
+#[tokio::test]
+async fn a_request_id_sent_twice_is_one_request_and_another_is_refused() {
+    let mut rig = Rig::new(10);
+    let asked = || SequenceRequest { envelope: vec![5], ..request("a", &[1, 2], 6) };
+    let mut first = rig.submit(1, asked());
+    let mut second = rig.submit(2, asked());
+    let mut other = rig.submit(3, request("a", &[1, 2], 7));
+    let error = limited(other.recv()).await.expect("an answer").expect_err("refused");
+    assert_eq!(error, GenerateError::Duplicate("a".into()));
+    let found = rig.drivers.find("a").expect("it is driven here");
+    assert_eq!((found.group, found.prompt, found.envelope), (Some(1), vec![1, 2], vec![5]));
+    let plan = rig.plan().await;
+    assert_eq!(plan.joins.len(), 1, "it is computed once");
+    rig.report(plan);
+    for events in [&mut first, &mut second] {
+        assert_eq!(rig.lead(events).await, (answer(&[1, 2], 6), SequenceEnd::Length));
+    }
+    assert!(rig.drivers.find("a").is_some(), "it is kept for a while");
+}
+
+/// What a leader holds of sequences that another driver gave it: it died before it heard of the last two of its plans.
+async fn left_behind(requests: &[SequenceRequest], reported: usize) -> Table {
+    let mut rig = Rig::new(10);
+    let received: Vec<Received> =
+        requests.iter().zip(1..).map(|(request, id)| rig.submit(id, request.clone())).collect();
+    for _ in 0..reported {
+        let plan = rig.plan().await;
+        rig.report(plan);
+    }
+    for _ in 0..2 {
+        let plan = rig.plan().await;
+        rig.table.execute(plan);
+    }
+    drop(received);
+    rig.table
+}
+
+#[tokio::test]
+async fn a_driver_takes_over_what_another_left() {
+    let asked = |id: &str, max_tokens| SequenceRequest {
+        envelope: id.as_bytes().to_vec(),
+        ..request(id, &[1, 2, id.len() as u32], max_tokens)
+    };
+    let requests = [asked("running", 40), asked("ended", 3), asked("unwanted", 40)];
+    let table = left_behind(&requests, 2).await;
+    assert_eq!(table.len(), 3);
+    let mut rig = Rig::over(table, 10, Duration::from_millis(200));
+    assert_eq!(rig.drivers.find("running").map(|found| found.envelope), Some(b"running".to_vec()));
+    assert_eq!(rig.drivers.find("ended").map(|found| found.group), Some(Some(1)), "it is kept");
+    let mut running = rig.submit(11, requests[0].clone());
+    assert_eq!(rig.lead(&mut running).await.0, answer(&requests[0].tokens, 40));
+    // Nobody comes for the third one.
+    let mut dropped = rig.drivers.find("unwanted").is_none();
+    while !dropped {
+        let plan = rig.plan().await;
+        dropped = plan.drops.contains(&3);
+        rig.report(plan);
+    }
+    let text = rig.metrics.render();
+    assert!(text.contains("foggara_adopted_sequences_total{model=\"m\"} 2"), "{text}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_over_begins_again() {
+    let with = |id: &str, change: fn(&mut SequenceRequest)| {
+        let mut request = request(id, &[1, 2, 3], 12);
+        change(&mut request);
+        request
+    };
+    let requests = [with("a", |_| {}), with("b", |r| r.params.logprobs = Some(1))];
+    let table = left_behind(&requests, 6).await;
+    for (what, lie) in [
+        ("envelope", (|held| held.envelope = vec![255; 4]) as fn(&mut HeldSequence)),
+        ("blocks", |held| held.blocks = vec![9_999]),
+        ("prompt", |held| held.reading_prompt = true),
+        ("outputs", |_| {}),
+    ] {
+        let mut table = table.clone();
+        table.lie(lie);
+        let mut rig = Rig::over(table, 10, FOREVER);
+        let mut received = rig.submit(11, requests[1].clone());
+        let (tokens, _) = rig.lead(&mut received).await;
+        assert_eq!(tokens, answer(&[1, 2, 3], 12), "{what}");
     }
 }
 
@@ -205,7 +355,7 @@ async fn what_cannot_be_taken_is_refused_with_its_reason() {
     let mut full = None;
     for i in 0..100 {
         let mut events = rig.submit(10 + i, request(&format!("q{i}"), &[1], 100));
-        rig.command(DriverCommand::Cancel { id: 9999 });
+        rig.cancel("nobody", 9999);
         tokio::task::yield_now().await;
         match events.try_recv() {
             Ok(Err(error)) => {
@@ -290,7 +440,8 @@ async fn whoever_waits_is_told_when_the_driver_ends() {
         }
         let error = limited(events.recv()).await.expect("told").expect_err("lost");
         assert!(matches!(error, GenerateError::Unavailable { .. }), "{cause}: {error:?}");
-        assert_eq!(limited(rig.ended).await.expect("no panic"), expected);
+        let stopped = limited(rig.ended).await.expect("no panic");
+        assert_eq!((stopped.reason.as_str(), stopped.fault), (expected, cause == "out of order"));
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use foggara_proto::sequence::{SequenceEnd, SequenceParams, SequenceRequest, TokenOutput};
-use foggara_proto::step::{Attached, GroupLimits, SequenceId, SequenceOutput, StepPlan, StepReport};
+use foggara_proto::step::{
+    Attached, BlockId, GroupLimits, HeldSequence, SequenceId, SequenceOutput, StepPlan, StepReport,
+};
 use foggara_proto::wire::worker as wire;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -44,26 +46,56 @@ pub(crate) fn request(id: &str, prompt: &[u32], max_tokens: u32) -> SequenceRequ
     SequenceRequest::new(id, prompt.to_vec(), prompt.len(), params)
 }
 
+#[derive(Clone)]
 struct Held {
     tokens: Vec<u32>,
     prompt_len: usize,
     params: SequenceParams,
+    envelope: Vec<u8>,
+    blocks: Vec<BlockId>,
     joined_with: usize,
     cached: usize,
-    ended: bool,
+    end: Option<SequenceEnd>,
 }
 
 /// The table of a leader, and how it executes plans.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Table {
     held: BTreeMap<SequenceId, Held>,
     last: u64,
+    /// What it tells of its sequences that is not so.
+    lie: Option<fn(&mut HeldSequence)>,
 }
 
 impl Table {
     /// Sequences that have not been dropped.
     pub(crate) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// Another driver attaches: what it is told.
+    pub(crate) fn hold(&mut self) -> Vec<HeldSequence> {
+        self.last = 0;
+        let held = |(id, held): (&SequenceId, &Held)| HeldSequence {
+            sequence: *id,
+            tokens: held.tokens.clone(),
+            prompt_len: held.prompt_len,
+            params: held.params.clone(),
+            envelope: held.envelope.clone(),
+            blocks: held.blocks.clone(),
+            cached: held.cached,
+            outputs: Vec::new(),
+            end: held.end,
+            reading_prompt: false,
+            decodes: held.cached >= held.joined_with,
+        };
+        let mut all: Vec<HeldSequence> = self.held.iter().map(held).collect();
+        all.iter_mut().for_each(|held| self.lie.iter().for_each(|lie| lie(held)));
+        all
+    }
+
+    pub(crate) fn lie(&mut self, lie: fn(&mut HeldSequence)) {
+        self.lie = Some(lie);
     }
 
     pub(crate) fn execute(&mut self, plan: StepPlan) -> StepReport {
@@ -74,16 +106,24 @@ impl Table {
         }
         for join in plan.joins {
             let (tokens, prompt_len, params) = (join.tokens, join.prompt_len, join.params);
-            let joined_with = tokens.len();
-            let held = Held { tokens, prompt_len, params, joined_with, cached: join.cached, ended: false };
+            let (joined_with, cached, envelope) = (tokens.len(), join.cached, join.envelope);
+            let (blocks, end) = (Vec::new(), None);
+            let held = Held { tokens, prompt_len, params, envelope, blocks, joined_with, cached, end };
             assert!(self.held.insert(join.sequence, held).is_none(), "joined twice");
+        }
+        for grant in plan.grants {
+            self.held
+                .get_mut(&grant.sequence)
+                .expect("granted to a known sequence")
+                .blocks
+                .extend(grant.blocks);
         }
         let chunks: BTreeMap<SequenceId, usize> =
             plan.chunks.iter().map(|chunk| (chunk.sequence, chunk.tokens as usize)).collect();
         let mut outputs = Vec::new();
         for (id, held) in &mut self.held {
             let decodes =
-                !held.ended && held.cached >= held.joined_with && held.cached + 1 == held.tokens.len();
+                held.end.is_none() && held.cached >= held.joined_with && held.cached + 1 == held.tokens.len();
             let rows = chunks.get(id).copied().unwrap_or(usize::from(decodes));
             if rows > 0 {
                 outputs.push(run(*id, held, rows));
@@ -118,7 +158,7 @@ fn run(id: SequenceId, held: &mut Held, rows: usize) -> SequenceOutput {
     if output.end.is_none() && held.tokens.len() - held.prompt_len >= most {
         output.end = Some(SequenceEnd::Length);
     }
-    held.ended = output.end.is_some();
+    held.end = output.end;
     output
 }
 
@@ -189,14 +229,20 @@ impl wire::rank_server::Rank for FakeLeader {
             }
             epochs.push(attach.driver_epoch);
         }
-        *self.shared.table.lock().expect("no panic") = Table::default();
+        let sequences = {
+            let mut table = self.shared.table.lock().expect("no panic");
+            if attach.fresh {
+                *table = Table::default();
+            }
+            table.hold()
+        };
         let shared = Arc::clone(&self.shared);
         let mut control = shared.control.subscribe();
         let cuts = control.borrow_and_update().1;
         let out = |message| Ok(wire::LeaderMessage { message: Some(message) });
         Ok(Response::new(
             async_stream::stream! {
-                yield out(Out::Attached(Attached { limits: LIMITS, sequences: vec![] }.into()));
+                yield out(Out::Attached(Attached { limits: LIMITS, sequences }.into()));
                 loop {
                     let plan = tokio::select! {
                         plan = plans.message() => plan,

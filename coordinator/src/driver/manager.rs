@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::step::Attached;
@@ -13,11 +14,11 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
 
-use super::drive::Drive;
-use super::{COMMANDS, Drivers, Handle};
+use super::drive::{Assignment, Drive, Stopped};
+use super::{COMMANDS, Drivers, GRACE, Handle};
 use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command};
 use crate::metrics::Metrics;
 
@@ -28,6 +29,8 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
+/// Between two looks for what has been kept for too long.
+const SWEEP: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// What drivers need.
@@ -43,6 +46,8 @@ pub struct DriverContext {
     pub token: ClusterToken,
     /// Sequences that may wait for one group.
     pub queue: usize,
+    /// How long leaders go on when plans are late, in milliseconds.
+    pub lease_ms: u32,
 }
 
 /// A lease of this coordinator.
@@ -93,8 +98,14 @@ pub async fn run_drivers(context: DriverContext) {
             let context = context.clone();
             running.entry(group).or_insert_with(|| (lease.clone(), tokio::spawn(keep(context, lease))));
         }
-        if watch.changed().await.is_err() {
-            return;
+        loop {
+            tokio::select! {
+                changed = watch.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(SWEEP) => context.drivers.0.kept.forget(Instant::now()),
+            }
         }
     }
 }
@@ -102,10 +113,14 @@ pub async fn run_drivers(context: DriverContext) {
 /// Keeps one lease: drives, and asks for a newer lease when the connection breaks.
 async fn keep(context: DriverContext, lease: Lease) {
     let (group, driver_epoch) = (lease.group, lease.driver_epoch);
-    let reason = AssertUnwindSafe(drive(&context, &lease)).catch_unwind().await;
+    let stopped = AssertUnwindSafe(drive(&context, &lease)).catch_unwind().await;
     // A fault of one group's driver is not the others'.
-    let reason = reason.unwrap_or_else(|_| "it panicked; the log says where".into());
+    let fault = || Stopped { reason: "it panicked; the log says where".into(), fault: true };
+    let Stopped { reason, fault } = stopped.unwrap_or_else(|_| fault());
     context.drivers.remove(group, driver_epoch);
+    if fault {
+        context.drivers.0.doubtful.insert(group);
+    }
     tracing::warn!(group, driver_epoch, reason, "driver stopped");
     // The group may well be alive: a new lease fences whatever is left of this one. If it is not, this is refused.
     let coordinator = context.cluster.id();
@@ -120,14 +135,16 @@ async fn keep(context: DriverContext, lease: Lease) {
 }
 
 /// Attaches, and drives until the connection ends; says why it did.
-async fn drive(context: &DriverContext, lease: &Lease) -> String {
+async fn drive(context: &DriverContext, lease: &Lease) -> Stopped {
     let (group, driver_epoch) = (lease.group, lease.driver_epoch);
     let mut complained = false;
     let (plans, mut reports, attached) = loop {
         let attempt = tokio::time::timeout(ATTACH_TIMEOUT, attach(context, lease)).await;
-        match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTACH_TIMEOUT:?}"))) {
+        match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTACH_TIMEOUT:?}").into())) {
             Ok(attached) => break attached,
-            Err(reason) => {
+            // Its epoch has been used: an earlier process of this coordinator had the lease.
+            Err(AttachError::Used(reason)) => return Stopped { reason, fault: false },
+            Err(AttachError::NotYet(reason)) => {
                 if !complained {
                     tracing::warn!(group, driver_epoch, reason, "cannot attach yet");
                     complained = true;
@@ -137,19 +154,48 @@ async fn drive(context: &DriverContext, lease: &Lease) -> String {
             }
         }
     };
-    tracing::info!(group, driver_epoch, model = lease.model, "driving");
+    let adopted = attached.sequences.len();
+    tracing::info!(group, driver_epoch, model = lease.model, adopted, "driving");
+    context.drivers.0.doubtful.remove(&group);
+    // Names of new sequences are none that the leader has.
+    let named = attached.sequences.iter().map(|held| held.sequence).max().unwrap_or(0);
+    context.drivers.0.ids.fetch_max(named, Ordering::Relaxed);
     let (commands, mut received) = mpsc::channel(COMMANDS);
     let metrics = context.metrics.driver(group, driver_epoch, &lease.model);
-    let experts = context.drivers.experts().clone();
-    let model = lease.model.clone();
-    let drive = Drive::new(model, driver_epoch, &attached.limits, context.queue, plans, metrics, experts);
-    context.drivers.insert(group, Handle { epoch: driver_epoch, commands });
+    let (queue, lease_ms, model) = (context.queue, context.lease_ms, lease.model.clone());
+    let assignment = Assignment { group, model: model.clone(), driver_epoch, queue, lease_ms, grace: GRACE };
+    let drive = Drive::new(assignment, attached, plans, metrics, context.drivers.clone());
+    context.drivers.insert(group, Handle { epoch: driver_epoch, model, commands });
     drive.run(&mut received, &mut reports).await
 }
 
 type Connection = (mpsc::Sender<wire::DriverMessage>, Streaming<wire::LeaderMessage>, Attached);
 
-async fn attach(context: &DriverContext, lease: &Lease) -> Result<Connection, String> {
+/// Why a driver is not attached.
+enum AttachError {
+    /// The leader knows this lease, or a newer one.
+    Used(String),
+    /// It may work the next time.
+    NotYet(String),
+}
+
+impl From<String> for AttachError {
+    fn from(reason: String) -> Self {
+        Self::NotYet(reason)
+    }
+}
+
+impl From<Status> for AttachError {
+    fn from(status: Status) -> Self {
+        let reason = status.message().to_owned();
+        match status.code() {
+            Code::FailedPrecondition | Code::Aborted => Self::Used(reason),
+            _ => Self::NotYet(reason),
+        }
+    }
+}
+
+async fn attach(context: &DriverContext, lease: &Lease) -> Result<Connection, AttachError> {
     let endpoint =
         Endpoint::from_shared(format!("http://{}", lease.leader_addr)).map_err(|e| e.to_string())?;
     let endpoint = endpoint
@@ -164,17 +210,18 @@ async fn attach(context: &DriverContext, lease: &Lease) -> Result<Connection, St
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (plans, outgoing) = mpsc::channel(8);
     let (group, group_epoch, driver_epoch) = (lease.group, lease.group_epoch, lease.driver_epoch);
-    let attach = wire::Attach { group, group_epoch, driver_epoch, fresh: false };
+    let fresh = context.drivers.0.doubtful.contains(&group);
+    let attach = wire::Attach { group, group_epoch, driver_epoch, fresh };
     let attach = wire::driver_message::Message::Attach(attach);
     // The channel is new and has room.
     plans.try_send(wire::DriverMessage { message: Some(attach) }).ok();
-    let response = client.drive(ReceiverStream::new(outgoing)).await.map_err(|s| s.message().to_owned())?;
+    let response = client.drive(ReceiverStream::new(outgoing)).await?;
     let mut reports = response.into_inner();
-    match reports.message().await.map_err(|s| s.message().to_owned())?.and_then(|message| message.message) {
+    match reports.message().await?.and_then(|message| message.message) {
         Some(wire::leader_message::Message::Attached(attached)) => {
             let attached = Attached::try_from(attached).map_err(|e| e.to_string())?;
             Ok((plans, reports, attached))
         }
-        _ => Err("the leader did not say `attached`".into()),
+        _ => Err("the leader did not say `attached`".to_owned().into()),
     }
 }

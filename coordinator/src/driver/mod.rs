@@ -1,11 +1,14 @@
 //! Drivers: each runs the batcher of one group leased to this coordinator against the group's leader.
 
+mod answer;
 mod drive;
 #[cfg(test)]
 mod drive_tests;
 mod experts;
 #[cfg(test)]
 pub(crate) mod fake_leader;
+mod kept;
+mod listeners;
 mod manager;
 mod round_trip;
 #[cfg(test)]
@@ -13,14 +16,16 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use foggara_proto::sequence::{FoundRequest, SequenceEvent, SequenceRequest};
 use foggara_proto::step::SequenceId;
 use tokio::sync::mpsc;
 
 use crate::batcher::Limits;
 use crate::router::{GenerateError, SequenceStream};
+use kept::Kept;
 
 pub use experts::{ExpertLoad, ExpertLoads};
 pub use manager::{DriverContext, run_drivers};
@@ -31,14 +36,22 @@ pub const MAX_SEQUENCES: u32 = 64;
 pub const MAX_STEP_ROWS: u32 = 256;
 /// Sequences that may wait for one group, unless set otherwise.
 pub const DEFAULT_QUEUE: usize = 512;
+/// How long a leader goes on when plans are late, in milliseconds, unless set otherwise.
+pub const DEFAULT_LEASE_MS: u32 = 2_000;
+/// How long a sequence goes on that nobody listens to: its client has that long to attach elsewhere.
+const GRACE: Duration = Duration::from_secs(10);
 /// Commands waiting for one driver.
 const COMMANDS: usize = 1024;
 
 /// What reaches a driver.
 #[derive(Debug)]
 enum DriverCommand {
-    Submit { id: SequenceId, request: Box<SequenceRequest>, events: Events },
-    Cancel { id: SequenceId },
+    /// A front door listens to a sequence, new or known by its request id.
+    Submit { id: SequenceId, listener: u64, request: Box<SequenceRequest>, events: Events },
+    /// A stream has broken off.
+    Lost { request_id: String, listener: u64 },
+    /// A front door does not want any more what it listened to.
+    Cancel { request_id: String, listener: u64 },
 }
 
 type Events = mpsc::UnboundedSender<Result<SequenceEvent, GenerateError>>;
@@ -47,6 +60,7 @@ type Events = mpsc::UnboundedSender<Result<SequenceEvent, GenerateError>>;
 #[derive(Clone)]
 struct Handle {
     epoch: u64,
+    model: String,
     commands: mpsc::Sender<DriverCommand>,
 }
 
@@ -62,6 +76,18 @@ struct Shared {
     /// Every open sequence holds a clone.
     open: Arc<()>,
     experts: ExpertLoads,
+    /// Requests of sequences that are driven here, by their ids.
+    live: DashMap<String, Live>,
+    kept: Kept,
+    /// Groups whose leaders hold what does not fit what their drivers knew here: the next one begins afresh.
+    doubtful: DashSet<u64>,
+}
+
+/// A request that is driven here.
+struct Live {
+    model: String,
+    group: u64,
+    request: Arc<SequenceRequest>,
 }
 
 impl Drivers {
@@ -73,35 +99,50 @@ impl Drivers {
         &self,
         group: u64,
         epoch: u64,
-        _listener: u64,
+        listener: u64,
         request: SequenceRequest,
     ) -> Option<SequenceStream> {
         let handle = self.0.by_group.get(&group).filter(|handle| handle.epoch == epoch)?.clone();
+        if let Some(whole) = self.0.kept.answer(&handle.model, &request) {
+            return Some(Box::pin(futures::stream::iter([Ok(whole)])));
+        }
         let (events, mut received) = mpsc::unbounded_channel();
         let id = self.0.ids.fetch_add(1, Ordering::Relaxed) + 1;
-        handle.commands.try_send(DriverCommand::Submit { id, request: Box::new(request), events }).ok()?;
-        let guard = Open { id: Some(id), commands: handle.commands, _counted: Arc::clone(&self.0.open) };
+        let left = DriverCommand::Lost { request_id: request.request_id.clone(), listener };
+        let submit = DriverCommand::Submit { id, listener, request: Box::new(request), events };
+        handle.commands.try_send(submit).ok()?;
+        let guard = Open { left: Some(left), commands: handle.commands, _counted: Arc::clone(&self.0.open) };
         Some(Box::pin(async_stream::stream! {
             let mut guard = guard;
             while let Some(event) = received.recv().await {
                 if event.as_ref().map_or(true, |event| event.end.is_some()) {
-                    guard.id = None;
+                    guard.left = None;
                     yield event;
                     return;
                 }
                 yield event;
             }
-            guard.id = None;
+            guard.left = None;
             yield Err(lost());
         }))
     }
 
     /// Nobody wants what `listener` was listening to.
-    pub fn cancel(&self, _group: u64, _request_id: &str, _listener: u64) {}
+    pub fn cancel(&self, group: u64, request_id: &str, listener: u64) {
+        let commands = self.0.by_group.get(&group).map(|handle| handle.commands.clone());
+        let Some(commands) = commands else { return };
+        send(&commands, DriverCommand::Cancel { request_id: request_id.to_owned(), listener });
+    }
 
     /// What the drivers of this coordinator know of a request.
-    pub fn find(&self, _request_id: &str) -> Option<FoundRequest> {
-        None
+    pub fn find(&self, request_id: &str) -> Option<FoundRequest> {
+        let live = self.0.live.get(request_id).map(|live| FoundRequest {
+            model: live.model.clone(),
+            group: Some(live.group),
+            prompt: live.request.tokens.clone(),
+            envelope: live.request.envelope.clone(),
+        });
+        live.or_else(|| self.0.kept.find(request_id))
     }
 
     /// Sequences that somebody listens to, whatever front door they came from.
@@ -132,28 +173,33 @@ fn lost() -> GenerateError {
     GenerateError::Unavailable { model: String::new(), reason: "the driver has lost its group".into() }
 }
 
-/// A sequence on its way. Cancelled when dropped, unless it has ended by itself.
+/// A stream on its way. When it is dropped before its end, its driver is told.
 struct Open {
-    id: Option<SequenceId>,
+    left: Option<DriverCommand>,
     commands: mpsc::Sender<DriverCommand>,
     _counted: Arc<()>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Some(id) = self.id else { return };
-        let commands = self.commands.clone();
-        // The channel may be full for a moment; a cancellation must not be lost for that.
-        if let Err(mpsc::error::TrySendError::Full(command)) = commands.try_send(DriverCommand::Cancel { id })
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(async move { commands.send(command).await.ok() });
+        if let Some(left) = self.left.take() {
+            send(&self.commands, left);
         }
     }
 }
 
+/// The channel may be full for a moment; what nobody sends again must not be lost for that.
+fn send(commands: &mpsc::Sender<DriverCommand>, command: DriverCommand) {
+    if let Err(mpsc::error::TrySendError::Full(command)) = commands.try_send(command)
+        && let Ok(runtime) = tokio::runtime::Handle::try_current()
+    {
+        let commands = commands.clone();
+        runtime.spawn(async move { commands.send(command).await.ok() });
+    }
+}
+
 /// The batcher's limits for a group.
-fn limits(group: &foggara_proto::step::GroupLimits, queue: usize) -> Limits {
+fn limits(group: &foggara_proto::step::GroupLimits, queue: usize, lease_ms: u32) -> Limits {
     Limits {
         kv_blocks: group.kv_blocks,
         pools: group.pools,
@@ -161,5 +207,6 @@ fn limits(group: &foggara_proto::step::GroupLimits, queue: usize) -> Limits {
         step_rows: group.max_step_rows,
         sequences: MAX_SEQUENCES.min(group.max_step_rows),
         queue,
+        lease_ms,
     }
 }

@@ -46,6 +46,7 @@ impl Rig {
             metrics: Arc::new(Metrics::new()),
             token: token.clone(),
             queue: 10,
+            lease_ms: 0,
         }));
         let dispatcher =
             Dispatcher::new(cluster.clone(), drivers.clone(), transport, token, PolicyKind::default());

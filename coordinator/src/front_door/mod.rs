@@ -1,6 +1,7 @@
 //! The front door: gRPC and OpenAI-style HTTP on the same ports.
 
 mod api_error;
+mod find;
 #[cfg(test)]
 mod fixture;
 mod generation;
@@ -75,11 +76,17 @@ impl FrontDoor {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Refuses requests when this coordinator is about to stop.
+    fn takes_requests(&self) -> Result<(), ApiError> {
+        match self.is_draining() {
+            true => Err(ApiError { retry_after: Some(1), ..ApiError::new(Kind::Unavailable, STOPPING) }),
+            false => Ok(()),
+        }
+    }
+
     /// The model a request names, if requests are taken.
     async fn model(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-        if self.is_draining() {
-            return Err(ApiError { retry_after: Some(1), ..ApiError::new(Kind::Unavailable, STOPPING) });
-        }
+        self.takes_requests()?;
         let mut opened = self.models.opened();
         let deployed = || match name {
             "" => !self.cluster.state().deployments.is_empty(),

@@ -52,7 +52,9 @@ pub struct Metrics {
     prefix_asked: IntCounterVec,
     prefix_found: IntCounterVec,
     queue_wait: HistogramVec,
+    adopted: IntCounterVec,
     steps: IntCounterVec,
+    unplanned_steps: IntCounterVec,
     step_seconds: HistogramVec,
     step_collective_seconds: HistogramVec,
     step_wait_seconds: HistogramVec,
@@ -148,6 +150,16 @@ impl Metrics {
                 &["model"],
                 &LATENCY,
             ),
+            adopted: table.counters(
+                "adopted_sequences_total",
+                "Sequences taken over from drivers that were lost.",
+                &["model"],
+            ),
+            unplanned_steps: table.counters(
+                "unplanned_steps_total",
+                "Steps that leaders ran by themselves because the next plan was late.",
+                &["model"],
+            ),
             steps: table.counters("steps_total", "Steps of groups driven here.", &["model"]),
             step_seconds: table.histograms(
                 "step_seconds",
@@ -230,7 +242,9 @@ impl Metrics {
             prefix_found: self.prefix_found.with_label_values(&[model]),
             queue_wait: self.queue_wait.with_label_values(&[model]),
             shown: Occupancy::default(),
+            adopted: self.adopted.with_label_values(&[model]),
             steps: self.steps.with_label_values(&[model]),
+            unplanned_steps: self.unplanned_steps.with_label_values(&[model]),
             seconds: self.step_seconds.with_label_values(&[model]),
             collective: self.step_collective_seconds.with_label_values(&[model]),
             wait: self.step_wait_seconds.with_label_values(&[model]),
@@ -359,7 +373,9 @@ pub struct DriverMetrics {
     queue_wait: Histogram,
     /// What the gauges hold of this driver: they sum over the drivers of a model.
     shown: Occupancy,
+    adopted: IntCounter,
     steps: IntCounter,
+    unplanned_steps: IntCounter,
     seconds: Histogram,
     collective: Histogram,
     wait: Histogram,
@@ -379,6 +395,7 @@ impl DriverMetrics {
         let timing = &report.timing;
         let seconds = |micros: u32| Duration::from_micros(u64::from(micros)).as_secs_f64();
         self.steps.inc();
+        self.unplanned_steps.inc_by(u64::from(report.unplanned));
         self.seconds.observe(seconds(timing.compute_us.saturating_add(timing.sample_us)));
         self.collective.observe(seconds(timing.collective_us));
         self.wait.observe(seconds(timing.wait_us));
@@ -397,6 +414,11 @@ impl DriverMetrics {
             });
             counter.inc_by(count.tokens);
         }
+    }
+
+    /// A sequence was taken over from another driver.
+    pub fn adopted(&self) {
+        self.adopted.inc();
     }
 
     /// A sequence has entered the group after so long.

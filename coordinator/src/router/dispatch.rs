@@ -14,6 +14,7 @@ use foggara_proto::wire::cluster::peer_client::PeerClient;
 use futures::StreamExt;
 use tonic::Code;
 
+use super::listening::Listening;
 use super::places::Places;
 use super::policy::{GroupView, PolicyKind};
 use super::pump::pumped;
@@ -25,6 +26,9 @@ use crate::driver::Drivers;
 
 /// How long a sequence looks for a group that takes it before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it looks for the next driver of the group that has it, where nothing is lost and nothing computed twice, before any
+/// other group will do.
+const LOYALTY: Duration = Duration::from_secs(5);
 /// A driver that lives answers at once whether it takes a sequence.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks when the state has not changed.
@@ -36,10 +40,10 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Routes sequences to groups.
 #[derive(Clone)]
 pub struct Dispatcher {
-    cluster: ClusterHandle,
-    drivers: Drivers,
-    transport: Arc<GrpcTransport>,
-    token: ClusterToken,
+    pub(super) cluster: ClusterHandle,
+    pub(super) drivers: Drivers,
+    pub(super) transport: Arc<GrpcTransport>,
+    pub(super) token: ClusterToken,
     /// Sequences of this front door.
     places: Places,
 }
@@ -105,28 +109,34 @@ impl Dispatcher {
         Self { cluster, drivers, transport, token, places: Places::new(policy) }
     }
 
-    /// The group that a sequence goes to as things stand.
+    /// The group that a sequence goes to as things stand; if `stays`, the one that has it or its like already.
     fn choose(
         &self,
         state: &ClusterState,
         deployment: &str,
         request: &SequenceRequest,
+        stays: bool,
     ) -> Option<(Target, GroupView)> {
         let groups = candidates(state, deployment, |group| self.places.load(group));
         let views: Vec<GroupView> = groups.iter().map(|(_, view)| *view).collect();
-        self.places.choose(request, &views).map(|place| groups[place])
+        self.places.choose(request, &views, stays).map(|place| groups[place])
     }
 
     /// Hands the sequence to the driver of `target`; `None` if it is not there.
-    async fn submit(&self, target: Target, request: SequenceRequest) -> Option<SequenceStream> {
+    async fn submit(
+        &self,
+        target: Target,
+        listener: u64,
+        request: SequenceRequest,
+    ) -> Option<SequenceStream> {
         if target.coordinator == self.cluster.id() {
-            return self.drivers.submit(target.group, target.driver_epoch, 0, request);
+            return self.drivers.submit(target.group, target.driver_epoch, listener, request);
         }
         let channel = self.transport.channel(target.coordinator)?;
         let mut client = PeerClient::with_interceptor(channel, self.token.shown())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let request = wire::SubmitRequest::new(target.group, target.driver_epoch, 0, request);
+        let request = wire::SubmitRequest::new(target.group, target.driver_epoch, listener, request);
         let events = match tokio::time::timeout(SUBMIT_TIMEOUT, client.submit(request)).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Some(futures::stream::iter([Err(from_status(&status))]).boxed()),
@@ -210,8 +220,6 @@ struct Progress {
     came: Instant,
     /// Whether a driver has worked on it: then it does not fail for what only a newcomer may be refused for.
     accepted: bool,
-    /// Whether a driver was asked that did not answer in time. It may have it.
-    asked: bool,
 }
 
 impl Progress {
@@ -220,8 +228,7 @@ impl Progress {
         match error {
             GenerateError::Unavailable { .. } => true,
             // The former attempt has not been cleared away yet, or everybody comes from a lost group at once.
-            GenerateError::Duplicate(_) => self.accepted || self.asked,
-            GenerateError::QueueFull { .. } => self.accepted,
+            GenerateError::Duplicate(_) | GenerateError::QueueFull { .. } => self.accepted,
             GenerateError::UnknownModel(_)
             | GenerateError::Invalid { .. }
             | GenerateError::DeadlineExceeded { .. }
@@ -239,13 +246,15 @@ impl Progress {
         }
     }
 
-    /// Keeps what is new of an event that came after `skip` known prompt entries.
+    /// Keeps what is new of an event that came after `skip` known prompt entries. The end comes with the last token, so that
+    /// what a client gets to see depends on the tokens alone.
     fn take(&mut self, mut event: SequenceEvent, skip: &mut usize) -> SequenceEvent {
         let known = (*skip).min(event.prompt.len());
         event.prompt.drain(..known);
         *skip -= known;
         self.prompt_told += event.prompt.len();
         self.request.tokens.extend(event.tokens.iter().map(|token| token.token));
+        event.end = event.end.or_else(|| self.ended().filter(|_| !event.tokens.is_empty()));
         event
     }
 
@@ -284,10 +293,10 @@ impl Generator for Dispatcher {
         let this = self.clone();
         let model = deployment.to_owned();
         let open = this.places.open(&request);
-        let mut progress =
-            Progress { request, prompt_told: 0, came: Instant::now(), accepted: false, asked: false };
+        let listening = Listening::new(this.clone(), request.request_id.clone());
+        let mut progress = Progress { request, prompt_told: 0, came: Instant::now(), accepted: false };
         Box::pin(async_stream::stream! {
-            let (mut open, mut cached_told) = (open, false);
+            let (mut open, mut listening, mut cached_told) = (open, listening, false);
             let mut watch = this.cluster.watch();
             // Since when nobody works on it.
             let mut looking = Instant::now();
@@ -298,11 +307,12 @@ impl Generator for Dispatcher {
                     yield Err(GenerateError::UnknownModel(model));
                     return;
                 }
-                let chosen = this.choose(&state, &model, &progress.request);
+                let stays = looking.elapsed() < LOYALTY;
+                let chosen = this.choose(&state, &model, &progress.request, stays);
                 let submitted = match chosen {
                     Some((target, view)) => {
-                        let events = this.submit(target, progress.resume()).await;
-                        progress.asked |= events.is_none();
+                        let listener = listening.begin(target.group);
+                        let events = this.submit(target, listener, progress.resume()).await;
                         events.map(|events| (target, view, events))
                     }
                     None => None,
@@ -321,6 +331,7 @@ impl Generator for Dispatcher {
                             Some(Ok(event)) => {
                                 looking = Instant::now();
                                 progress.accepted = true;
+                                progress.request.at = Some(target.group);
                                 let mut event = progress.take(event, &mut skip);
                                 // What a later driver finds is what was computed for this very stream.
                                 if event.cached_tokens.is_some() && std::mem::replace(&mut cached_told, true) {
@@ -328,6 +339,7 @@ impl Generator for Dispatcher {
                                 }
                                 let last = event.end.is_some();
                                 if last {
+                                    listening.done();
                                     open.ended(&progress.request, &view);
                                 }
                                 yield Ok(event);
@@ -336,6 +348,7 @@ impl Generator for Dispatcher {
                                 }
                             }
                             Some(Err(error)) if !progress.retries(&error) => {
+                                listening.done();
                                 yield Err(progress.told(error));
                                 return;
                             }

@@ -38,13 +38,8 @@ fn ids(outputs: &[TokenOutput]) -> Vec<u32> {
 
 #[test]
 fn a_sequence_goes_on_with_what_it_has() {
-    let mut progress = Progress {
-        request: request(&[5, 6, 7], 4),
-        prompt_told: 0,
-        came: Instant::now(),
-        accepted: false,
-        asked: false,
-    };
+    let mut progress =
+        Progress { request: request(&[5, 6, 7], 4), prompt_told: 0, came: Instant::now(), accepted: false };
     let mut skip = 0;
     // Lost in the middle of the prompt: the next driver tells it from the beginning.
     assert_eq!(ids(&progress.take(event(&[5, 6], &[]), &mut skip).prompt), [5, 6]);
@@ -73,13 +68,8 @@ fn a_sequence_whose_last_word_was_lost_has_ended() {
         (&[8, 2], Some(SequenceEnd::StopToken)),
         (&[], None),
     ] {
-        let mut progress = Progress {
-            request: request(&[5], 4),
-            prompt_told: 0,
-            came: Instant::now(),
-            accepted: true,
-            asked: false,
-        };
+        let mut progress =
+            Progress { request: request(&[5], 4), prompt_told: 0, came: Instant::now(), accepted: true };
         progress.take(event(&[5], tokens), &mut 0);
         assert_eq!(progress.ended(), expected, "{tokens:?}");
     }
@@ -98,17 +88,9 @@ fn only_a_newcomer_may_be_refused() {
         (GenerateError::DeadlineExceeded { deadline_ms: 5 }, false, false),
         (GenerateError::Internal("x".into()), false, false),
     ] {
-        let mut progress = Progress {
-            request: request(&[5], 4),
-            prompt_told: 0,
-            came: Instant::now(),
-            accepted: false,
-            asked: false,
-        };
+        let mut progress =
+            Progress { request: request(&[5], 4), prompt_told: 0, came: Instant::now(), accepted: false };
         assert_eq!(progress.retries(&error), newcomer, "{error:?}");
-        progress.asked = true;
-        let perhaps = newcomer || matches!(error, GenerateError::Duplicate(_));
-        assert_eq!(progress.retries(&error), perhaps, "{error:?}");
         progress.accepted = true;
         assert_eq!(progress.retries(&error), accepted, "{error:?}");
     }
@@ -118,7 +100,7 @@ fn only_a_newcomer_may_be_refused() {
 fn a_deadline_counts_from_arrival_whoever_is_asked() {
     let came = Instant::now().checked_sub(Duration::from_secs(5)).expect("a machine that is up for longer");
     let asked = SequenceRequest { deadline_ms: Some(60_000), ..request(&[5], 4) };
-    let mut progress = Progress { request: asked, prompt_told: 0, came, accepted: false, asked: false };
+    let mut progress = Progress { request: asked, prompt_told: 0, came, accepted: false };
     let left = progress.resume().deadline_ms.expect("still there");
     assert!(left > 1_000 && left <= 55_000, "{left}");
     assert_eq!(progress.missed(), None);

@@ -5,6 +5,11 @@
 //! goes by.
 
 pub mod dispatch;
+#[cfg(test)]
+pub(crate) mod fake_peer;
+mod listening;
+#[cfg(test)]
+mod listening_tests;
 pub mod places;
 pub mod policy;
 pub mod prefix_index;

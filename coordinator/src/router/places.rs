@@ -21,8 +21,16 @@ struct Known {
     policy: Box<dyn Policy>,
     /// Sequences, by group.
     load: HashMap<u64, usize>,
-    /// The group of each open request, once it has one.
-    requests: HashMap<String, watch::Sender<Option<u64>>>,
+    /// Open requests by their id.
+    requests: HashMap<String, Opened>,
+}
+
+/// Requests that are open under one id: the same one, sent again while it is being answered.
+#[derive(Debug, Default)]
+struct Opened {
+    count: usize,
+    /// The group of the last that was placed.
+    place: watch::Sender<Option<u64>>,
 }
 
 impl Places {
@@ -41,30 +49,34 @@ impl Places {
         self.known().load.get(&group).copied().unwrap_or(0)
     }
 
-    /// The place in `groups` for a sequence: that of the first of its choices, or what the policy says. `None` without groups.
-    pub fn choose(&self, request: &SequenceRequest, groups: &[GroupView]) -> Option<usize> {
+    /// The place in `groups` for a sequence. If it `stays`: where it is said to be, or beside the first of its choices, or where
+    /// the same request is already. Else what the policy says. `None` without groups.
+    pub fn choose(&self, request: &SequenceRequest, groups: &[GroupView], stays: bool) -> Option<usize> {
         if groups.is_empty() {
             return None;
         }
         let mut known = self.known();
-        let first = request.sibling_of.as_ref().and_then(|first| *known.requests.get(first)?.borrow());
-        let beside = first.and_then(|group| groups.iter().position(|view| view.group == group));
-        Some(beside.unwrap_or_else(|| known.policy.choose(&request.into(), groups)))
+        let place = |id: &str, others: usize| {
+            let opened = known.requests.get(id).filter(|opened| opened.count > others)?;
+            *opened.place.borrow()
+        };
+        let beside = || request.sibling_of.as_ref().and_then(|first| place(first, 0));
+        let group = request.at.or_else(beside).or_else(|| place(&request.request_id, 1)).filter(|_| stays);
+        let found = group.and_then(|group| groups.iter().position(|view| view.group == group));
+        Some(found.unwrap_or_else(|| known.policy.choose(&request.into(), groups)))
     }
 
     /// A request is about to be routed; it is known until the result is dropped.
     pub fn open(&self, request: &SequenceRequest) -> Open {
         let id = request.request_id.clone();
-        let place = watch::Sender::new(None);
-        let at = place.subscribe();
-        self.known().requests.insert(id.clone(), place);
-        Open { places: self.clone(), id, at, counted: None }
+        self.known().requests.entry(id.clone()).or_default().count += 1;
+        Open { places: self.clone(), id, counted: None }
     }
 
     /// Waits until the first of a request's choices, if it is open here, has a group.
     pub async fn first_placed(&self, request: &SequenceRequest) {
         let Some(first) = &request.sibling_of else { return };
-        let waiting = self.known().requests.get(first).map(watch::Sender::subscribe);
+        let waiting = self.known().requests.get(first).map(|opened| opened.place.subscribe());
         let Some(mut place) = waiting else { return };
         // Placed, gone, or late: whatever it is, this one goes on.
         tokio::time::timeout(FIRST_PATIENCE, place.wait_for(Option::is_some)).await.ok();
@@ -76,8 +88,6 @@ impl Places {
 pub struct Open {
     places: Places,
     id: String,
-    /// Tells this request from a later one of the same id.
-    at: watch::Receiver<Option<u64>>,
     counted: Option<u64>,
 }
 
@@ -88,10 +98,8 @@ impl Open {
         let mut known = self.places.known();
         *known.load.entry(group.group).or_default() += 1;
         self.counted = Some(group.group);
-        if let Some(place) =
-            known.requests.get(&self.id).filter(|place| place.subscribe().same_channel(&self.at))
-        {
-            place.send_replace(Some(group.group));
+        if let Some(opened) = known.requests.get(&self.id) {
+            opened.place.send_replace(Some(group.group));
         }
         known.policy.placed(&request.into(), group);
     }
@@ -118,8 +126,11 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.left();
         let mut known = self.places.known();
-        if known.requests.get(&self.id).is_some_and(|place| place.subscribe().same_channel(&self.at)) {
-            known.requests.remove(&self.id);
+        if let Some(opened) = known.requests.get_mut(&self.id) {
+            opened.count -= 1;
+            if opened.count == 0 {
+                known.requests.remove(&self.id);
+            }
         }
     }
 }
@@ -150,16 +161,20 @@ mod tests {
         let groups = views(&places);
         open.placed(&first, &groups[1]);
         waiting.await;
-        assert_eq!(places.choose(&second, &groups), Some(1));
+        assert_eq!(places.choose(&second, &groups, true), Some(1));
         assert_eq!(
-            places.choose(&named("other", None), &groups),
+            places.choose(&named("other", None), &groups, true),
             Some(0),
             "it was not the policy that chose"
         );
-        assert_eq!(places.choose(&second, &groups[2..]), Some(0), "its group cannot be chosen any more");
+        assert_eq!(
+            places.choose(&second, &groups[2..], true),
+            Some(0),
+            "its group cannot be chosen any more"
+        );
         drop(open);
         places.first_placed(&second).await;
-        assert_eq!(places.choose(&second, &[]), None);
+        assert_eq!(places.choose(&second, &[], true), None);
     }
 
     #[tokio::test]
@@ -171,7 +186,7 @@ mod tests {
         assert!(futures::poll!(waiting.as_mut()).is_pending());
         drop(open);
         waiting.await;
-        assert_eq!(places.choose(&second, &views(&places)), Some(0));
+        assert_eq!(places.choose(&second, &views(&places), true), Some(0));
     }
 
     #[test]
@@ -187,20 +202,42 @@ mod tests {
         assert_eq!((places.load(1), places.load(2)), (1, 1), "it has moved");
         first.left();
         first.left();
-        assert_eq!(places.choose(&one, &views(&places)), Some(0));
+        assert_eq!(places.choose(&one, &views(&places), true), Some(0));
         drop((first, second));
         assert_eq!((places.load(1), places.load(2)), (0, 0));
         assert!(places.known().load.is_empty() && places.known().requests.is_empty());
     }
 
     #[test]
-    fn a_request_id_that_is_used_again_is_the_later_ones() {
-        let places = Places::new(PolicyKind::LeastLoaded);
-        let request = named("a", None);
-        let first = places.open(&request);
-        let mut second = places.open(&request);
+    fn a_request_that_is_sent_twice_is_served_in_one_place() {
+        let places = Places::new(PolicyKind::RoundRobin);
+        let (request, sibling) = (named("a", None), named("b", Some("a")));
+        let (mut first, mut second) = (places.open(&request), places.open(&request));
+        let groups = views(&places);
+        first.placed(&request, &groups[2]);
+        assert_eq!(places.choose(&request, &groups, true), Some(2), "it joins the first");
+        assert_eq!(places.choose(&request, &groups, false), Some(0), "unless that takes too long");
+        second.placed(&request, &groups[2]);
         drop(first);
-        second.placed(&request, &views(&places)[2]);
-        assert_eq!(places.choose(&named("b", Some("a")), &views(&places)), Some(2));
+        assert_eq!(places.choose(&sibling, &groups, true), Some(2), "the second is still open");
+        assert_eq!(places.choose(&request, &groups, true), Some(1), "it is alone: as the policy says");
+        drop(second);
+        assert_eq!(places.choose(&sibling, &groups, true), Some(2), "as the policy says");
+        assert!(places.known().load.is_empty() && places.known().requests.is_empty());
+    }
+
+    #[test]
+    fn a_sequence_goes_where_it_is_said_to_be_while_that_can_be_chosen() {
+        let places = Places::new(PolicyKind::RoundRobin);
+        let groups = views(&places);
+        let mut open = places.open(&named("r", None));
+        open.placed(&named("r", None), &groups[0]);
+        for sibling_of in [None, Some("r")] {
+            let there = SequenceRequest { at: Some(3), ..named("x", sibling_of) };
+            assert_eq!(places.choose(&there, &groups, true), Some(2));
+        }
+        let there = SequenceRequest { at: Some(3), ..named("x", None) };
+        assert_eq!(places.choose(&there, &groups[..2], true), Some(0), "as the policy says");
+        assert_eq!(places.choose(&there, &groups, false), Some(1), "as the policy says");
     }
 }

@@ -1,5 +1,6 @@
 //! Conversions between wire and domain types. One file for each group of messages.
 
+mod request;
 mod sequence;
 mod shape;
 mod step;

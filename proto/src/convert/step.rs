@@ -179,6 +179,7 @@ impl From<HeldSequence> for wire::HeldSequence {
             outputs: s.outputs.into_iter().map(Into::into).collect(),
             end: end_to_wire(s.end),
             reading_prompt: s.reading_prompt,
+            decodes: s.decodes,
         }
     }
 }
@@ -210,6 +211,7 @@ impl TryFrom<wire::HeldSequence> for HeldSequence {
             outputs: s.outputs.into_iter().map(Into::into).collect(),
             end: end_from_wire(s.end)?,
             reading_prompt: s.reading_prompt,
+            decodes: s.decodes,
         })
     }
 }
@@ -361,6 +363,7 @@ mod tests {
             outputs: vec![output.clone()],
             end: Some(SequenceEnd::StopToken),
             reading_prompt: true,
+            decodes: true,
         };
         let wire = wire::HeldSequence::from(held.clone());
         assert_eq!(HeldSequence::try_from(wire.clone()), Ok(held));

@@ -1,9 +1,12 @@
 //! The groups of ranks that one rank exchanges with: all of them, and parts of its shape.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use foggara_kernels::collective::{AbortHandle, Collective, CollectiveError, CollectiveStats, Solo};
 use foggara_models::Shape;
+
+use super::StepInput;
+use super::patience::{self, Patience};
 
 /// A part of a group that has collectives of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +67,9 @@ pub struct Comms {
     stage: Option<Box<dyn Collective>>,
     previous: Option<Box<dyn Collective>>,
     next: Option<Box<dyn Collective>>,
+    patience: Patience,
+    /// Inside a step: when its last collective began, or the step.
+    last: Option<Instant>,
 }
 
 impl Comms {
@@ -87,22 +93,48 @@ impl Comms {
             stage: parts.stage.as_ref().map(join).transpose()?,
             previous: parts.previous.as_ref().map(join).transpose()?,
             next: parts.next.as_ref().map(join).transpose()?,
+            patience: Patience::default(),
+            last: None,
         })
+    }
+
+    /// A step with rows begins: until it ends, a collective may take as long as the steps before let expect.
+    pub fn begin_step(&mut self, input: &StepInput) {
+        self.patience.begin(patience::size(input));
+        self.last = Some(Instant::now());
+    }
+
+    /// The step is done.
+    pub fn end_step(&mut self) {
+        self.pace();
+        self.patience.end();
+        self.last = None;
+    }
+
+    /// Inside a step: how long the collective that is about to begin may take.
+    fn pace(&mut self) -> Option<Duration> {
+        let last = self.last.as_mut()?;
+        let now = Instant::now();
+        self.patience.stretch(now.duration_since(std::mem::replace(last, now)));
+        Some(self.patience.allowed())
     }
 
     /// All ranks of the group.
     pub fn all(&mut self) -> &mut dyn Collective {
-        &mut *self.all
+        let allowed = self.pace();
+        paced(&mut *self.all, allowed)
     }
 
     /// The ranks that split tensors with this one.
     pub fn tp(&mut self) -> &mut dyn Collective {
-        self.tp.as_deref_mut().unwrap_or(&mut *self.all)
+        let allowed = self.pace();
+        paced(self.tp.as_deref_mut().unwrap_or(&mut *self.all), allowed)
     }
 
     /// The ranks of this one's stage.
     pub fn stage(&mut self) -> &mut dyn Collective {
-        self.stage.as_deref_mut().unwrap_or(&mut *self.all)
+        let allowed = self.pace();
+        paced(self.stage.as_deref_mut().unwrap_or(&mut *self.all), allowed)
     }
 
     /// Takes rows from the stage before; nothing on the first.
@@ -110,7 +142,8 @@ impl Comms {
     /// # Errors
     /// Any [`CollectiveError`].
     pub fn receive(&mut self, rows: &mut [f32]) -> Result<(), CollectiveError> {
-        self.previous.as_deref_mut().map_or(Ok(()), |previous| previous.pass(rows))
+        let allowed = self.pace();
+        self.previous.as_deref_mut().map_or(Ok(()), |previous| paced(previous, allowed).pass(rows))
     }
 
     /// Gives rows to the stage after; nothing on the last.
@@ -118,7 +151,8 @@ impl Comms {
     /// # Errors
     /// Any [`CollectiveError`].
     pub fn send(&mut self, rows: &mut [f32]) -> Result<(), CollectiveError> {
-        self.next.as_deref_mut().map_or(Ok(()), |next| next.pass(rows))
+        let allowed = self.pace();
+        self.next.as_deref_mut().map_or(Ok(()), |next| paced(next, allowed).pass(rows))
     }
 
     fn each(&self) -> impl Iterator<Item = &dyn Collective> {
@@ -126,7 +160,7 @@ impl Comms {
         std::iter::once(&*self.all).chain(parts.into_iter().filter_map(|part| part.as_deref()))
     }
 
-    /// Bounds each following call; `None` waits until the group ends.
+    /// Bounds each following call outside steps; `None` waits until the group ends.
     pub fn set_deadline(&mut self, deadline: Option<Duration>) {
         self.all.set_deadline(deadline);
         for part in [&mut self.tp, &mut self.stage, &mut self.previous, &mut self.next].into_iter().flatten()
@@ -159,6 +193,14 @@ impl Comms {
             wait_nanos: a.wait_nanos + b.wait_nanos,
         })
     }
+}
+
+/// `part` with this deadline, if there is one for it.
+fn paced(part: &mut dyn Collective, allowed: Option<Duration>) -> &mut dyn Collective {
+    if allowed.is_some() {
+        part.set_deadline(allowed);
+    }
+    part
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod comms;
 mod experts;
 mod input;
 mod mlp;
+mod patience;
 mod project;
 mod routing;
 mod score;

@@ -5,15 +5,12 @@ use std::collections::BTreeMap;
 use foggara_models::Shape;
 use foggara_proto::step::{BlockCopy, BlockId, Chunk, Grant, Join, SequenceId, StepPlan};
 
-use super::tests::{Driver, join, run_shape};
+use super::tests::{Driver, Said, join, run_shape};
 use super::*;
 use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden};
 
 const PROMPT: usize = 37;
 const ANSWER: usize = 24;
-
-/// Tokens with the bits of their log-probabilities.
-type Said = Vec<(u32, Option<u32>)>;
 
 /// A sequence that says what every other says.
 fn same(id: SequenceId, vocab: usize) -> Join {

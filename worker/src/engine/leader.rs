@@ -1,36 +1,52 @@
-//! Rank 0: takes plans from the driver, runs them with the other ranks, samples, and reports.
+//! Rank 0: takes plans from the driver, runs them with the other ranks, samples, and reports. When a plan is late it goes on
+//! by itself for a while; when a driver is lost it keeps what it has for the next.
 
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use foggara_proto::step::{StepPlan, StepReport, StepTiming};
+use foggara_proto::step::{HeldSequence, StepPlan, StepReport, StepTiming};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::lease::{Lease, Next};
 use super::{Engine, EngineError, STEP_DEADLINE, SequenceTable, StepTimes};
 use crate::decoder::StepInput;
 
 /// What reaches the leader's thread.
 #[derive(Debug)]
 pub enum EngineEvent {
-    /// A driver has taken over; whatever an earlier one had here is forgotten.
+    /// A driver takes over.
     Attach {
         /// Its lease.
         driver_epoch: u64,
-        /// Where its reports go. Dropped when a plan does not make sense.
-        reports: UnboundedSender<StepReport>,
+        /// Whatever an earlier one had here is forgotten.
+        fresh: bool,
+        /// What it is told. Dropped when a plan does not make sense.
+        news: UnboundedSender<News>,
     },
     /// The driver's next step.
-    Plan(StepPlan),
+    Plan {
+        /// The step.
+        plan: StepPlan,
+        /// When it came to this worker.
+        came: Instant,
+    },
     /// The group is dissolved.
     Stop,
+}
+
+/// What a driver is told.
+#[derive(Debug)]
+pub enum News {
+    /// First of all: what an earlier driver has left.
+    Held(Vec<HeldSequence>),
+    /// A step has been run.
+    Report(StepReport),
 }
 
 struct Driver {
     epoch: u64,
     last_plan: u64,
-    reports: UnboundedSender<StepReport>,
-    /// When the ranks last told what they had counted.
-    collected: Instant,
+    news: UnboundedSender<News>,
 }
 
 /// Between two times at which the ranks tell what they have counted.
@@ -42,113 +58,186 @@ const COLLECT_INTERVAL: Duration = Duration::from_millis(500);
 /// Why it ended, unless it was asked to.
 pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), EngineError> {
     engine.comms.set_deadline(Some(STEP_DEADLINE));
-    let mut table = SequenceTable::new(engine.decoder.spec().vocab);
-    let mut driver: Option<Driver> = None;
-    let mut bytes = Vec::new();
+    let now = Instant::now();
+    let mut leader = Leader {
+        table: SequenceTable::new(engine.decoder.spec().vocab, engine.block_size),
+        engine,
+        driver: None,
+        lease: Lease::new(now),
+        collected: now,
+        bytes: Vec::new(),
+    };
     loop {
-        let waiting = Instant::now();
-        // The sender lives as long as the worker holds the group.
-        let Ok(event) = events.recv() else { return Ok(()) };
-        match event {
-            EngineEvent::Stop => return Ok(()),
-            EngineEvent::Attach { driver_epoch, reports } => {
-                let newer = driver.as_ref().is_none_or(|current| current.epoch < driver_epoch);
-                if newer {
-                    let input = table.clear();
-                    engine.prepare(&input)?;
-                    run(&mut engine, &input, &mut bytes, &mut |_, _| ())?;
-                    driver = Some(Driver {
-                        epoch: driver_epoch,
-                        last_plan: 0,
-                        reports,
-                        collected: Instant::now(),
-                    });
-                }
+        match leader.wait(events) {
+            Heard::Event(EngineEvent::Attach { driver_epoch, fresh, news }) => {
+                leader.attach(driver_epoch, fresh, news)?;
             }
-            EngineEvent::Plan(plan) => {
-                let Some(current) = driver.as_mut().filter(|d| d.epoch == plan.driver_epoch) else {
-                    continue;
-                };
-                if plan.number <= current.last_plan {
-                    continue;
-                }
-                let waited = waiting.elapsed();
-                if let Err(reason) = step(&mut engine, &mut table, current, plan, &mut bytes, waited)? {
-                    tracing::error!(reason, "a step plan does not make sense; the driver is disconnected");
-                    // The next one that attaches finds an empty table.
-                    driver = None;
-                }
-            }
+            Heard::Event(EngineEvent::Plan { plan, came }) => leader.planned(plan, came)?,
+            Heard::NoPlan => leader.unplanned()?,
+            Heard::Event(EngineEvent::Stop) | Heard::Nobody => return Ok(()),
         }
     }
 }
 
-/// Runs a plan. The inner error says why it makes no sense; no other rank has heard of it then.
-fn step(
-    engine: &mut Engine,
-    table: &mut SequenceTable,
-    driver: &mut Driver,
-    plan: StepPlan,
-    bytes: &mut Vec<u8>,
-    waited: Duration,
-) -> Result<Result<(), String>, EngineError> {
-    if plan.number != driver.last_plan + 1 {
-        return Ok(Err(format!("plan {} follows plan {}", plan.number, driver.last_plan)));
-    }
-    let number = plan.number;
-    let mut input = match table.begin(plan) {
-        Ok(input) => input,
-        Err(error) => return Ok(Err(error.to_string())),
-    };
-    if let Err(error) = engine.prepare(&input) {
-        return Ok(Err(error.to_string()));
-    }
-    driver.last_plan = number;
-    let started = Instant::now();
-    if driver.collected.elapsed() >= COLLECT_INTERVAL {
-        input.collect = true;
-        driver.collected = started;
-    }
-    engine.own.waited(waited);
-    let collective_before = engine.comms.stats().nanos;
-    let sampling = run(engine, &input, bytes, &mut |row, logits| table.take_logits(row, logits))?.sample;
-    let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
-    let collective = Duration::from_nanos(engine.comms.stats().nanos - collective_before);
-    let timing = StepTiming {
-        rows: u32::try_from(input.tokens.len()).unwrap_or(u32::MAX),
-        wait_us: micros(waited),
-        compute_us: micros(started.elapsed().saturating_sub(sampling)),
-        collective_us: micros(collective),
-        sample_us: micros(sampling),
-    };
-    let report = StepReport {
-        driver_epoch: driver.epoch,
-        number,
-        outputs: table.finish(),
-        timing,
-        experts: engine.told.take_experts(),
-        ranks: engine.told.take_ranks(),
-        unplanned: false,
-        skipped: Vec::new(),
-    };
-    // A driver that has gone away is replaced by one that attaches anew.
-    driver.reports.send(report).ok();
-    Ok(Ok(()))
+enum Heard {
+    Event(EngineEvent),
+    /// The next plan is late, and there is something to do without it.
+    NoPlan,
+    /// The worker no longer holds the group.
+    Nobody,
 }
 
-/// Runs a prepared step on every rank.
-fn run(
-    engine: &mut Engine,
-    input: &StepInput,
-    bytes: &mut Vec<u8>,
-    on_logits: &mut dyn FnMut(usize, &[f32]),
-) -> Result<StepTimes, EngineError> {
-    if input.is_empty() {
-        return Ok(StepTimes::default());
+struct Leader {
+    engine: Engine,
+    table: SequenceTable,
+    /// Absent after a plan that made no sense: the table is unusable then.
+    driver: Option<Driver>,
+    lease: Lease,
+    /// When the ranks last told what they had counted.
+    collected: Instant,
+    /// A step on its way to the other ranks.
+    bytes: Vec<u8>,
+}
+
+impl Leader {
+    /// Waits for the next event, or until the leader may go on without.
+    fn wait(&mut self, events: &Receiver<EngineEvent>) -> Heard {
+        loop {
+            let rows = self.table.decoding_rows();
+            let able = self.driver.is_some() && (1..=self.engine.max_rows).contains(&rows);
+            let began = Instant::now();
+            let heard = match self.lease.next(began, able) {
+                Next::Wait => events.recv().map_err(RecvTimeoutError::from),
+                Next::WaitFor(time) => events.recv_timeout(time),
+                Next::GoOn => match events.try_recv() {
+                    Err(std::sync::mpsc::TryRecvError::Empty) => return Heard::NoPlan,
+                    heard => heard.map_err(|_| RecvTimeoutError::Disconnected),
+                },
+            };
+            self.engine.own.waited(began.elapsed());
+            match heard {
+                Ok(event) => return Heard::Event(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                // The sender lives as long as the worker holds the group.
+                Err(RecvTimeoutError::Disconnected) => return Heard::Nobody,
+            }
+        }
     }
-    if engine.comms.size() > 1 {
-        input.encode(bytes);
-        engine.comms.all().broadcast(bytes)?;
+
+    /// A driver takes over, unless there is a newer one.
+    fn attach(&mut self, epoch: u64, fresh: bool, news: UnboundedSender<News>) -> Result<(), EngineError> {
+        if self.driver.as_ref().is_some_and(|current| current.epoch >= epoch) {
+            return Ok(());
+        }
+        let forgotten = match fresh || self.driver.is_none() {
+            true => self.table.clear(),
+            false => self.table.forget_untellable(),
+        };
+        self.engine.prepare(&forgotten)?;
+        self.run(&forgotten)?;
+        news.send(News::Held(self.table.held())).ok();
+        self.driver = Some(Driver { epoch, last_plan: 0, news });
+        self.lease.attached(Instant::now());
+        Ok(())
     }
-    Ok(engine.run(input, on_logits)?)
+
+    /// Runs a plan, unless it is an older driver's or a duplicate.
+    fn planned(&mut self, plan: StepPlan, came: Instant) -> Result<(), EngineError> {
+        let Some(driver) = self.driver.as_mut().filter(|driver| driver.epoch == plan.driver_epoch) else {
+            return Ok(());
+        };
+        let (number, last) = (plan.number, driver.last_plan);
+        if number <= last {
+            return Ok(());
+        }
+        if number != last + 1 {
+            self.refuse(&format!("plan {number} follows plan {last}"));
+            return Ok(());
+        }
+        driver.last_plan = number;
+        let late = self.lease.planned(Duration::from_millis(u64::from(plan.lease_ms)), came);
+        // No other rank has heard of a plan that makes no sense.
+        let input = match self.table.begin(plan) {
+            Ok(input) => input,
+            Err(error) => {
+                self.refuse(&error.to_string());
+                return Ok(());
+            }
+        };
+        if let Err(error) = self.engine.prepare(&input) {
+            self.refuse(&error.to_string());
+            return Ok(());
+        }
+        let skipped = self.table.take_skipped();
+        let report = StepReport { skipped, ..self.step(input)? };
+        self.report(late, report);
+        self.lease.done(Instant::now());
+        Ok(())
+    }
+
+    /// Decodes what can be without a plan.
+    fn unplanned(&mut self) -> Result<(), EngineError> {
+        let input = self.table.go_on();
+        self.engine.prepare(&input)?;
+        let report = StepReport { unplanned: true, ..self.step(input)? };
+        self.report(Duration::ZERO, report);
+        Ok(())
+    }
+
+    /// The driver's plan makes no sense: it is disconnected, and the next one finds an empty table.
+    fn refuse(&mut self, reason: &str) {
+        tracing::error!(reason, "a step plan does not make sense; the driver is disconnected");
+        self.driver = None;
+    }
+
+    /// Runs a prepared step; what there is to tell of it, but for the plan.
+    fn step(&mut self, mut input: StepInput) -> Result<StepReport, EngineError> {
+        let started = Instant::now();
+        if started.duration_since(self.collected) >= COLLECT_INTERVAL {
+            input.collect = true;
+            self.collected = started;
+        }
+        let collective_before = self.engine.comms.stats().nanos;
+        let sampling = self.run(&input)?.sample;
+        let collective = Duration::from_nanos(self.engine.comms.stats().nanos - collective_before);
+        let timing = StepTiming {
+            rows: u32::try_from(input.tokens.len()).unwrap_or(u32::MAX),
+            wait_us: 0,
+            compute_us: micros(started.elapsed().saturating_sub(sampling)),
+            collective_us: micros(collective),
+            sample_us: micros(sampling),
+        };
+        Ok(StepReport {
+            outputs: self.table.finish(),
+            timing,
+            experts: self.engine.told.take_experts(),
+            ranks: self.engine.told.take_ranks(),
+            ..StepReport::default()
+        })
+    }
+
+    fn report(&self, late: Duration, mut report: StepReport) {
+        let Some(driver) = &self.driver else { return };
+        (report.driver_epoch, report.number) = (driver.epoch, driver.last_plan);
+        report.timing.wait_us = micros(late);
+        // A driver that has gone away is replaced by one that attaches anew and is told of all that is here.
+        driver.news.send(News::Report(report)).ok();
+    }
+
+    /// Runs a prepared step on every rank.
+    fn run(&mut self, input: &StepInput) -> Result<StepTimes, EngineError> {
+        if input.is_empty() {
+            return Ok(StepTimes::default());
+        }
+        if self.engine.comms.size() > 1 {
+            input.encode(&mut self.bytes);
+            self.engine.comms.set_deadline(Some(STEP_DEADLINE));
+            self.engine.comms.all().broadcast(&mut self.bytes)?;
+        }
+        Ok(self.engine.run(input, &mut |row, logits| self.table.take_logits(row, logits))?)
+    }
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

@@ -3,6 +3,7 @@
 mod collect;
 mod follower;
 mod leader;
+mod lease;
 mod sampler;
 mod sequences;
 
@@ -17,10 +18,10 @@ use crate::decoder::{BlockTables, Comms, Decoder, InputError, Segment, StepInput
 use collect::StepTimes;
 pub use collect::{OwnUse, Told};
 pub use follower::follow;
-pub use leader::{EngineEvent, lead};
+pub use leader::{EngineEvent, News, lead};
 pub use sequences::{PlanError, SequenceTable};
 
-/// A collective inside a step that takes longer than this means that a rank hangs.
+/// A collective around a step that takes longer than this means that a rank hangs; inside, steps before tell how long they take.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why an engine ended.
@@ -70,14 +71,21 @@ impl Engine {
     ) -> Result<StepTimes, CollectiveError> {
         let (began, before) = (Instant::now(), self.comms.stats().nanos);
         let mut sample = Duration::ZERO;
+        let busy = !input.tokens.is_empty();
+        if busy {
+            self.comms.begin_step(input);
+        }
         self.decoder.forward(input, &self.tables, &mut self.comms, &mut |row, logits| {
             let began = Instant::now();
             on_logits(row, logits);
             sample += began.elapsed();
         })?;
+        if busy {
+            self.comms.end_step();
+        }
         let collective = Duration::from_nanos(self.comms.stats().nanos - before);
         let times = StepTimes { total: began.elapsed(), collective, sample };
-        if !input.tokens.is_empty() {
+        if busy {
             self.own.step(&times);
         }
         if input.collect {
@@ -141,6 +149,12 @@ pub fn kv_type(choice: &str, model: &Checkpoint) -> Result<KvType, String> {
 }
 
 #[cfg(test)]
+mod adoption_tests;
+#[cfg(test)]
 mod cache_tests;
+#[cfg(test)]
+mod hung_tests;
+#[cfg(test)]
+mod lease_tests;
 #[cfg(test)]
 mod tests;

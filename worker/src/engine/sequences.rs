@@ -1,12 +1,15 @@
 //! The leader's sequence table: from plans to steps, from logits to outputs.
 
+mod held;
+
 use std::collections::BTreeMap;
 
 use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
-use foggara_proto::step::{SequenceId, SequenceOutput, StepPlan};
+use foggara_proto::step::{BlockId, SequenceId, SequenceOutput, StepPlan};
 
 use super::sampler::{self, Context, History, Scratch};
 use crate::decoder::{Segment, StepInput};
+use held::LastOutputs;
 
 /// A plan that refers to what is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,16 +26,27 @@ struct Sequence {
     prompt_len: usize,
     params: SequenceParams,
     history: History,
+    /// What a later driver needs to know of it; nobody here reads it.
+    envelope: Vec<u8>,
+    /// Granted to it, in the order of use.
+    blocks: Vec<BlockId>,
     /// Positions in the cache.
     cached: usize,
     /// All that was known of it when it joined has gone through the model.
     prefilled: bool,
-    ended: bool,
+    /// Why it ended, once it has.
+    end: Option<SequenceEnd>,
+    last_outputs: LastOutputs,
 }
 
 impl Sequence {
     fn decodes(&self) -> bool {
-        !self.ended && self.prefilled && self.cached + 1 == self.tokens.len()
+        self.end.is_none() && self.prefilled && self.cached + 1 == self.tokens.len()
+    }
+
+    /// Whether its blocks hold another position.
+    fn has_room(&self, block_size: usize) -> bool {
+        self.cached < self.blocks.len() * block_size
     }
 }
 
@@ -48,6 +62,8 @@ struct Wanted {
 #[derive(Debug)]
 pub struct SequenceTable {
     vocab: usize,
+    /// Positions in a block.
+    block_size: usize,
     sequences: BTreeMap<SequenceId, Sequence>,
     free_slots: Vec<u32>,
     slots: u32,
@@ -55,19 +71,23 @@ pub struct SequenceTable {
     wanted: Vec<Wanted>,
     /// Of the step being run.
     outputs: Vec<SequenceOutput>,
+    /// Of the step being run: sequences that would decode, had they a block for it.
+    skipped: Vec<SequenceId>,
     scratch: Scratch,
 }
 
 impl SequenceTable {
     /// An empty table.
-    pub fn new(vocab: usize) -> Self {
+    pub fn new(vocab: usize, block_size: usize) -> Self {
         Self {
             vocab,
+            block_size,
             sequences: BTreeMap::new(),
             free_slots: Vec::new(),
             slots: 0,
             wanted: Vec::new(),
             outputs: Vec::new(),
+            skipped: Vec::new(),
             scratch: Scratch::default(),
         }
     }
@@ -76,7 +96,8 @@ impl SequenceTable {
     pub fn clear(&mut self) -> StepInput {
         // Every slot there ever was: a plan that was refused half way may have freed some without a word to the others.
         let drops: Vec<u32> = (0..self.slots).collect();
-        *self = Self { free_slots: drops.clone(), slots: self.slots, ..Self::new(self.vocab) };
+        let empty = Self::new(self.vocab, self.block_size);
+        *self = Self { free_slots: drops.clone(), slots: self.slots, ..empty };
         StepInput { drops, ..StepInput::default() }
     }
 
@@ -88,9 +109,7 @@ impl SequenceTable {
     pub fn begin(&mut self, plan: StepPlan) -> Result<StepInput, PlanError> {
         let mut input = StepInput { copies: plan.copies, ..StepInput::default() };
         for id in plan.drops {
-            let sequence = self.sequences.remove(&id).ok_or_else(|| unknown(id, "dropped"))?;
-            self.free_slots.push(sequence.slot);
-            input.drops.push(sequence.slot);
+            input.drops.push(self.remove(id).ok_or_else(|| unknown(id, "dropped"))?);
         }
         for join in plan.joins {
             self.join(join)?;
@@ -98,8 +117,9 @@ impl SequenceTable {
         for grant in plan.grants {
             let sequence = self
                 .sequences
-                .get(&grant.sequence)
+                .get_mut(&grant.sequence)
                 .ok_or_else(|| unknown(grant.sequence, "granted blocks"))?;
+            sequence.blocks.extend(&grant.blocks);
             input.grants.push((sequence.slot, grant.blocks));
         }
         let mut chunks: BTreeMap<SequenceId, u32> = BTreeMap::new();
@@ -110,20 +130,57 @@ impl SequenceTable {
         if let Some(id) = chunks.keys().find(|id| !self.sequences.contains_key(id)) {
             return Err(unknown(*id, "given work"));
         }
+        self.add_rows(&chunks, &mut input)?;
+        Ok(input)
+    }
+
+    /// The step that can be run without a plan: one more token of every sequence that decodes and has room for it.
+    pub fn go_on(&mut self) -> StepInput {
+        let mut input = StepInput::default();
+        // What is to decode cannot be wrong.
+        self.add_rows(&BTreeMap::new(), &mut input).ok();
+        self.skipped.clear();
+        input
+    }
+
+    /// How many rows [`go_on`](Self::go_on) would have.
+    pub fn decoding_rows(&self) -> usize {
+        let can = |sequence: &&Sequence| sequence.decodes() && sequence.has_room(self.block_size);
+        self.sequences.values().filter(can).count()
+    }
+
+    /// Takes a sequence out; returns the slot that it leaves.
+    fn remove(&mut self, id: SequenceId) -> Option<u32> {
+        let slot = self.sequences.remove(&id)?.slot;
+        self.free_slots.push(slot);
+        Some(slot)
+    }
+
+    /// The rows of a step: those of chunks, and one of every other sequence that decodes.
+    fn add_rows(
+        &mut self,
+        chunks: &BTreeMap<SequenceId, u32>,
+        input: &mut StepInput,
+    ) -> Result<(), PlanError> {
         self.wanted.clear();
         self.outputs.clear();
+        self.skipped.clear();
         for (id, sequence) in &mut self.sequences {
             let rows = match chunks.get(id) {
                 Some(rows) => *rows as usize,
-                None if sequence.decodes() => 1,
-                None => continue,
+                None if !sequence.decodes() => continue,
+                None if sequence.has_room(self.block_size) => 1,
+                None => {
+                    self.skipped.push(*id);
+                    continue;
+                }
             };
             let start = sequence.cached;
-            if rows == 0 || start + rows > sequence.tokens.len() || sequence.ended {
+            if rows == 0 || start + rows > sequence.tokens.len() || sequence.end.is_some() {
                 let reason = format!("{rows} rows after {start} of {} tokens", sequence.tokens.len());
                 return Err(PlanError { sequence: *id, reason });
             }
-            add_segment(&mut input, &mut self.wanted, *id, sequence, rows);
+            add_segment(input, &mut self.wanted, *id, sequence, rows);
             if sequence.params.prompt_logprobs && start == 0 {
                 // Nothing precedes the first token.
                 let first = TokenOutput { token: sequence.tokens[0], logprob: None, top: Vec::new() };
@@ -137,7 +194,7 @@ impl SequenceTable {
             sequence.cached += rows;
             sequence.prefilled |= sequence.cached == sequence.tokens.len();
         }
-        Ok(input)
+        Ok(())
     }
 
     fn join(&mut self, join: foggara_proto::step::Join) -> Result<(), PlanError> {
@@ -168,9 +225,12 @@ impl SequenceTable {
             tokens: join.tokens,
             prompt_len: join.prompt_len,
             params: join.params,
+            envelope: join.envelope,
+            blocks: Vec::new(),
             cached: join.cached,
             prefilled: false,
-            ended: false,
+            end: None,
+            last_outputs: LastOutputs::default(),
         };
         self.sequences.insert(id, sequence);
         Ok(())
@@ -206,12 +266,20 @@ impl SequenceTable {
             if sequence.params.stop_token_ids.contains(&sampled.token) {
                 output.end = Some(SequenceEnd::StopToken);
             }
+            if sequence.params.logprobs.is_some() {
+                sequence.last_outputs.push(sampled.clone());
+            }
             output.token = Some(sampled);
         }
         if output.end.is_none() && generated + 1 >= most {
             output.end = Some(SequenceEnd::Length);
         }
-        sequence.ended = output.end.is_some();
+        sequence.end = output.end;
+    }
+
+    /// Of the step being run: sequences that the plan had decode but that lack a block.
+    pub fn take_skipped(&mut self) -> Vec<SequenceId> {
+        std::mem::take(&mut self.skipped)
     }
 
     /// What the step produced.

@@ -37,12 +37,15 @@ fn begin(
     chunks: Vec<Chunk>,
     drops: Vec<SequenceId>,
 ) -> StepInput {
-    table.begin(StepPlan { joins, chunks, drops, ..StepPlan::default() }).expect("a plan that makes sense")
+    // Whoever joins has blocks for more than any test needs.
+    let grants = joins.iter().map(|join| Grant { sequence: join.sequence, blocks: vec![0, 1] }).collect();
+    let plan = StepPlan { joins, grants, chunks, drops, ..StepPlan::default() };
+    table.begin(plan).expect("a plan that makes sense")
 }
 
 #[test]
 fn a_prompt_goes_through_in_chunks_and_then_one_token_follows_the_other() {
-    let mut table = SequenceTable::new(10);
+    let mut table = SequenceTable::new(10, 16);
     let input = begin(&mut table, vec![join(5, &[1, 2, 3], 3, params(3))], vec![chunk(5, 2)], vec![]);
     assert_eq!(input.segments, [Segment { slot: 0, start: 0, len: 2, logits_from: 2 }]);
     assert_eq!(input.tokens, [1, 2]);
@@ -68,7 +71,7 @@ fn a_prompt_goes_through_in_chunks_and_then_one_token_follows_the_other() {
 
 #[test]
 fn a_stop_token_ends_a_sequence_and_is_reported() {
-    let mut table = SequenceTable::new(10);
+    let mut table = SequenceTable::new(10, 16);
     begin(&mut table, vec![join(1, &[3], 1, params(9))], vec![chunk(1, 1)], vec![]);
     table.take_logits(0, &likely(7));
     let output = table.finish().remove(0);
@@ -79,7 +82,7 @@ fn a_stop_token_ends_a_sequence_and_is_reported() {
 
 #[test]
 fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
-    let mut table = SequenceTable::new(10);
+    let mut table = SequenceTable::new(10, 16);
     let echo = SequenceParams { prompt_logprobs: true, prompt_top_logprobs: 1, ..params(0) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5], 3, echo)], vec![chunk(1, 2)], vec![]);
     assert_eq!(input.segments[0].logits_from, 0);
@@ -100,7 +103,7 @@ fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
 #[test]
 fn a_sequence_goes_on_from_where_it_was() {
     // Two of three tokens were generated elsewhere; the prompt's probabilities are told again, nothing else is.
-    let mut table = SequenceTable::new(10);
+    let mut table = SequenceTable::new(10, 16);
     let again = SequenceParams { prompt_logprobs: true, ..params(3) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5, 6], 2, again)], vec![chunk(1, 4)], vec![]);
     assert_eq!((input.segments[0].logits_from, input.segments[0].len), (0, 4));
@@ -120,10 +123,10 @@ fn a_sequence_goes_on_from_where_it_was() {
 
 #[test]
 fn a_sequence_whose_beginning_is_cached_starts_behind_it() {
-    let mut table = SequenceTable::new(10);
+    let mut table = SequenceTable::new(10, 16);
     let cached = Join { cached: 3, ..join(1, &[3, 4, 5, 6], 4, params(3)) };
     // One token is left, but nothing is computed before it is named.
-    assert!(begin(&mut table, vec![cached], vec![], vec![]).is_empty());
+    assert!(begin(&mut table, vec![cached], vec![], vec![]).segments.is_empty());
     let input = begin(&mut table, vec![], vec![chunk(1, 1)], vec![]);
     assert_eq!(input.segments, [Segment { slot: 0, start: 3, len: 1, logits_from: 0 }]);
     assert_eq!(input.tokens, [6]);
@@ -134,7 +137,7 @@ fn a_sequence_whose_beginning_is_cached_starts_behind_it() {
 
 #[test]
 fn slots_are_used_again() {
-    let mut table = SequenceTable::new(10);
+    let mut table = SequenceTable::new(10, 16);
     let three = (1..=3).map(|id| join(id, &[1], 1, params(5))).collect();
     let all = (1..=3).map(|id| chunk(id, 1)).collect();
     let input = begin(&mut table, three, all, vec![]);
@@ -182,7 +185,7 @@ fn plans_that_make_no_sense_are_refused_and_clearing_forgets_all_of_them() {
         ),
     ];
     for (what, bad) in cases {
-        let mut table = SequenceTable::new(10);
+        let mut table = SequenceTable::new(10, 16);
         let both = vec![join(1, &[1, 2], 2, params(5)), join(2, &[3], 1, params(5))];
         begin(&mut table, both, vec![chunk(1, 1), chunk(2, 1)], vec![]);
         assert!(table.begin(bad).is_err(), "{what}");
@@ -205,7 +208,7 @@ fn penalties_and_bans_go_on_from_where_they_were() {
     };
     let logits: [f32; 10] = std::array::from_fn(|i| (i as f32 * 1.3).sin() + i as f32 * 0.2);
     let run = |known: &[u32]| {
-        let mut table = SequenceTable::new(10);
+        let mut table = SequenceTable::new(10, 16);
         let rows = known.len() as u32;
         begin(&mut table, vec![join(1, known, 2, params.clone())], vec![chunk(1, rows)], vec![]);
         let mut tokens = known.to_vec();
@@ -224,4 +227,35 @@ fn penalties_and_bans_go_on_from_where_they_were() {
     for known in 2..whole.len() {
         assert_eq!(run(&whole[..known]), whole, "started over with {known}");
     }
+}
+
+#[test]
+fn a_sequence_without_room_is_left_out_until_it_has_some() {
+    let mut table = SequenceTable::new(10, 2);
+    let join = |id, blocks: &[u32]| StepPlan {
+        joins: vec![join(id, &[1, 2], 2, params(9))],
+        grants: vec![Grant { sequence: id, blocks: blocks.to_vec() }],
+        chunks: vec![chunk(id, 2)],
+        ..StepPlan::default()
+    };
+    for (id, blocks) in [(4, &[0, 1][..]), (5, &[2])] {
+        table.begin(join(id, blocks)).expect("a plan that makes sense");
+        table.take_logits(if id == 4 { 0 } else { 1 }, &likely(3));
+        table.take_logits(0, &likely(3));
+    }
+    // Sequence 4 has taken three of its four positions, sequence 5 both of its two.
+    assert_eq!(table.decoding_rows(), 1);
+    assert_eq!(table.go_on().segments, [Segment { slot: 0, start: 3, len: 1, logits_from: 0 }]);
+    assert!(table.take_skipped().is_empty(), "no plan had it decode");
+    table.take_logits(0, &likely(3));
+    assert_eq!(table.decoding_rows(), 0);
+    assert!(table.go_on().is_empty());
+    let grants = vec![Grant { sequence: 5, blocks: vec![7] }];
+    let input = table.begin(StepPlan { grants, ..StepPlan::default() }).expect("a plan that makes sense");
+    assert_eq!(input.segments, [Segment { slot: 1, start: 2, len: 1, logits_from: 0 }]);
+    assert_eq!(table.take_skipped(), [4]);
+    // One that has ended is not skipped, only dropped some time.
+    table.take_logits(0, &likely(7));
+    assert!(table.begin(StepPlan::default()).expect("a plan that makes sense").is_empty());
+    assert_eq!(table.take_skipped(), [4]);
 }

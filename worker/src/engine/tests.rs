@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use foggara_proto::sequence::SequenceParams;
-use foggara_proto::step::{Chunk, Grant, Join, RankUse, SequenceId, StepPlan, StepReport};
+use foggara_proto::step::{Chunk, Grant, HeldSequence, Join, RankUse, SequenceId, StepPlan, StepReport};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -53,39 +53,69 @@ pub(super) fn run_shape(
     })
 }
 
+/// Tokens with the bits of their log-probabilities.
+pub(super) type Said = Vec<(u32, Option<u32>)>;
+
 /// A driver's end.
 pub(super) struct Driver<'a> {
     events: &'a Sender<EngineEvent>,
-    reports: UnboundedReceiver<StepReport>,
+    news: UnboundedReceiver<News>,
     epoch: u64,
-    number: u64,
+    pub(super) number: u64,
     /// What ranks have told.
     ranks: Vec<RankUse>,
 }
 
 impl<'a> Driver<'a> {
+    /// One that makes nothing of what an earlier one has left.
     pub(super) fn attach(events: &'a Sender<EngineEvent>, epoch: u64) -> Self {
-        let (sender, reports) = unbounded_channel();
-        events.send(EngineEvent::Attach { driver_epoch: epoch, reports: sender }).expect("the leader runs");
-        Self { events, reports, epoch, number: 0, ranks: Vec::new() }
+        let (news, received) = unbounded_channel();
+        let attach = EngineEvent::Attach { driver_epoch: epoch, fresh: true, news };
+        events.send(attach).expect("the leader runs");
+        Self { events, news: received, epoch, number: 0, ranks: Vec::new() }
+    }
+
+    /// One that goes on with what an earlier one has left.
+    pub(super) fn adopt(events: &'a Sender<EngineEvent>, epoch: u64) -> (Self, Vec<HeldSequence>) {
+        let (news, received) = unbounded_channel();
+        let attach = EngineEvent::Attach { driver_epoch: epoch, fresh: false, news };
+        events.send(attach).expect("the leader runs");
+        let mut driver = Self { events, news: received, epoch, number: 0, ranks: Vec::new() };
+        match driver.news.blocking_recv() {
+            Some(News::Held(held)) => (driver, held),
+            other => panic!("{other:?} before what is held"),
+        }
     }
 
     pub(super) fn send(&mut self, plan: StepPlan) {
         self.number += 1;
         let plan = StepPlan { driver_epoch: self.epoch, number: self.number, ..plan };
-        self.events.send(EngineEvent::Plan(plan)).expect("the leader runs");
+        self.events.send(EngineEvent::Plan { plan, came: Instant::now() }).expect("the leader runs");
     }
 
+    /// The next report, of whatever step; `None` when the leader no longer wants to know of this driver.
+    pub(super) fn next(&mut self) -> Option<StepReport> {
+        loop {
+            match self.news.blocking_recv()? {
+                News::Held(held) => assert!(held.is_empty(), "{held:?}: left by nobody"),
+                News::Report(report) => {
+                    assert_eq!(report.driver_epoch, self.epoch);
+                    return Some(report);
+                }
+            }
+        }
+    }
+
+    /// The report of the last plan.
     pub(super) fn report(&mut self) -> StepReport {
-        let report = self.reports.blocking_recv().expect("the leader reports");
-        assert_eq!((report.driver_epoch, report.number), (self.epoch, self.number));
+        let report = self.next().expect("the leader reports");
+        assert_eq!((report.number, report.unplanned), (self.number, false));
         self.ranks.extend(&report.ranks);
         report
     }
 
-    /// Runs `joins` together until all have ended; sequence `i` joins in step `i * apart`. Returns each one's tokens and
-    /// the bits of their log-probabilities.
-    fn generate(&mut self, joins: &[Join], apart: usize) -> Vec<Vec<(u32, Option<u32>)>> {
+    /// Runs `joins` together until all have ended; sequence `i` joins in step `i * apart`. Returns what each said.
+    pub(super) fn generate(&mut self, joins: &[Join], apart: usize) -> Vec<Said> {
         let blocks_each = BLOCKS / joins.len();
         let mut said = vec![Vec::new(); joins.len()];
         let (mut ended, mut step) = (0, 0);
@@ -215,8 +245,9 @@ fn nonsense_costs_the_driver_its_connection_and_nobody_else_anything() {
             driver.report();
             let plan = if plan.joins.is_empty() { plan } else { StepPlan { drops: vec![3], ..plan } };
             driver.send(plan);
-            assert_eq!(driver.reports.blocking_recv(), None, "plan {i}");
-            let mut next = Driver::attach(events, 2 * i as u64 + 2);
+            assert_eq!(driver.next(), None, "plan {i}");
+            let (mut next, held) = Driver::adopt(events, 2 * i as u64 + 2);
+            assert_eq!(held, [], "what is known of it does not make sense");
             let said: Vec<u32> = next.generate(&[good()], 1)[0].iter().map(|(token, _)| *token).collect();
             assert_eq!(said, greedy, "after plan {i}");
         }
@@ -232,9 +263,9 @@ fn a_newer_driver_takes_over_and_older_ones_are_not_heard() {
         let mut first = Driver::attach(events, 5);
         let said = first.generate(&[join(1, &prompt, 5, 0.0)], 1);
         let mut late = Driver::attach(events, 4);
-        assert_eq!(late.reports.blocking_recv(), None, "an older lease");
+        assert_eq!(late.next(), None, "an older lease");
         let mut second = Driver::attach(events, 6);
-        assert_eq!(first.reports.blocking_recv(), None, "its lease has ended");
+        assert_eq!(first.next(), None, "its lease has ended");
         first.send(StepPlan { drops: vec![1, 2, 3], ..StepPlan::default() });
         // A duplicate is ignored; a gap is nonsense.
         second.send(StepPlan::default());
@@ -244,7 +275,7 @@ fn a_newer_driver_takes_over_and_older_ones_are_not_heard() {
         assert!(second.generate(&[join(1, &prompt, 5, 0.0)], 1) == said);
         second.number += 1;
         second.send(StepPlan::default());
-        assert_eq!(second.reports.blocking_recv(), None, "a plan is missing");
+        assert_eq!(second.next(), None, "a plan is missing");
     });
     assert!(ends[0].is_ok(), "{ends:?}");
 }

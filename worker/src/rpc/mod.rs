@@ -3,19 +3,20 @@
 mod files;
 
 use std::pin::Pin;
+use std::time::Instant;
 
-use foggara_proto::step::{Attached, StepPlan, StepReport};
+use foggara_proto::step::{Attached, StepPlan};
 use foggara_proto::wire::worker as wire;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::engine::EngineEvent;
+use crate::engine::{EngineEvent, News};
 use crate::group::{AttachError, GroupHost};
 
 pub(crate) use files::FilesService;
 
-/// Largest message of a driver: joins carry whole prompts.
+/// Largest message of a driver, and to one: joins carry whole prompts, and so does what is held for the next driver.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// `foggara.worker.v1.Rank`.
@@ -43,19 +44,25 @@ impl wire::rank_server::Rank for RankService {
                 Status::failed_precondition(error.to_string())
             }
         })?;
-        let (reports, mut received) = mpsc::unbounded_channel::<StepReport>();
+        let (news, mut received) = mpsc::unbounded_channel::<News>();
         let gone = || Status::unavailable("the group has ended");
         let driver_epoch = attach.driver_epoch;
-        events.send(EngineEvent::Attach { driver_epoch, reports }).map_err(|_| gone())?;
+        let attached = EngineEvent::Attach { driver_epoch, fresh: attach.fresh, news };
+        events.send(attached).map_err(|_| gone())?;
         tracing::info!(group = attach.group, driver_epoch, "driver attached");
         let out = async_stream::stream! {
-            yield Ok(message(wire::leader_message::Message::Attached(Attached { limits, sequences: Vec::new() }.into())));
             loop {
                 tokio::select! {
-                    // Reports first: tokens should not wait behind plans.
+                    // News first: tokens should not wait behind plans.
                     biased;
-                    report = received.recv() => match report {
-                        Some(report) => yield Ok(message(wire::leader_message::Message::Report(report.into()))),
+                    news = received.recv() => match news {
+                        Some(News::Held(sequences)) => {
+                            let attached = Attached { limits, sequences };
+                            yield Ok(message(wire::leader_message::Message::Attached(attached.into())));
+                        }
+                        Some(News::Report(report)) => {
+                            yield Ok(message(wire::leader_message::Message::Report(report.into())));
+                        }
                         None => {
                             yield Err(Status::aborted("another driver has taken over, or the group has ended"));
                             return;
@@ -65,7 +72,7 @@ impl wire::rank_server::Rank for RankService {
                         Some(Ok(wire::DriverMessage { message: Some(In::Plan(plan)) })) => {
                             match StepPlan::try_from(plan) {
                                 Ok(plan) => {
-                                    if events.send(EngineEvent::Plan(plan)).is_err() {
+                                    if events.send(EngineEvent::Plan { plan, came: Instant::now() }).is_err() {
                                         yield Err(gone());
                                         return;
                                     }
@@ -93,3 +100,6 @@ impl wire::rank_server::Rank for RankService {
 fn message(message: wire::leader_message::Message) -> wire::LeaderMessage {
     wire::LeaderMessage { message: Some(message) }
 }
+
+#[cfg(test)]
+mod tests;

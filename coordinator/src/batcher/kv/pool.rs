@@ -130,6 +130,19 @@ impl Pool {
         Some(taken)
     }
 
+    /// One more sequence holds each of `blocks`, of which nothing is known: what a batcher finds when it begins.
+    pub(in crate::batcher) fn adopt(&mut self, blocks: &[BlockId]) {
+        for block in blocks {
+            let index = self.index(*block);
+            if self.blocks[index].holders == 0 {
+                self.free.retain(|free| free != block);
+                self.live += 1;
+            }
+            self.blocks[index].holders += 1;
+            self.blocks[index].uses += 1;
+        }
+    }
+
     /// Makes the cached block that goes first nobody's.
     fn evict(&mut self) -> Option<BlockId> {
         let (hash, block) = self.eviction.pop()?;

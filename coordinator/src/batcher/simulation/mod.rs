@@ -26,5 +26,12 @@ const MEDIUM: Costs = Costs { fixed: 20_000.0, row: 500.0, sampled: 200.0, atten
 /// An accelerator: hundreds of rows for the price of the weights.
 const LARGE: Costs = Costs { fixed: 8_000.0, row: 25.0, sampled: 10.0, attended: 0.004 };
 
-const LIMITS: Limits =
-    Limits { kv_blocks: 4_096, pools: 1, block_size: 16, step_rows: 256, sequences: 64, queue: 20_000 };
+const LIMITS: Limits = Limits {
+    kv_blocks: 4_096,
+    pools: 1,
+    block_size: 16,
+    step_rows: 256,
+    sequences: 64,
+    queue: 20_000,
+    lease_ms: 0,
+};

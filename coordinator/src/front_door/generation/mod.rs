@@ -5,6 +5,9 @@
 mod account;
 #[cfg(test)]
 mod choices_tests;
+mod rest;
+#[cfg(test)]
+mod rest_tests;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,7 @@ use super::request::GenerationRequest;
 use crate::metrics::Metrics;
 use crate::router::{Generator, SequenceStream};
 use account::Account;
+use rest::Rest;
 use shape::Shape;
 
 /// A token as clients see it.
@@ -93,7 +97,7 @@ pub(super) enum Event {
 /// Events, each with the choice that it is of.
 pub(super) type EventStream = BoxStream<'static, Result<(usize, Event), ApiError>>;
 
-/// Runs a request. The failure of one choice ends all; dropping the stream cancels them.
+/// Runs a request; what its client has received already is left out. The failure of one choice ends all; dropping the stream cancels them.
 pub(super) fn run(
     generator: &Arc<dyn Generator>,
     metrics: &Arc<Metrics>,
@@ -104,7 +108,8 @@ pub(super) fn run(
     let mut order = Order::new(&request);
     let choice = |(index, sequence)| {
         let events = generator.generate(&request.model.name, sequence);
-        choice(events, Shape::new(&request, index)).map(move |event| (index, event)).boxed()
+        let rest = Rest::new(Shape::new(&request, index), index, request.received(index));
+        choice(events, rest).map(move |event| (index, event)).boxed()
     };
     let mut merged: SelectAll<BoxStream<'static, _>> =
         request.sequences().into_iter().enumerate().map(choice).collect();
@@ -129,7 +134,7 @@ pub(super) fn run(
 /// The events of one choice. Ends after the first error.
 fn choice(
     mut events: SequenceStream,
-    mut shape: Shape,
+    mut shape: Rest,
 ) -> impl Stream<Item = Result<Event, ApiError>> + Send + 'static {
     async_stream::stream! {
         while let Some(event) = events.next().await {
@@ -144,7 +149,13 @@ fn choice(
             if let Some(prompt) = shape.prompt(event.prompt) {
                 yield Ok(prompt);
             }
-            let (delta, finished) = shape.tokens(event.tokens, event.end);
+            let (delta, finished) = match shape.tokens(event.tokens, event.end) {
+                Ok(told) => told,
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            };
             if let Some(delta) = delta {
                 yield Ok(delta);
             }
@@ -159,35 +170,42 @@ fn choice(
     }
 }
 
-/// Puts the prompt before every choice's answer, though only the first choice's sequence tells it.
+/// Puts the prompt before every choice's answer, though only the first choice's sequence tells it. Who has received a part of
+/// the answer has received the prompt.
 struct Order {
-    n: usize,
+    /// Whether each choice's answer begins with the prompt.
+    begins: Vec<bool>,
     /// Until the prompt is told: what has come of other choices.
     waiting: Option<VecDeque<(usize, Event)>>,
 }
 
 impl Order {
     fn new(request: &GenerationRequest) -> Self {
-        let waits = request.n > 1 && request.tells_prompt();
-        Self { n: request.n, waiting: waits.then(VecDeque::new) }
+        let begins: Vec<bool> = (0..request.n).map(|index| request.received(index) == 0).collect();
+        let waits = request.n > 1 && request.tells_prompt() && begins.contains(&true);
+        Self { begins, waiting: waits.then(VecDeque::new) }
     }
 
     /// What may be told now.
     fn push(&mut self, index: usize, event: Event) -> VecDeque<(usize, Event)> {
         match self.waiting.take() {
+            None if matches!(event, Event::Prompt { .. }) && !self.begins[index] => VecDeque::new(),
             None => VecDeque::from([(index, event)]),
             Some(mut waiting) if !matches!(event, Event::Prompt { .. }) => {
                 waiting.push_back((index, event));
                 self.waiting = Some(waiting);
                 VecDeque::new()
             }
-            Some(waiting) => (0..self.n).map(|index| (index, event.clone())).chain(waiting).collect(),
+            Some(waiting) => {
+                let told = self.begins.iter().enumerate().filter(|(_, begins)| **begins);
+                told.map(|(index, _)| (index, event.clone())).chain(waiting).collect()
+            }
         }
     }
 
     /// An error that says whose it is.
     fn named(&self, index: usize, error: ApiError) -> ApiError {
-        match self.n {
+        match self.begins.len() {
             1 => error,
             n => ApiError { message: format!("choice {index} of {n}: {}", error.message), ..error },
         }

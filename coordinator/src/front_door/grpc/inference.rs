@@ -5,6 +5,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::attach;
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{self, Event, FinishReason, Token};
@@ -18,84 +19,48 @@ pub(super) struct Service {
 
 type Responses = BoxStream<'static, Result<wire::GenerateResponse, Status>>;
 
-fn ask(
-    sampling: Option<wire::SamplingParams>,
-    output: Option<wire::OutputOptions>,
-    request_id: String,
-    (priority, cache_salt, deadline_ms): (i32, Option<String>, Option<u64>),
-) -> Ask {
-    let (s, o) = (sampling.unwrap_or_default(), output.unwrap_or_default());
-    let mut logit_bias: Vec<(u32, f32)> = s.logit_bias.into_iter().collect();
-    logit_bias.sort_unstable_by_key(|(id, _)| *id);
-    Ask {
-        request_id,
-        n: s.n,
-        max_tokens: s.max_tokens,
-        default_max_tokens: None,
-        min_tokens: s.min_tokens,
-        temperature: s.temperature,
-        top_p: s.top_p,
-        top_k: s.top_k,
-        min_p: s.min_p,
-        repetition_penalty: s.repetition_penalty,
-        presence_penalty: s.presence_penalty,
-        frequency_penalty: s.frequency_penalty,
-        logit_bias,
-        allowed_token_ids: s.allowed_token_ids,
-        banned_token_ids: s.banned_token_ids,
-        bad_words: s.bad_words,
-        seed: s.seed,
-        stop: s.stop,
-        stop_token_ids: s.stop_token_ids,
-        include_stop: s.include_stop_str_in_output,
-        ignore_eos: s.ignore_eos,
-        special: o.special_tokens,
-        logprobs: o.logprobs,
-        prompt_logprobs: o.prompt_logprobs,
-        echo: o.echo,
-        priority,
-        cache_salt,
-        deadline_ms,
-    }
-}
-
 /// Its name in metrics.
 const API: &str = "grpc";
+/// That of going on with a request.
+const ATTACH: &str = "attach";
 
 impl Service {
-    async fn generate_request(&self, r: wire::GenerateRequest) -> Result<GenerationRequest, ApiError> {
+    async fn generate_request(&self, mut r: wire::GenerateRequest) -> Result<GenerationRequest, ApiError> {
         let id = request::request_id(&r.request_id)?;
         let model = self.door.model(&r.model).await?;
-        let prompt = match r.prompt {
+        let prompt = match r.prompt.take() {
             Some(wire::generate_request::Prompt::Text(text)) => Prompt::Text(text),
             Some(wire::generate_request::Prompt::Tokens(tokens)) => Prompt::Tokens(tokens.ids),
             None => Prompt::Tokens(Vec::new()),
         };
-        let ask = ask(r.sampling, r.output, id, (r.priority, r.cache_salt, r.deadline_ms));
+        let ask = Ask { request_id: id, ..Ask::from(r) };
         self.door.check(model, prompt, ask, true).await
     }
 
-    async fn chat_request(&self, r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
+    async fn chat_request(&self, mut r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
         let id = request::request_id(&r.request_id)?;
         let model = self.door.model(&r.model).await?;
-        let messages: Vec<ChatMessage> =
-            r.messages.into_iter().map(|m| ChatMessage { role: m.role, content: m.content }).collect();
+        let messages: Vec<ChatMessage> = std::mem::take(&mut r.messages)
+            .into_iter()
+            .map(|m| ChatMessage { role: m.role, content: m.content })
+            .collect();
         let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
-        let ask = ask(r.sampling, r.output, id, (r.priority, r.cache_salt, r.deadline_ms));
+        let ask = Ask { request_id: id, ..Ask::from(r) };
         // The template writes what begins a sequence itself.
         self.door.check(model, prompt, ask, false).await
     }
 
-    fn run(&self, run: GenerationRequest) -> Response<Responses> {
+    fn run(&self, api: &'static str, run: GenerationRequest) -> Response<Responses> {
         let started = wire::Started {
             request_id: run.sequence.request_id.clone(),
             model: run.model.name.clone(),
             prompt_token_ids: run.sequence.tokens.clone(),
+            n: u32::try_from(run.n).unwrap_or(u32::MAX),
         };
         let with_logprobs = run.sequence.params.logprobs.is_some();
         let first = wire::generate_response::Event::Started(started);
         let first = wire::GenerateResponse { event: Some(first) };
-        let events = generation::run(&self.door.generator, &self.door.metrics, API, run);
+        let events = generation::run(&self.door.generator, &self.door.metrics, api, run);
         let rest = events.map(move |event| {
             let (index, event) = event?;
             Ok(response(index, event, with_logprobs))
@@ -108,20 +73,27 @@ impl Service {
 impl wire::inference_server::Inference for Service {
     type GenerateStream = Responses;
     type ChatStream = Responses;
+    type AttachStream = Responses;
 
     async fn generate(&self, request: Request<wire::GenerateRequest>) -> Result<Response<Responses>, Status> {
         let request = request.into_inner();
         let name = request.model.clone();
         let run =
             self.generate_request(request).await.map_err(|error| self.door.refused(API, &name, error))?;
-        Ok(self.run(run))
+        Ok(self.run(API, run))
     }
 
     async fn chat(&self, request: Request<wire::ChatRequest>) -> Result<Response<Responses>, Status> {
         let request = request.into_inner();
         let name = request.model.clone();
         let run = self.chat_request(request).await.map_err(|error| self.door.refused(API, &name, error))?;
-        Ok(self.run(run))
+        Ok(self.run(API, run))
+    }
+
+    async fn attach(&self, request: Request<wire::AttachRequest>) -> Result<Response<Responses>, Status> {
+        let attached = attach::request(&self.door, request.into_inner(), attach::PATIENCE).await;
+        let run = attached.map_err(|refused| self.door.refused(ATTACH, &refused.model, refused.error))?;
+        Ok(self.run(ATTACH, run))
     }
 
     async fn list_models(

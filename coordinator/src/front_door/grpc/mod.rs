@@ -1,6 +1,7 @@
 //! The gRPC services of a coordinator, on one router.
 
 mod admin;
+mod attach;
 mod files;
 mod inference;
 mod peer;

@@ -107,6 +107,7 @@ fn ask(body: &mut Object) -> Result<Ask, ApiError> {
         priority: body.take("priority")?.unwrap_or(0),
         cache_salt: body.take("cache_salt")?,
         deadline_ms: body.take("deadline_ms")?,
+        session: body.take("prompt_cache_key")?,
         ..Ask::default()
     })
 }

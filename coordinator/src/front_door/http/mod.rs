@@ -9,7 +9,7 @@ mod fields;
 mod sampling_tests;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod tokenize;
 
 use axum::Json;

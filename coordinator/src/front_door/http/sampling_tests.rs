@@ -16,7 +16,7 @@ async fn every_parameter_reaches_the_sampler() {
     let body = json!({"prompt": "hi", "min_p": 0.25, "repetition_penalty": 1.5, "presence_penalty": -1,
         "frequency_penalty": 0.5, "logit_bias": {"9": -100, "10": 2.5}, "allowed_token_ids": [97, 98],
         "banned_token_ids": [3], "bad_words": ["x"], "min_tokens": 1, "max_completion_tokens": 5, "max_tokens": 9,
-        "priority": -3, "cache_salt": "mine", "deadline_ms": 900, "seed": 8});
+        "priority": -3, "cache_salt": "mine", "deadline_ms": 900, "seed": 8, "prompt_cache_key": "a chat"});
     answer(&fixture, COMPLETIONS, body.clone()).await;
     let mut chat = body;
     chat["messages"] = json!([{"role": "user", "content": "hi"}]);
@@ -30,7 +30,7 @@ async fn every_parameter_reaches_the_sampler() {
         assert_eq!(params.bad_words, [vec![3], vec![u32::from(b'x')]]);
         assert_eq!((params.min_tokens, params.max_tokens, params.seed), (1, 5, 8));
         assert_eq!((asked.priority, asked.cache_salt.as_deref()), (-3, Some("mine")));
-        assert_eq!(asked.deadline_ms, Some(900));
+        assert_eq!((asked.deadline_ms, asked.session.as_deref()), (Some(900), Some("a chat")));
     }
 }
 
@@ -67,6 +67,9 @@ async fn mistakes_in_them_are_named() {
         ("priority", json!(0.5)),
         ("cache_salt", json!("")),
         ("cache_salt", json!(7)),
+        ("prompt_cache_key", json!("")),
+        ("prompt_cache_key", json!("x".repeat(257))),
+        ("prompt_cache_key", json!(7)),
         ("deadline_ms", json!(0)),
         ("deadline_ms", json!(-1)),
         ("length_penalty", json!(2)),

@@ -20,7 +20,7 @@ pub(super) fn count(ask: &Ask) -> Result<usize, ApiError> {
 impl GenerationRequest {
     /// The sequences of the choices. The first has the request's own id and seed; choice `k` has the id `{id}#{k}` and the
     /// seed plus `k`, so it is what a request with that seed would get. What the prompt's tokens say is told by the first
-    /// alone.
+    /// alone, and only it has the envelope.
     pub(in crate::front_door) fn sequences(&self) -> Vec<SequenceRequest> {
         let choice = |k: usize| {
             let mut sequence = self.sequence.clone();
@@ -29,6 +29,7 @@ impl GenerationRequest {
                 sequence.request_id = format!("{}#{k}", sequence.request_id);
                 sequence.params.seed = sequence.params.seed.wrapping_add(k as u64);
                 sequence.params.prompt_logprobs = false;
+                sequence.envelope = Vec::new();
             }
             sequence
         };
@@ -38,5 +39,10 @@ impl GenerationRequest {
     /// Whether the prompt is told before the answer.
     pub(in crate::front_door) fn tells_prompt(&self) -> bool {
         self.prompt_text.is_some() || self.sequence.params.prompt_logprobs
+    }
+
+    /// Generated tokens of a choice that the client has already.
+    pub(in crate::front_door) fn received(&self, choice: usize) -> usize {
+        self.received.get(choice).copied().unwrap_or(0)
     }
 }

@@ -1,6 +1,9 @@
 //! What a client may ask for: pure checks, every limit in one place.
 
 mod choices;
+mod envelope;
+#[cfg(test)]
+mod envelope_tests;
 mod prompt;
 mod room;
 mod sampling;
@@ -14,10 +17,12 @@ use foggara_proto::sequence::SequenceRequest;
 use super::api_error::ApiError;
 use super::models::ServedModel;
 
+pub(super) use envelope::rebuild;
 pub(super) use prompt::{Prompt, chat_prompt, encode};
 
 const MAX_REQUEST_ID: usize = 128;
 const MAX_CACHE_SALT: usize = 256;
+const MAX_CACHE_KEY: usize = 256;
 /// Either way from 0.
 const MAX_PRIORITY: i32 = 1000;
 /// A day.
@@ -58,6 +63,8 @@ pub(super) struct Ask {
     pub(super) priority: i32,
     pub(super) cache_salt: Option<String>,
     pub(super) deadline_ms: Option<u64>,
+    /// Requests with the same one are best answered by the same group: what clients call `prompt_cache_key`.
+    pub(super) session: Option<String>,
 }
 
 /// A request that may be run.
@@ -76,6 +83,8 @@ pub(super) struct GenerationRequest {
     pub(super) stop: Vec<String>,
     pub(super) include_stop: bool,
     pub(super) special: bool,
+    /// Generated tokens of each choice that the client has already; 0 where there is none.
+    pub(super) received: Vec<usize>,
 }
 
 /// A client's request id, or a new one.
@@ -105,19 +114,20 @@ pub(super) fn check(
     let n = choices::count(&ask)?;
     let (tokens, text) = prompt::tokenize(&model, prompt, add_special)?;
     let decode = |tokens: &[u32]| model.tokenizer.as_ref().map(|t| t.decode(tokens, !ask.special));
-    let prompt_text = match (ask.echo, text) {
-        (false, _) => None,
-        (true, Some(text)) => Some(text),
-        (true, None) => Some(decode(&tokens).unwrap_or_default()),
-    };
+    let decoded = ask.echo.then(|| decode(&tokens).unwrap_or_default());
+    let prompt_text = text.filter(|_| ask.echo).or_else(|| decoded.clone());
     let max_tokens = room::max_tokens(&ask, &model, kv_tokens, tokens.len())?;
     let params = sampling::params(&ask, &model, max_tokens)?;
+    let echoed = prompt_text.clone().filter(|text| decoded.as_ref() != Some(text));
+    let envelope = envelope::write(&ask, &model, &params, n, echoed);
     let prompt_len = tokens.len();
     let alternatives = |count: Option<u32>| count.map(|count| count as usize);
     let sequence = SequenceRequest {
         cache_salt: ask.cache_salt,
         priority: ask.priority,
         deadline_ms: ask.deadline_ms,
+        session: ask.session,
+        envelope,
         ..SequenceRequest::new(ask.request_id, tokens, prompt_len, params)
     };
     Ok(GenerationRequest {
@@ -130,6 +140,7 @@ pub(super) fn check(
         stop: ask.stop,
         include_stop: ask.include_stop,
         special: ask.special,
+        received: Vec::new(),
     })
 }
 
@@ -142,11 +153,12 @@ fn check_scheduling(ask: &Ask) -> Result<(), ApiError> {
         let reason = format!("{deadline}, must be within 1..={MAX_DEADLINE_MS}");
         return Err(ApiError::invalid("deadline_ms", reason));
     }
-    match ask.cache_salt.as_ref().map(String::len) {
-        Some(bytes) if bytes == 0 || bytes > MAX_CACHE_SALT => Err(ApiError::invalid(
-            "cache_salt",
-            format!("a text of {bytes} bytes, must be 1 to {MAX_CACHE_SALT}"),
-        )),
-        _ => Ok(()),
+    for (field, text, most) in
+        [("cache_salt", &ask.cache_salt, MAX_CACHE_SALT), ("prompt_cache_key", &ask.session, MAX_CACHE_KEY)]
+    {
+        if let Some(bytes) = text.as_ref().map(String::len).filter(|bytes| !(1..=most).contains(bytes)) {
+            return Err(ApiError::invalid(field, format!("a text of {bytes} bytes, must be 1 to {most}")));
+        }
     }
+    Ok(())
 }

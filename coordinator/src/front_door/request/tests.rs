@@ -92,6 +92,9 @@ fn every_limit_names_its_field() {
         (vec![1], Ask { cache_salt: Some("x".repeat(256)), ..ask() }, None),
         (vec![1], Ask { cache_salt: Some(String::new()), ..ask() }, Some("cache_salt")),
         (vec![1], Ask { cache_salt: Some("x".repeat(257)), ..ask() }, Some("cache_salt")),
+        (vec![1], Ask { session: Some("x".repeat(256)), ..ask() }, None),
+        (vec![1], Ask { session: Some(String::new()), ..ask() }, Some("prompt_cache_key")),
+        (vec![1], Ask { session: Some("x".repeat(257)), ..ask() }, Some("prompt_cache_key")),
     ] {
         assert_eq!(field(prompt, ask.clone()), expected, "{ask:?}");
     }
