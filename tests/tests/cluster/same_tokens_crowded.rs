@@ -1,5 +1,5 @@
 //! Identity where most things happen to a sequence at once: it is preempted, its prompt is shared by several choices, and part
-//! of it lies in the cache; for every precision of the KV cache, on one rank and on two.
+//! of it lies in the cache; for every precision of the KV cache, on one rank and on two, with leases of plans and without.
 
 use foggara_proto::wire::inference::generate_response::Event;
 use foggara_tests::ask::Ask;
@@ -10,13 +10,9 @@ use foggara_tests::{machine, paths, wait};
 
 use crate::probe::{self, Bits};
 
-/// A cluster in one of the ways that must make no difference. Another option is another row.
-const ROWS: [&[(&str, &str)]; 4] = [
-    &[("kv-dtype", "f16"), ("tp", "1"), ("workers", "1")],
-    &[("kv-dtype", "f16"), ("tp", "2"), ("workers", "2")],
-    &[("kv-dtype", "q8_0"), ("tp", "1"), ("workers", "1")],
-    &[("kv-dtype", "q8_0"), ("tp", "2"), ("workers", "2")],
-];
+/// Precision of the KV cache, ranks, and how long the leader may go on by itself (milliseconds).
+const ROWS: [(&str, u32, u32); 5] =
+    [("f16", 1, 2000), ("f16", 2, 2000), ("f16", 2, 0), ("q8_0", 1, 0), ("q8_0", 2, 2000)];
 /// The whole KV cache: two sequences at their full length and some.
 const KV_TOKENS: usize = 512;
 const TOKENS: u32 = 150;
@@ -64,15 +60,22 @@ async fn choices(client: &Client) -> Vec<Bits> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn preempted_shared_and_cached_as_alone() {
     let _machine = machine::shared().await;
+    let mut before: Option<((&str, u32), Vec<Bits>)> = None;
     for row in ROWS {
-        let mut setup = Setup::new("crowded").model("tiny", &paths::golden("llama")).coordinators(1);
-        for (option, value) in row {
-            setup = setup.option(option, value);
-        }
-        let cluster = setup.option("kv-tokens", KV_TOKENS).start().await;
+        let (kv_dtype, tp, lease_ms) = row;
+        let setup = Setup::new("crowded").model("tiny", &paths::golden("llama")).coordinators(1);
+        let setup = setup.workers(tp as usize).option("tp", tp).option("kv-dtype", kv_dtype);
+        let setup = setup.option("lease-ms", lease_ms).option("kv-tokens", KV_TOKENS);
+        let cluster = setup.start().await;
         let client = cluster.client(0);
         let asks = asks();
         let alone = probe::one_by_one(&client, &asks).await;
+        if let Some((like, told)) = before.replace(((kv_dtype, tp), alone.clone())) {
+            assert!(
+                like != (kv_dtype, tp) || told == alone,
+                "{row:?}: as on the cluster before, but for leases"
+            );
+        }
         let choices_alone =
             probe::one_by_one(&client, &(0..u64::from(CHOICES)).map(choice).collect::<Vec<_>>()).await;
         let sum = async |name: &str| cluster.sum(name, &[("model", "tiny")]).await;

@@ -18,8 +18,8 @@ const OVER_HTTP: usize = 300;
 const KINDS: usize = 40;
 /// What a coordinator may hold afterwards, beyond what it had before: about 25 KiB for each that waited.
 const KEPT: usize = 256 << 20;
-/// What it may hold more after the next ten thousand: what it has is used again.
-const GROWTH: usize = 24 << 20;
+/// What it may hold more after the next ten thousand: what it has is used again, but for answers that are kept for a while.
+const GROWTH: usize = 64 << 20;
 
 fn prompt(kind: usize) -> Vec<u32> {
     Choice::seeded(kind as u64).tiny_prompt(1 + kind % 12)
