@@ -25,15 +25,20 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug, Serialize)]
 struct Run {
     before: Gaps,
+    /// While the prompt is read: all of it, its first part and its last.
     during: Gaps,
+    first: Gaps,
+    last: Gaps,
     after: Gaps,
     /// From sending the prompt to its first token.
     first_token_seconds: f64,
 }
 
 impl Run {
-    fn ratio(&self) -> f64 {
-        self.during.p99 / self.before.p99
+    /// How much longer the streams wait than without the prompt: each end of it beside what is next to it, since their own
+    /// answers become longer, and slower, too.
+    fn ratios(&self) -> [f64; 2] {
+        [self.first.p99 / self.before.p99, self.last.p99 / self.after.p99]
     }
 }
 
@@ -70,17 +75,20 @@ async fn once(target: &Target, args: &LongPromptArgs) -> Result<Run> {
         late.follow(Ask { prompt: prompts.next(args.prompt), max_tokens: 1 }, &read).await?;
         let first = read.borrow().first().context("no token came")?;
         let end = further(&traces, args.around).await;
-        let gaps = |from, to| {
-            let all: Vec<f64> = traces
-                .iter()
-                .flat_map(|trace| trace.borrow().gaps_within(from, to).collect::<Vec<_>>())
-                .collect();
-            Gaps::of(&all)
+        let gaps = |from, to| -> Vec<Vec<f64>> {
+            traces.iter().map(|trace| trace.borrow().gaps_within(from, to).collect()).collect()
         };
+        let during = gaps(came, first);
+        let part = |gaps: &Vec<f64>| args.around.min(gaps.len() / 2);
+        let begin = during.iter().map(|gaps| gaps[..part(gaps)].to_vec());
+        let close = during.iter().map(|gaps| gaps[gaps.len() - part(gaps)..].to_vec());
+        let of = |gaps: Vec<Vec<f64>>| Gaps::of(&gaps.concat());
         Ok(Run {
-            before: gaps(start, came),
-            during: gaps(came, first),
-            after: gaps(first, end),
+            before: of(gaps(start, came)),
+            first: of(begin.collect()),
+            last: of(close.collect()),
+            after: of(gaps(first, end)),
+            during: of(during.clone()),
             first_token_seconds: (first - came).as_secs_f64(),
         })
     };
@@ -105,36 +113,34 @@ async fn further(traces: &[RefCell<Trace>], messages: usize) -> Instant {
 fn show(args: &LongPromptArgs, runs: &[Run]) -> String {
     let head = [
         "run",
-        "before p50",
-        "p99",
-        "during p50",
-        "p99",
-        "max",
-        "after p50",
-        "p99",
-        "p99 during / before",
+        "before: p50, p99",
+        "at first: p50, p99",
+        "of before",
+        "at last: p50, p99",
+        "after: p50, p99",
+        "of after",
+        "all of it: p50, p99, max",
         "first token",
     ];
+    let both = |gaps: &Gaps| format!("{:.1}, {:.1}", gaps.p50, gaps.p99);
     let row = |(number, run): (usize, &Run)| {
-        let Run { before, during, after, first_token_seconds } = run;
-        let ms = |value: f64| format!("{value:.1}");
+        let [first, last] = run.ratios();
         vec![
             (number + 1).to_string(),
-            ms(before.p50),
-            ms(before.p99),
-            ms(during.p50),
-            ms(during.p99),
-            ms(during.max),
-            ms(after.p50),
-            ms(after.p99),
-            format!("{:.2}", run.ratio()),
-            format!("{first_token_seconds:.1} s"),
+            both(&run.before),
+            both(&run.first),
+            format!("{first:.2}"),
+            both(&run.last),
+            both(&run.after),
+            format!("{last:.2}"),
+            format!("{}, {:.1}", both(&run.during), run.during.max),
+            format!("{:.1} s", run.first_token_seconds),
         ]
     };
     let rows: Vec<Vec<String>> = runs.iter().enumerate().map(row).collect();
-    let ratios: Vec<f64> = runs.iter().map(Run::ratio).collect();
+    let ratios: Vec<f64> = runs.iter().flat_map(Run::ratios).collect();
     format!(
-        "{} streams, a prompt of {} tokens; milliseconds between tokens\n\n{}\n99th percentile during over before: {}\n",
+        "{} streams, a prompt of {} tokens; milliseconds between tokens\n\n{}\n99th percentile beside what is next to it, at first and at last: {}\n",
         args.streams,
         args.prompt,
         table(&head, &rows),
