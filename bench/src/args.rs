@@ -26,7 +26,8 @@ const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
         foggara-bench --endpoint http://127.0.0.1:8081 --model model.gguf   # a running cluster\n  \
         foggara-bench --http http://127.0.0.1:8000 --model model.gguf       # any OpenAI-compatible server\n  \
         foggara-bench leak --requests 1000\n  \
-        foggara-bench load MODEL --workers 2"
+        foggara-bench load MODEL --workers 2\n  \
+        foggara-bench long-prompt --streams 8 --prompt 7900"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -43,6 +44,90 @@ pub(crate) enum Command {
     Leak(LeakArgs),
     /// Loads a model as workers would and shows how fast, beside how fast its files can be read from the page cache.
     Load(LoadArgs),
+    /// What a long prompt does to the time between tokens of streams that are there already.
+    LongPrompt(LongPromptArgs),
+    /// What it costs when the coordinator is far from its workers: every packet between them is kept for a while.
+    Distance(DistanceArgs),
+    /// How much of prompts that begin alike is found in the caches of several replicas, and what that does to the first token.
+    Prefixes(PrefixesArgs),
+}
+
+/// A long prompt among streams.
+#[derive(clap::Args)]
+pub(crate) struct LongPromptArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Streams that decode.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) streams: usize,
+    /// Tokens of the prompt that comes.
+    #[arg(long, value_name = "N", default_value_t = 7900)]
+    pub(crate) prompt: usize,
+    /// Messages of each stream that are looked at before the prompt comes, and after it has been read.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) around: usize,
+    /// How often.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A coordinator far from its workers.
+#[derive(clap::Args)]
+pub(crate) struct DistanceArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Milliseconds that a packet takes in each direction; each is compared with none.
+    #[arg(long, value_name = "MS", default_values_t = [10, 20])]
+    pub(crate) one_way: Vec<u64>,
+    /// Streams at once, of 128 tokens in and 128 out.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) streams: usize,
+    /// Single requests of the same size, for the time to the first token.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) singles: usize,
+    /// How often without and with each delay, in turn.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Prompts that begin alike.
+#[derive(clap::Args)]
+pub(crate) struct PrefixesArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Replicas of one rank each.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) replicas: usize,
+    /// Different beginnings.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) beginnings: usize,
+    /// Tokens of a beginning.
+    #[arg(long, value_name = "N", default_value_t = 384)]
+    pub(crate) shared: usize,
+    /// Tokens that each prompt has for itself.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) own: usize,
+    /// Prompts of each beginning, mixed with the others'.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) prompts: usize,
+    /// Clients that ask one after the other.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) clients: usize,
+    /// Tokens of KV cache of each replica [default: chosen by the cluster].
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_tokens: Option<u64>,
+    /// How often each policy, in turn.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What is loaded.

@@ -32,6 +32,12 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts one and waits until it is ready.
     pub(crate) async fn start(args: &TargetArgs) -> Result<Self> {
+        let options = [("--workers", args.workers.to_string()), ("--tp", args.workers.to_string())];
+        Self::with(args, &options).await
+    }
+
+    /// The same with workers in another shape, or other `options` of `foggara up`.
+    pub(crate) async fn with(args: &TargetArgs, options: &[(&str, String)]) -> Result<Self> {
         let program = program(args)?;
         let model = args.model_path().context("a cluster needs a --model")?;
         ensure!(
@@ -46,13 +52,14 @@ impl Cluster {
         command.arg("up").arg("--model").arg(&model);
         for (option, value) in [
             ("--coordinators", args.coordinators.to_string()),
-            ("--workers", args.workers.to_string()),
-            ("--tp", args.workers.to_string()),
             ("--threads", args.threads.to_string()),
             ("--collective", args.collective.clone()),
             ("--http", format!("127.0.0.1:{http}")),
             ("--grpc", format!("127.0.0.1:{grpc}")),
         ] {
+            command.arg(option).arg(value);
+        }
+        for (option, value) in options {
             command.arg(option).arg(value);
         }
         command.arg("--data-dir").arg(folder.path().join("data"));
@@ -90,7 +97,7 @@ impl Cluster {
 }
 
 /// `foggara`, beside this program unless told otherwise.
-fn program(args: &TargetArgs) -> Result<PathBuf> {
+pub(crate) fn program(args: &TargetArgs) -> Result<PathBuf> {
     if let Some(given) = &args.foggara {
         return Ok(given.clone());
     }
@@ -100,7 +107,7 @@ fn program(args: &TargetArgs) -> Result<PathBuf> {
 }
 
 /// Two ports such that all coordinators' ports are free.
-fn free_ports(coordinators: usize) -> Result<(u16, u16)> {
+pub(crate) fn free_ports(coordinators: usize) -> Result<(u16, u16)> {
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     for _ in 0..100 {
         let http = free(0)?.local_addr()?.port();
@@ -114,7 +121,7 @@ fn free_ports(coordinators: usize) -> Result<(u16, u16)> {
     bail!("no free ports for {coordinators} coordinators")
 }
 
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")

@@ -4,9 +4,11 @@
 //! client would, and sets each figure beside the limit that bounds it. One file of [`workload`] is one way of loading it.
 #![forbid(unsafe_code)]
 
+mod apart;
 mod args;
 mod client;
 mod cluster;
+mod delay;
 mod leak;
 mod limits;
 mod loading;
@@ -15,6 +17,7 @@ mod process;
 mod prompts;
 mod report;
 mod run;
+mod scenario;
 mod stats;
 mod target;
 mod workload;
@@ -40,6 +43,9 @@ fn main() -> ExitCode {
             None => run::run(&args.target, &args.run).await.map(|()| ExitCode::SUCCESS),
             Some(Command::Leak(leak)) => leak::run(leak).await,
             Some(Command::Load(load)) => loading::run(load),
+            Some(Command::LongPrompt(args)) => scenario::long_prompt::run(args).await,
+            Some(Command::Distance(args)) => scenario::distance::run(args).await,
+            Some(Command::Prefixes(args)) => scenario::prefixes::run(args).await,
         }
     });
     outcome.unwrap_or_else(|error| {

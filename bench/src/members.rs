@@ -57,6 +57,11 @@ impl Members {
         self.http.first().map(String::as_str)
     }
 
+    /// HTTP addresses of all coordinators.
+    pub(crate) fn all_http(&self) -> &[String] {
+        &self.http
+    }
+
     /// KV blocks that live sequences hold, in all groups.
     pub(crate) async fn live_blocks(&self) -> Result<u64> {
         let mut sum = 0;

@@ -25,6 +25,13 @@ impl Prompts {
         (0..len).map(|_| (TOKENS.start + self.random() % (TOKENS.end - TOKENS.start)) as u32).collect()
     }
 
+    /// Puts things into any order.
+    pub(crate) fn shuffle<T>(&self, things: &mut [T]) {
+        for place in (1..things.len()).rev() {
+            things.swap(place, (self.random() % (place as u64 + 1)) as usize);
+        }
+    }
+
     /// SplitMix64.
     fn random(&self) -> u64 {
         self.0.set(self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
@@ -38,6 +45,15 @@ impl Prompts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shuffling_loses_nothing() {
+        let mut things: Vec<usize> = (0..50).collect();
+        Prompts::seeded(3).shuffle(&mut things);
+        assert_ne!(things, (0..50).collect::<Vec<_>>());
+        things.sort_unstable();
+        assert_eq!(things, (0..50).collect::<Vec<_>>());
+    }
 
     #[test]
     fn prompts_differ_from_the_first_tokens_on() {

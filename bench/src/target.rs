@@ -1,6 +1,6 @@
 //! The server under test: one started here, or one that runs already.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::args::TargetArgs;
 use crate::client::{Address, Client, first_model};
@@ -60,6 +60,14 @@ impl Target {
         match &self.main {
             Address::Grpc(url) => format!("{started}, through gRPC at {url}"),
             Address::Http(url) => format!("{started}, through HTTP at {url}"),
+        }
+    }
+
+    /// The gRPC address, where what is measured needs one.
+    pub(crate) fn grpc(&self) -> Result<&str> {
+        match &self.main {
+            Address::Grpc(url) => Ok(url),
+            Address::Http(_) => bail!("this measurement goes through gRPC: give an --endpoint, or none"),
         }
     }
 

@@ -80,10 +80,12 @@ impl Answer {
 
     /// Everything that must not depend on what else the cluster does, bit for bit.
     pub fn bits(&self) -> (Vec<u32>, Vec<TokenBits>) {
-        let bits = |token: &TokenLogprob| {
-            let top = token.top.iter().map(|top| (top.token_id, top.logprob.to_bits())).collect();
-            (token.token_id, token.logprob.map(f32::to_bits), top)
-        };
         (self.token_ids.clone(), self.logprobs.iter().map(bits).collect())
     }
+}
+
+/// A token's log-probabilities as bits.
+pub fn bits(token: &TokenLogprob) -> TokenBits {
+    let top = token.top.iter().map(|top| (top.token_id, top.logprob.to_bits())).collect();
+    (token.token_id, token.logprob.map(f32::to_bits), top)
 }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::place;
 use crate::process::{build, cargo, run as run_command};
 use crate::setup::{self, Purpose};
 use crate::test_run::{self, Tally};
@@ -20,11 +21,18 @@ pub struct Arguments {
 
 /// Run the cluster tests with longer loops: hours of kills and restarts in place of minutes.
 ///
-/// Sets FOGGARA_SOAK=1 for them.
+/// Sets FOGGARA_SOAK=1 for them. With --kills it runs something else: streams that outlive what is killed under them.
 #[derive(clap::Args)]
 pub struct SoakArguments {
     /// Run only tests whose name contains this.
     filter: Option<String>,
+    /// In place of the tests: follow 8 streams, kill a worker, the driver, a hanging driver or the front door under them, each
+    /// so many times; prints how long streams stalled, and writes it to target/soak/.
+    #[arg(long, value_name = "TIMES", conflicts_with = "filter")]
+    kills: Option<usize>,
+    /// For `foggara-kills` (see its --help): --seed N, --kind KIND, --results DIR …
+    #[arg(last = true, requires = "kills")]
+    more: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -42,7 +50,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 pub fn soak(arguments: &SoakArguments) -> Result<()> {
     setup::run(Purpose::Test)?;
-    report(&[cluster_tests(arguments.filter.as_deref(), true)?])
+    match arguments.kills {
+        None => report(&[cluster_tests(arguments.filter.as_deref(), true)?]),
+        Some(times) => kills(times, &arguments.more),
+    }
+}
+
+/// The kills have a program of their own.
+fn kills(times: usize, more: &[String]) -> Result<()> {
+    run_command(&mut build(&["foggara", "foggara-kills"]))?;
+    let mut command = Command::new(place::built("foggara-kills")?);
+    run_command(command.args(["--times", &times.to_string()]).args(more).current_dir(place::root()))
 }
 
 /// `cargo test`. Always of the whole workspace, and only the kind of test differs: another choice of crates would have

@@ -1,5 +1,6 @@
 //! `foggara.inference.v1`.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -26,11 +27,18 @@ pub(crate) struct GrpcClient {
 }
 
 impl GrpcClient {
-    pub(super) async fn connect(url: &str, model: &str) -> Result<Self> {
+    pub(crate) async fn connect(url: &str, model: &str) -> Result<Self> {
         Ok(Self { inference: InferenceClient::new(channel(url).await?), model: model.to_owned() })
     }
 
     pub(super) async fn generate(&mut self, ask: Ask) -> Result<Trace> {
+        let trace = RefCell::new(Trace::start());
+        self.follow(ask, &trace).await?;
+        Ok(trace.into_inner())
+    }
+
+    /// Sends `ask` and notes in `trace` what comes, as it comes.
+    pub(crate) async fn follow(&mut self, ask: Ask, trace: &RefCell<Trace>) -> Result<()> {
         let sampling = SamplingParams {
             max_tokens: Some(u32::try_from(ask.max_tokens).context("too many tokens")?),
             temperature: Some(0.0),
@@ -43,16 +51,16 @@ impl GrpcClient {
             sampling: Some(sampling),
             ..GenerateRequest::default()
         };
-        let mut trace = Trace::start();
+        trace.replace(Trace::start());
         let mut answer = self.inference.generate(request).await.context("Generate")?.into_inner();
         while let Some(message) = answer.message().await.context("Generate")? {
             match message.event {
-                Some(Event::Delta(delta)) => trace.arrived(delta.token_ids.len()),
+                Some(Event::Delta(delta)) => trace.borrow_mut().arrived(delta.token_ids.len()),
                 Some(Event::Finished(finished)) => {
                     if let Some(usage) = finished.usage {
-                        trace.counted(usage.completion_tokens as usize);
+                        trace.borrow_mut().counted(usage.completion_tokens as usize);
                     }
-                    return Ok(trace);
+                    return Ok(());
                 }
                 Some(Event::Started(_)) | None => {}
             }

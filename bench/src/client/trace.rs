@@ -73,6 +73,18 @@ impl Trace {
         self.arrivals.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64())
     }
 
+    /// The same between messages that both came within `from` and `to`.
+    pub(crate) fn gaps_within(&self, from: Instant, to: Instant) -> impl Iterator<Item = f64> {
+        let within = move |arrival: &Arrival| (from..=to).contains(&arrival.at);
+        let pairs = self.arrivals.windows(2).filter(move |pair| within(&pair[0]) && within(&pair[1]));
+        pairs.map(|pair| (pair[1].at - pair[0].at).as_secs_f64())
+    }
+
+    /// Messages with tokens so far.
+    pub(crate) fn messages(&self) -> usize {
+        self.arrivals.len()
+    }
+
     /// Tokens that came after `from`, until `to`.
     pub(crate) fn tokens_within(&self, from: Instant, to: Instant) -> usize {
         let within = self.arrivals.iter().filter(|arrival| arrival.at > from && arrival.at <= to);
@@ -110,6 +122,8 @@ mod tests {
         assert!((trace.decode_rate().expect("four messages") - 30.0).abs() < 1e-9);
         let gaps: Vec<f64> = trace.gaps().collect();
         assert_eq!(gaps, [0.05, 0.05, 0.1]);
+        let at = |ms| trace.sent + Duration::from_millis(ms);
+        assert_eq!(trace.gaps_within(at(150), at(299)).collect::<Vec<f64>>(), [0.05]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(crate) async fn run(bench: &Bench<'_>) -> Result<Vec<Measure>> {
 }
 
 /// Tokens per second from the first request to the last token.
-pub(super) fn end_to_end_rate(traces: &[Trace]) -> Option<f64> {
+pub(crate) fn end_to_end_rate(traces: &[Trace]) -> Option<f64> {
     let from = traces.iter().map(Trace::sent).min()?;
     let to = traces.iter().filter_map(Trace::last).max()?;
     let tokens: usize = traces.iter().map(Trace::tokens).sum();

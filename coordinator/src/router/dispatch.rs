@@ -17,6 +17,7 @@ use tonic::Code;
 use super::listening::Listening;
 use super::places::Places;
 use super::policy::{GroupView, PolicyKind};
+use super::pump::pumped;
 use super::{GenerateError, Generator, SequenceStream};
 use crate::cluster::state::Group;
 use crate::cluster::transport::GrpcTransport;
@@ -145,7 +146,7 @@ impl Dispatcher {
             Ok(event) => SequenceEvent::try_from(event).map_err(|e| GenerateError::Internal(e.to_string())),
             Err(status) => Err(from_status(&status)),
         };
-        Some(events.map(event).boxed())
+        Some(pumped(events.map(event)))
     }
 }
 

@@ -13,6 +13,7 @@ mod listening_tests;
 pub mod places;
 pub mod policy;
 pub mod prefix_index;
+mod pump;
 
 use std::time::Duration;
 

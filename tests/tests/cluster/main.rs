@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "the whole binary is tests, and a test fails by panicking")]
 
 mod bad_input;
+mod cancelling;
 mod clients;
 mod collective;
+mod context;
 mod deployments;
 mod failover;
 mod golden;
@@ -15,9 +17,12 @@ mod probe;
 mod raft;
 mod reference;
 mod same_tokens;
+mod same_tokens_crowded;
 mod score;
 mod seeing;
 mod shared;
+mod slow_readers;
 mod stopping;
+mod ten_thousand;
 mod top;
 mod two_hosts;
