@@ -87,7 +87,7 @@ impl<'a> Trials<'a> {
             "<|im_start|>user\nTell me story {i} about {topic}. {detail}<|im_end|>\n<|im_start|>assistant\n"
         );
         let ask = Ask::text(MODEL, &prompt).exactly(self.tokens).logprobs(2);
-        let ask = if i % 2 == 0 { ask } else { ask.sampled(0.8, 0.95, 100 + i as u64) };
+        let ask = if i.is_multiple_of(2) { ask } else { ask.sampled(0.8, 0.95, 100 + i as u64) };
         ask.id(&format!("kills-{}-{id}-{i}", self.seed)).build()
     }
 
