@@ -230,7 +230,7 @@ impl<'a> Player<'a> {
                 continue;
             }
             assert_eq!(report.number, self.driver.number);
-            assert!(!paused || report.timing.wait_us >= 2_000, "{:?}", report.timing);
+            assert!(!paused || report.timing.wait_us >= 50_000, "{:?}", report.timing);
             self.apply(&plan);
             return self.hear(report, &plan.chunks);
         }
