@@ -71,6 +71,7 @@ impl Batcher {
         let work = self.work;
         let most_micros = match work.decodes {
             0 => f64::INFINITY,
+            _ if self.is_recovering() => f64::INFINITY,
             decodes => {
                 let company = self.company((self.limits.sequences as usize).saturating_sub(decodes));
                 #[allow(clippy::cast_precision_loss)]
@@ -80,6 +81,16 @@ impl Batcher {
         };
         let rows = (self.limits.step_rows as usize).saturating_sub(work.rows);
         StepBudget { work, rows, most_micros, prefilled: false }
+    }
+
+    /// Whether all that decode are streams that had been interrupted, and others of those are still to be read. None of them has
+    /// been stalled for longer than these, so these are not made to wait for their sake.
+    fn is_recovering(&self) -> bool {
+        let running = || self.running.iter().filter_map(|id| self.sequences.get(id));
+        let next = self.queue.candidates().next().and_then(|id| self.sequences.get(&id));
+        let mut unread = running().filter(|sequence| sequence.prefill_left() > 0).chain(next);
+        unread.any(|sequence| sequence.ticket.resumed())
+            && running().filter(|sequence| sequence.decodes()).all(|sequence| sequence.ticket.resumed())
     }
 
     /// Notes what has been planned: the step's work, and whose prompts are complete with it.

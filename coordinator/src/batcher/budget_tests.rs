@@ -177,3 +177,23 @@ proptest::proptest! {
         proptest::prop_assert!(later.rows_for(&cost, start, left) <= chunk);
     }
 }
+
+#[test]
+fn streams_that_were_interrupted_together_are_read_together() {
+    let resume = |batcher: &mut Batcher, id: SequenceId, tokens: usize| {
+        let mut known = vec![1; tokens];
+        known[0] = u32::try_from(id).expect("small") + 2;
+        let lost = foggara_proto::sequence::SequenceRequest { prompt_len: 8, ..request(&known, 1_000) };
+        batcher.submit(id, lost, None).expect("fits");
+    };
+    let mut recovering = batcher();
+    (0..4).for_each(|id| resume(&mut recovering, id, 300));
+    let rows: Vec<u32> = (0..5).map(|_| step(&mut recovering).iter().map(|(_, rows)| rows).sum()).collect();
+    // Those that are read already take a row of each step.
+    assert_eq!(rows, [256, 256, 255, 254, 179]);
+    // Beside streams that nothing has happened to, they are prompts like any other.
+    let mut others = streaming(4);
+    (10..14).for_each(|id| resume(&mut others, id, 300));
+    let rows: u32 = step(&mut others).iter().map(|(_, rows)| rows).sum();
+    assert!((1..40).contains(&rows), "{rows}");
+}

@@ -236,9 +236,9 @@ fn blocks_reach_as_far_as_the_lease_but_never_past_the_end_nor_the_share() {
     };
     assert_eq!(blocks(9, limits), 4, "16 positions are all it can come to");
     let reach = 9 + super::lease::MOST_AHEAD;
-    assert_eq!(blocks(4_000, limits), reach.div_ceil(4), "as far as a lease of short steps");
-    assert_eq!(blocks(4_000, Limits { kv_blocks: 512, ..limits }), 3 + 512 / 8, "an eighth of the pool");
-    assert_eq!(blocks(4_000, Limits { lease_ms: 0, ..limits }), 3, "as it comes to them");
+    assert_eq!(blocks(2_000, limits), reach.div_ceil(4), "as far as a lease of short steps");
+    assert_eq!(blocks(2_000, Limits { kv_blocks: 512, ..limits }), 3 + 512 / 8, "an eighth of the pool");
+    assert_eq!(blocks(2_000, Limits { lease_ms: 0, ..limits }), 3, "as it comes to them");
 }
 
 #[test]

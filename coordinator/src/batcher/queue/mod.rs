@@ -71,6 +71,8 @@ pub(super) struct Ticket {
     deadline: Option<u64>,
     /// Its place before everybody else, if it goes first.
     first: Option<i64>,
+    /// Whether it had begun before it came here.
+    resumed: bool,
     /// Whether its tenant has paid for its prompt.
     charged: bool,
     /// How many had arrived when it sampled its first token.
@@ -81,6 +83,11 @@ impl Ticket {
     /// Whether it had arrived when a stream that has been going `since` began.
     pub(super) fn arrived_before(&self, since: u64) -> bool {
         self.arrival < since
+    }
+
+    /// Whether its stream had begun before it came here: it was another driver's, or another group's that was lost.
+    pub(super) fn resumed(&self) -> bool {
+        self.resumed
     }
 
     /// How many had arrived when it began to stream; `None` if it has not.
@@ -135,6 +142,7 @@ impl Queue {
             arrival: self.arrived,
             deadline: arrival.deadline,
             first: arrival.begun.then(|| self.first.last_key_value().map_or(0, |(last, _)| last + 1)),
+            resumed: arrival.begun,
             charged: false,
             streams_since: None,
         };
