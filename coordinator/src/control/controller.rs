@@ -113,9 +113,10 @@ impl Controller {
     async fn look(&mut self) {
         let state = self.cluster.state();
         self.registry.reconcile(&self.cluster);
-        if !self.confirmed {
-            self.refused = probe::refused(&state, &self.registry.live()).await;
-        }
+        // Those without a session, and those that others have lost sight of: whose process has ended is not waited for.
+        let suspects = self.registry.take_suspects();
+        let trusted = self.registry.live().difference(&suspects).copied().collect();
+        self.refused = probe::refused(&state, &trusted).await;
         for id in self.lost(&state) {
             tracing::warn!(worker = id, "worker lost");
             match self.cluster.propose_leading(Command::WorkerLost { id }).await {
@@ -177,11 +178,12 @@ impl Controller {
     /// Workers that had their time to come back.
     fn lost(&mut self, state: &ClusterState) -> Vec<u64> {
         let live = self.registry.live();
-        let away: Vec<u64> = state.workers.keys().filter(|id| !live.contains(id)).copied().collect();
+        let is_away = |id: &&u64| !live.contains(id) || self.refused.contains(id);
+        let away: Vec<u64> = state.workers.keys().filter(is_away).copied().collect();
         self.absent.retain(|id, _| away.contains(id));
         let new_leader = self.since.elapsed() <= NEW_LEADER_GRACE;
         let mut overdue = |id: &u64| match self.registry.gone_since(*id) {
-            Some(gone) => gone.elapsed() > WORKER_GRACE,
+            Some(gone) => self.refused.contains(id) || gone.elapsed() > WORKER_GRACE,
             None => {
                 let since = self.absent.entry(*id).or_insert_with(Instant::now);
                 self.refused.contains(id) || (!new_leader && since.elapsed() > WORKER_GRACE)
@@ -254,7 +256,7 @@ impl Controller {
                 models.insert(name.clone(), facts.clone());
             }
         }
-        let (leader, workers) = (self.cluster.id(), self.registry.live());
+        let (leader, workers) = (self.cluster.id(), self.registry.able());
         let unfit = self.registry.unfit().into_keys().collect();
         Surroundings { coordinators, leader, workers, models, waiting, unfit }
     }

@@ -1,6 +1,8 @@
 //! The workers' sessions.
 
-use std::collections::BTreeMap;
+mod suspects;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -29,6 +31,10 @@ struct Session {
     messages: mpsc::UnboundedSender<wire::RegistryMessage>,
     /// Group and epoch it was last told to hold (or came with).
     told: Option<(u64, u64)>,
+    /// When it last said something.
+    heard: Instant,
+    /// Whether it hung when its group failed, and has said nothing since.
+    hangs: bool,
     /// The models it knows to be deployed, by name.
     models: BTreeMap<String, Deployed>,
     /// Dropped to end it.
@@ -44,6 +50,8 @@ struct Inner {
     progress: BTreeMap<u64, Loading>,
     /// Workers that lack the files of a deployment, or have others: why, and since when that is known.
     unfit: BTreeMap<(String, u64), (String, Instant)>,
+    /// Workers of groups that have failed by others' account, until somebody looks what has become of them.
+    suspects: BTreeSet<u64>,
     next: u64,
 }
 
@@ -61,7 +69,7 @@ impl Registry {
     }
 
     /// Workers with a live session.
-    pub(super) fn live(&self) -> std::collections::BTreeSet<u64> {
+    pub(super) fn live(&self) -> BTreeSet<u64> {
         self.lock().sessions.keys().copied().collect()
     }
 
@@ -143,9 +151,10 @@ impl Registry {
         let number = inner.next;
         inner.gone.remove(&id);
         let (open, ended) = oneshot::channel();
+        let (heard, hangs, models) = (Instant::now(), false, BTreeMap::new());
         inner
             .sessions
-            .insert(id, Session { number, messages, told: held, models: BTreeMap::new(), _open: open });
+            .insert(id, Session { number, messages, told: held, heard, hangs, models, _open: open });
         drop(inner);
         self.changed.notify_one();
         (number, ended)
@@ -399,6 +408,7 @@ impl Listener {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => {
                         heard = tokio::time::Instant::now();
+                        self.registry.heard(self.id);
                         self.take(message);
                     }
                     Ok(None) => return "it closed its session".to_owned(),
@@ -438,6 +448,10 @@ impl Listener {
                 let state = self.cluster.state();
                 self.registry.lock().progress.remove(&self.id);
                 let failed = state.groups.get(&f.group).filter(|group| group.epoch == f.epoch);
+                if let Some(group) = failed.filter(|_| !f.files) {
+                    let others = group.ranks.iter().filter(|worker| **worker != self.id);
+                    self.registry.lock().suspects.extend(others);
+                }
                 if let Some(group) = failed.filter(|_| f.files) {
                     let key = (group.deployment.clone(), self.id);
                     self.registry.lock().unfit.insert(key, (f.reason.clone(), Instant::now()));

@@ -264,6 +264,23 @@ async fn a_rank_that_fails_makes_its_group_form_again() {
 }
 
 #[tokio::test]
+async fn a_rank_whose_process_has_ended_is_not_waited_for() {
+    let rig = Rig::new().await;
+    let mut a = FakeWorker::join(&rig, "a", None).await;
+    // Port 1 (tcpmux) is nobody's: whoever listened there has ended, though its session has not yet.
+    let mut b = FakeWorker::open(&rig, wire::Hello { addr: "127.0.0.1:1".into(), ..hello("gone") }).await;
+    let Some(Told::Welcome(welcome)) = b.next().await else { panic!("not welcome") };
+    let (first, _) = (a.assigned().await, b.assigned().await);
+    let reason = "rank 1 is lost: its process has ended".to_owned();
+    let (group, epoch) = (first.group, first.epoch);
+    a.say(Says::Failed(wire::RankFailed { group, epoch, rank: first.rank, reason, files: false }));
+    rig.until(|state| !state.workers.contains_key(&welcome.worker)).await;
+    a.released(&first).await;
+    let mut c = FakeWorker::join(&rig, "c", None).await;
+    assert_eq!(a.assigned().await.epoch, c.assigned().await.epoch);
+}
+
+#[tokio::test]
 async fn a_worker_without_the_files_is_passed_over() {
     let rig = Rig::new().await;
     let (mut a, mut b, first) = rig.with_group().await;

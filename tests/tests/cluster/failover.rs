@@ -11,18 +11,18 @@ use rustix::process::Signal;
 
 const TOKENS: u32 = 150;
 /// Tokens received before something is killed.
-const BEFORE: usize = 30;
+pub(crate) const BEFORE: usize = 30;
 
 /// Coordinators of [`start`].
-const COORDINATORS: u16 = 3;
+pub(crate) const COORDINATORS: u16 = 3;
 
 /// One that all cores may be needed for: it is killed and comes back several times.
-async fn start() -> Cluster {
+pub(crate) async fn start() -> Cluster {
     let setup = Setup::new("failover").model("smol", &paths::smol_gguf()).workers(2);
     setup.coordinators(COORDINATORS).start().await
 }
 
-fn ask() -> Ask {
+pub(crate) fn ask() -> Ask {
     let prompt = "<|im_start|>user\nTell me a long story about water in the desert.<|im_end|>\n<|im_start|>assistant\n";
     Ask::text("smol", prompt).exactly(TOKENS).sampled(0.8, 0.95, 11).logprobs(2)
 }
@@ -79,7 +79,7 @@ async fn when_whole(cluster: &Cluster) -> StatusResponse {
     with_all(cluster, COORDINATORS).await
 }
 
-async fn with_all(cluster: &Cluster, coordinators: u16) -> StatusResponse {
+pub(crate) async fn with_all(cluster: &Cluster, coordinators: u16) -> StatusResponse {
     for number in 0..coordinators {
         cluster.wait_ready(number).await;
     }
