@@ -84,9 +84,10 @@ async fn a_request_id_is_answered_once_at_a_time() {
         first.message().await.unwrap().and_then(|message| message.event),
         Some(foggara_proto::wire::inference::generate_response::Event::Delta(_))
     ) {}
-    // Whichever coordinator is asked.
+    // For another request, whichever coordinator is asked. (The same request would listen to the same answer.)
     for number in 0..3 {
-        let status = refused(&cluster.client(number), ask()).await;
+        let other = Ask::tokens("smol", &[1, 3]).exactly(4000).id("the-same").build();
+        let status = refused(&cluster.client(number), other).await;
         assert_eq!(status.code(), Code::AlreadyExists, "{}", status.message());
         assert!(status.message().contains("the-same"), "{}", status.message());
         assert_eq!(status.message().matches("already").count(), 1, "said once: {}", status.message());
