@@ -8,9 +8,9 @@ use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::files::files_server::FilesServer;
 use foggara_proto::wire::worker::rank_server::RankServer;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::capabilities;
 use crate::group::GroupHost;
@@ -125,11 +125,10 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = InterceptedService::new(service, config.token.required());
     let files = InterceptedService::new(FilesServer::new(FilesService { models }), config.token.required());
-    let serve = Server::builder()
-        .tcp_nodelay(true)
-        .add_service(service)
-        .add_service(files)
-        .serve_with_incoming(TcpListenerStream::new(listener));
+    // Said of the listener, since the server's own setting is only for listeners that it makes: reports would wait for the
+    // acknowledgement of the one before, 40 ms.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serve = Server::builder().add_service(service).add_service(files).serve_with_incoming(incoming);
     let outcome = tokio::select! {
         served = serve => served.map_err(|e| WorkerError::Serve(e.to_string())),
         refused = session.keep() => Err(refused),
