@@ -128,12 +128,22 @@ fn hello(name: &str) -> wire::Hello {
     }
 }
 
+/// For as long as the worker is there, however slow the test.
+async fn heartbeats(says: mpsc::WeakUnboundedSender<wire::WorkerMessage>) {
+    while let Some(says) = says.upgrade() {
+        says.send(wire::WorkerMessage { message: Some(Says::Heartbeat(wire::Heartbeat {})) }).ok();
+        drop(says);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 impl FakeWorker {
     /// Opens a session; the first answer is not read yet.
     async fn open(rig: &Rig, hello: wire::Hello) -> Self {
         let (says, said) = mpsc::unbounded_channel();
         let worker = |says, told| Self { id: 0, says, told };
         says.send(wire::WorkerMessage { message: Some(Says::Hello(hello)) }).expect("new");
+        tokio::spawn(heartbeats(says.downgrade()));
         let mut client = RegistryClient::connect(format!("http://{}", rig.addr)).await.expect("it listens");
         let told = limited(client.session(UnboundedReceiverStream::new(said))).await.expect("taken");
         worker(says, told.into_inner())
@@ -267,10 +277,14 @@ async fn a_rank_that_fails_makes_its_group_form_again() {
 async fn a_rank_whose_process_has_ended_is_not_waited_for() {
     let rig = Rig::new().await;
     let mut a = FakeWorker::join(&rig, "a", None).await;
-    // Port 1 (tcpmux) is nobody's: whoever listened there has ended, though its session has not yet.
-    let mut b = FakeWorker::open(&rig, wire::Hello { addr: "127.0.0.1:1".into(), ..hello("gone") }).await;
+    // Not 127.0.0.1: nobody else takes the port when it is closed.
+    let listener = std::net::TcpListener::bind("127.0.0.2:0").expect("a port");
+    let addr = listener.local_addr().expect("bound").to_string();
+    let mut b = FakeWorker::open(&rig, wire::Hello { addr, ..hello("gone") }).await;
     let Some(Told::Welcome(welcome)) = b.next().await else { panic!("not welcome") };
     let (first, _) = (a.assigned().await, b.assigned().await);
+    // Its process ends, though its session has not yet.
+    drop(listener);
     let reason = "rank 1 is lost: its process has ended".to_owned();
     let (group, epoch) = (first.group, first.epoch);
     a.say(Says::Failed(wire::RankFailed { group, epoch, rank: first.rank, reason, files: false }));
