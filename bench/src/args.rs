@@ -57,14 +57,17 @@ pub(crate) enum Command {
 pub(crate) struct LongPromptArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
-    /// Streams that decode.
+    /// Clients, each of which asks again as soon as it has its answer.
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) streams: usize,
+    /// Tokens of each of their answers.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) answer: usize,
     /// Tokens of the prompt that comes.
     #[arg(long, value_name = "N", default_value_t = 7900)]
     pub(crate) prompt: usize,
-    /// Messages of each stream that are looked at before the prompt comes, and after it has been read.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    /// Messages of each client that are looked at before the prompt comes, and after it has been read.
+    #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) around: usize,
     /// How often.
     #[arg(long, value_name = "N", default_value_t = 3)]

@@ -1,5 +1,5 @@
-//! Streams decode; a prompt as long as the context comes. How long do the streams wait between tokens, before and while it is
-//! read?
+//! A steady load of streams; a prompt as long as the context comes. How long do the streams wait between tokens, before and
+//! while it is read?
 
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -25,9 +25,8 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug, Serialize)]
 struct Run {
     before: Gaps,
-    /// While the prompt is read: all of it, its first part and its last.
+    /// While the prompt is read: all of it, and its last part.
     during: Gaps,
-    first: Gaps,
     last: Gaps,
     after: Gaps,
     /// From sending the prompt to its first token.
@@ -35,10 +34,47 @@ struct Run {
 }
 
 impl Run {
-    /// How much longer the streams wait than without the prompt: each end of it beside what is next to it, since their own
-    /// answers become longer, and slower, too.
+    /// How much longer the streams wait than before: while the prompt is read, and while the last of it is.
     fn ratios(&self) -> [f64; 2] {
-        [self.first.p99 / self.before.p99, self.last.p99 / self.after.p99]
+        [self.during.p99 / self.before.p99, self.last.p99 / self.before.p99]
+    }
+}
+
+/// One client's answers, one after the other.
+struct Stream {
+    ended: RefCell<Vec<Trace>>,
+    now: RefCell<Trace>,
+}
+
+impl Stream {
+    fn new() -> Self {
+        Self { ended: RefCell::default(), now: RefCell::new(Trace::start()) }
+    }
+
+    /// Asks again and again; the first answer has `first` tokens.
+    async fn go_on(
+        &self,
+        client: &mut GrpcClient,
+        first: usize,
+        args: &LongPromptArgs,
+        prompts: &Prompts,
+    ) -> Result<()> {
+        let mut max_tokens = first;
+        loop {
+            client.follow(Ask { prompt: prompts.next(SHORT_PROMPT), max_tokens }, &self.now).await?;
+            self.ended.borrow_mut().push(self.now.replace(Trace::start()));
+            max_tokens = args.answer;
+        }
+    }
+
+    fn messages(&self) -> usize {
+        self.ended.borrow().iter().map(Trace::messages).sum::<usize>() + self.now.borrow().messages()
+    }
+
+    /// Seconds between messages of one answer that both came within `from` and `to`.
+    fn gaps_within(&self, from: Instant, to: Instant) -> Vec<f64> {
+        let (ended, now) = (self.ended.borrow(), self.now.borrow());
+        ended.iter().chain([&*now]).flat_map(|trace| trace.gaps_within(from, to)).collect()
     }
 }
 
@@ -63,48 +99,45 @@ async fn once(target: &Target, args: &LongPromptArgs) -> Result<Run> {
         clients.push(GrpcClient::connect(target.grpc()?, target.model()).await?);
     }
     let mut late = GrpcClient::connect(target.grpc()?, target.model()).await?;
-    let traces: Vec<RefCell<Trace>> = clients.iter().map(|_| RefCell::new(Trace::start())).collect();
-    // Longer than it takes: they are hung up on.
-    let ask = || Ask { prompt: prompts.next(SHORT_PROMPT), max_tokens: args.prompt.max(4000) };
-    let streams =
-        try_join_all(clients.iter_mut().zip(&traces).map(|(client, trace)| client.follow(ask(), trace)));
+    let streams: Vec<Stream> = clients.iter().map(|_| Stream::new()).collect();
+    let load = clients.iter_mut().zip(&streams).enumerate().map(|(number, (client, stream))| {
+        // They do not end together.
+        let first = args.answer * (number + 1) / args.streams;
+        stream.go_on(client, first.max(1), args, &prompts)
+    });
     let script = async {
-        let start = further(&traces, 1).await;
-        let came = further(&traces, args.around).await;
+        further(&streams, args.answer).await;
+        let start = Instant::now();
+        let came = further(&streams, args.around).await;
         let read = RefCell::new(Trace::start());
         late.follow(Ask { prompt: prompts.next(args.prompt), max_tokens: 1 }, &read).await?;
         let first = read.borrow().first().context("no token came")?;
-        let end = further(&traces, args.around).await;
-        let gaps = |from, to| -> Vec<Vec<f64>> {
-            traces.iter().map(|trace| trace.borrow().gaps_within(from, to).collect()).collect()
-        };
-        let during = gaps(came, first);
-        let part = |gaps: &Vec<f64>| args.around.min(gaps.len() / 2);
-        let begin = during.iter().map(|gaps| gaps[..part(gaps)].to_vec());
-        let close = during.iter().map(|gaps| gaps[gaps.len() - part(gaps)..].to_vec());
+        let end = further(&streams, args.around).await;
+        let gaps = |from, to| -> Vec<Vec<f64>> { streams.iter().map(|s| s.gaps_within(from, to)).collect() };
         let of = |gaps: Vec<Vec<f64>>| Gaps::of(&gaps.concat());
+        let during = gaps(came, first);
+        let last = during.iter().map(|gaps| gaps[gaps.len().saturating_sub(args.around)..].to_vec());
         Ok(Run {
             before: of(gaps(start, came)),
-            first: of(begin.collect()),
-            last: of(close.collect()),
+            last: of(last.collect()),
             after: of(gaps(first, end)),
-            during: of(during.clone()),
+            during: of(during),
             first_token_seconds: (first - came).as_secs_f64(),
         })
     };
     tokio::select! {
         run = script => run,
-        ended = streams => {
+        ended = try_join_all(load) => {
             ended?;
-            bail!("the streams ended before the prompt was read")
+            bail!("there are no streams")
         }
     }
 }
 
 /// Waits until every stream has so many messages more; says when that was.
-async fn further(traces: &[RefCell<Trace>], messages: usize) -> Instant {
-    let before: Vec<usize> = traces.iter().map(|trace| trace.borrow().messages()).collect();
-    while traces.iter().zip(&before).any(|(trace, before)| trace.borrow().messages() < before + messages) {
+async fn further(streams: &[Stream], messages: usize) -> Instant {
+    let before: Vec<usize> = streams.iter().map(Stream::messages).collect();
+    while streams.iter().zip(&before).any(|(stream, before)| stream.messages() < before + messages) {
         tokio::time::sleep(LOOK).await;
     }
     Instant::now()
@@ -114,34 +147,33 @@ fn show(args: &LongPromptArgs, runs: &[Run]) -> String {
     let head = [
         "run",
         "before: p50, p99",
-        "at first: p50, p99",
+        "while it is read: p50, p99, max",
         "of before",
         "at last: p50, p99",
+        "of before",
         "after: p50, p99",
-        "of after",
-        "all of it: p50, p99, max",
         "first token",
     ];
     let both = |gaps: &Gaps| format!("{:.1}, {:.1}", gaps.p50, gaps.p99);
     let row = |(number, run): (usize, &Run)| {
-        let [first, last] = run.ratios();
+        let [all, last] = run.ratios();
         vec![
             (number + 1).to_string(),
             both(&run.before),
-            both(&run.first),
-            format!("{first:.2}"),
-            both(&run.last),
-            both(&run.after),
-            format!("{last:.2}"),
             format!("{}, {:.1}", both(&run.during), run.during.max),
+            format!("{all:.2}"),
+            both(&run.last),
+            format!("{last:.2}"),
+            both(&run.after),
             format!("{:.1} s", run.first_token_seconds),
         ]
     };
     let rows: Vec<Vec<String>> = runs.iter().enumerate().map(row).collect();
-    let ratios: Vec<f64> = runs.iter().flat_map(Run::ratios).collect();
+    let ratios: Vec<f64> = runs.iter().map(|run| run.ratios()[0]).collect();
     format!(
-        "{} streams, a prompt of {} tokens; milliseconds between tokens\n\n{}\n99th percentile beside what is next to it, at first and at last: {}\n",
+        "{} streams of answers of {} tokens, a prompt of {} tokens; milliseconds between tokens\n\n{}\n99th percentile while it is read, of before: {}\n",
         args.streams,
+        args.answer,
         args.prompt,
         table(&head, &rows),
         spread(&ratios, 2)
