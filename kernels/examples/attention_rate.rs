@@ -1,6 +1,6 @@
 //! Prints how long attention takes for one decoding row and for a chunk of a prompt, at several shapes.
 //!
-//! `cargo run --release -p foggara-kernels --example attention_rate [threads]`
+//! `cargo run --release -p foggara-kernels --example attention_rate [threads [part of a line]]`
 
 #![allow(clippy::print_stdout)]
 
@@ -23,6 +23,7 @@ const BLOCK: usize = 16;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(1), |threads| threads.parse())?;
+    let wanted = std::env::args().nth(2).unwrap_or_default();
     let pool = ThreadPool::new(threads);
     println!("{threads} thread(s), {CONTEXT} positions");
     for (name, heads, kv_heads, key_dim, values) in SHAPES {
@@ -41,18 +42,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 (0..heads).map(|head| u32::try_from(head * kv_heads / heads)).collect::<Result<_, _>>()?;
             let params = AttentionParams { kv_head_of: &kv_head_of, scale: 0.1, softcap: None, sinks: &[] };
             for rows in [1, 32] {
+                let line = format!("{name}, {ty:?}, {rows:2} row(s)");
+                if !line.contains(&wanted) {
+                    continue;
+                }
                 let q = vec![0.5; rows * heads * key_dim];
                 let mut out = vec![0.0; rows * heads * value_dim];
                 let seen = vec![AttentionRow { blocks: &blocks, len: CONTEXT, window_start: 0 }; rows];
                 let mut best = Duration::MAX;
-                for _ in 0..3 {
+                for _ in 0..10 {
                     let started = Instant::now();
                     attention(&pool, &cache, 0, &q, &seen, &params, &mut out);
                     best = best.min(started.elapsed());
                 }
                 let ops = 2 * rows * heads * CONTEXT * (key_dim + value_dim);
                 let (millis, rate) = (best.as_secs_f64() * 1e3, ops as f64 / best.as_secs_f64() / 1e9);
-                println!("{name}, {ty:?}, {rows:2} row(s): {millis:8.2} ms, {rate:5.1} GFLOP/s");
+                println!("{line}: {millis:8.2} ms, {rate:5.1} GFLOP/s");
             }
         }
     }

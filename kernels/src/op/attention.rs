@@ -1,24 +1,25 @@
 //! Softmax attention of each row over its own cached keys and values.
 //!
 //! One pass with a running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
-//! "FlashAttention", 2022), over tiles of one cache block at absolute positions: a row's result depends on its position and
+//! "FlashAttention", 2022), over parts of up to 16 positions at absolute positions: a row's result depends on its position and
 //! its cache only, never on how the prompt was cut into chunks or what else is in the batch.
 
+mod cut;
 mod forms;
 mod q8;
+mod tile;
+
+use std::cell::Cell;
 
 use super::kv_cache::{KvCache, Store};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd;
-use forms::{ByDimension, ByPosition, Keys, ValueRows, Values};
+use cut::{groups, spans};
+use forms::{ByDimension, ByPosition, ValueRows};
 use q8::{CodeValues, CodesByDimension, CodesByPosition};
-
-/// Query heads that share one pass over a key head; larger groups take several.
-const HEADS: usize = 4;
-/// As [`HEADS`], where there are so many heads that threads have enough to do.
-const MANY_HEADS: usize = 8;
+use tile::{Scratch, Task, attend};
 
 /// What one row may see.
 #[derive(Debug, Clone, Copy)]
@@ -73,206 +74,89 @@ pub fn attention(
             row.len
         );
     }
-    let mut groups = groups(params.kv_head_of, MANY_HEADS);
-    if rows.len() * groups.len() < 2 * pool.threads() {
-        groups = self::groups(params.kv_head_of, HEADS);
-    }
+    let groups = groups(params.kv_head_of, rows.len(), cache.in_keys(), pool.threads());
+    let spans = spans(rows, &groups, pool.threads());
     let out = SharedSlice::new(out);
-    pool.run(rows.len() * groups.len(), |task| {
-        let (t, (first, count)) = (task / groups.len(), groups[task % groups.len()]);
-        let at = t * heads + first;
-        // SAFETY: each task has heads of its own.
-        let out = unsafe { out.part(at * value_dim, count * value_dim) };
-        let q = &q[at * key_dim..][..count * key_dim];
-        let head = params.kv_head_of[first] as usize;
-        let sinks = if params.sinks.is_empty() { &[][..] } else { &params.sinks[first..][..count] };
-        let heads = Heads { cache, layer, head, count, scale: params.scale, softcap: params.softcap, sinks };
-        heads.attend(&rows[t], q, out);
+    pool.run(spans.len() * groups.len(), |task| {
+        let (span, (first, count)) = (spans[task / groups.len()].clone(), groups[task % groups.len()]);
+        let task = Task {
+            cache,
+            layer,
+            head: params.kv_head_of[first] as usize,
+            heads,
+            first,
+            count,
+            first_row: span.start,
+            rows: &rows[span],
+            scale: params.scale,
+            softcap: params.softcap,
+            sinks: if params.sinks.is_empty() { &[] } else { &params.sinks[first..][..count] },
+            q,
+            out: &out,
+        };
+        let mut scratch = SCRATCH.take();
+        run(&task, &mut scratch);
+        SCRATCH.set(scratch);
     });
 }
 
-/// Cuts the query heads into runs with the same key head, of 1 to 4 or 8 and at most `most`: (first, count). A head's
-/// result does not depend on its company.
-fn groups(kv_head_of: &[u32], most: usize) -> Vec<(usize, usize)> {
-    let mut groups = Vec::new();
-    let mut first = 0;
-    for run in kv_head_of.chunk_by(|a, b| a == b) {
-        let mut left = run.len();
-        while left > 0 {
-            let count = if left >= most { most } else { left.min(HEADS) };
-            groups.push((first, count));
-            (first, left) = (first + count, left - count);
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+fn run(task: &Task<'_>, scratch: &mut Scratch) {
+    let (cache, k, v) = (task.cache, task.cache.keys, task.cache.values);
+    let dim = cache.value_dim();
+    match (&cache.store, cache.in_keys()) {
+        (Store::F32 { keys, values }, false) => {
+            attend_f32(task, ByDimension::new(keys, k), ValueRows::new(values, v, dim), scratch);
         }
-    }
-    groups
-}
-
-/// What a group of query heads attends to.
-struct Heads<'a> {
-    cache: &'a KvCache,
-    layer: usize,
-    head: usize,
-    /// Query heads: 1 to 4, or 8.
-    count: usize,
-    scale: f32,
-    softcap: Option<f32>,
-    /// One for each query head, or empty.
-    sinks: &'a [f32],
-}
-
-impl Heads<'_> {
-    fn attend(&self, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
-        let (cache, k, v) = (self.cache, self.cache.keys, self.cache.values);
-        let dim = cache.value_dim();
-        match (&cache.store, cache.in_keys()) {
-            (Store::F32 { keys, values }, false) => {
-                attend_f32(self, ByDimension::new(keys, k), ValueRows::new(values, v, dim), row, q, out);
-            }
-            (Store::F16 { keys, values }, false) => {
-                attend_f16(self, ByDimension::new(keys, k), ValueRows::new(values, v, dim), row, q, out);
-            }
-            (Store::Q8_0 { keys, values }, false) => {
-                attend_q8(self, CodesByDimension::new(keys, k), CodeValues::new(values, v, dim), row, q, out);
-            }
-            (Store::F32 { keys, .. }, true) => {
-                attend_f32_shared(self, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), row, q, out);
-            }
-            (Store::F16 { keys, .. }, true) => {
-                attend_f16_shared(self, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), row, q, out);
-            }
-            (Store::Q8_0 { keys, .. }, true) => {
-                attend_q8_shared(
-                    self,
-                    CodesByPosition::new(keys, k),
-                    CodeValues::new(keys, k, dim),
-                    row,
-                    q,
-                    out,
-                );
-            }
+        (Store::F16 { keys, values }, false) => {
+            attend_f16(task, ByDimension::new(keys, k), ValueRows::new(values, v, dim), scratch);
+        }
+        (Store::Q8_0 { keys, values }, false) => {
+            attend_q8(task, CodesByDimension::new(keys, k), CodeValues::new(values, v, dim), scratch);
+        }
+        (Store::F32 { keys, .. }, true) => {
+            attend_f32_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
+        }
+        (Store::F16 { keys, .. }, true) => {
+            attend_f16_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
+        }
+        (Store::Q8_0 { keys, .. }, true) => {
+            let (keys, values) = (CodesByPosition::new(keys, k), CodeValues::new(keys, k, dim));
+            attend_q8_shared(task, keys, values, scratch);
         }
     }
 }
 
-/// Attention over one form of keys and values, compiled for the widest lanes.
+/// Attention over one form of keys and values, compiled for the widest lanes and for each number of query heads that there can
+/// be in a task: so many in a row, so many in a tile.
 macro_rules! over {
-    ($name:ident, $body:ident, $keys:ty, $values:ty) => {
-        simd! {
-            fn $name(
-                heads: &Heads<'_>,
-                keys: $keys,
-                values: $values,
-                row: &AttentionRow<'_>,
-                q: &[f32],
-                out: &mut [f32],
-            ) => $body
-        }
+    ($name:ident, $keys:ty, $values:ty, $($row:literal in $tile:literal),+) => {
+        fn $name(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
+            match task.count {
+                $($row => {
+                    simd! { fn wide(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) => body }
 
-        #[inline(always)]
-        fn $body<L: Lanes>(
-            heads: &Heads<'_>,
-            keys: $keys,
-            values: $values,
-            row: &AttentionRow<'_>,
-            q: &[f32],
-            out: &mut [f32],
-        ) {
-            by_count::<L, _, _>(heads, keys, values, row, q, out);
+                    #[inline(always)]
+                    fn body<L: Lanes>(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
+                        attend::<L, _, _, $row, $tile>(task, keys, values, scratch);
+                    }
+                    wide(task, keys, values, scratch);
+                })+
+                count => unreachable!("a task of {count} heads"),
+            }
         }
     };
 }
 
-over!(attend_f32, attend_f32_body, ByDimension<'_, f32>, ValueRows<'_, f32>);
-over!(attend_f16, attend_f16_body, ByDimension<'_, u16>, ValueRows<'_, u16>);
-over!(attend_q8, attend_q8_body, CodesByDimension<'_>, CodeValues<'_>);
-over!(attend_f32_shared, attend_f32_shared_body, ByPosition<'_, f32>, ValueRows<'_, f32>);
-over!(attend_f16_shared, attend_f16_shared_body, ByPosition<'_, u16>, ValueRows<'_, u16>);
-over!(attend_q8_shared, attend_q8_shared_body, CodesByPosition<'_>, CodeValues<'_>);
-
-#[inline(always)]
-fn by_count<L: Lanes, K: Keys, V: Values>(
-    heads: &Heads<'_>,
-    keys: K,
-    values: V,
-    row: &AttentionRow<'_>,
-    q: &[f32],
-    out: &mut [f32],
-) {
-    match heads.count {
-        1 => attend::<L, K, V, 1>(heads, keys, values, row, q, out),
-        2 => attend::<L, K, V, 2>(heads, keys, values, row, q, out),
-        3 => attend::<L, K, V, 3>(heads, keys, values, row, q, out),
-        4 => attend::<L, K, V, 4>(heads, keys, values, row, q, out),
-        _ => attend::<L, K, V, 8>(heads, keys, values, row, q, out),
-    }
-}
-
-#[inline(always)]
-fn attend<L: Lanes, K: Keys, V: Values, const N: usize>(
-    heads: &Heads<'_>,
-    keys: K,
-    values: V,
-    row: &AttentionRow<'_>,
-    q: &[f32],
-    out: &mut [f32],
-) {
-    let cache = heads.cache;
-    let (size, key_dim, dim) = (cache.block_size(), cache.key_dim(), cache.value_dim());
-    let q: [&[f32]; N] = std::array::from_fn(|h| &q[h * key_dim..][..key_dim]);
-    let (mut highest, mut total) = ([f32::NEG_INFINITY; N], [0.0f32; N]);
-    if let Some(sinks) = heads.sinks.first_chunk::<N>() {
-        // A sink is a score that was seen before all others and weighs on nothing.
-        (highest, total) = (*sinks, [1.0; N]);
-    }
-    out.fill(0.0);
-    for (tile, block) in row.blocks[..row.len.div_ceil(size)].iter().enumerate().skip(row.window_start / size)
-    {
-        let cell = cache.cell(heads.layer, *block, heads.head);
-        let from = row.window_start.saturating_sub(tile * size);
-        let to = size.min(row.len - tile * size);
-        // Eight positions at a time; the running maximum moves once per eight.
-        for (part, base) in (0..size).step_by(8).enumerate() {
-            if base >= to || base + 8 <= from {
-                continue;
-            }
-            let scale = L::splat(heads.scale);
-            let mut scores = keys.scores::<L, N>(cell, part, &q).map(|score| score.mul(scale));
-            if let Some(cap) = heads.softcap {
-                let cap = L::splat(cap);
-                scores = scores.map(|score| cap.mul(score.div(cap).tanh()));
-            }
-            let (from, to) = (from.saturating_sub(base), (to - base).min(8));
-            let mut weights = [[0.0f32; 8]; N];
-            for h in 0..N {
-                let mut seen = [f32::NEG_INFINITY; 8];
-                scores[h].store(&mut seen);
-                seen[..from].fill(f32::NEG_INFINITY);
-                seen[to..].fill(f32::NEG_INFINITY);
-                let peak = seen.iter().copied().fold(highest[h], f32::max);
-                if peak > highest[h] {
-                    let shrink = L::splat(highest[h] - peak).exp().greatest();
-                    let shrink = if highest[h] == f32::NEG_INFINITY { 0.0 } else { shrink };
-                    total[h] *= shrink;
-                    for out in &mut out[h * dim..][..dim] {
-                        *out *= shrink;
-                    }
-                    highest[h] = peak;
-                }
-                L::load(&seen).sub(L::splat(peak)).exp().store(&mut weights[h]);
-                weights[h][..from].fill(0.0);
-                weights[h][to..].fill(0.0);
-                total[h] += L::load(&weights[h]).sum();
-            }
-            values.add::<L, N>(cell, base, &weights, to, out);
-        }
-    }
-    for h in 0..N {
-        let inverse = if total[h] > 0.0 { 1.0 / total[h] } else { 0.0 };
-        for out in &mut out[h * dim..][..dim] {
-            *out *= inverse;
-        }
-    }
-}
+over!(attend_f32, ByDimension<'_, f32>, ValueRows<'_, f32>, 1 in 6, 2 in 6, 3 in 6, 4 in 4, 6 in 6);
+over!(attend_f16, ByDimension<'_, u16>, ValueRows<'_, u16>, 1 in 6, 2 in 6, 3 in 6, 4 in 4, 6 in 6);
+over!(attend_q8, CodesByDimension<'_>, CodeValues<'_>, 1 in 6, 2 in 6, 3 in 6, 4 in 4, 6 in 6);
+over!(attend_f32_shared, ByPosition<'_, f32>, ValueRows<'_, f32>, 1 in 1, 2 in 2, 4 in 4, 8 in 8);
+over!(attend_f16_shared, ByPosition<'_, u16>, ValueRows<'_, u16>, 1 in 1, 2 in 2, 4 in 4, 8 in 8);
+over!(attend_q8_shared, CodesByPosition<'_>, CodeValues<'_>, 1 in 1, 2 in 2, 4 in 4, 8 in 8);
 
 #[cfg(test)]
 mod tests;

@@ -5,23 +5,43 @@
 use crate::cpu::lanes::Lanes;
 use crate::op::kv_cache::Side;
 
+/// Positions that are met at a time: two vectors.
+pub(super) const PART: usize = 16;
+
+/// Positions of a cell that are met at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub(super) cell: usize,
+    /// The first of them in the cell.
+    pub(super) first: usize,
+    /// How many there are: [`PART`], or 8 where the cell ends.
+    pub(super) all: usize,
+    /// Those that are seen, from and to, counted from the first.
+    pub(super) seen: (usize, usize),
+}
+
+impl Part {
+    /// Where its two vectors begin in the cell; both at the same place if there is only one.
+    #[inline(always)]
+    pub(super) fn vectors(&self) -> [usize; 2] {
+        [self.first, self.first + self.all - 8]
+    }
+}
+
 /// Keys of all cells.
 pub(super) trait Keys: Copy {
-    /// q · k of the eight positions `8 · part ..` of a cell, for each head.
-    fn scores<L: Lanes, const N: usize>(self, cell: usize, part: usize, q: &[&[f32]; N]) -> [L; N];
+    /// Whether `Q` queries are read dimension by dimension, `S` apart; otherwise they follow each other.
+    const PACKED: bool;
+
+    /// q · k of the positions of a part, for each query. Where it has 8, both vectors are of those.
+    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q];
 }
 
 /// Values of all cells.
 pub(super) trait Values: Copy {
-    /// Adds the weighted values of the positions `first .. first + to` of a cell, in order; `to` is at most 8.
-    fn add<L: Lanes, const N: usize>(
-        self,
-        cell: usize,
-        first: usize,
-        weights: &[[f32; 8]; N],
-        to: usize,
-        out: &mut [f32],
-    );
+    /// Adds to the queries' outputs, which follow each other, the weighted values of the positions of a part that are seen, in
+    /// order.
+    fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]);
 }
 
 /// A float of the cache.
@@ -44,6 +64,14 @@ impl Element for u16 {
     }
 }
 
+/// A code of eight bits.
+impl Element for i8 {
+    #[inline(always)]
+    fn load<L: Lanes>(from: &[Self; 8]) -> L {
+        L::load_i8(from)
+    }
+}
+
 /// Keys stored dimension by dimension.
 #[derive(Clone, Copy)]
 pub(super) struct ByDimension<'a, E> {
@@ -58,19 +86,32 @@ impl<'a, E> ByDimension<'a, E> {
 }
 
 impl<E: Element> Keys for ByDimension<'_, E> {
+    const PACKED: bool = true;
+
     /// In increasing dimension.
     #[inline(always)]
-    fn scores<L: Lanes, const N: usize>(self, cell: usize, part: usize, q: &[&[f32]; N]) -> [L; N] {
-        let keys = &self.keys[cell * self.side.elements()..][..self.side.elements()];
-        let mut scores = [L::splat(0.0); N];
-        for (d, keys) in keys.chunks_exact(self.side.size).enumerate() {
-            let keys: L = E::load(&keys.as_chunks::<8>().0[part]);
-            for h in 0..N {
-                scores[h] = keys.fma(L::splat(q[h][d]), scores[h]);
+    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+        let size = self.side.size;
+        let keys = &self.keys[part.cell * self.side.elements()..][..self.side.elements()];
+        let mut scores = [[L::splat(0.0); 2]; Q];
+        let [low, high] = part.vectors();
+        for (d, keys) in keys.chunks_exact(size).enumerate() {
+            let low = E::load::<L>(eight_of(&keys[low..]));
+            let high = E::load::<L>(eight_of(&keys[high..]));
+            let q = &q[d * S..][..Q];
+            for i in 0..Q {
+                let q = L::splat(q[i]);
+                scores[i] = [low.fma(q, scores[i][0]), high.fma(q, scores[i][1])];
             }
         }
         scores
     }
+}
+
+/// The first eight.
+#[inline(always)]
+pub(super) fn eight_of<E>(from: &[E]) -> &[E; 8] {
+    from.first_chunk().expect("a whole vector")
 }
 
 /// Keys stored position by position, filled up to whole vectors with zeros.
@@ -87,26 +128,44 @@ impl<'a, E> ByPosition<'a, E> {
 }
 
 impl<E: Element> Keys for ByPosition<'_, E> {
+    const PACKED: bool = false;
+
     /// Eight sums of every eighth dimension, added up at the end.
     #[inline(always)]
-    fn scores<L: Lanes, const N: usize>(self, cell: usize, part: usize, q: &[&[f32]; N]) -> [L; N] {
-        let stride = self.side.stride;
-        let keys = &self.keys[cell * self.side.elements() + 8 * part * stride..][..8 * stride];
-        let mut scores = [[0.0f32; 8]; N];
-        for (j, key) in keys.chunks_exact(stride).enumerate() {
-            let mut sums = [L::splat(0.0); N];
-            for (i, key) in key.as_chunks::<8>().0.iter().enumerate() {
-                let key: L = E::load(key);
-                for h in 0..N {
-                    sums[h] = key.fma(eight(q[h], i), sums[h]);
+    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+        let (stride, dim) = (self.side.stride, self.side.dim);
+        let keys = &self.keys[part.cell * self.side.elements()..][..self.side.elements()];
+        let mut each = [q; Q];
+        for i in 0..Q {
+            each[i] = &q[i * dim..][..dim];
+        }
+        let mut scores = [[[0.0f32; 8]; 2]; Q];
+        for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
+            for (j, key) in keys[at * stride..][..8 * stride].chunks_exact(stride).enumerate() {
+                let mut sums = [L::splat(0.0); Q];
+                for (n, key) in key.as_chunks::<8>().0.iter().enumerate() {
+                    let key: L = E::load(key);
+                    for i in 0..Q {
+                        sums[i] = key.fma(eight(each[i], n), sums[i]);
+                    }
+                }
+                for i in 0..Q {
+                    scores[i][half][j] = sums[i].sum();
                 }
             }
-            for h in 0..N {
-                scores[h][j] = sums[h].sum();
-            }
         }
-        scores.map(|scores| L::load(&scores))
+        loaded(&scores)
     }
+}
+
+/// What was stored.
+#[inline(always)]
+pub(super) fn loaded<L: Lanes, const Q: usize>(scores: &[[[f32; 8]; 2]; Q]) -> [[L; 2]; Q] {
+    let mut all = [[L::splat(0.0); 2]; Q];
+    for i in 0..Q {
+        all[i] = [L::load(&scores[i][0]), L::load(&scores[i][1])];
+    }
+    all
 }
 
 /// The `i`th eight elements of a vector, followed by zeros where it ends.
@@ -139,43 +198,105 @@ impl<'a, E> ValueRows<'a, E> {
 
 impl<E: Element> Values for ValueRows<'_, E> {
     #[inline(always)]
-    fn add<L: Lanes, const N: usize>(
-        self,
-        cell: usize,
-        first: usize,
-        weights: &[[f32; 8]; N],
-        to: usize,
-        out: &mut [f32],
-    ) {
+    fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (stride, dim) = (self.side.stride, self.dim);
-        let values = &self.rows[cell * self.side.elements() + first * stride..][..8 * stride];
-        for part in 0..dim / 8 {
-            let mut acc: [L; N] = std::array::from_fn(|h| L::load(&out[h * dim..].as_chunks::<8>().0[part]));
-            for j in 0..to {
-                let value: L = E::load(&values[j * stride..].as_chunks::<8>().0[part]);
-                for h in 0..N {
-                    acc[h] = value.fma(L::splat(weights[h][j]), acc[h]);
-                }
-            }
-            for h in 0..N {
-                acc[h].store(&mut out[h * dim..].as_chunks_mut::<8>().0[part]);
-            }
+        let rows = &self.rows[part.cell * self.side.elements() + part.first * stride..][..part.all * stride];
+        add_rows::<L, E, Q>(rows, stride, dim, 0..dim, part.seen, weights, out);
+    }
+}
+
+/// Adds to `columns` of each output of `dim` columns those of the `seen` rows, by their weights, in order.
+#[inline(always)]
+pub(super) fn add_rows<L: Lanes, E: Element, const Q: usize>(
+    rows: &[E],
+    stride: usize,
+    dim: usize,
+    columns: std::ops::Range<usize>,
+    seen: (usize, usize),
+    weights: &[[f32; PART]; Q],
+    out: &mut [f32],
+) {
+    let mut at = columns.start;
+    // Two vectors of each query, as long as there are registers.
+    while Q <= 6 && at + 16 <= columns.end {
+        add_vectors::<L, E, Q, 2>(rows, stride, dim, at, seen, weights, out);
+        at += 16;
+    }
+    while at + 8 <= columns.end {
+        add_vectors::<L, E, Q, 1>(rows, stride, dim, at, seen, weights, out);
+        at += 8;
+    }
+    if at == columns.end {
+        return;
+    }
+    // The last, partial vector: rows are filled up, outputs are not.
+    let rest = columns.end - at;
+    for i in 0..Q {
+        let out = &mut out[i * dim + at..][..rest];
+        let mut all = [0.0; 8];
+        all[..rest].copy_from_slice(out);
+        let mut acc = L::load(&all);
+        for j in seen.0..seen.1 {
+            acc = E::load::<L>(eight_of(&rows[j * stride + at..])).fma(L::splat(weights[i][j]), acc);
         }
-        let done = dim / 8 * 8;
-        if done == dim {
-            return;
+        acc.store(&mut all);
+        out.copy_from_slice(&all[..rest]);
+    }
+}
+
+/// The same for `V` vectors from column `at` on.
+#[inline(always)]
+fn add_vectors<L: Lanes, E: Element, const Q: usize, const V: usize>(
+    rows: &[E],
+    stride: usize,
+    dim: usize,
+    at: usize,
+    seen: (usize, usize),
+    weights: &[[f32; PART]; Q],
+    out: &mut [f32],
+) {
+    let mut acc = [[L::splat(0.0); V]; Q];
+    for i in 0..Q {
+        let out = &out[i * dim + at..][..8 * V];
+        for v in 0..V {
+            acc[i][v] = L::load(eight_of(&out[8 * v..]));
         }
-        // The last, partial vector of a head whose dimension is not a multiple of 8: rows are filled up, outputs are not.
-        for h in 0..N {
-            let mut rest = [0.0; 8];
-            rest[..dim - done].copy_from_slice(&out[h * dim + done..][..dim - done]);
-            let mut acc = L::load(&rest);
-            for j in 0..to {
-                let value: L = E::load(&values[j * stride..].as_chunks::<8>().0[dim / 8]);
-                acc = value.fma(L::splat(weights[h][j]), acc);
-            }
-            acc.store(&mut rest);
-            out[h * dim + done..][..dim - done].copy_from_slice(&rest[..dim - done]);
+    }
+    if V == 2 && seen == (0, PART) {
+        // Counted at compile time.
+        for j in 0..PART {
+            add_row::<L, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
+        }
+    } else {
+        for j in seen.0..seen.1.min(PART) {
+            add_row::<L, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
+        }
+    }
+    for i in 0..Q {
+        let out = &mut out[i * dim + at..][..8 * V];
+        for v in 0..V {
+            acc[i][v].store(out[8 * v..].first_chunk_mut().expect("a whole vector"));
+        }
+    }
+}
+
+/// The same for one row.
+#[inline(always)]
+fn add_row<L: Lanes, E: Element, const Q: usize, const V: usize>(
+    row: &[E],
+    weights: &[[f32; PART]; Q],
+    j: usize,
+    acc: &mut [[L; V]; Q],
+) {
+    let row = &row[..8 * V];
+    let mut values = [L::splat(0.0); V];
+    for v in 0..V {
+        values[v] = E::load(eight_of(&row[8 * v..]));
+    }
+    for i in 0..Q {
+        let weight = L::splat(weights[i][j]);
+        for v in 0..V {
+            acc[i][v] = values[v].fma(weight, acc[i][v]);
         }
     }
 }

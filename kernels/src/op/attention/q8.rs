@@ -1,6 +1,6 @@
 //! The loops over codes of eight bits: products of codes are summed block by block, and each block's sum meets its scale.
 
-use super::forms::{Keys, Values, eight};
+use super::forms::{Keys, PART, Part, Values, add_rows, eight, eight_of, loaded};
 use crate::cpu::lanes::Lanes;
 use crate::op::kv_cache::{BLOCK, Codes, Side};
 
@@ -28,22 +28,30 @@ impl<'a> CodesByDimension<'a> {
 }
 
 impl Keys for CodesByDimension<'_> {
+    const PACKED: bool = true;
+
     #[inline(always)]
-    fn scores<L: Lanes, const N: usize>(self, cell: usize, part: usize, q: &[&[f32]; N]) -> [L; N] {
-        let size = self.side.size;
-        let (codes, scales) = cell_of(self.keys, self.side, cell);
-        let mut scores = [L::splat(0.0); N];
-        for (b, (codes, scales)) in codes.chunks(BLOCK * size).zip(scales.chunks_exact(size)).enumerate() {
-            let mut sums = [L::splat(0.0); N];
-            for (d, codes) in codes.chunks_exact(size).enumerate() {
-                let key = L::load_i8(&codes.as_chunks::<8>().0[part]);
-                for h in 0..N {
-                    sums[h] = key.fma(L::splat(q[h][b * BLOCK + d]), sums[h]);
+    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+        let (size, dim) = (self.side.size, self.side.dim);
+        let (codes, scales) = cell_of(self.keys, self.side, part.cell);
+        let [low, high] = part.vectors();
+        let mut scores = [[L::splat(0.0); 2]; Q];
+        for (b, scales) in scales.chunks_exact(size).enumerate() {
+            let mut sums = [[L::splat(0.0); 2]; Q];
+            for d in b * BLOCK..((b + 1) * BLOCK).min(dim) {
+                let low_keys = L::load_i8(eight_of(&codes[d * size + low..]));
+                let high_keys = L::load_i8(eight_of(&codes[d * size + high..]));
+                let q = &q[d * S..][..Q];
+                for i in 0..Q {
+                    let q = L::splat(q[i]);
+                    sums[i] = [low_keys.fma(q, sums[i][0]), high_keys.fma(q, sums[i][1])];
                 }
             }
-            let scale = L::load_f16(&scales.as_chunks::<8>().0[part]);
-            for h in 0..N {
-                scores[h] = sums[h].fma(scale, scores[h]);
+            let low_scales = L::load_f16(eight_of(&scales[low..]));
+            let high_scales = L::load_f16(eight_of(&scales[high..]));
+            for i in 0..Q {
+                let [low, high] = scores[i];
+                scores[i] = [sums[i][0].fma(low_scales, low), sums[i][1].fma(high_scales, high)];
             }
         }
         scores
@@ -64,33 +72,42 @@ impl<'a> CodesByPosition<'a> {
 }
 
 impl Keys for CodesByPosition<'_> {
+    const PACKED: bool = false;
+
     #[inline(always)]
-    fn scores<L: Lanes, const N: usize>(self, cell: usize, part: usize, q: &[&[f32]; N]) -> [L; N] {
+    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+        let dim = self.side.dim;
         let (size, stride) = (self.side.size, self.side.stride);
-        let (codes, scales) = cell_of(self.keys, self.side, cell);
-        let keys = &codes[8 * part * stride..][..8 * stride];
-        let mut scores = [[0.0f32; 8]; N];
-        for (j, key) in keys.chunks_exact(stride).enumerate() {
-            let mut sums = [L::splat(0.0); N];
-            for (b, scales) in scales.chunks_exact(size).enumerate() {
-                let mut products = [L::splat(0.0); N];
-                for (i, key) in key.as_chunks::<8>().0.iter().enumerate().skip(b * VECTORS).take(VECTORS) {
-                    let key = L::load_i8(key);
-                    for h in 0..N {
-                        products[h] = key.fma(eight(q[h], i), products[h]);
+        let (codes, scales) = cell_of(self.keys, self.side, part.cell);
+        let mut each = [q; Q];
+        for i in 0..Q {
+            each[i] = &q[i * dim..][..dim];
+        }
+        let mut scores = [[[0.0f32; 8]; 2]; Q];
+        for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
+            for (j, key) in codes[at * stride..][..8 * stride].chunks_exact(stride).enumerate() {
+                let mut sums = [L::splat(0.0); Q];
+                for (b, scales) in scales.chunks_exact(size).enumerate() {
+                    let mut products = [L::splat(0.0); Q];
+                    for (n, key) in key.as_chunks::<8>().0.iter().enumerate().skip(b * VECTORS).take(VECTORS)
+                    {
+                        let key = L::load_i8(key);
+                        for i in 0..Q {
+                            products[i] = key.fma(eight(each[i], n), products[i]);
+                        }
+                    }
+                    let mut scale = [0.0; 8];
+                    L::load_f16(eight_of(&scales[at..])).store(&mut scale);
+                    for i in 0..Q {
+                        sums[i] = products[i].fma(L::splat(scale[j]), sums[i]);
                     }
                 }
-                let mut scale = [0.0; 8];
-                L::load_f16(&scales.as_chunks::<8>().0[part]).store(&mut scale);
-                for h in 0..N {
-                    sums[h] = products[h].fma(L::splat(scale[j]), sums[h]);
+                for i in 0..Q {
+                    scores[i][half][j] = sums[i].sum();
                 }
             }
-            for h in 0..N {
-                scores[h][j] = sums[h].sum();
-            }
         }
-        scores.map(|scores| L::load(&scores))
+        loaded(&scores)
     }
 }
 
@@ -110,54 +127,21 @@ impl<'a> CodeValues<'a> {
 
 impl Values for CodeValues<'_> {
     #[inline(always)]
-    fn add<L: Lanes, const N: usize>(
-        self,
-        cell: usize,
-        first: usize,
-        weights: &[[f32; 8]; N],
-        to: usize,
-        out: &mut [f32],
-    ) {
+    fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (size, stride, dim) = (self.side.size, self.side.stride, self.dim);
-        let (codes, scales) = cell_of(self.rows, self.side, cell);
-        let codes = &codes[first * stride..][..8 * stride];
+        let (codes, scales) = cell_of(self.rows, self.side, part.cell);
+        let codes = &codes[part.first * stride..][..part.all * stride];
         for (b, scales) in scales.chunks_exact(size).take(dim.div_ceil(BLOCK)).enumerate() {
-            let scale = L::load_f16(&scales.as_chunks::<8>().0[first / 8]);
-            let mut scaled = [[0.0f32; 8]; N];
-            for h in 0..N {
-                L::load(&weights[h]).mul(scale).store(&mut scaled[h]);
-            }
-            for part in b * VECTORS..((b + 1) * VECTORS).min(dim / 8) {
-                let mut acc = [L::splat(0.0); N];
-                for h in 0..N {
-                    acc[h] = L::load(&out[h * dim..].as_chunks::<8>().0[part]);
-                }
-                for j in 0..to {
-                    let value = L::load_i8(&codes[j * stride..].as_chunks::<8>().0[part]);
-                    for h in 0..N {
-                        acc[h] = value.fma(L::splat(scaled[h][j]), acc[h]);
-                    }
-                }
-                for h in 0..N {
-                    acc[h].store(&mut out[h * dim..].as_chunks_mut::<8>().0[part]);
+            let mut scaled = *weights;
+            for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
+                let scale = L::load_f16(eight_of(&scales[at..]));
+                for scaled in &mut scaled {
+                    let scaled = &mut scaled.as_chunks_mut::<8>().0[half];
+                    L::load(scaled).mul(scale).store(scaled);
                 }
             }
-            // The last, partial vector of a head whose dimension is not a multiple of 8 is in the last block.
-            let (done, part) = (dim / 8 * 8, dim / 8);
-            if done == dim || part / VECTORS != b {
-                continue;
-            }
-            for h in 0..N {
-                let rest = &mut out[h * dim + done..][..dim - done];
-                let mut acc = eight::<L>(rest, 0);
-                for j in 0..to {
-                    let value = L::load_i8(&codes[j * stride..].as_chunks::<8>().0[part]);
-                    acc = value.fma(L::splat(scaled[h][j]), acc);
-                }
-                let mut all = [0.0; 8];
-                acc.store(&mut all);
-                rest.copy_from_slice(&all[..dim - done]);
-            }
+            let columns = b * BLOCK..((b + 1) * BLOCK).min(dim);
+            add_rows::<L, i8, Q>(codes, stride, dim, columns, part.seen, &scaled, out);
         }
     }
 }

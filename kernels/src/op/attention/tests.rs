@@ -167,27 +167,28 @@ fn a_row_that_sees_nothing_is_zero() {
     }
 }
 
-/// The same heads, computed by the plain lanes.
-fn plain(heads: &Heads<'_>, row: &AttentionRow<'_>, q: &[f32], out: &mut [f32]) {
+/// The same task, computed by the plain lanes.
+fn plain(task: &Task<'_>) {
+    let scratch = &mut Scratch::default();
     type Plain = portable::F32x8;
-    let (cache, dim) = (heads.cache, heads.cache.value_dim());
+    let (cache, dim) = (task.cache, task.cache.value_dim());
     let (k, v) = (cache.keys, cache.values);
     match (&cache.store, cache.in_keys()) {
         (Store::F16 { keys, values }, false) => {
-            let values = ValueRows::new(values, v, dim);
-            attend_f16_body::<Plain>(heads, ByDimension::new(keys, k), values, row, q, out);
+            let (keys, values) = (ByDimension::new(keys, k), ValueRows::new(values, v, dim));
+            attend::<Plain, _, _, 3, 6>(task, keys, values, scratch);
         }
         (Store::Q8_0 { keys, values }, false) => {
-            let values = CodeValues::new(values, v, dim);
-            attend_q8_body::<Plain>(heads, CodesByDimension::new(keys, k), values, row, q, out);
+            let (keys, values) = (CodesByDimension::new(keys, k), CodeValues::new(values, v, dim));
+            attend::<Plain, _, _, 3, 6>(task, keys, values, scratch);
         }
         (Store::F16 { keys, .. }, true) => {
-            let values = ValueRows::new(keys, k, dim);
-            attend_f16_shared_body::<Plain>(heads, ByPosition::new(keys, k), values, row, q, out);
+            let (keys, values) = (ByPosition::new(keys, k), ValueRows::new(keys, k, dim));
+            attend::<Plain, _, _, 3, 3>(task, keys, values, scratch);
         }
         (Store::Q8_0 { keys, .. }, true) => {
-            let values = CodeValues::new(keys, k, dim);
-            attend_q8_shared_body::<Plain>(heads, CodesByPosition::new(keys, k), values, row, q, out);
+            let (keys, values) = (CodesByPosition::new(keys, k), CodeValues::new(keys, k, dim));
+            attend::<Plain, _, _, 3, 3>(task, keys, values, scratch);
         }
         (Store::F32 { .. }, _) => unreachable!("not looked at"),
     }
@@ -206,10 +207,23 @@ fn lanes_agree_bit_for_bit_and_rows_do_not_see_each_other() {
                 let mut all = vec![0.0; 2 * 3 * 40];
                 let both = [q.clone(), q.clone()].concat();
                 attention(&ThreadPool::new(1), &case.cache, 1, &both, &[other, row], &params, &mut all);
-                let heads =
-                    Heads { cache: &case.cache, layer: 1, head: 0, count: 3, scale: 0.125, softcap, sinks };
                 let mut expected = vec![0.0; 3 * 40];
-                plain(&heads, &row, &q, &mut expected);
+                let task = Task {
+                    cache: &case.cache,
+                    layer: 1,
+                    head: 0,
+                    heads: 3,
+                    first: 0,
+                    count: 3,
+                    first_row: 0,
+                    rows: &[row],
+                    scale: 0.125,
+                    softcap,
+                    sinks,
+                    q: &q,
+                    out: &SharedSlice::new(&mut expected),
+                };
+                plain(&task);
                 assert_eq!(expected, all[3 * 40..], "{ty:?} {values:?}");
             }
         }
@@ -241,6 +255,65 @@ fn in_any_company(case: &Case) {
         assert_eq!(
             out.map(f32::to_bits)[..],
             all[h * 16..][..16].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn rows_have_the_same_bits_however_a_prompt_is_cut() {
+    for size in [8, 16, 24] {
+        for (values, ty) in
+            [Own(40), Own(12), InKey(24)].into_iter().zip([KvType::F16, KvType::Q8_0, KvType::F32])
+        {
+            for kv_head_of in [&[0, 0, 0][..], &[0; 8], &[0], &[0, 0, 0, 0, 0, 0, 0]] {
+                for window in [0, 5, 40] {
+                    however_cut(size, values, ty, kv_head_of, window);
+                }
+            }
+        }
+    }
+}
+
+fn however_cut(size: usize, values: Values, ty: KvType, kv_head_of: &[u32], window: usize) {
+    const POSITIONS: usize = 75;
+    let (key_dim, heads, dim) = (24, kv_head_of.len(), values.dim());
+    let count = POSITIONS.div_ceil(size);
+    let sizes = KvSizes { layers: 1, blocks: count, block_size: size, kv_heads: 1, key_dim, values };
+    let mut cache = KvCache::new(sizes, ty).expect("fits");
+    let blocks: Vec<u32> = (0..count as u32).rev().collect();
+    for p in 0..POSITIONS {
+        let own = if let Own(dim) = values { dim } else { 0 };
+        // What comes last is nobody's business who comes before: infinities would show.
+        let x = |i, salt| if p == POSITIONS - 1 { f32::INFINITY } else { noise(i, p + salt) };
+        let key: Vec<f32> = (0..key_dim).map(|i| x(i, 1)).collect();
+        let value: Vec<f32> = (0..own).map(|i| x(i, 2)).collect();
+        cache.write(0, blocks[p / size], p % size, &key, &value);
+    }
+    let q: Vec<f32> = (0..POSITIONS * heads * key_dim).map(|i| noise(i, 3)).collect();
+    let rows: Vec<AttentionRow<'_>> = (1..POSITIONS)
+        .map(|len| AttentionRow {
+            blocks: &blocks,
+            len,
+            window_start: if window == 0 { 0 } else { len.saturating_sub(window) },
+        })
+        .collect();
+    let params = AttentionParams { kv_head_of, scale: 0.4, softcap: None, sinks: &[] };
+    let cut = |chunk: usize, threads: usize| -> Vec<u32> {
+        let pool = ThreadPool::with_spin(threads, false);
+        let (mut out, mut first) = (vec![f32::NAN; rows.len() * heads * dim], 0);
+        for rows in rows.chunks(chunk) {
+            let out = &mut out[first * heads * dim..][..rows.len() * heads * dim];
+            attention(&pool, &cache, 0, &q[first * heads * key_dim..], rows, &params, out);
+            first += rows.len();
+        }
+        assert!(out.iter().all(|x| x.is_finite()));
+        out.iter().map(|x| x.to_bits()).collect()
+    };
+    let alone = cut(1, 1);
+    for (chunk, threads) in [(74, 1), (74, 3), (33, 1), (7, 1)] {
+        assert!(
+            cut(chunk, threads) == alone,
+            "blocks of {size} {values:?} {ty:?} {heads} window {window} {chunk}"
         );
     }
 }

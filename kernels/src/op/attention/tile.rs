@@ -1,0 +1,238 @@
+//! The loop over positions: each part of the keys and values is met by all rows of a task while it is in the cache, a tile of
+//! them at a time.
+//!
+//! Everything here is compiled into functions that know the instructions they may use, hence `#[inline(always)]`.
+
+use super::AttentionRow;
+use super::forms::{Keys, PART, Part, Values};
+use crate::cpu::lanes::Lanes;
+use crate::cpu::shared_slice::SharedSlice;
+use crate::op::kv_cache::KvCache;
+
+/// Queries of a task at most.
+pub(super) const QUERIES: usize = 96;
+
+/// Some rows of one sequence and some query heads that attend to the same key head.
+pub(super) struct Task<'a> {
+    pub(super) cache: &'a KvCache,
+    pub(super) layer: usize,
+    /// The cache's head.
+    pub(super) head: usize,
+    /// Query heads of a row.
+    pub(super) heads: usize,
+    /// The first of those of the task.
+    pub(super) first: usize,
+    /// Those of the task: one of the counts that there are loops for.
+    pub(super) count: usize,
+    pub(super) first_row: usize,
+    /// All of one list of blocks; times `count` at most [`QUERIES`].
+    pub(super) rows: &'a [AttentionRow<'a>],
+    pub(super) scale: f32,
+    pub(super) softcap: Option<f32>,
+    /// One for each of the task's heads, or empty.
+    pub(super) sinks: &'a [f32],
+    /// Of all rows and heads.
+    pub(super) q: &'a [f32],
+    pub(super) out: &'a SharedSlice<'a, f32>,
+}
+
+impl Task<'_> {
+    /// Index of the first head of the task's `row`th row among the heads of all rows.
+    fn place(&self, row: usize) -> usize {
+        (self.first_row + row) * self.heads + self.first
+    }
+}
+
+/// A thread's working memory.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Queries, a tile after the other and in it dimension by dimension.
+    q: Vec<f32>,
+    /// Outputs, before they are divided by the total of their weights.
+    out: Vec<f32>,
+}
+
+impl Scratch {
+    /// Takes the queries of a task, `tile` together. Of the last tile, what there are no rows for is left as it was.
+    fn pack(&mut self, task: &Task<'_>, tile: usize) {
+        let (dim, count) = (task.cache.key_dim(), task.count);
+        let tiles = (task.rows.len() * count).div_ceil(tile);
+        self.q.resize(tiles * tile * dim, 0.0);
+        for row in 0..task.rows.len() {
+            let (number, place) = (row * count / tile, row * count % tile);
+            let to = &mut self.q[number * tile * dim..][..tile * dim];
+            for head in 0..count {
+                let from = &task.q[(task.place(row) + head) * dim..][..dim];
+                for (to, q) in to.iter_mut().skip(place + head).step_by(tile).zip(from) {
+                    *to = *q;
+                }
+            }
+        }
+    }
+}
+
+/// What is known of each query so far.
+struct Softmax {
+    highest: [f32; QUERIES],
+    total: [f32; QUERIES],
+}
+
+/// Attention of all of the task's queries: `N` in a row, `M` in a whole tile of rows.
+#[inline(always)]
+pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usize>(
+    task: &Task<'_>,
+    keys: K,
+    values: V,
+    scratch: &mut Scratch,
+) {
+    let (rows, size, dim) = (task.rows, task.cache.block_size(), task.cache.value_dim());
+    let (queries, key_dim) = (rows.len() * N, task.cache.key_dim());
+    assert!(task.count == N && M.is_multiple_of(N) && queries <= QUERIES, "attention: a task's queries");
+    let mut softmax = Softmax { highest: [f32::NEG_INFINITY; QUERIES], total: [0.0; QUERIES] };
+    if !task.sinks.is_empty() {
+        // A sink is a score that was seen before all others and weighs on nothing.
+        softmax.total[..queries].fill(1.0);
+        softmax.highest[..queries]
+            .chunks_exact_mut(N)
+            .for_each(|highest| highest.copy_from_slice(task.sinks));
+    }
+    if K::PACKED {
+        scratch.pack(task, M);
+    }
+    let Scratch { q: packed, out } = scratch;
+    out.clear();
+    out.resize(queries * dim, 0.0);
+    let (from, to) = reach(rows);
+    for block in from / size..to.div_ceil(size) {
+        let cell = task.cache.cell(task.layer, rows[0].blocks[block], task.head);
+        for first in (0..size).step_by(PART) {
+            let (start, all) = (block * size + first, PART.min(size - first));
+            for (tile, rows) in rows.chunks(M / N).enumerate() {
+                if M > N && rows.len() == M / N && all_see(rows, start, all) {
+                    let part = Part { cell, first, all, seen: (0, all) };
+                    let q = &packed[tile * M * key_dim..][..M * key_dim];
+                    meet::<L, K, V, M, M>(task, keys, values, part, q, tile * M, &mut softmax, out);
+                    continue;
+                }
+                // Rows that end here, or that have not begun, see different things.
+                for (i, row) in rows.iter().enumerate() {
+                    let part = Part { cell, first, all, seen: row.seen(start, all) };
+                    if part.seen.0 < part.seen.1 {
+                        let query = tile * M + i * N;
+                        let q = match K::PACKED {
+                            true => &packed[tile * M * key_dim + i * N..],
+                            false => &task.q[task.place(tile * (M / N) + i) * key_dim..][..N * key_dim],
+                        };
+                        meet::<L, K, V, N, M>(task, keys, values, part, q, query, &mut softmax, out);
+                    }
+                }
+            }
+        }
+    }
+    for row in 0..rows.len() {
+        // SAFETY: tasks have rows and heads of their own, and the parts of this one's rows do not overlap.
+        let to = unsafe { task.out.part(task.place(row) * dim, N * dim) };
+        let totals = &softmax.total[row * N..][..N];
+        for ((to, out), total) in
+            to.chunks_exact_mut(dim).zip(out[row * N * dim..].chunks_exact(dim)).zip(totals)
+        {
+            let inverse = if *total > 0.0 { 1.0 / total } else { 0.0 };
+            for (to, out) in to.iter_mut().zip(out) {
+                *to = out * inverse;
+            }
+        }
+    }
+}
+
+/// Whether all rows see all of the `all` positions from `start` on.
+#[inline(always)]
+fn all_see(rows: &[AttentionRow<'_>], start: usize, all: usize) -> bool {
+    for row in rows {
+        if row.seen(start, all) != (0, all) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Positions that any of the rows sees, from and to.
+fn reach(rows: &[AttentionRow<'_>]) -> (usize, usize) {
+    let seen = rows.iter().filter(|row| row.window_start < row.len);
+    let from = seen.map(|row| row.window_start).min().unwrap_or_default();
+    (from, rows.iter().map(|row| row.len).max().unwrap_or_default())
+}
+
+impl AttentionRow<'_> {
+    /// What it sees of the `all` positions from `start` on, counted from there.
+    #[inline(always)]
+    fn seen(&self, start: usize, all: usize) -> (usize, usize) {
+        (self.window_start.saturating_sub(start).min(all), self.len.saturating_sub(start).min(all))
+    }
+}
+
+/// `Q` queries from `query` on meet a part; `S` is how far apart dimensions are in `q`, where it is packed.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn meet<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize>(
+    task: &Task<'_>,
+    keys: K,
+    values: V,
+    part: Part,
+    q: &[f32],
+    query: usize,
+    softmax: &mut Softmax,
+    out: &mut [f32],
+) {
+    let dim = task.cache.value_dim();
+    let out = &mut out[query * dim..][..Q * dim];
+    let scores = keys.scores::<L, Q, S>(part, q);
+    let (from, to) = part.seen;
+    let whole = part.seen == (0, PART);
+    let mut weights = [[0.0f32; PART]; Q];
+    for i in 0..Q {
+        let mut scores = [scores[i][0].mul(L::splat(task.scale)), scores[i][1].mul(L::splat(task.scale))];
+        if let Some(cap) = task.softcap {
+            let cap = L::splat(cap);
+            scores = [cap.mul(scores[0].div(cap).tanh()), cap.mul(scores[1].div(cap).tanh())];
+        }
+        if !whole {
+            store(scores, &mut weights[i]);
+            weights[i][..from].fill(f32::NEG_INFINITY);
+            weights[i][to..].fill(f32::NEG_INFINITY);
+            scores = load(&weights[i]);
+        }
+        let (highest, total) = (&mut softmax.highest[query + i], &mut softmax.total[query + i]);
+        let peak = scores[0].max(scores[1]).greatest();
+        if peak > *highest {
+            let shrink = L::splat(*highest - peak).exp().greatest();
+            let shrink = if *highest == f32::NEG_INFINITY { 0.0 } else { shrink };
+            *total *= shrink;
+            for out in &mut out[i * dim..][..dim] {
+                *out *= shrink;
+            }
+            *highest = peak;
+        }
+        let peak = L::splat(*highest);
+        store([scores[0].sub(peak).exp(), scores[1].sub(peak).exp()], &mut weights[i]);
+        if !whole {
+            weights[i][..from].fill(0.0);
+            weights[i][to..].fill(0.0);
+        }
+        let [low, high] = load::<L>(&weights[i]);
+        *total += low.add(high).sum();
+    }
+    values.add::<L, Q>(part, &weights, out);
+}
+
+#[inline(always)]
+fn store<L: Lanes>(x: [L; 2], to: &mut [f32; PART]) {
+    let (halves, _) = to.as_chunks_mut::<8>();
+    x[0].store(&mut halves[0]);
+    x[1].store(&mut halves[1]);
+}
+
+#[inline(always)]
+fn load<L: Lanes>(from: &[f32; PART]) -> [L; 2] {
+    let (halves, _) = from.as_chunks::<8>();
+    [L::load(&halves[0]), L::load(&halves[1])]
+}
