@@ -18,7 +18,9 @@ const SHAPES: [(&str, usize, usize, usize, Values); 4] = [
     ("latent, 128 heads on 1 of 576 and 512", 128, 1, 576, InKey(512)),
     ("latent, 16 heads on 1 of 576 and 512", 16, 1, 576, InKey(512)),
 ];
-const CONTEXT: usize = 2048;
+const CONTEXT: usize = 4096;
+/// So many that no cache holds them all.
+const LAYERS: usize = 8;
 const BLOCK: usize = 16;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,19 +31,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, heads, kv_heads, key_dim, values) in SHAPES {
         for ty in [KvType::F16, KvType::F32, KvType::Q8_0] {
             let blocks = CONTEXT / BLOCK;
-            let sizes = KvSizes { layers: 1, blocks, block_size: BLOCK, kv_heads, key_dim, values };
+            let sizes = KvSizes { layers: LAYERS, blocks, block_size: BLOCK, kv_heads, key_dim, values };
             let mut cache = KvCache::new(sizes, ty)?;
             let value_dim = values.dim();
             let blocks: Vec<u32> = (0..).take(CONTEXT / BLOCK).collect();
             let own = if let Own(dim) = values { kv_heads * dim } else { 0 };
             let (k, v) = (vec![0.25; kv_heads * key_dim], vec![0.5; own]);
-            for position in 0..CONTEXT {
-                cache.write(0, blocks[position / BLOCK], position % BLOCK, &k, &v);
+            for (layer, position) in (0..LAYERS).flat_map(|layer| (0..CONTEXT).map(move |p| (layer, p))) {
+                cache.write(layer, blocks[position / BLOCK], position % BLOCK, &k, &v);
             }
             let kv_head_of: Vec<u32> =
                 (0..heads).map(|head| u32::try_from(head * kv_heads / heads)).collect::<Result<_, _>>()?;
             let params = AttentionParams { kv_head_of: &kv_head_of, scale: 0.1, softcap: None, sinks: &[] };
-            for rows in [1, 32] {
+            for rows in [1, 6, 32] {
                 let line = format!("{name}, {ty:?}, {rows:2} row(s)");
                 if !line.contains(&wanted) {
                     continue;
@@ -50,9 +52,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let mut out = vec![0.0; rows * heads * value_dim];
                 let seen = vec![AttentionRow { blocks: &blocks, len: CONTEXT, window_start: 0 }; rows];
                 let mut best = Duration::MAX;
-                for _ in 0..10 {
+                for layer in (0..LAYERS).chain(0..LAYERS) {
                     let started = Instant::now();
-                    attention(&pool, &cache, 0, &q, &seen, &params, &mut out);
+                    attention(&pool, &cache, layer, &q, &seen, &params, &mut out);
                     best = best.min(started.elapsed());
                 }
                 let ops = 2 * rows * heads * CONTEXT * (key_dim + value_dim);

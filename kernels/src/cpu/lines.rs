@@ -11,7 +11,7 @@ const PAGE: usize = 4096;
 /// What is smaller shares a slab of this size: in huge pages there is one page fault in place of five hundred, and most
 /// matrices are smaller than one.
 const SLAB: usize = 64 << 20;
-/// From here on memory is asked for in huge pages.
+/// From here on memory is asked for in huge pages (but for what is less than a page at its end).
 const HUGE: usize = 4 << 20;
 /// What is smaller still comes from the ordinary allocator.
 const SMALL: usize = 32 << 10;
@@ -37,9 +37,7 @@ impl Slab {
     fn new(bytes: usize) -> Self {
         // (With an alignment the standard library would write the zeros itself.)
         let mut memory = vec![0u8; bytes + LINE].into_boxed_slice();
-        if bytes >= HUGE {
-            advise_huge(&mut memory);
-        }
+        advise_huge(&mut memory);
         Self { memory: Box::into_raw(memory) }
     }
 
@@ -99,13 +97,16 @@ impl Lines {
     }
 }
 
-/// Asks for huge pages. Advice only: without them the memory is the same.
-fn advise_huge(memory: &mut [u8]) {
-    let skip = memory.as_ptr().align_offset(PAGE).min(memory.len());
-    let pages = &mut memory[skip..];
-    let len = pages.len() / PAGE * PAGE;
-    // SAFETY: the range is inside the allocation, and this advice changes no contents.
-    unsafe { madvise(pages.as_mut_ptr().cast(), len, Advice::LinuxHugepage) }.ok();
+/// Asks for huge pages, if it is large. Advice only: without them the memory is the same.
+pub(crate) fn advise_huge<T>(memory: &mut [T]) {
+    let bytes = size_of_val(memory);
+    let start = memory.as_mut_ptr().cast::<u8>();
+    let skip = start.align_offset(PAGE).min(bytes);
+    let len = (bytes - skip) / PAGE * PAGE;
+    if len >= HUGE {
+        // SAFETY: the range is inside the allocation, and this advice changes no contents.
+        unsafe { madvise(start.wrapping_add(skip).cast(), len, Advice::LinuxHugepage) }.ok();
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub(crate) mod lines;
 pub mod measure;
 pub mod pool;
 pub mod portable;
+pub(crate) mod prefetch;
 pub(crate) mod shared_slice;
 pub(crate) mod transpose;
 

@@ -3,6 +3,7 @@
 //! Everything here is compiled into functions that know the instructions they may use, hence `#[inline(always)]`.
 
 use crate::cpu::lanes::Lanes;
+use crate::cpu::prefetch::prefetch;
 use crate::op::kv_cache::Side;
 
 /// Positions that are met at a time: two vectors.
@@ -33,12 +34,18 @@ pub(super) trait Keys: Copy {
     /// Whether `Q` queries are read dimension by dimension, `S` apart; otherwise they follow each other.
     const PACKED: bool;
 
+    /// Asks for the keys of a cell that will be met soon.
+    fn prefetch(self, cell: usize);
+
     /// q · k of the positions of a part, for each query. Where it has 8, both vectors are of those.
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q];
 }
 
 /// Values of all cells.
 pub(super) trait Values: Copy {
+    /// Asks for the values of a cell that will be met soon.
+    fn prefetch(self, cell: usize);
+
     /// Adds to the queries' outputs, which follow each other, the weighted values of the positions of a part that are seen, in
     /// order.
     fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]);
@@ -88,6 +95,11 @@ impl<'a, E> ByDimension<'a, E> {
 impl<E: Element> Keys for ByDimension<'_, E> {
     const PACKED: bool = true;
 
+    #[inline(always)]
+    fn prefetch(self, cell: usize) {
+        prefetch(&self.keys[cell * self.side.elements()..][..self.side.elements()]);
+    }
+
     /// In increasing dimension.
     #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
@@ -129,6 +141,11 @@ impl<'a, E> ByPosition<'a, E> {
 
 impl<E: Element> Keys for ByPosition<'_, E> {
     const PACKED: bool = false;
+
+    #[inline(always)]
+    fn prefetch(self, cell: usize) {
+        prefetch(&self.keys[cell * self.side.elements()..][..self.side.elements()]);
+    }
 
     /// Eight sums of every eighth dimension, added up at the end.
     #[inline(always)]
@@ -197,6 +214,11 @@ impl<'a, E> ValueRows<'a, E> {
 }
 
 impl<E: Element> Values for ValueRows<'_, E> {
+    #[inline(always)]
+    fn prefetch(self, cell: usize) {
+        prefetch(&self.rows[cell * self.side.elements()..][..self.side.elements()]);
+    }
+
     #[inline(always)]
     fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (stride, dim) = (self.side.stride, self.dim);

@@ -2,6 +2,7 @@
 
 use super::forms::{Keys, PART, Part, Values, add_rows, eight, eight_of, loaded};
 use crate::cpu::lanes::Lanes;
+use crate::cpu::prefetch::prefetch;
 use crate::op::kv_cache::{BLOCK, Codes, Side};
 
 /// Vectors of a block.
@@ -29,6 +30,13 @@ impl<'a> CodesByDimension<'a> {
 
 impl Keys for CodesByDimension<'_> {
     const PACKED: bool = true;
+
+    #[inline(always)]
+    fn prefetch(self, cell: usize) {
+        let (codes, scales) = cell_of(self.keys, self.side, cell);
+        prefetch(codes);
+        prefetch(scales);
+    }
 
     #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
@@ -73,6 +81,13 @@ impl<'a> CodesByPosition<'a> {
 
 impl Keys for CodesByPosition<'_> {
     const PACKED: bool = false;
+
+    #[inline(always)]
+    fn prefetch(self, cell: usize) {
+        let (codes, scales) = cell_of(self.keys, self.side, cell);
+        prefetch(codes);
+        prefetch(scales);
+    }
 
     #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
@@ -126,6 +141,13 @@ impl<'a> CodeValues<'a> {
 }
 
 impl Values for CodeValues<'_> {
+    #[inline(always)]
+    fn prefetch(self, cell: usize) {
+        let (codes, scales) = cell_of(self.rows, self.side, cell);
+        prefetch(codes);
+        prefetch(scales);
+    }
+
     #[inline(always)]
     fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (size, stride, dim) = (self.side.size, self.side.stride, self.dim);

@@ -103,8 +103,15 @@ pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usiz
     out.clear();
     out.resize(queries * dim, 0.0);
     let (from, to) = reach(rows);
-    for block in from / size..to.div_ceil(size) {
-        let cell = task.cache.cell(task.layer, rows[0].blocks[block], task.head);
+    let cells = &rows[0].blocks[..to.div_ceil(size)];
+    for block in from / size..cells.len() {
+        let cell = task.cache.cell(task.layer, cells[block], task.head);
+        if let Some(next) = cells.get(block + 1) {
+            // Blocks lie anywhere in memory: the machine cannot guess which is next.
+            let next = task.cache.cell(task.layer, *next, task.head);
+            keys.prefetch(next);
+            values.prefetch(next);
+        }
         for first in (0..size).step_by(PART) {
             let (start, all) = (block * size + first, PART.min(size - first));
             for (tile, rows) in rows.chunks(M / N).enumerate() {

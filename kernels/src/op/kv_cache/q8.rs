@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::store::Side;
+use super::store::{Side, zeroed};
 
 /// Elements that share a scale; the last block of a vector may be shorter.
 pub(crate) const BLOCK: usize = 32;
@@ -17,7 +17,7 @@ pub(crate) struct Codes {
 
 impl Codes {
     pub(super) fn new(side: Side, cells: usize) -> Self {
-        Self { codes: vec![0; cells * side.elements()], scales: vec![0; cells * side.scales()] }
+        Self { codes: zeroed(cells * side.elements()), scales: zeroed(cells * side.scales()) }
     }
 
     /// Stores a position's elements: each block's scale comes from that block alone.

@@ -2,6 +2,7 @@
 
 use super::KvType;
 use super::q8::{BLOCK, Codes};
+use crate::cpu::lines::advise_huge;
 
 /// Storage of one kind of element. Zeroed memory comes lazily from the system, so blocks never written cost nothing.
 #[derive(Debug)]
@@ -15,8 +16,8 @@ impl Store {
     pub(super) fn new(ty: KvType, cells: usize, keys: Side, values: Side) -> Self {
         let (k, v) = (cells * keys.elements(), cells * values.elements());
         match ty {
-            KvType::F32 => Self::F32 { keys: vec![0.0; k], values: vec![0.0; v] },
-            KvType::F16 => Self::F16 { keys: vec![0; k], values: vec![0; v] },
+            KvType::F32 => Self::F32 { keys: zeroed(k), values: zeroed(v) },
+            KvType::F16 => Self::F16 { keys: zeroed(k), values: zeroed(v) },
             KvType::Q8_0 => Self::Q8_0 { keys: Codes::new(keys, cells), values: Codes::new(values, cells) },
         }
     }
@@ -55,6 +56,14 @@ impl Store {
             }
         }
     }
+}
+
+/// Zeros, in huge pages where there are many: blocks lie anywhere, and each in a page of its own would cost a walk through the
+/// page tables.
+pub(super) fn zeroed<T: Copy + Default>(count: usize) -> Vec<T> {
+    let mut memory = vec![T::default(); count];
+    advise_huge(&mut memory);
+    memory
 }
 
 /// How the keys (or values) of one head in one block lie: its cell.

@@ -1,0 +1,17 @@
+//! Asking for memory before it is needed.
+
+/// Bytes that come together.
+const LINE: usize = 64;
+
+/// Asks for all of `ahead`: it comes while something else is computed. Nothing happens where the machine cannot.
+#[inline(always)]
+pub(crate) fn prefetch<T>(ahead: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..size_of_val(ahead).div_ceil(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint reads nothing, whatever the address; these are within the slice (or its last line).
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().cast::<i8>().wrapping_add(line * LINE)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (ahead, LINE);
+}
