@@ -22,6 +22,9 @@ use super::sequence::{Phase, Sequence};
 const STRETCH: f64 = 1.8;
 /// The part of a step's time that may be lost because it runs without sequences that wait for it.
 const WASTE: f64 = 0.03;
+/// After so many steps with both, one has decodes alone: without it, nobody would know any more what those take, while one long
+/// prompt is read.
+const BOTH: u32 = 31;
 /// Chunks are multiples of a power of two up to this, which kernels like; at most an eighth of the budget is left for it.
 const WHOLE_CHUNK: usize = 16;
 
@@ -79,7 +82,10 @@ impl Batcher {
                 (STRETCH * self.cost.predict(work)).max(missing * self.cost.predict(Work::default()) / WASTE)
             }
         };
-        let rows = (self.limits.step_rows as usize).saturating_sub(work.rows);
+        let rows = match self.both {
+            BOTH.. if most_micros.is_finite() => 0,
+            _ => (self.limits.step_rows as usize).saturating_sub(work.rows),
+        };
         StepBudget { work, rows, most_micros, prefilled: false }
     }
 
@@ -96,6 +102,7 @@ impl Batcher {
     /// Notes what has been planned: the step's work, and whose prompts are complete with it.
     pub(super) fn close_budget(&mut self, plan: &StepPlan, budget: &StepBudget) {
         self.work = budget.work;
+        self.both = if self.work.decodes > 0 && budget.prefilled { self.both + 1 } else { 0 };
         for chunk in &plan.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.sequence).filter(|s| s.prefill_left() == 0)
             {

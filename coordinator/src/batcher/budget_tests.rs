@@ -72,6 +72,15 @@ fn alone_a_prompt_gets_all_rows() {
 }
 
 #[test]
+fn now_and_then_a_step_shows_what_decodes_take() {
+    let mut batcher = streaming(4);
+    submit(&mut batcher, 99, 600, 4);
+    let chunks: Vec<bool> = (0..40).map(|_| step(&mut batcher).is_empty()).collect();
+    let alone: Vec<usize> = (0..40).filter(|step| chunks[*step]).collect();
+    assert_eq!(alone, [31], "the prompt takes more than 40 steps");
+}
+
+#[test]
 fn beside_streams_a_prompt_gets_most_of_as_much_time_again() {
     // 1.8 times 14 ms and 30 ms: 11 and 24 rows more.
     for (streams, expected) in [(4, 9..=11), (20, 20..=24)] {

@@ -8,7 +8,8 @@
 //! The fit is recursive least squares in information form, on relative errors. What is new replaces what was known in its
 //! own direction only: a night of decodes does not make the model forget what prefill costs. A report far off the
 //! prediction (the machine paused) counts for no more than one moderately off. When all predictions come to be wrong by the
-//! same factor (the machine is shared, or throttled), all costs change by it. Costs are never negative.
+//! same factor (the machine is shared, or throttled), all costs change by it; not when only those of steps with prefill are, since
+//! what an attended position costs differs with how many there are. Costs are never negative.
 
 /// The model's costs: fixed, row, sampled row, attended position.
 const COSTS: usize = 4;
@@ -34,6 +35,9 @@ const SPREAD_RATE: f64 = 0.05;
 const BIAS_RATE: f64 = 0.1;
 const MOST_BIAS: f64 = 0.3;
 const PACE_CHANGED: f64 = 0.1;
+/// A report of decodes counts as one for each with prefill since the last, up to so many: what decodes take is known however long
+/// prompts are read beside them.
+const MOST_TIMES: i32 = 32;
 /// Before so many reports errors come from wrong proportions.
 const FIRST_OBSERVATIONS: u64 = 50;
 /// Rounds of the solver for each report; it goes on from where it was.
@@ -103,8 +107,11 @@ pub(super) struct CostModel {
     moments: Vector,
     /// The usual relative error.
     spread: f64,
-    /// The mean logarithm of how far predictions are off.
+    /// The mean logarithm of how far predictions are off: all, and those of decodes without prefill.
     bias: f64,
+    decode_bias: f64,
+    /// Reports with prefill since the last one without.
+    with_prefill: i32,
     observed: u64,
 }
 
@@ -122,7 +129,16 @@ impl CostModel {
             information[i][i] = PRIOR_WEIGHT / (cost * cost);
             moments[i] = PRIOR_WEIGHT / cost;
         }
-        Self { costs, information, moments, spread: FIRST_SPREAD, bias: 0.0, observed: 0 }
+        Self {
+            costs,
+            information,
+            moments,
+            spread: FIRST_SPREAD,
+            bias: 0.0,
+            decode_bias: 0.0,
+            with_prefill: 0,
+            observed: 0,
+        }
     }
 
     /// Microseconds that `work` is expected to take.
@@ -140,9 +156,13 @@ impl CostModel {
             *self = Self::starting_from(PRIOR.map(|cost| cost * scale));
         }
         self.observed += 1;
+        let decodes = work.rows == work.decodes;
         if self.observed > FIRST_OBSERVATIONS {
-            self.keep_pace(micros / self.predict(work));
+            self.keep_pace(micros / self.predict(work), decodes);
         }
+        // One in between stands for as many as it is in between.
+        let times = if decodes { std::mem::take(&mut self.with_prefill).clamp(1, MOST_TIMES) } else { 1 };
+        self.with_prefill += i32::from(!decodes);
         let predicted = self.predict(work);
         let seen = work.features().map(|feature| feature / predicted);
         let took = micros / predicted;
@@ -151,7 +171,8 @@ impl CostModel {
         let weight = if error > most { most / error } else { 1.0 };
         self.spread += SPREAD_RATE * (error.min(most) - self.spread);
         self.spread = self.spread.max(LEAST_SPREAD);
-        self.forget(&seen, FORGETTING * weight);
+        self.forget(&seen, 1.0 - (1.0 - FORGETTING * weight).powi(times));
+        let weight = weight * f64::from(times);
         for i in 0..COSTS {
             for j in 0..COSTS {
                 self.information[i][j] += weight * seen[i] * seen[j];
@@ -161,14 +182,21 @@ impl CostModel {
         self.solve();
     }
 
-    /// Changes all costs by one factor if predictions have been off by one.
-    fn keep_pace(&mut self, took: f64) {
-        self.bias += BIAS_RATE * (took.ln().clamp(-MOST_BIAS, MOST_BIAS) - self.bias);
-        if self.bias.abs() < PACE_CHANGED {
+    /// Changes all costs by one factor if predictions have been off by one, those of decodes among them.
+    fn keep_pace(&mut self, took: f64, decodes: bool) {
+        let error = took.ln().clamp(-MOST_BIAS, MOST_BIAS);
+        self.bias += BIAS_RATE * (error - self.bias);
+        if decodes {
+            self.decode_bias += BIAS_RATE * (error - self.decode_bias);
+        }
+        let common = self.decode_bias * self.bias.signum();
+        if self.bias.abs() < PACE_CHANGED || common < PACE_CHANGED / 2.0 {
+            // What most steps say is not an outlier.
+            self.spread = self.spread.max(self.bias.abs());
             return;
         }
         let factor = self.bias.exp();
-        self.bias = 0.0;
+        (self.bias, self.decode_bias) = (0.0, 0.0);
         for i in 0..COSTS {
             self.costs[i] *= factor;
             self.moments[i] /= factor;

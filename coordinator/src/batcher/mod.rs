@@ -140,6 +140,8 @@ pub struct Batcher {
     ahead: Ahead,
     /// What the plan being made will have the group do.
     work: Work,
+    /// Steps up to now, in a row, of decodes and prefill together.
+    both: u32,
     /// In order of entry: the last is the first to be preempted.
     running: Vec<SequenceId>,
     /// Preempted, with tokens still on their way.
@@ -168,6 +170,7 @@ impl Batcher {
             cost: CostModel::default(),
             ahead: Ahead::default(),
             work: Work::default(),
+            both: 0,
             running: Vec::new(),
             preempted: Vec::new(),
             dropping: Vec::new(),
