@@ -12,8 +12,10 @@ use tokio::process::{Child, Command};
 
 use crate::args::TargetArgs;
 use crate::client::grpc::channel;
+use crate::client::http;
 use crate::cluster::{free_ports, program, tail};
 use crate::delay::Delay;
+use crate::metrics;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(30);
@@ -29,6 +31,7 @@ pub(crate) struct Apart {
     folder: TempDir,
     /// gRPC address of the coordinator.
     pub(crate) grpc: String,
+    http: String,
 }
 
 impl Apart {
@@ -36,11 +39,12 @@ impl Apart {
     pub(crate) async fn start(args: &TargetArgs) -> Result<Self> {
         let folder = TempDir::with_prefix("foggara-bench-")?;
         let (http, grpc) = free_ports(1)?;
-        let grpc = format!("127.0.0.1:{grpc}");
-        let mut apart =
-            Self { processes: Vec::new(), delays: Vec::new(), folder, grpc: format!("http://{grpc}") };
+        let (grpc, http) = (format!("127.0.0.1:{grpc}"), format!("127.0.0.1:{http}"));
+        let urls = (format!("http://{grpc}"), format!("http://{http}"));
+        let (processes, delays) = (Vec::new(), Vec::new());
+        let mut apart = Self { processes, delays, folder, grpc: urls.0, http: urls.1 };
         let data = apart.folder.path().join("data").display().to_string();
-        let (peers, http) = (format!("1={grpc}"), format!("127.0.0.1:{http}"));
+        let peers = format!("1={grpc}");
         let flags = ["--id", "1", "--peers", &peers, "--grpc", &grpc, "--http", &http, "--data-dir", &data];
         apart.run(args, "coordinator", &flags)?;
         for number in 0..args.workers {
@@ -60,6 +64,12 @@ impl Apart {
     /// From now on everything between coordinator and workers takes so long in each direction.
     pub(crate) fn set_delay(&self, one_way_millis: u64) {
         self.delays.iter().for_each(|delay| delay.set(one_way_millis));
+    }
+
+    /// Seconds that the leader has waited for plans so far.
+    pub(crate) async fn waited(&self) -> Result<f64> {
+        let page = http::get(&format!("{}/metrics", self.http)).await?;
+        Ok(metrics::sum(&page, "foggara_step_wait_seconds_sum", ""))
     }
 
     /// The model's name in requests.

@@ -13,6 +13,7 @@ mod leak;
 mod limits;
 mod loading;
 mod members;
+mod metrics;
 mod process;
 mod prompts;
 mod report;

@@ -6,6 +6,7 @@ use foggara_proto::wire::admin::admin_client::AdminClient;
 
 use crate::client::grpc::channel;
 use crate::client::http;
+use crate::metrics;
 
 /// What kind of process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,27 +67,9 @@ impl Members {
     pub(crate) async fn live_blocks(&self) -> Result<u64> {
         let mut sum = 0;
         for address in &self.http {
-            sum += live_blocks(&http::get(&format!("{address}/metrics")).await?);
+            let page = http::get(&format!("{address}/metrics")).await?;
+            sum += metrics::sum(&page, "foggara_kv_blocks", "state=\"live\"") as u64;
         }
         Ok(sum)
-    }
-}
-
-/// Sums `foggara_kv_blocks{…state="live"…}` of a page of metrics.
-fn live_blocks(page: &str) -> u64 {
-    let lines = page.lines().filter_map(|line| line.strip_prefix("foggara_kv_blocks{"));
-    let live =
-        lines.filter_map(|line| line.split_once('}')).filter(|(labels, _)| labels.contains("state=\"live\""));
-    live.filter_map(|(_, value)| value.trim().parse::<f64>().ok()).sum::<f64>() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn live_blocks_are_summed_over_models() {
-        let page = "# HELP foggara_kv_blocks x\nfoggara_kv_blocks{model=\"a\",state=\"live\"} 3\n\
-            foggara_kv_blocks{model=\"a\",state=\"free\"} 100\nfoggara_kv_blocks{model=\"b\",state=\"live\"} 4\n";
-        assert_eq!(super::live_blocks(page), 7);
-        assert_eq!(super::live_blocks(""), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! The same load without delay and with it, in turn, on one cluster: what does it cost when the coordinator is far away?
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
@@ -22,6 +23,8 @@ struct Course {
     one_way_millis: u64,
     /// Generated tokens per second of all streams, from the first request to the last token.
     rates: Vec<f64>,
+    /// Of the time from the first request to the last token, percent that the leader waited for plans.
+    waits: Vec<f64>,
     /// Mean seconds to the first token of them.
     first_tokens: Vec<f64>,
     /// Mean seconds to the first token of requests one after the other.
@@ -52,7 +55,10 @@ pub(crate) async fn run(args: &DistanceArgs) -> Result<ExitCode> {
             for _ in 0..args.singles {
                 singles.push(clients[0].generate(Ask { max_tokens: 32, ..ask() }).await?);
             }
+            let (waited, started) = (apart.waited().await?, Instant::now());
             let traces = try_join_all(clients.iter_mut().map(|client| client.generate(ask()))).await?;
+            let seconds = started.elapsed().as_secs_f64();
+            course.waits.push((apart.waited().await? - waited) / seconds * 100.0);
             course.rates.push(end_to_end_rate(&traces).context("no token came")?);
             course.first_tokens.push(mean(&first_tokens(&traces)));
             course.single_first_tokens.push(mean(&first_tokens(&singles)));
@@ -73,6 +79,7 @@ impl Course {
         Self {
             one_way_millis,
             rates: Vec::new(),
+            waits: Vec::new(),
             first_tokens: Vec::new(),
             single_first_tokens: Vec::new(),
             single_rates: Vec::new(),
@@ -86,6 +93,7 @@ fn show(args: &DistanceArgs, courses: &[Course]) -> String {
         "each way",
         "tokens/s",
         "of without",
+        "waiting for plans",
         "mean first token, s",
         "more, ms",
         "single: first token, ms",
@@ -104,6 +112,7 @@ fn show(args: &DistanceArgs, courses: &[Course]) -> String {
             format!("{} ms", course.one_way_millis),
             spread(&course.rates, 0),
             format!("{} %", spread(&shares, 1)),
+            format!("{} %", spread(&course.waits, 1)),
             spread(&course.first_tokens, 2),
             spread(&more(|c| &c.first_tokens), 0),
             spread(&singles, 0),

@@ -11,6 +11,7 @@ use super::{mean, print, spread, table};
 use crate::args::PrefixesArgs;
 use crate::client::{Ask, Client, Trace, http};
 use crate::cluster::Cluster;
+use crate::metrics;
 use crate::prompts::Prompts;
 use crate::target::Target;
 
@@ -98,17 +99,10 @@ async fn looked_up(target: &Target) -> Result<LookedUp> {
     let mut sums = LookedUp { asked: 0.0, found: 0.0 };
     for address in members.all_http() {
         let page = http::get(&format!("{address}/metrics")).await?;
-        sums.asked += sum(&page, "foggara_prefix_cache_query_tokens_total");
-        sums.found += sum(&page, "foggara_prefix_cache_hit_tokens_total");
+        sums.asked += metrics::sum(&page, "foggara_prefix_cache_query_tokens_total", "");
+        sums.found += metrics::sum(&page, "foggara_prefix_cache_hit_tokens_total", "");
     }
     Ok(sums)
-}
-
-/// All samples of one family.
-fn sum(page: &str, family: &str) -> f64 {
-    let samples =
-        page.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with('{')));
-    samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
 
 fn show(args: &PrefixesArgs, courses: &[Course]) -> String {
@@ -134,13 +128,4 @@ fn show(args: &PrefixesArgs, courses: &[Course]) -> String {
         args.runs,
         table(&["policy", "found in the cache", "mean time to first token", "tokens/s"], &rows)
     )
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn families_are_summed_by_their_whole_name() {
-        let page = "a_total{model=\"x\"} 3\na_total_more{model=\"x\"} 5\na_total{model=\"y\"} 4\n";
-        assert!((super::sum(page, "a_total") - 7.0).abs() < 1e-9);
-    }
 }
