@@ -121,6 +121,13 @@ pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
 }
 
+/// Whether a process is stopped, as by SIGSTOP.
+pub fn is_stopped(pid: u32) -> bool {
+    // The state follows the name, which is in parentheses.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+}
+
 /// Whether a process exists and has not ended: any of its threads, since one that is still writing to disk keeps the
 /// process's files and ports while the others are gone.
 pub fn is_alive(pid: u32) -> bool {

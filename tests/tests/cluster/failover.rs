@@ -1,5 +1,7 @@
 //! A stream outlives the processes behind it: it goes on, and not a token differs.
 
+use std::time::Duration;
+
 use foggara_proto::wire::admin::StatusResponse;
 use foggara_tests::answer::Answer;
 use foggara_tests::ask::Ask;
@@ -203,6 +205,35 @@ async fn streams_outlive_a_coordinator_that_hangs() {
         same(&answer, &undisturbed, &format!("{what} hangs"));
     }
     when_whole(&cluster).await;
+    cluster.wait_idle("smol").await;
+}
+
+/// So short that nobody takes the driver's place.
+const HICCUP: Duration = Duration::from_millis(300);
+
+/// While the driver stands still for a moment, the group's leader goes on without its plans, and the driver finds its way back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_driver_that_stands_still_for_a_moment_is_not_waited_for() {
+    let _machine = machine::shared().await;
+    let cluster = start().await;
+    let undisturbed = cluster.client(0).ask(ask()).await;
+    wait::until("steps without a plan", async || {
+        let status = when_whole(&cluster).await;
+        let driver = status.groups[0].driver;
+        let victim = status.coordinators.iter().find(|c| c.id == driver).expect("it is a member").pid;
+        let other = (0..3).find(|number| u64::from(*number) + 1 != driver).expect("there are three");
+        let wake = async {
+            wait::until("it stands still", async || process::is_stopped(victim).then_some(())).await;
+            tokio::time::sleep(HICCUP).await;
+            process::signal(victim, Signal::CONT);
+        };
+        let (answer, ()) =
+            futures::future::join(disturbed(&cluster, other, &[victim], Signal::STOP), wake).await;
+        same(&answer, &undisturbed, "the driver stands still");
+        // On a crowded machine another may have taken its place.
+        (cluster.sum("foggara_unplanned_steps_total", &[("model", "smol")]).await > 0.0).then_some(())
+    })
+    .await;
     cluster.wait_idle("smol").await;
 }
 
