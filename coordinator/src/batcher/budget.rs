@@ -19,7 +19,7 @@ use super::sequence::{Phase, Sequence};
 
 /// A step in which others decode may take so many times what it would take without prefill. Below 2 by what predictions
 /// and machines vary.
-const STRETCH: f64 = 1.8;
+const STRETCH: f64 = 1.65;
 /// The part of a step's time that may be lost because it runs without sequences that wait for it.
 const WASTE: f64 = 0.03;
 /// After so many steps with both, one has decodes alone: without it, nobody would know any more what those take, while one long
