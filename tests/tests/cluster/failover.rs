@@ -224,6 +224,7 @@ async fn a_driver_that_stands_still_for_a_moment_is_not_waited_for() {
         let other = (0..3).find(|number| u64::from(*number) + 1 != driver).expect("there are three");
         let wake = async {
             wait::until("it stands still", async || process::is_stopped(victim).then_some(())).await;
+            // Not a wait for something: how long it stands still is the disturbance itself.
             tokio::time::sleep(HICCUP).await;
             process::signal(victim, Signal::CONT);
         };
