@@ -96,6 +96,9 @@ pub struct SequenceRequest {
     pub envelope: Vec<u8>,
     /// The group that has it already, if it is still there. For the front door's router alone.
     pub at: Option<u64>,
+    /// Whether the request id is the client's own, under which it may send the request again, to any front door. For the front
+    /// door's router alone.
+    pub named: bool,
 }
 
 impl SequenceRequest {
@@ -120,6 +123,7 @@ impl SequenceRequest {
             session: None,
             envelope: Vec::new(),
             at: None,
+            named: false,
         }
     }
 }

@@ -167,6 +167,7 @@ impl Batcher {
         sequence.phase = Phase::Running;
         sequence.first = None;
         sequence.pool = pool;
+        sequence.joined_at = cached;
         sequence.planned = cached;
         sequence.named = 0;
         sequence.blocks = [shared, own].concat();

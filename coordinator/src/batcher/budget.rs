@@ -8,7 +8,8 @@
 //! began are company it always had. As long as such prompts are left, steps run for fewer sequences than they could, and
 //! what they cost whoever takes part is spent more often than need be. A step may then take so long that no more than
 //! [`WASTE`] of it is lost that way: a burst is let in quickly where steps are expensive, and nobody who streamed before it
-//! notices.
+//! notices. That goes for prompts that [`COMPANY_STEPS`] such steps would let in. A prompt that takes many more would make all of
+//! them long, for streams that come while it is read too, and save next to nothing.
 
 use foggara_proto::step::{SequenceId, StepPlan};
 
@@ -22,6 +23,8 @@ use super::sequence::{Phase, Sequence};
 const STRETCH: f64 = 1.65;
 /// The part of a step's time that may be lost because it runs without sequences that wait for it.
 const WASTE: f64 = 0.03;
+/// Whoever takes more steps than so many that are as long as its company allows is no company.
+const COMPANY_STEPS: f64 = 32.0;
 /// After so many steps with both, one has decodes alone: without it, nobody would know any more what those take, while one long
 /// prompt is read.
 const BOTH: u32 = 31;
@@ -75,12 +78,7 @@ impl Batcher {
         let most_micros = match work.decodes {
             0 => f64::INFINITY,
             _ if self.is_recovering() => f64::INFINITY,
-            decodes => {
-                let company = self.company((self.limits.sequences as usize).saturating_sub(decodes));
-                #[allow(clippy::cast_precision_loss)]
-                let missing = company as f64 / (decodes + company) as f64;
-                (STRETCH * self.cost.predict(work)).max(missing * self.cost.predict(Work::default()) / WASTE)
-            }
+            decodes => (STRETCH * self.cost.predict(work)).max(self.company_micros(decodes)),
         };
         let rows = match self.both {
             BOTH.. if most_micros.is_finite() => 0,
@@ -111,15 +109,28 @@ impl Batcher {
         }
     }
 
-    /// How many have arrived before the oldest stream began, and do not decode yet; counted up to `most`.
-    fn company(&self, most: usize) -> usize {
+    /// How long a step may take for the sake of those who had arrived before the oldest of `decodes` streams began, and do not
+    /// decode yet.
+    fn company_micros(&self, decodes: usize) -> f64 {
         let running = || self.running.iter().filter_map(|id| self.sequences.get(id));
         let decoding = running().filter(|sequence| sequence.decodes());
         let Some(since) = decoding.filter_map(|sequence| sequence.ticket.streams_since()).min() else {
-            return 0;
+            return 0.0;
         };
-        let reading = running().filter(|s| s.prefill_left() > 0 && s.ticket.arrived_before(since)).count();
-        (reading + self.queue.waiting_since(since, most)).min(most)
+        let reading = running().filter(|s| s.prefill_left() > 0 && s.ticket.arrived_before(since));
+        let waiting = self.queue.waiting_since(since).filter_map(|id| self.sequences.get(&id));
+        let places = (self.limits.sequences as usize).saturating_sub(decodes);
+        let fixed = self.cost.predict(Work::default());
+        // The whole of it: one that is long does not become company when little of it is left.
+        let whole = |s: &Sequence| {
+            let rows = s.joined_with.saturating_sub(s.joined_at);
+            self.cost.predict(Work::default().with_chunk(s.joined_at, rows, true)) - fixed
+        };
+        let company: Vec<f64> = reading.chain(waiting).take(places).map(whole).collect();
+        #[allow(clippy::cast_precision_loss)]
+        let micros = |company: usize| fixed * company as f64 / (decodes + company) as f64 / WASTE;
+        let most = COMPANY_STEPS * micros(company.len());
+        micros(company.iter().filter(|whole| **whole <= most).count())
     }
 
     /// Rows of this step for sequence `id`, `most` at most; takes them from the budget.

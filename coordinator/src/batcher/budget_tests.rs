@@ -125,6 +125,26 @@ fn a_burst_is_let_in_faster_than_a_latecomer() {
 }
 
 #[test]
+fn a_long_prompt_stretches_no_steps_of_streams_that_came_after_it() {
+    let mut batcher = streaming(8);
+    submit(&mut batcher, 50, 4_000, 4);
+    let before: u32 = step(&mut batcher).iter().map(|(_, rows)| rows).sum();
+    (0..8).for_each(|id| batcher.cancel(id));
+    for id in 60..68 {
+        submit(&mut batcher, id, 8, 1_000);
+    }
+    while batcher.running.iter().filter(|id| batcher.sequences[id].decodes()).count() < 8 {
+        step(&mut batcher);
+    }
+    for after in [50, 51] {
+        let rows: u32 = step(&mut batcher).iter().map(|(_, rows)| rows).sum();
+        assert!(rows > 0 && rows <= before + 1, "{before} rows, then {rows}");
+        // One more that waits makes no difference.
+        submit(&mut batcher, after + 1, 4_000, 4);
+    }
+}
+
+#[test]
 fn short_prompts_get_half_of_what_a_long_one_gets() {
     let mut batcher = streaming(20);
     submit(&mut batcher, 50, 4_000, 4);

@@ -65,6 +65,7 @@ impl Batcher {
         let block_size = self.block_size();
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.phase = Phase::Waiting;
+        sequence.joined_at = 0;
         sequence.planned = 0;
         sequence.prefilled_by = None;
         sequence.joined_with = sequence.tokens.len();

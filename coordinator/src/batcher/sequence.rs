@@ -43,6 +43,8 @@ pub(super) struct Sequence {
     pub(super) planned: usize,
     /// Tokens it had when it last joined: all of them are prefill.
     pub(super) joined_with: usize,
+    /// Of them, those that it found in the cache.
+    pub(super) joined_at: usize,
     /// Number of the plan with which all of `joined_with` are in the cache.
     pub(super) prefilled_by: Option<u64>,
     /// What its full blocks are called.
@@ -65,6 +67,7 @@ impl Sequence {
         chain.extend(&tokens, block_size);
         Self {
             joined_with: tokens.len(),
+            joined_at: 0,
             tokens,
             prompt_len,
             params,

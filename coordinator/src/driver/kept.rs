@@ -43,7 +43,8 @@ impl Kept {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Keeps what has come of a request of `model`. `group`: where it ended; `None` if it did not.
+    /// Keeps what has come of a request of `model`. `group`: where it ended; `None` if it did not. If it is another choice of a
+    /// request that is kept, that one is kept for as long.
     pub(super) fn keep(&self, model: &str, group: Option<u64>, answer: Answer, now: Instant) {
         let mut inner = self.lock();
         let id = answer.request().request_id.clone();
@@ -52,8 +53,22 @@ impl Kept {
         let (number, bytes) = (inner.number, answer.bytes() + 2 * id.len());
         inner.bytes += bytes;
         inner.order.push_back((now, number, id.clone()));
+        let first = answer.request().sibling_of.clone();
         inner.by_id.insert(id, Entry { model: model.to_owned(), group, answer, bytes, number });
+        first.iter().for_each(|first| inner.renew(first, now));
         inner.forget(now);
+    }
+
+    /// Keeps a request, if it is kept, as if it had ended `now`.
+    pub(super) fn renew(&self, request_id: &str, now: Instant) {
+        self.lock().renew(request_id, now);
+    }
+
+    /// Where a request of `model` ended, if it did.
+    pub(super) fn group(&self, model: &str, request_id: &str) -> Option<u64> {
+        let inner = self.lock();
+        let entry = inner.by_id.get(request_id).filter(|entry| entry.model == model)?;
+        entry.group.filter(|_| entry.answer.end().is_some())
     }
 
     /// Forgets what is too old.
@@ -89,6 +104,13 @@ impl Kept {
 }
 
 impl Inner {
+    fn renew(&mut self, id: &str, now: Instant) {
+        let Some(entry) = self.by_id.get_mut(id) else { return };
+        self.number += 1;
+        entry.number = self.number;
+        self.order.push_back((now, self.number, id.to_owned()));
+    }
+
     fn remove(&mut self, id: &str) {
         if let Some(entry) = self.by_id.remove(id) {
             self.bytes -= entry.bytes;
@@ -140,6 +162,31 @@ mod tests {
         assert!(kept.find("a").is_none() && kept.answer("m", &request("a", &[1, 2])).is_none());
         let inner = kept.lock();
         assert_eq!((inner.bytes, inner.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_request_is_kept_for_as_long_as_its_last_choice() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        kept.keep("m", Some(4), ended("a", &[1, 2]), now);
+        kept.renew("a", now + KEPT);
+        kept.renew("nobody", now + KEPT);
+        kept.forget(now + KEPT + KEPT);
+        assert!(kept.find("a").is_some(), "another choice was still being answered");
+        let choice = SequenceRequest { sibling_of: Some("a".into()), ..request("a#1", &[1, 2]) };
+        kept.keep("m", Some(4), Answer::new(choice), now + KEPT + KEPT);
+        kept.forget(now + 3 * KEPT);
+        assert!(kept.find("a").is_some() && kept.find("a#1").is_some());
+        kept.forget(now + 3 * KEPT + Duration::from_millis(1));
+        assert!(kept.find("a").is_none() && kept.lock().order.is_empty());
+    }
+
+    #[test]
+    fn only_what_has_ended_has_ended_somewhere() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        kept.keep("m", Some(4), ended("a", &[1, 2]), now);
+        kept.keep("m", None, Answer::new(request("b", &[1, 2])), now);
+        assert_eq!(kept.group("m", "a"), Some(4));
+        assert_eq!((kept.group("n", "a"), kept.group("m", "b"), kept.group("m", "c")), (None, None, None));
     }
 
     #[test]

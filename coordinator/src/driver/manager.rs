@@ -104,7 +104,7 @@ pub async fn run_drivers(context: DriverContext) {
                     Ok(()) => break,
                     Err(_) => return,
                 },
-                () = tokio::time::sleep(SWEEP) => context.drivers.0.kept.forget(Instant::now()),
+                () = tokio::time::sleep(SWEEP) => context.drivers.sweep(Instant::now()),
             }
         }
     }

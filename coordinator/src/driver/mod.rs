@@ -1,6 +1,7 @@
 //! Drivers: each runs the batcher of one group leased to this coordinator against the group's leader.
 
 mod answer;
+mod claims;
 mod drive;
 #[cfg(test)]
 mod drive_tests;
@@ -14,17 +15,21 @@ mod round_trip;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dashmap::{DashMap, DashSet};
 use foggara_proto::sequence::{FoundRequest, SequenceEvent, SequenceRequest};
 use foggara_proto::step::SequenceId;
+use foggara_proto::wire::cluster as wire;
+use foggara_proto::wire::cluster::locate_response::Place;
 use tokio::sync::mpsc;
 
 use crate::batcher::Limits;
 use crate::router::{GenerateError, SequenceStream};
+use claims::Claims;
 use kept::Kept;
 
 pub use experts::{ExpertLoad, ExpertLoads};
@@ -79,6 +84,7 @@ struct Shared {
     /// Requests of sequences that are driven here, by their ids.
     live: DashMap<String, Live>,
     kept: Kept,
+    claims: Mutex<Claims>,
     /// Groups whose leaders hold what does not fit what their drivers knew here: the next one begins afresh.
     doubtful: DashSet<u64>,
 }
@@ -143,6 +149,40 @@ impl Drivers {
             envelope: live.request.envelope.clone(),
         });
         live.or_else(|| self.0.kept.find(request_id))
+    }
+
+    /// Which group has a request, or is about to, as far as is known here; `None` if a driver that may know is not here.
+    pub fn locate(&self, asked: &wire::LocateRequest) -> Option<Option<Place>> {
+        let wire::LocateRequest { request_id, leases, claim, groups, .. } = asked;
+        let mut model = None;
+        for lease in leases {
+            let handle = self.0.by_group.get(&lease.group).filter(|handle| handle.epoch == lease.driver_epoch)?;
+            model = Some(handle.model.clone());
+        }
+        let asked = |group: &u64| leases.iter().any(|lease| lease.group == *group);
+        if let Some(group) = self.0.live.get(request_id).map(|live| live.group).filter(asked) {
+            return Some(Some(Place::Has(group)));
+        }
+        // Whatever group answered it: this coordinator kept the answer.
+        if let Some(group) = model.and_then(|model| self.0.kept.group(&model, request_id)) {
+            return Some(Some(Place::Has(Some(group).filter(asked).unwrap_or(leases[0].group))));
+        }
+        let claimed = claim.map(|group| self.claims().claim(request_id, group, groups, Instant::now()));
+        Some(claimed.map(Place::Claimed))
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.0.claims.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Forgets what has been kept for too long.
+    fn sweep(&self, now: Instant) {
+        let first = |live: dashmap::mapref::multiple::RefMulti<'_, String, Live>| live.request.sibling_of.clone();
+        // While another choice of a request is being answered, the request can be found.
+        let firsts: BTreeSet<String> = self.0.live.iter().filter_map(first).collect();
+        firsts.iter().for_each(|first| self.0.kept.renew(first, now));
+        self.0.kept.forget(now);
+        self.claims().forget(now);
     }
 
     /// Sequences that somebody listens to, whatever front door they came from.

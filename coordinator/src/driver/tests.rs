@@ -6,6 +6,8 @@ use std::time::Duration;
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::sequence::{SequenceEnd, SequenceRequest};
 use foggara_proto::shape::Shape;
+use foggara_proto::wire::cluster as wire;
+use foggara_proto::wire::cluster::locate_response::Place;
 use futures::StreamExt;
 
 use super::fake_leader::{FakeLeader, answer, request};
@@ -238,4 +240,48 @@ async fn a_model_that_is_not_served_is_said_so_also_when_it_goes_away() {
         }
     });
     assert_eq!(last.await, GenerateError::UnknownModel("m".into()));
+}
+
+#[tokio::test]
+async fn a_driver_knows_which_group_has_a_request_and_which_is_about_to() {
+    let rig = Rig::new().await;
+    let (first, second) = (FakeLeader::start(6).await, FakeLeader::start(1000).await);
+    rig.group(&first).await;
+    let mut stream = rig.generate(request("a", &[1, 2, 3], 30));
+    tokens(&mut stream, 2).await;
+    rig.group(&second).await;
+    let lease = |(id, group): (&u64, &crate::cluster::state::Group)| wire::DriverLease {
+        group: *id,
+        driver_epoch: group.driver.expect("driven").epoch,
+    };
+    let leases: Vec<wire::DriverLease> = rig.cluster.state().groups.iter().map(lease).collect();
+    let groups: Vec<u64> = leases.iter().map(|lease| lease.group).collect();
+    let ask = |request_id: &str, claim: Option<u64>| wire::LocateRequest {
+        cluster_id: "test".into(),
+        request_id: request_id.into(),
+        leases: leases.clone(),
+        claim,
+        groups: groups.clone(),
+    };
+    // Until the second has attached, nobody knows.
+    let attached = async {
+        while rig.drivers.locate(&ask("a", None)).is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    limited(attached).await;
+    assert_eq!(rig.drivers.locate(&ask("a", Some(groups[1]))), Some(Some(Place::Has(groups[0]))));
+    assert_eq!(rig.drivers.locate(&ask("b", None)), Some(None));
+    for wanted in [groups[1], groups[0]] {
+        assert_eq!(rig.drivers.locate(&ask("b", Some(wanted))), Some(Some(Place::Claimed(groups[1]))));
+    }
+    let mut later = ask("a", None);
+    later.leases[1].driver_epoch += 1;
+    assert_eq!(rig.drivers.locate(&later), None, "another lease");
+    // Ended, it is there still; also for those who know only the other group.
+    first.allow(1000);
+    tokens(&mut stream, ALL).await;
+    assert_eq!(rig.drivers.locate(&ask("a", None)), Some(Some(Place::Has(groups[0]))));
+    let other = wire::LocateRequest { leases: vec![leases[1]], ..ask("a", None) };
+    assert_eq!(rig.drivers.locate(&other), Some(Some(Place::Has(groups[1]))));
 }

@@ -14,6 +14,7 @@ use foggara_proto::wire::cluster::peer_client::PeerClient;
 use futures::StreamExt;
 use tonic::Code;
 
+use super::agreement::{self, Agreement};
 use super::listening::Listening;
 use super::places::Places;
 use super::policy::{GroupView, PolicyKind};
@@ -50,10 +51,10 @@ pub struct Dispatcher {
 
 /// A group that can take a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Target {
-    group: u64,
-    coordinator: u64,
-    driver_epoch: u64,
+pub(super) struct Target {
+    pub(super) group: u64,
+    pub(super) coordinator: u64,
+    pub(super) driver_epoch: u64,
 }
 
 impl Target {
@@ -109,17 +110,29 @@ impl Dispatcher {
         Self { cluster, drivers, transport, token, places: Places::new(policy) }
     }
 
-    /// The group that a sequence goes to as things stand; if `stays`, the one that has it or its like already.
-    fn choose(
+    /// The group that a sequence goes to as things stand; at first the one that has it or its like already. It has looked for
+    /// one for so long. `None`: there is none for now.
+    async fn choose(
         &self,
         state: &ClusterState,
         deployment: &str,
         request: &SequenceRequest,
-        stays: bool,
+        looking: Duration,
     ) -> Option<(Target, GroupView)> {
         let groups = candidates(state, deployment, |group| self.places.load(group));
         let views: Vec<GroupView> = groups.iter().map(|(_, view)| *view).collect();
-        self.places.choose(request, &views, stays).map(|place| groups[place])
+        let choice = self.places.choose(request, &views, looking < LOYALTY)?;
+        let (wanted, _) = groups[choice.place];
+        if choice.known || !request.named || groups.len() < 2 {
+            return Some(groups[choice.place]);
+        }
+        let targets: Vec<Target> = groups.iter().map(|(target, _)| *target).collect();
+        let group = match self.agree(&request.request_id, &targets, wanted.group).await {
+            Agreement::Group(group) => group,
+            Agreement::Open(_) if looking < agreement::PATIENCE => return None,
+            Agreement::Open(claimed) => claimed.unwrap_or(wanted.group),
+        };
+        groups.into_iter().find(|(target, _)| target.group == group)
     }
 
     /// Hands the sequence to the driver of `target`; `None` if it is not there.
@@ -307,8 +320,7 @@ impl Generator for Dispatcher {
                     yield Err(GenerateError::UnknownModel(model));
                     return;
                 }
-                let stays = looking.elapsed() < LOYALTY;
-                let chosen = this.choose(&state, &model, &progress.request, stays);
+                let chosen = this.choose(&state, &model, &progress.request, looking.elapsed()).await;
                 let submitted = match chosen {
                     Some((target, view)) => {
                         let listener = listening.begin(target.group);

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use foggara_proto::sequence::{FoundRequest, SequenceEvent};
 use foggara_proto::wire::cluster as wire;
+use foggara_proto::wire::cluster::locate_response::Place;
 use foggara_proto::wire::cluster::peer_server::{Peer, PeerServer};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -18,16 +19,20 @@ pub(crate) struct FakePeer {
     shared: Arc<Shared>,
     submitted: mpsc::UnboundedReceiver<wire::SubmitRequest>,
     cancelled: mpsc::UnboundedReceiver<wire::CancelRequest>,
+    located: mpsc::UnboundedReceiver<wire::LocateRequest>,
 }
 
 struct Shared {
     /// Of every sequence: told at once, and then nothing more.
     events: Mutex<Vec<SequenceEvent>>,
     found: Mutex<Option<FoundRequest>>,
+    /// Answers to the next ones who ask where a request is; the last one stays. `None`: it does not know.
+    places: Mutex<Vec<Option<Option<Place>>>>,
     /// Cancellations that are still to fail.
     failing: Mutex<usize>,
     submitted: mpsc::UnboundedSender<wire::SubmitRequest>,
     cancelled: mpsc::UnboundedSender<wire::CancelRequest>,
+    located: mpsc::UnboundedSender<wire::LocateRequest>,
 }
 
 impl FakePeer {
@@ -36,12 +41,22 @@ impl FakePeer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("bound").to_string();
         let ((said, submitted), (called, cancelled)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let (events, found, failing) = Default::default();
-        let shared = Arc::new(Shared { events, found, failing, submitted: said, cancelled: called });
+        let (asked, located) = mpsc::unbounded_channel();
+        let (events, found, failing, places) = Default::default();
+        let shared = Shared {
+            events,
+            found,
+            places,
+            failing,
+            submitted: said,
+            cancelled: called,
+            located: asked,
+        };
+        let shared = Arc::new(shared);
         let server =
             tonic::transport::Server::builder().add_service(PeerServer::from_arc(Arc::clone(&shared)));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { addr, shared, submitted, cancelled }
+        Self { addr, shared, submitted, cancelled, located }
     }
 
     /// What every sequence begins with.
@@ -54,6 +69,11 @@ impl FakePeer {
         *self.shared.found.lock().expect("no panic") = found;
     }
 
+    /// Where it says that requests are, one answer after the other.
+    pub(crate) fn places(&self, answers: Vec<Option<Option<Place>>>) {
+        *self.shared.places.lock().expect("no panic") = answers;
+    }
+
     /// So many cancellations fail.
     pub(crate) fn fails(&self, count: usize) {
         *self.shared.failing.lock().expect("no panic") = count;
@@ -62,6 +82,11 @@ impl FakePeer {
     /// The next sequence it was handed.
     pub(crate) async fn submitted(&mut self) -> wire::SubmitRequest {
         self.submitted.recv().await.expect("it runs")
+    }
+
+    /// The next time it was asked where a request is.
+    pub(crate) async fn located(&mut self) -> wire::LocateRequest {
+        self.located.recv().await.expect("it runs")
     }
 
     /// The next cancellation, also one that failed.
@@ -114,6 +139,18 @@ impl Peer for Shared {
     ) -> Result<Response<wire::FindResponse>, Status> {
         let found = self.found.lock().expect("no panic").clone();
         Ok(Response::new(wire::FindResponse { found: found.map(Into::into) }))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<wire::LocateRequest>,
+    ) -> Result<Response<wire::LocateResponse>, Status> {
+        self.located.send(request.into_inner()).ok();
+        let mut places = self.places.lock().expect("no panic");
+        let place = if places.len() > 1 { places.remove(0) } else { places.first().copied().flatten() };
+        place
+            .map(|place| Response::new(wire::LocateResponse { place }))
+            .ok_or_else(|| Status::unavailable("it is not driven here"))
     }
 
     async fn raft(

@@ -1,4 +1,5 @@
-//! Who is told that a sequence is not wanted, and where sequences stay, with a driver on another coordinator.
+//! Who is told that a sequence is not wanted, where sequences stay, and where those go that may have been sent before, with a
+//! driver on another coordinator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest, TokenOutput};
 use foggara_proto::shape::Shape;
+use foggara_proto::wire::cluster::locate_response::Place;
 use futures::StreamExt;
 
 use super::dispatch::Dispatcher;
@@ -201,4 +203,44 @@ async fn a_sequence_stays_with_its_group_when_the_lease_moves() {
         next(&mut stream).await;
         assert_eq!(limited(rig.peer.submitted()).await.group, group);
     }
+}
+
+#[tokio::test]
+async fn a_request_that_its_client_has_named_goes_where_it_is() {
+    let mut rig = Rig::new().await;
+    let groups = [rig.group("one").await, rig.group("two").await];
+    rig.peer.says(vec![token(7, Some(SequenceEnd::Length))]);
+    let named = |id: &str| SequenceRequest { request_id: id.into(), named: true, ..request(&[1, 2, 3], 1) };
+    for place in [Place::Has(groups[1]), Place::Claimed(groups[1]), Place::Has(groups[0])] {
+        rig.peer.places(vec![Some(Some(place))]);
+        for _ in 0..2 {
+            next(&mut rig.generate(named("n"))).await;
+            let (Place::Has(expected) | Place::Claimed(expected)) = place;
+            assert_eq!(limited(rig.peer.submitted()).await.group, expected, "{place:?}");
+            let asked = limited(rig.peer.located()).await;
+            assert_eq!((asked.cluster_id.as_str(), asked.request_id.as_str()), ("test", "n"));
+            let leases: Vec<u64> = asked.leases.iter().map(|lease| lease.group).collect();
+            assert_eq!((leases, asked.groups), (groups.to_vec(), groups.to_vec()));
+            assert!(asked.claim.is_some_and(|group| groups.contains(&group)));
+        }
+    }
+    // Nobody else's name is asked for: the policy's turn goes on, and the next question is this one.
+    rig.peer.places(vec![None, None, Some(Some(Place::Has(groups[1])))]);
+    let mut went = Vec::new();
+    for _ in 0..2 {
+        next(&mut rig.generate(request(&[1, 2, 3], 1))).await;
+        went.push(limited(rig.peer.submitted()).await.group);
+    }
+    went.sort_unstable();
+    assert_eq!(went, groups);
+    // A driver that has not attached yet is asked again.
+    next(&mut rig.generate(named("later"))).await;
+    assert_eq!(limited(rig.peer.submitted()).await.group, groups[1]);
+    for _ in 0..3 {
+        assert_eq!(limited(rig.peer.located()).await.request_id, "later");
+    }
+    // When nobody says anything, it goes somewhere at last.
+    rig.peer.places(vec![None]);
+    next(&mut rig.generate(named("unheard"))).await;
+    assert!(groups.contains(&limited(rig.peer.submitted()).await.group));
 }

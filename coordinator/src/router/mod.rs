@@ -4,6 +4,7 @@
 //! state and the drivers. Which group it is to be is for a [`policy`] to say, which is pure; [`places`] remembers what it
 //! goes by.
 
+mod agreement;
 pub mod dispatch;
 #[cfg(test)]
 pub(crate) mod fake_peer;
@@ -14,6 +15,7 @@ pub mod places;
 pub mod policy;
 pub mod prefix_index;
 mod pump;
+mod rendezvous;
 
 use std::time::Duration;
 

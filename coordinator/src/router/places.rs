@@ -25,6 +25,15 @@ struct Known {
     requests: HashMap<String, Opened>,
 }
 
+/// A group for a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Its place among the groups.
+    pub place: usize,
+    /// Whether the sequence, or its like, is there already.
+    pub known: bool,
+}
+
 /// Requests that are open under one id: the same one, sent again while it is being answered.
 #[derive(Debug, Default)]
 struct Opened {
@@ -51,7 +60,7 @@ impl Places {
 
     /// The place in `groups` for a sequence. If it `stays`: where it is said to be, or beside the first of its choices, or where
     /// the same request is already. Else what the policy says. `None` without groups.
-    pub fn choose(&self, request: &SequenceRequest, groups: &[GroupView], stays: bool) -> Option<usize> {
+    pub fn choose(&self, request: &SequenceRequest, groups: &[GroupView], stays: bool) -> Option<Choice> {
         if groups.is_empty() {
             return None;
         }
@@ -63,7 +72,8 @@ impl Places {
         let beside = || request.sibling_of.as_ref().and_then(|first| place(first, 0));
         let group = request.at.or_else(beside).or_else(|| place(&request.request_id, 1)).filter(|_| stays);
         let found = group.and_then(|group| groups.iter().position(|view| view.group == group));
-        Some(found.unwrap_or_else(|| known.policy.choose(&request.into(), groups)))
+        let place = found.unwrap_or_else(|| known.policy.choose(&request.into(), groups));
+        Some(Choice { place, known: found.is_some() })
     }
 
     /// A request is about to be routed; it is known until the result is dropped.
@@ -145,6 +155,10 @@ mod tests {
         SequenceRequest { request_id: id.into(), sibling_of, ..request(&[1, 2, 3], 4) }
     }
 
+    fn choose(places: &Places, request: &SequenceRequest, groups: &[GroupView], stays: bool) -> Option<usize> {
+        places.choose(request, groups, stays).map(|choice| choice.place)
+    }
+
     fn views(places: &Places) -> Vec<GroupView> {
         let view =
             |group| GroupView { group, driver_epoch: 1, load: places.load(group), blocks: 9, block_size: 2 };
@@ -161,20 +175,20 @@ mod tests {
         let groups = views(&places);
         open.placed(&first, &groups[1]);
         waiting.await;
-        assert_eq!(places.choose(&second, &groups, true), Some(1));
+        assert_eq!(choose(&places, &second, &groups, true), Some(1));
         assert_eq!(
-            places.choose(&named("other", None), &groups, true),
+            choose(&places, &named("other", None), &groups, true),
             Some(0),
             "it was not the policy that chose"
         );
         assert_eq!(
-            places.choose(&second, &groups[2..], true),
+            choose(&places, &second, &groups[2..], true),
             Some(0),
             "its group cannot be chosen any more"
         );
         drop(open);
         places.first_placed(&second).await;
-        assert_eq!(places.choose(&second, &[], true), None);
+        assert_eq!(choose(&places, &second, &[], true), None);
     }
 
     #[tokio::test]
@@ -186,7 +200,7 @@ mod tests {
         assert!(futures::poll!(waiting.as_mut()).is_pending());
         drop(open);
         waiting.await;
-        assert_eq!(places.choose(&second, &views(&places), true), Some(0));
+        assert_eq!(choose(&places, &second, &views(&places), true), Some(0));
     }
 
     #[test]
@@ -202,7 +216,7 @@ mod tests {
         assert_eq!((places.load(1), places.load(2)), (1, 1), "it has moved");
         first.left();
         first.left();
-        assert_eq!(places.choose(&one, &views(&places), true), Some(0));
+        assert_eq!(choose(&places, &one, &views(&places), true), Some(0));
         drop((first, second));
         assert_eq!((places.load(1), places.load(2)), (0, 0));
         assert!(places.known().load.is_empty() && places.known().requests.is_empty());
@@ -215,14 +229,15 @@ mod tests {
         let (mut first, mut second) = (places.open(&request), places.open(&request));
         let groups = views(&places);
         first.placed(&request, &groups[2]);
-        assert_eq!(places.choose(&request, &groups, true), Some(2), "it joins the first");
-        assert_eq!(places.choose(&request, &groups, false), Some(0), "unless that takes too long");
+        assert_eq!(places.choose(&request, &groups, true), Some(Choice { place: 2, known: true }));
+        assert_eq!(choose(&places, &request, &groups, false), Some(0), "unless that takes too long");
         second.placed(&request, &groups[2]);
         drop(first);
-        assert_eq!(places.choose(&sibling, &groups, true), Some(2), "the second is still open");
-        assert_eq!(places.choose(&request, &groups, true), Some(1), "it is alone: as the policy says");
+        assert_eq!(choose(&places, &sibling, &groups, true), Some(2), "the second is still open");
+        let alone = places.choose(&request, &groups, true);
+        assert_eq!(alone, Some(Choice { place: 1, known: false }), "as the policy says");
         drop(second);
-        assert_eq!(places.choose(&sibling, &groups, true), Some(2), "as the policy says");
+        assert_eq!(choose(&places, &sibling, &groups, true), Some(2), "as the policy says");
         assert!(places.known().load.is_empty() && places.known().requests.is_empty());
     }
 
@@ -234,10 +249,10 @@ mod tests {
         open.placed(&named("r", None), &groups[0]);
         for sibling_of in [None, Some("r")] {
             let there = SequenceRequest { at: Some(3), ..named("x", sibling_of) };
-            assert_eq!(places.choose(&there, &groups, true), Some(2));
+            assert_eq!(choose(&places, &there, &groups, true), Some(2));
         }
         let there = SequenceRequest { at: Some(3), ..named("x", None) };
-        assert_eq!(places.choose(&there, &groups[..2], true), Some(0), "as the policy says");
-        assert_eq!(places.choose(&there, &groups, false), Some(1), "as the policy says");
+        assert_eq!(choose(&places, &there, &groups[..2], true), Some(0), "as the policy says");
+        assert_eq!(choose(&places, &there, &groups, false), Some(1), "as the policy says");
     }
 }

@@ -148,6 +148,7 @@ impl TryFrom<wire::SubmitRequest> for SequenceRequest {
             session: None,
             envelope: r.envelope,
             at: None,
+            named: false,
         })
     }
 }

@@ -17,6 +17,7 @@ mod no_shared_disk;
 mod probe;
 mod raft;
 mod reference;
+mod replicas;
 mod same_tokens;
 mod same_tokens_crowded;
 mod score;

@@ -104,8 +104,8 @@ pub(super) struct Queue {
     /// Those that go before everybody.
     first: BTreeMap<i64, SequenceId>,
     deadlines: BTreeSet<(u64, SequenceId)>,
-    /// Numbers of the arrivals that wait.
-    arrivals: BTreeSet<u64>,
+    /// Who waits, in the order of arrival.
+    arrivals: BTreeMap<u64, SequenceId>,
     arrived: u64,
 }
 
@@ -117,7 +117,7 @@ impl Queue {
             tenants: Tenants::default(),
             first: BTreeMap::new(),
             deadlines: BTreeSet::new(),
-            arrivals: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
             arrived: 0,
         }
     }
@@ -164,7 +164,7 @@ impl Queue {
             Some(place) => drop(self.first.insert(place, id)),
             None => self.tenants.push(ticket.tenant, (ticket.rank, ticket.arrival), id),
         }
-        self.arrivals.insert(ticket.arrival);
+        self.arrivals.insert(ticket.arrival, id);
         self.deadlines.extend(ticket.deadline.map(|deadline| (deadline, id)));
     }
 
@@ -214,8 +214,8 @@ impl Queue {
         self.deadlines.first().map(|(deadline, _)| deadline + 1)
     }
 
-    /// How many wait that had arrived when a stream that has been going `since` began, counted up to `most`.
-    pub(super) fn waiting_since(&self, since: u64, most: usize) -> usize {
-        self.arrivals.range(..since).take(most).count()
+    /// Who waits that had arrived when a stream that has been going `since` began.
+    pub(super) fn waiting_since(&self, since: u64) -> impl Iterator<Item = SequenceId> {
+        self.arrivals.range(..since).map(|(_, id)| *id)
     }
 }

@@ -46,11 +46,9 @@ impl Drive {
     ) {
         let request = answer.request();
         self.ids.insert(request.request_id.clone(), id);
-        if !request.envelope.is_empty() {
-            let (model, group) = (self.assignment.model.clone(), self.assignment.group);
-            let live = Live { model, group, request: Arc::clone(request) };
-            self.drivers.0.live.insert(request.request_id.clone(), live);
-        }
+        let (model, group) = (self.assignment.model.clone(), self.assignment.group);
+        let live = Live { model, group, request: Arc::clone(request) };
+        self.drivers.0.live.insert(request.request_id.clone(), live);
         let listeners = Listeners::default();
         self.sequences.insert(id, Sequence { answer, listeners, waiting_since, deadline_ms });
     }

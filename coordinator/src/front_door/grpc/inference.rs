@@ -26,7 +26,7 @@ const ATTACH: &str = "attach";
 
 impl Service {
     async fn generate_request(&self, mut r: wire::GenerateRequest) -> Result<GenerationRequest, ApiError> {
-        let id = request::request_id(&r.request_id)?;
+        let (id, named) = (request::request_id(&r.request_id)?, !r.request_id.is_empty());
         let model = self.door.model(&r.model).await?;
         let prompt = match r.prompt.take() {
             Some(wire::generate_request::Prompt::Text(text)) => Prompt::Text(text),
@@ -34,11 +34,13 @@ impl Service {
             None => Prompt::Tokens(Vec::new()),
         };
         let ask = Ask { request_id: id, ..Ask::from(r) };
-        self.door.check(model, prompt, ask, true).await
+        let mut run = self.door.check(model, prompt, ask, true).await?;
+        run.sequence.named = named;
+        Ok(run)
     }
 
     async fn chat_request(&self, mut r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
-        let id = request::request_id(&r.request_id)?;
+        let (id, named) = (request::request_id(&r.request_id)?, !r.request_id.is_empty());
         let model = self.door.model(&r.model).await?;
         let messages: Vec<ChatMessage> = std::mem::take(&mut r.messages)
             .into_iter()
@@ -47,7 +49,9 @@ impl Service {
         let prompt = request::chat_prompt(&model, &messages, true, &serde_json::Map::new())?;
         let ask = Ask { request_id: id, ..Ask::from(r) };
         // The template writes what begins a sequence itself.
-        self.door.check(model, prompt, ask, false).await
+        let mut run = self.door.check(model, prompt, ask, false).await?;
+        run.sequence.named = named;
+        Ok(run)
     }
 
     fn run(&self, api: &'static str, run: GenerationRequest) -> Response<Responses> {

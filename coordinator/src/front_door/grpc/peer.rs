@@ -103,6 +103,17 @@ impl wire::peer_server::Peer for Service {
         Ok(Response::new(wire::FindResponse { found: found.map(Into::into) }))
     }
 
+    async fn locate(
+        &self,
+        request: Request<wire::LocateRequest>,
+    ) -> Result<Response<wire::LocateResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        let place = self.door.drivers.locate(&request);
+        let place = place.ok_or_else(|| Status::unavailable("not all of these groups are driven here"))?;
+        Ok(Response::new(wire::LocateResponse { place }))
+    }
+
     async fn submit(
         &self,
         request: Request<wire::SubmitRequest>,

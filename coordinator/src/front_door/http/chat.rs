@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::Json;
+use axum::{Extension, Json};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::answers::{self, Answer, End, prompt_logprobs, usage};
 use super::fields::{Fields, count};
-use super::{body, now, request_id, stream};
+use super::{RequestId, body, now, stream};
 use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
 use crate::front_door::request::{self, Ask, GenerationRequest};
@@ -77,11 +77,12 @@ struct Reply {
 
 pub(super) async fn handle(
     State(door): State<FrontDoor>,
+    Extension(id): Extension<RequestId>,
     headers: HeaderMap,
     incoming: Body,
 ) -> Result<Response, ApiError> {
     let mut model = String::new();
-    let prepared = prepare(&door, &headers, incoming, &mut model).await;
+    let prepared = prepare(&door, id, &headers, incoming, &mut model).await;
     let (reply, stream, run) = prepared.map_err(|error| door.refused(API, &model, error))?;
     let events = generation::run(&door.generator, &door.metrics, API, run);
     if stream {
@@ -92,6 +93,7 @@ pub(super) async fn handle(
 
 async fn prepare(
     door: &FrontDoor,
+    RequestId { id, named }: RequestId,
     headers: &HeaderMap,
     incoming: Body,
     name: &mut String,
@@ -108,7 +110,6 @@ async fn prepare(
         (false, None | Some(0)) => None,
         (false, Some(_)) => return Err(ApiError::invalid("top_logprobs", "needs logprobs to be true")),
     };
-    let id = request_id(headers);
     let messages: Option<Vec<Message>> = body.take("messages")?;
     let messages = messages.ok_or_else(|| ApiError::invalid("messages", "is missing"))?;
     let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
@@ -120,7 +121,8 @@ async fn prepare(
     let prompt = request::chat_prompt(&model, &messages, add_generation_prompt, &extra)?;
     let ask = Ask { request_id: id.clone(), logprobs, ..ask };
     let prompt_logprobs = ask.prompt_logprobs.is_some();
-    let run = door.check(model.clone(), prompt, ask, add_special).await?;
+    let mut run = door.check(model.clone(), prompt, ask, add_special).await?;
+    run.sequence.named = named;
     let reply = Reply {
         id: format!("chatcmpl-{id}"),
         model,

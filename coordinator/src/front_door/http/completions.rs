@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::Json;
+use axum::{Extension, Json};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::answers::{self, Answer, End, prompt_logprobs, usage};
 use super::fields::{Fields, count};
-use super::{body, now, request_id, stream};
+use super::{RequestId, body, now, stream};
 use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
 use crate::front_door::request::{Ask, GenerationRequest, Prompt};
@@ -85,11 +85,12 @@ struct Asked {
 
 pub(super) async fn handle(
     State(door): State<FrontDoor>,
+    Extension(id): Extension<RequestId>,
     headers: HeaderMap,
     incoming: Body,
 ) -> Result<Response, ApiError> {
     let mut model = String::new();
-    let prepared = prepare(&door, &headers, incoming, &mut model).await;
+    let prepared = prepare(&door, id, &headers, incoming, &mut model).await;
     let (reply, stream, runs) = prepared.map_err(|error| door.refused(API, &model, error))?;
     let ask = |run: GenerationRequest| Asked {
         prompt_ids: run.sequence.tokens.clone(),
@@ -106,6 +107,7 @@ pub(super) async fn handle(
 /// Nothing starts before everything is known to be valid.
 async fn prepare(
     door: &FrontDoor,
+    RequestId { id, named }: RequestId,
     headers: &HeaderMap,
     incoming: Body,
     name: &mut String,
@@ -116,7 +118,6 @@ async fn prepare(
     let logprobs = count(&mut body, "logprobs")?;
     let named_by_id = body.take("return_tokens_as_token_ids")?.unwrap_or(false);
     let add_special = body.take("add_special_tokens")?.unwrap_or(true);
-    let id = request_id(headers);
     let model = door.model(&model).await?;
     let prompts = prompts(body.take("prompt")?)?;
     let (several, n) = (prompts.len(), ask.n.unwrap_or(1) as usize);
@@ -130,7 +131,9 @@ async fn prepare(
         let request_id = if several > 1 { format!("{id}-{index}") } else { id.clone() };
         let default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         let ask = Ask { request_id, logprobs, default_max_tokens, ..ask.clone() };
-        runs.push(door.check(model.clone(), prompt, ask, add_special).await?);
+        let mut run = door.check(model.clone(), prompt, ask, add_special).await?;
+        run.sequence.named = named;
+        runs.push(run);
     }
     let reply = Reply {
         id: format!("cmpl-{id}"),

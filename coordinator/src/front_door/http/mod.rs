@@ -16,7 +16,7 @@ use axum::Json;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -55,25 +55,30 @@ async fn index() -> &'static str {
      The same port speaks gRPC: foggara.inference.v1, foggara.admin.v1 (reflection is on).\n"
 }
 
+/// What a request is called.
+#[derive(Debug, Clone)]
+struct RequestId {
+    id: String,
+    /// Whether its client chose it.
+    named: bool,
+}
+
 /// Gives every request an id: the client's, or a new one. The answer repeats it.
 async fn name_request(mut incoming: Request<Body>, next: Next) -> Response {
     let given = incoming
         .headers()
         .get(REQUEST_ID)
         .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let id = match request::request_id(&given.unwrap_or_default()) {
+    let given = given.unwrap_or_default();
+    let id = match request::request_id(&given) {
         Ok(id) => id,
         Err(error) => return error.into_response(),
     };
     let value = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
-    incoming.headers_mut().insert(REQUEST_ID, value.clone());
+    incoming.extensions_mut().insert(RequestId { id, named: !given.is_empty() });
     let mut response = next.run(incoming).await;
     response.headers_mut().insert(REQUEST_ID, value);
     response
-}
-
-fn request_id(headers: &HeaderMap) -> String {
-    headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 async fn metrics(State(door): State<FrontDoor>) -> Response {

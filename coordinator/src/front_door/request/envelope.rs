@@ -166,6 +166,7 @@ pub(in crate::front_door) fn rebuild(
     // What it may take of the cache was checked by the front door that took it.
     let mut request = check(model, None, Prompt::Tokens(prompt), Ask::from(wire), false)?;
     request.prompt_text = echoed.or(request.prompt_text);
-    (request.sequence.envelope, request.sequence.at) = (envelope, group);
+    // Its client knows its name.
+    (request.sequence.envelope, request.sequence.at, request.sequence.named) = (envelope, group, true);
     Ok(request)
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::router::prefix_index::PrefixIndex;
+use crate::router::rendezvous;
 
 use super::{Asked, GroupView, Policy};
 
@@ -32,7 +33,7 @@ struct Known {
 
 impl Policy for PrefixAware {
     fn choose(&mut self, asked: &Asked<'_>, groups: &[GroupView]) -> usize {
-        let home = asked.session.and_then(|session| home(session, groups));
+        let home = asked.session.and_then(|s| rendezvous::home(s, groups.iter().map(|g| g.group)));
         // Groups of one model have blocks of one size, nearly always.
         let mut chains = BTreeMap::new();
         let mut rows = |group: &GroupView| {
@@ -59,14 +60,4 @@ impl Policy for PrefixAware {
         }
         known.index.insert(asked.chain(group.block_size).hashes());
     }
-}
-
-/// The group of a session: every front door picks the same one, and when a group comes or goes, few sessions move.
-fn home(session: &str, groups: &[GroupView]) -> Option<u64> {
-    let weight = |group: u64| {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&group.to_le_bytes()).update(session.as_bytes());
-        *hasher.finalize().as_bytes()
-    };
-    groups.iter().map(|group| group.group).max_by_key(|group| weight(*group))
 }
