@@ -1,7 +1,7 @@
 //! Requests that this coordinator's drivers have done with, kept for a while: ended ones, so that a request id sent twice is
 //! one request, and ones whose group was lost while nobody may have listened, so that they can still be found.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,7 @@ impl Kept {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Keeps what has come of a request of `model`. `group`: where it ended; `None` if it did not. If it is another choice of a
-    /// request that is kept, that one is kept for as long.
+    /// Keeps what has come of a request of `model`. `group`: where it ended; `None` if it did not.
     pub(super) fn keep(&self, model: &str, group: Option<u64>, answer: Answer, now: Instant) {
         let mut inner = self.lock();
         let id = answer.request().request_id.clone();
@@ -53,15 +52,18 @@ impl Kept {
         let (number, bytes) = (inner.number, answer.bytes() + 2 * id.len());
         inner.bytes += bytes;
         inner.order.push_back((now, number, id.clone()));
-        let first = answer.request().sibling_of.clone();
         inner.by_id.insert(id, Entry { model: model.to_owned(), group, answer, bytes, number });
-        first.iter().for_each(|first| inner.renew(first, now));
         inner.forget(now);
     }
 
-    /// Keeps a request, if it is kept, as if it had ended `now`.
-    pub(super) fn renew(&self, request_id: &str, now: Instant) {
-        self.lock().renew(request_id, now);
+    /// Keeps the choices of these requests, called by their first ones, as if they had ended `now`.
+    pub(super) fn renew(&self, requests: &BTreeSet<String>, now: Instant) {
+        let mut inner = self.lock();
+        let is_of = |(id, entry): &(&String, &Entry)| {
+            requests.contains(entry.answer.request().sibling_of.as_ref().unwrap_or(id))
+        };
+        let ids: Vec<String> = inner.by_id.iter().filter(is_of).map(|(id, _)| id.clone()).collect();
+        ids.iter().for_each(|id| inner.renew(id, now));
     }
 
     /// Where a request of `model` ended, if it did.
@@ -165,19 +167,18 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_kept_for_as_long_as_its_last_choice() {
+    fn the_choices_of_a_request_are_kept_for_as_long_as_the_last() {
         let (kept, now) = (Kept::default(), Instant::now());
         kept.keep("m", Some(4), ended("a", &[1, 2]), now);
-        kept.renew("a", now + KEPT);
-        kept.renew("nobody", now + KEPT);
-        kept.forget(now + KEPT + KEPT);
-        assert!(kept.find("a").is_some(), "another choice was still being answered");
+        kept.keep("m", Some(4), ended("b", &[1, 2]), now);
         let choice = SequenceRequest { sibling_of: Some("a".into()), ..request("a#1", &[1, 2]) };
-        kept.keep("m", Some(4), Answer::new(choice), now + KEPT + KEPT);
-        kept.forget(now + 3 * KEPT);
-        assert!(kept.find("a").is_some() && kept.find("a#1").is_some());
-        kept.forget(now + 3 * KEPT + Duration::from_millis(1));
-        assert!(kept.find("a").is_none() && kept.lock().order.is_empty());
+        kept.keep("m", Some(4), Answer::new(choice), now);
+        kept.renew(&["a".to_owned(), "nobody".to_owned()].into(), now + KEPT);
+        kept.forget(now + KEPT + KEPT);
+        let known = |id: &str| kept.find(id).is_some();
+        assert_eq!((known("a"), known("a#1"), known("b")), (true, true, false), "a#2 was still being answered");
+        kept.forget(now + KEPT + KEPT + Duration::from_millis(1));
+        assert!(!known("a") && !known("a#1") && kept.lock().order.is_empty());
     }
 
     #[test]

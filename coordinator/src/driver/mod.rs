@@ -178,9 +178,9 @@ impl Drivers {
     /// Forgets what has been kept for too long.
     fn sweep(&self, now: Instant) {
         let first = |live: dashmap::mapref::multiple::RefMulti<'_, String, Live>| live.request.sibling_of.clone();
-        // While another choice of a request is being answered, the request can be found.
+        // While a choice of a request is being answered, so are the others, for whoever asks.
         let firsts: BTreeSet<String> = self.0.live.iter().filter_map(first).collect();
-        firsts.iter().for_each(|first| self.0.kept.renew(first, now));
+        self.0.kept.renew(&firsts, now);
         self.0.kept.forget(now);
         self.claims().forget(now);
     }

@@ -12,7 +12,7 @@ use futures::StreamExt;
 
 use super::fake_leader::{FakeLeader, answer, request};
 use super::{DriverContext, Drivers, run_drivers};
-use crate::cluster::state::{Capabilities, CollectiveKind, Deployment, Formation, Member, Worker};
+use crate::cluster::state::{Capabilities, CollectiveKind, Deployment, Formation, Group, Member, Worker};
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterHandle, Command, Outcome};
 use crate::metrics::Metrics;
@@ -250,7 +250,7 @@ async fn a_driver_knows_which_group_has_a_request_and_which_is_about_to() {
     let mut stream = rig.generate(request("a", &[1, 2, 3], 30));
     tokens(&mut stream, 2).await;
     rig.group(&second).await;
-    let lease = |(id, group): (&u64, &crate::cluster::state::Group)| wire::DriverLease {
+    let lease = |(id, group): (&u64, &Group)| wire::DriverLease {
         group: *id,
         driver_epoch: group.driver.expect("driven").epoch,
     };

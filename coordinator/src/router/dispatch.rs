@@ -16,7 +16,7 @@ use tonic::Code;
 
 use super::agreement::{self, Agreement};
 use super::listening::Listening;
-use super::places::Places;
+use super::places::{Open, Places};
 use super::policy::{GroupView, PolicyKind};
 use super::pump::pumped;
 use super::{GenerateError, Generator, SequenceStream};
@@ -118,11 +118,14 @@ impl Dispatcher {
         deployment: &str,
         request: &SequenceRequest,
         looking: Duration,
+        open: &mut Open,
     ) -> Option<(Target, GroupView)> {
+        open.left();
         let groups = candidates(state, deployment, |group| self.places.load(group));
         let views: Vec<GroupView> = groups.iter().map(|(_, view)| *view).collect();
         let choice = self.places.choose(request, &views, looking < LOYALTY)?;
         let (wanted, _) = groups[choice.place];
+        open.leans(wanted.group);
         if choice.known || !request.named || groups.len() < 2 {
             return Some(groups[choice.place]);
         }
@@ -320,7 +323,7 @@ impl Generator for Dispatcher {
                     yield Err(GenerateError::UnknownModel(model));
                     return;
                 }
-                let chosen = this.choose(&state, &model, &progress.request, looking.elapsed()).await;
+                let chosen = this.choose(&state, &model, &progress.request, looking.elapsed(), &mut open).await;
                 let submitted = match chosen {
                     Some((target, view)) => {
                         let listener = listening.begin(target.group);

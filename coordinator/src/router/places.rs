@@ -102,12 +102,17 @@ pub struct Open {
 }
 
 impl Open {
+    /// It is about to be handed to a group: counted there, so that those who are routed meanwhile do not all go there.
+    pub fn leans(&mut self, group: u64) {
+        self.left();
+        *self.places.known().load.entry(group).or_default() += 1;
+        self.counted = Some(group);
+    }
+
     /// A group has taken it.
     pub fn placed(&mut self, request: &SequenceRequest, group: &GroupView) {
-        self.left();
+        self.leans(group.group);
         let mut known = self.places.known();
-        *known.load.entry(group.group).or_default() += 1;
-        self.counted = Some(group.group);
         if let Some(opened) = known.requests.get(&self.id) {
             opened.place.send_replace(Some(group.group));
         }
@@ -212,6 +217,8 @@ mod tests {
         first.placed(&one, &groups[0]);
         second.placed(&two, &groups[0]);
         assert_eq!((places.load(1), places.load(2)), (2, 0));
+        second.leans(groups[1].group);
+        assert_eq!((places.load(1), places.load(2)), (1, 1), "it is about to move");
         second.placed(&two, &groups[1]);
         assert_eq!((places.load(1), places.load(2)), (1, 1), "it has moved");
         first.left();

@@ -77,7 +77,9 @@ async fn every_field_survives() {
     ] {
         let ask = Ask { request_id: "mine".into(), ..ask };
         let model = Arc::new(model(Some(byte_tokenizer())));
-        let first = check(model, None, prompt, ask.clone(), true).map_err(|e| e.message).expect("valid");
+        let first = check(model, None, prompt, ask.clone(), true);
+        let mut first = first.map_err(|e| e.message).expect("valid");
+        first.sequence.named = true;
         let again = rebuilt(&first.sequence);
         assert_eq!(again.sequences(), first.sequences(), "{ask:?}");
         assert_eq!((again.prompt_text.clone(), again.n), (first.prompt_text.clone(), first.n), "{ask:?}");
@@ -91,10 +93,13 @@ async fn chats_and_http_requests_survive() {
     let chat = json!({"messages": [{"role": "user", "content": "hi"}], "n": 2, "temperature": 0.5,
         "logprobs": true, "top_logprobs": 3, "prompt_cache_key": "a chat"});
     http::answer(&fixture, http::CHAT, chat).await;
+    assert!(!fixture.generator.asked.lock().expect("no panic")[0].named, "no client has named it");
     let several = json!({"prompt": ["x", [121, 122]], "echo": true, "logprobs": 1, "stop": ["wor"], "seed": -3,
         "skip_special_tokens": false, "max_tokens": 9});
     http::answer(&fixture, http::COMPLETIONS, several).await;
-    let asked = fixture.generator.asked.lock().expect("no panic").clone();
+    let mut asked = fixture.generator.asked.lock().expect("no panic").clone();
+    // Whoever attaches knows the name.
+    asked.iter_mut().for_each(|asked| asked.named = true);
     let firsts: Vec<&SequenceRequest> = asked.iter().filter(|asked| asked.sibling_of.is_none()).collect();
     assert_eq!(firsts.len(), 3, "each prompt is a request of its own");
     assert_ne!(firsts[1].request_id, firsts[2].request_id);

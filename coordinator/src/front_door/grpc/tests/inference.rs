@@ -49,6 +49,8 @@ async fn a_stream_starts_tells_and_finishes() {
         }
     }
     assert_eq!(text, "ab");
+    let named: Vec<bool> = fixture.generator.asked.lock().expect("no panic").iter().map(|a| a.named).collect();
+    assert_eq!(named, [true, false], "who chose the request id");
     let models = InferenceClient::new(channel).list_models(wire::ListModelsRequest {}).await.expect("listed");
     let models = models.into_inner().models;
     assert_eq!((models[0].name.as_str(), models[0].context, models[0].ready_replicas), ("m", 100, 0));

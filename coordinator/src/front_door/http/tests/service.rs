@@ -18,7 +18,8 @@ async fn requests_have_ids_and_paths_have_methods() {
     let (_, headers, text_body) = text(send(&fixture, request).await).await;
     assert_eq!(headers["x-request-id"], "mine-1");
     assert!(text_body.contains("cmpl-mine-1"));
-    assert_eq!(fixture.generator.asked.lock().expect("no panic")[0].request_id, "mine-1");
+    let asked = fixture.generator.asked.lock().expect("no panic")[0].clone();
+    assert_eq!((asked.request_id.as_str(), asked.named), ("mine-1", true));
     let mut request = post(COMPLETIONS, body);
     request.headers_mut().insert("x-request-id", "not one".parse().expect("valid"));
     assert_eq!(send(&fixture, request).await.status(), StatusCode::BAD_REQUEST);
