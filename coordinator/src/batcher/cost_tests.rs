@@ -98,9 +98,10 @@ fn a_change_is_followed() {
         let (mut model, mut random) = (CostModel::default(), Lcg(5));
         learn(&mut model, &mut random, 500, |work, part| takes(&engine, work) * (0.97 + 0.06 * part));
         let slower = engine.map(|cost| cost * 2.5);
-        learn(&mut model, &mut random, 400, |work, part| takes(&slower, work) * (0.97 + 0.06 * part));
+        // Few of these steps are decodes alone, and the common factor waits for them.
+        learn(&mut model, &mut random, 600, |work, part| takes(&slower, work) * (0.97 + 0.06 * part));
         let error = error(&model, &slower, &mut random);
-        assert!(error < 0.12, "{engine:?}: off by {error:.4}");
+        assert!(error < 0.08, "{engine:?}: off by {error:.4}");
     }
 }
 

@@ -18,7 +18,8 @@ impl Claims {
     /// The request goes to `group`, unless it was said to go to another one of `groups`. Returns where it goes.
     pub(super) fn claim(&mut self, request_id: &str, group: u64, groups: &[u64], now: Instant) -> u64 {
         self.forget(now);
-        if let Some((claimed, _)) = self.by_id.get(request_id).filter(|(claimed, _)| groups.contains(claimed)) {
+        if let Some((claimed, _)) = self.by_id.get(request_id).filter(|(claimed, _)| groups.contains(claimed))
+        {
             return *claimed;
         }
         self.by_id.insert(request_id.to_owned(), (group, now));

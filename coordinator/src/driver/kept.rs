@@ -176,7 +176,11 @@ mod tests {
         kept.renew(&["a".to_owned(), "nobody".to_owned()].into(), now + KEPT);
         kept.forget(now + KEPT + KEPT);
         let known = |id: &str| kept.find(id).is_some();
-        assert_eq!((known("a"), known("a#1"), known("b")), (true, true, false), "a#2 was still being answered");
+        assert_eq!(
+            (known("a"), known("a#1"), known("b")),
+            (true, true, false),
+            "a#2 was still being answered"
+        );
         kept.forget(now + KEPT + KEPT + Duration::from_millis(1));
         assert!(!known("a") && !known("a#1") && kept.lock().order.is_empty());
     }

@@ -16,8 +16,8 @@ mod round_trip;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dashmap::{DashMap, DashSet};
@@ -156,7 +156,8 @@ impl Drivers {
         let wire::LocateRequest { request_id, leases, claim, groups, .. } = asked;
         let mut model = None;
         for lease in leases {
-            let handle = self.0.by_group.get(&lease.group).filter(|handle| handle.epoch == lease.driver_epoch)?;
+            let handle =
+                self.0.by_group.get(&lease.group).filter(|handle| handle.epoch == lease.driver_epoch)?;
             model = Some(handle.model.clone());
         }
         let asked = |group: &u64| leases.iter().any(|lease| lease.group == *group);
@@ -177,7 +178,8 @@ impl Drivers {
 
     /// Forgets what has been kept for too long.
     fn sweep(&self, now: Instant) {
-        let first = |live: dashmap::mapref::multiple::RefMulti<'_, String, Live>| live.request.sibling_of.clone();
+        let first =
+            |live: dashmap::mapref::multiple::RefMulti<'_, String, Live>| live.request.sibling_of.clone();
         // While a choice of a request is being answered, so are the others, for whoever asks.
         let firsts: BTreeSet<String> = self.0.live.iter().filter_map(first).collect();
         self.0.kept.renew(&firsts, now);

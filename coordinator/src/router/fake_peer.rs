@@ -43,15 +43,8 @@ impl FakePeer {
         let ((said, submitted), (called, cancelled)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (asked, located) = mpsc::unbounded_channel();
         let (events, found, failing, places) = Default::default();
-        let shared = Shared {
-            events,
-            found,
-            places,
-            failing,
-            submitted: said,
-            cancelled: called,
-            located: asked,
-        };
+        let shared =
+            Shared { events, found, places, failing, submitted: said, cancelled: called, located: asked };
         let shared = Arc::new(shared);
         let server =
             tonic::transport::Server::builder().add_service(PeerServer::from_arc(Arc::clone(&shared)));

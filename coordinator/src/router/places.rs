@@ -160,7 +160,12 @@ mod tests {
         SequenceRequest { request_id: id.into(), sibling_of, ..request(&[1, 2, 3], 4) }
     }
 
-    fn choose(places: &Places, request: &SequenceRequest, groups: &[GroupView], stays: bool) -> Option<usize> {
+    fn choose(
+        places: &Places,
+        request: &SequenceRequest,
+        groups: &[GroupView],
+        stays: bool,
+    ) -> Option<usize> {
         places.choose(request, groups, stays).map(|choice| choice.place)
     }
 

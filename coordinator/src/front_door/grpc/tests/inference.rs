@@ -49,7 +49,8 @@ async fn a_stream_starts_tells_and_finishes() {
         }
     }
     assert_eq!(text, "ab");
-    let named: Vec<bool> = fixture.generator.asked.lock().expect("no panic").iter().map(|a| a.named).collect();
+    let named: Vec<bool> =
+        fixture.generator.asked.lock().expect("no panic").iter().map(|a| a.named).collect();
     assert_eq!(named, [true, false], "who chose the request id");
     let models = InferenceClient::new(channel).list_models(wire::ListModelsRequest {}).await.expect("listed");
     let models = models.into_inner().models;
