@@ -1,8 +1,9 @@
 //! Which part of a model each rank of a group holds.
 //!
-//! Attention is cut by heads (at key-head boundaries where there are enough of them), MLPs by columns of their inner width,
+//! Attention is cut by heads (at key-head boundaries where that is as even), MLPs by columns of their inner width,
 //! embedding and output by rows of the vocabulary, layers by pipeline stage, and experts are spread whole or cut like MLPs.
-//! Parts may be uneven: faster ranks get more, and what a rank has too much of in attention it gets less of in the MLP.
+//! Parts may be uneven: faster ranks get more. Each of attention and MLP is as even as can be by itself: ranks wait for each
+//! other after both, so less of one does not make up for more of the other.
 
 mod experts;
 #[cfg(test)]
@@ -139,18 +140,11 @@ fn rank_slice(
     let tp: Vec<u32> =
         (0..shape.tp).map(|t| (0..shape.dp).map(|d| stage[d * shape.tp + t]).min().unwrap_or(1)).collect();
     let heads = head_cuts(spec, granularity.attention, &tp);
-    let attention: Vec<usize> = heads.iter().map(|heads| attention_weights(spec, heads)).collect();
-    let dense = columns(spec, &attention, dense_width(spec), granularity.dense, &tp);
-    let shared = columns(spec, &attention, shared_width(spec), granularity.shared, &tp);
+    let dense = columns(dense_width(spec), granularity.dense, &tp);
+    let shared = columns(shared_width(spec), granularity.shared, &tp);
     let part = shape.expert_part(rank);
     let part_ranks = shape.part_ranks(part);
-    let expert_columns = columns(
-        spec,
-        &vec![0; shape.expert_split()],
-        expert_width(spec),
-        granularity.experts,
-        &stage[part_ranks.clone()],
-    );
+    let expert_columns = columns(expert_width(spec), granularity.experts, &stage[part_ranks.clone()]);
     let layers = stages[place.stage].clone();
     let held = |l: usize| if layers.contains(&l) { experts.of_part(l, part) } else { Vec::new() };
     let ends = place.stage == 0 || place.stage + 1 == shape.pp;
@@ -240,19 +234,37 @@ fn expert_width(spec: &ArchSpec) -> usize {
     spec.moe_layers().map(|(_, experts)| experts.width).max().unwrap_or(0)
 }
 
-/// Query heads of each rank: whole key groups while there are as many, else single heads; in proportion to the ranks' speed,
-/// what is left over to the first.
+/// Query heads of each rank, in proportion to the ranks' speed: whole key groups, or single heads where there are fewer groups
+/// than ranks, or where the slowest is sooner through with those and no rank holds more key heads for it.
 fn head_cuts(spec: &ArchSpec, granularity: usize, speed: &[u32]) -> Vec<Range<usize>> {
-    let whole_groups = speed.len() <= spec.kv_heads();
     // Heads whose columns end where the stored blocks can be cut.
     let aligned = granularity / gcd(granularity, spec.out_dim());
-    let unit = if whole_groups { lcm(spec.heads_per_kv(), aligned) } else { aligned };
-    let units = spec.heads.div_ceil(unit);
+    let single = cut_heads(spec.heads, aligned, speed);
+    if speed.len() > spec.kv_heads() {
+        return single;
+    }
+    let groups = cut_heads(spec.heads, lcm(spec.heads_per_kv(), aligned), speed);
+    let most_held = |cuts: &[Range<usize>]| cuts.iter().map(|heads| kv_heads(spec, heads).len()).max();
+    let latest = |cuts: &[Range<usize>]| {
+        let through = |(heads, speed): (&Range<usize>, &u32)| {
+            ((attention_weights(spec, heads) as u128) << 20) / u128::from((*speed).max(1))
+        };
+        cuts.iter().zip(speed).map(through).max()
+    };
+    match latest(&single) < latest(&groups) && most_held(&single) <= most_held(&groups) {
+        true => single,
+        false => groups,
+    }
+}
+
+/// `heads` divided into runs of whole `unit`s; what is left over goes to the first.
+fn cut_heads(heads: usize, unit: usize, speed: &[u32]) -> Vec<Range<usize>> {
+    let units = heads.div_ceil(unit);
     let mut next = 0;
     let range = |count: usize| {
         let start = next;
         next += count;
-        (start * unit).min(spec.heads)..(next * unit).min(spec.heads)
+        (start * unit).min(heads)..(next * unit).min(heads)
     };
     in_proportion(units, speed).into_iter().map(range).collect()
 }
@@ -269,30 +281,13 @@ fn in_proportion(units: usize, speed: &[u32]) -> Vec<usize> {
     counts
 }
 
-/// Columns of an MLP for each rank, so that attention and MLP weights together are as even as the blocks allow, in proportion
-/// to the ranks' speed.
-fn columns(
-    spec: &ArchSpec,
-    attention: &[usize],
-    width: usize,
-    granularity: usize,
-    speed: &[u32],
-) -> Vec<Range<usize>> {
+/// Columns of an MLP for each rank, in proportion to the ranks' speed as far as the blocks allow.
+fn columns(width: usize, granularity: usize, speed: &[u32]) -> Vec<Range<usize>> {
     // Multiples of 8 where any column would do: whole vectors.
     let unit = granularity.max(if width.is_multiple_of(8) { 8 } else { 1 });
     let units = width.div_ceil(unit);
-    let per_unit = 3 * unit * spec.hidden;
-    let mut given = vec![0usize; speed.len()];
-    // One unit at a time to the rank that is through first: exact, and at most a few thousand steps.
-    for _ in 0..units {
-        let done = |rank: usize| {
-            (((attention[rank] + given[rank] * per_unit) as u128) << 20) / u128::from(speed[rank].max(1))
-        };
-        let first = (0..speed.len()).min_by_key(|rank| (done(*rank), *rank));
-        given[first.unwrap_or(0)] += 1;
-    }
     let mut start = 0;
-    given
+    in_proportion(units, speed)
         .into_iter()
         .map(|count| {
             let range = (start * unit).min(width)..((start + count) * unit).min(width);
