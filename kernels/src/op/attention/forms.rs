@@ -19,6 +19,8 @@ pub(super) struct Part {
     pub(super) all: usize,
     /// Those that are seen, from and to, counted from the first.
     pub(super) seen: (usize, usize),
+    /// The cell that will be met next: to be asked for bit by bit, since the machine waits when too much is asked for at once.
+    pub(super) ahead: Option<usize>,
 }
 
 impl Part {
@@ -34,20 +36,14 @@ pub(super) trait Keys: Copy {
     /// Whether `Q` queries are read dimension by dimension, `S` apart; otherwise they follow each other.
     const PACKED: bool;
 
-    /// Asks for the keys of a cell that will be met soon.
-    fn prefetch(self, cell: usize);
-
-    /// q · k of the positions of a part, for each query. Where it has 8, both vectors are of those.
+    /// q · k of the positions of a part, for each query. Where it has 8, both vectors are of those. Asks for the cell ahead.
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q];
 }
 
 /// Values of all cells.
 pub(super) trait Values: Copy {
-    /// Asks for the values of a cell that will be met soon.
-    fn prefetch(self, cell: usize);
-
     /// Adds to the queries' outputs, which follow each other, the weighted values of the positions of a part that are seen, in
-    /// order.
+    /// order. Asks for the cell ahead.
     fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]);
 }
 
@@ -92,22 +88,17 @@ impl<'a, E> ByDimension<'a, E> {
     }
 }
 
-impl<E: Element> Keys for ByDimension<'_, E> {
-    const PACKED: bool = true;
-
+impl<E: Element> ByDimension<'_, E> {
+    /// What some dimensions add to the scores: `keys` are theirs, and so is `q`.
     #[inline(always)]
-    fn prefetch(self, cell: usize) {
-        prefetch(&self.keys[cell * self.side.elements()..][..self.side.elements()]);
-    }
-
-    /// In increasing dimension.
-    #[inline(always)]
-    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
-        let size = self.side.size;
-        let keys = &self.keys[part.cell * self.side.elements()..][..self.side.elements()];
-        let mut scores = [[L::splat(0.0); 2]; Q];
-        let [low, high] = part.vectors();
-        for (d, keys) in keys.chunks_exact(size).enumerate() {
+    fn add<L: Lanes, const Q: usize, const S: usize>(
+        self,
+        keys: &[E],
+        [low, high]: [usize; 2],
+        q: &[f32],
+        scores: &mut [[L; 2]; Q],
+    ) {
+        for (d, keys) in keys.chunks_exact(self.side.size).enumerate() {
             let low = E::load::<L>(eight_of(&keys[low..]));
             let high = E::load::<L>(eight_of(&keys[high..]));
             let q = &q[d * S..][..Q];
@@ -116,8 +107,39 @@ impl<E: Element> Keys for ByDimension<'_, E> {
                 scores[i] = [low.fma(q, scores[i][0]), high.fma(q, scores[i][1])];
             }
         }
+    }
+}
+
+impl<E: Element> Keys for ByDimension<'_, E> {
+    const PACKED: bool = true;
+
+    /// In increasing dimension.
+    #[inline(always)]
+    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+        let (size, all, vectors) = (self.side.size, self.side.elements(), part.vectors());
+        let keys = &self.keys[part.cell * all..][..all];
+        let mut scores = [[L::splat(0.0); 2]; Q];
+        let Some(ahead) = part.ahead else {
+            self.add::<L, Q, S>(keys, vectors, q, &mut scores);
+            return scores;
+        };
+        for (some, keys) in keys.chunks(ASKED * size).enumerate() {
+            prefetch(part_of(self.keys, all, ahead, some * ASKED * size, ASKED * size));
+            self.add::<L, Q, S>(keys, vectors, &q[some * ASKED * S..], &mut scores);
+        }
         scores
     }
+}
+
+/// Dimensions of keys between two times that something is asked for, and columns of values.
+const ASKED: usize = 8;
+const COLUMNS: usize = 16;
+
+/// `count` elements from `from` on of a cell of `elements`, as far as there are.
+#[inline(always)]
+pub(super) fn part_of<E>(all: &[E], elements: usize, cell: usize, from: usize, count: usize) -> &[E] {
+    let cell = &all[cell * elements..][..elements];
+    &cell[from.min(elements)..(from + count).min(elements)]
 }
 
 /// The first eight.
@@ -142,11 +164,6 @@ impl<'a, E> ByPosition<'a, E> {
 impl<E: Element> Keys for ByPosition<'_, E> {
     const PACKED: bool = false;
 
-    #[inline(always)]
-    fn prefetch(self, cell: usize) {
-        prefetch(&self.keys[cell * self.side.elements()..][..self.side.elements()]);
-    }
-
     /// Eight sums of every eighth dimension, added up at the end.
     #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
@@ -159,6 +176,9 @@ impl<E: Element> Keys for ByPosition<'_, E> {
         let mut scores = [[[0.0f32; 8]; 2]; Q];
         for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
             for (j, key) in keys[at * stride..][..8 * stride].chunks_exact(stride).enumerate() {
+                if let Some(ahead) = part.ahead {
+                    prefetch(part_of(self.keys, self.side.elements(), ahead, (at + j) * stride, stride));
+                }
                 let mut sums = [L::splat(0.0); Q];
                 for (n, key) in key.as_chunks::<8>().0.iter().enumerate() {
                     let key: L = E::load(key);
@@ -215,15 +235,18 @@ impl<'a, E> ValueRows<'a, E> {
 
 impl<E: Element> Values for ValueRows<'_, E> {
     #[inline(always)]
-    fn prefetch(self, cell: usize) {
-        prefetch(&self.rows[cell * self.side.elements()..][..self.side.elements()]);
-    }
-
-    #[inline(always)]
     fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (stride, dim) = (self.side.stride, self.dim);
         let rows = &self.rows[part.cell * self.side.elements() + part.first * stride..][..part.all * stride];
-        add_rows::<L, E, Q>(rows, stride, dim, 0..dim, part.seen, weights, out);
+        let all = self.side.elements();
+        for from in (0..dim).step_by(COLUMNS) {
+            if let Some(ahead) = part.ahead {
+                // As large a part of what is ahead as these columns are of this.
+                prefetch(part_of(self.rows, all, ahead, all / dim * from, all / dim * COLUMNS));
+            }
+            let columns = from..dim.min(from + COLUMNS);
+            add_rows::<L, E, Q>(rows, stride, dim, columns, part.seen, weights, out);
+        }
     }
 }
 

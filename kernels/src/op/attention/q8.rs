@@ -15,6 +15,16 @@ fn cell_of(codes: &Codes, side: Side, cell: usize) -> (&[i8], &[u16]) {
     (&codes.codes[cell * elements..][..elements], &codes.scales[cell * scales..][..scales])
 }
 
+/// Asks for a cell.
+#[inline(always)]
+fn ask(codes: &Codes, side: Side, cell: Option<usize>) {
+    if let Some(cell) = cell {
+        let (codes, scales) = cell_of(codes, side, cell);
+        prefetch(codes);
+        prefetch(scales);
+    }
+}
+
 /// Keys stored dimension by dimension.
 #[derive(Clone, Copy)]
 pub(super) struct CodesByDimension<'a> {
@@ -32,15 +42,9 @@ impl Keys for CodesByDimension<'_> {
     const PACKED: bool = true;
 
     #[inline(always)]
-    fn prefetch(self, cell: usize) {
-        let (codes, scales) = cell_of(self.keys, self.side, cell);
-        prefetch(codes);
-        prefetch(scales);
-    }
-
-    #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
         let (size, dim) = (self.side.size, self.side.dim);
+        ask(self.keys, self.side, part.ahead);
         let (codes, scales) = cell_of(self.keys, self.side, part.cell);
         let [low, high] = part.vectors();
         let mut scores = [[L::splat(0.0); 2]; Q];
@@ -83,16 +87,10 @@ impl Keys for CodesByPosition<'_> {
     const PACKED: bool = false;
 
     #[inline(always)]
-    fn prefetch(self, cell: usize) {
-        let (codes, scales) = cell_of(self.keys, self.side, cell);
-        prefetch(codes);
-        prefetch(scales);
-    }
-
-    #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
         let dim = self.side.dim;
         let (size, stride) = (self.side.size, self.side.stride);
+        ask(self.keys, self.side, part.ahead);
         let (codes, scales) = cell_of(self.keys, self.side, part.cell);
         let mut each = [q; Q];
         for i in 0..Q {
@@ -142,15 +140,9 @@ impl<'a> CodeValues<'a> {
 
 impl Values for CodeValues<'_> {
     #[inline(always)]
-    fn prefetch(self, cell: usize) {
-        let (codes, scales) = cell_of(self.rows, self.side, cell);
-        prefetch(codes);
-        prefetch(scales);
-    }
-
-    #[inline(always)]
     fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (size, stride, dim) = (self.side.size, self.side.stride, self.dim);
+        ask(self.rows, self.side, part.ahead);
         let (codes, scales) = cell_of(self.rows, self.side, part.cell);
         let codes = &codes[part.first * stride..][..part.all * stride];
         for (b, scales) in scales.chunks_exact(size).take(dim.div_ceil(BLOCK)).enumerate() {

@@ -106,25 +106,22 @@ pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usiz
     let cells = &rows[0].blocks[..to.div_ceil(size)];
     for block in from / size..cells.len() {
         let cell = task.cache.cell(task.layer, cells[block], task.head);
-        if let Some(next) = cells.get(block + 1) {
-            // Blocks lie anywhere in memory: the machine cannot guess which is next.
-            let next = task.cache.cell(task.layer, *next, task.head);
-            keys.prefetch(next);
-            values.prefetch(next);
-        }
+        // Blocks lie anywhere in memory: the machine cannot guess which is next. Whoever meets this one first asks for that one.
+        let mut ahead = cells.get(block + 1).map(|next| task.cache.cell(task.layer, *next, task.head));
         for first in (0..size).step_by(PART) {
             let (start, all) = (block * size + first, PART.min(size - first));
             for (tile, rows) in rows.chunks(M / N).enumerate() {
                 if M > N && rows.len() == M / N && all_see(rows, start, all) {
-                    let part = Part { cell, first, all, seen: (0, all) };
+                    let part = Part { cell, first, all, seen: (0, all), ahead: ahead.take() };
                     let q = &packed[tile * M * key_dim..][..M * key_dim];
                     meet::<L, K, V, M, M>(task, keys, values, part, q, tile * M, &mut softmax, out);
                     continue;
                 }
                 // Rows that end here, or that have not begun, see different things.
                 for (i, row) in rows.iter().enumerate() {
-                    let part = Part { cell, first, all, seen: row.seen(start, all) };
+                    let mut part = Part { cell, first, all, seen: row.seen(start, all), ahead: None };
                     if part.seen.0 < part.seen.1 {
+                        part.ahead = ahead.take();
                         let query = tile * M + i * N;
                         let q = match K::PACKED {
                             true => &packed[tile * M * key_dim + i * N..],
