@@ -183,11 +183,11 @@ def sampling():
     assert "Paris" in plain.text and "Paris" not in say({"bad_words": ["Paris"]}).text, plain
     # What is greatly penalised is not said twice.
     forced = {"allowed_token_ids": plain.prompt_token_ids + [first], "ignore_eos": True}
-    assert len(set(say(forced).token_ids)) < 16
-    distinct = len(set(forced["allowed_token_ids"]))
-    ids = say(forced, presence_penalty=2, frequency_penalty=2, max_tokens=distinct, logit_bias={str(first): 1}).token_ids
-    again = say(forced, presence_penalty=2, frequency_penalty=2, max_tokens=distinct, logit_bias={str(first): 1}).token_ids
-    assert ids == again and len(set(ids)) > len(set(say(forced, max_tokens=distinct).token_ids)), ids
+    favoured = {str(first): 30}
+    assert set(say(forced, max_tokens=40, logit_bias=favoured).token_ids) == {first}
+    penalised = dict(presence_penalty=2, frequency_penalty=2, max_tokens=40, logit_bias=favoured)
+    ids = say(forced, **penalised).token_ids
+    assert ids == say(forced, **penalised).token_ids and ids[0] == first and len(set(ids)) > 1, ids
     repeated = say({"repetition_penalty": 1.5, "ignore_eos": True}, max_tokens=32).token_ids
     assert len(set(repeated)) > len(set(say({"ignore_eos": True}, max_tokens=32).token_ids)), repeated
     # Nothing ends an answer before it has so many tokens.
