@@ -1,6 +1,6 @@
 //! Prints how fast a group computes, without coordinators: prefill, and decode of one and of many sequences.
 //!
-//! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS] [THREADS_PER_RANK]`
+//! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS [THREADS_PER_RANK [PART_OF_A_LINE]]]`
 
 #![allow(clippy::print_stdout)]
 
@@ -22,12 +22,16 @@ const MOST_SEQUENCES: usize = 32;
 const CHUNK: usize = 128;
 const PROMPT: usize = 512;
 const DECODED: usize = 100;
+/// Blocks of the long prompt, whose slot comes after all others'.
+const LONG_BLOCKS: usize = 510;
+const LONG_SLOT: usize = MOST_SEQUENCES;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("give the path of a model")?;
     let ranks: usize = args.next().map_or(Ok(2), |n| n.parse())?;
     let threads: usize = args.next().map_or(Ok(1), |n| n.parse())?;
+    let wanted = args.next().unwrap_or_default();
     let started = Instant::now();
     let model = Checkpoint::open(Path::new(&path))?;
     let slices = model.slices(&Cut::even(Shape::tensor(ranks)), Quantize::None)?;
@@ -36,8 +40,8 @@ fn main() -> Result<()> {
         let ranks: Vec<_> = (0..ranks)
             .map(|rank| {
                 scope.spawn({
-                    let (m, s) = (&model, &slices);
-                    move || run(m, s, rank, threads)
+                    let (m, s, wanted) = (&model, &slices, &wanted);
+                    move || run(m, s, rank, threads, wanted)
                 })
             })
             .collect();
@@ -53,7 +57,7 @@ fn connect(rank: usize, ranks: usize, spin: SpinPolicy) -> Result<Box<dyn Collec
     Ok(shm::connect(&shm::ShmConfig { spin, ..shm::ShmConfig::new(name, rank, ranks) })?)
 }
 
-fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize) -> Result<()> {
+fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize, wanted: &str) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let spin = if slices.ranks.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
     let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
@@ -64,16 +68,21 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize) -> R
     }
     let all = connect(rank, slices.ranks.len(), spin)?;
     let mut comms = Comms::join(slices.shape, all, |_| Err("a tensor-parallel group has no parts"))?;
-    let blocks = MOST_SEQUENCES * BLOCKS_EACH;
+    let blocks = MOST_SEQUENCES * BLOCKS_EACH + LONG_BLOCKS;
     let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: KvType::F16 };
     let mut decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool)?;
     let mut tables = BlockTables::new(1, blocks);
-    let grants = (0..MOST_SEQUENCES)
-        .map(|slot| (slot as u32, (0..BLOCKS_EACH).map(|i| (slot * BLOCKS_EACH + i) as u32).collect()))
-        .collect();
+    let places = |slot| {
+        let first = slot * BLOCKS_EACH;
+        first as u32..(first + if slot == LONG_SLOT { LONG_BLOCKS } else { BLOCKS_EACH }) as u32
+    };
+    let grants = (0..=LONG_SLOT).map(|slot| (slot as u32, places(slot).collect())).collect();
     tables.apply(&StepInput { grants, ..StepInput::default() })?;
 
     let mut measure = |what: &str, steps: usize, step: &dyn Fn(usize) -> StepInput| -> Result<()> {
+        if !what.contains(wanted) {
+            return Ok(());
+        }
         let before = comms.stats();
         let mut rows = 0;
         let mut best = Duration::MAX;
@@ -105,7 +114,23 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize) -> R
         let what = format!("decode, {sequences} sequences");
         measure(&what, DECODED, &|number| rows(sequences, number, 1))?;
     }
+    for start in [0, 2000, 4000, 8000] {
+        for len in [0, 1, 2, 4, 8, 16] {
+            let what = format!("8 and {len} from {start}");
+            measure(&what, DECODED / 4, &|number| with_prompt(rows(8, 128 + number, 1), start, len))?;
+        }
+    }
     Ok(())
+}
+
+/// Some rows of a long prompt beside what others decode.
+fn with_prompt(mut step: StepInput, start: usize, len: usize) -> StepInput {
+    let [slot, start, len] = [LONG_SLOT, start, len].map(|n| n as u32);
+    if len > 0 {
+        step.segments.push(Segment { slot, start, len, logits_from: len });
+        step.tokens.extend((0..len).map(|i| i % 1000));
+    }
+    step
 }
 
 /// `len` positions of each of `sequences`, from `start`; the last of each wants logits.

@@ -131,9 +131,10 @@ fn run(task: &Task<'_>, scratch: &mut Scratch) {
 }
 
 /// Attention over one form of keys and values, compiled for the widest lanes and for each number of query heads that there can
-/// be in a task: so many in a row, so many in a tile.
+/// be in a task: so many in a row, so many in a tile; and for how
+/// many parts a row alone meets at a time.
 macro_rules! over {
-    ($name:ident, $keys:ty, $values:ty, $($row:literal in $tile:literal),+) => {
+    ($name:ident, $keys:ty, $values:ty, $($row:literal in $tile:literal by $parts:literal),+) => {
         fn $name(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
             match task.count {
                 $($row => {
@@ -141,7 +142,7 @@ macro_rules! over {
 
                     #[inline(always)]
                     fn body<L: Lanes>(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
-                        attend::<L, _, _, $row, $tile>(task, keys, values, scratch);
+                        attend::<L, _, _, $row, $tile, $parts>(task, keys, values, scratch);
                     }
                     wide(task, keys, values, scratch);
                 })+
@@ -151,12 +152,12 @@ macro_rules! over {
     };
 }
 
-over!(attend_f32, ByDimension<'_, f32>, ValueRows<'_, f32>, 1 in 6, 2 in 6, 3 in 6, 4 in 4, 6 in 6);
-over!(attend_f16, ByDimension<'_, u16>, ValueRows<'_, u16>, 1 in 6, 2 in 6, 3 in 6, 4 in 4, 6 in 6);
-over!(attend_q8, CodesByDimension<'_>, CodeValues<'_>, 1 in 6, 2 in 6, 3 in 6, 4 in 4, 6 in 6);
-over!(attend_f32_shared, ByPosition<'_, f32>, ValueRows<'_, f32>, 1 in 1, 2 in 2, 4 in 4, 8 in 8);
-over!(attend_f16_shared, ByPosition<'_, u16>, ValueRows<'_, u16>, 1 in 1, 2 in 2, 4 in 4, 8 in 8);
-over!(attend_q8_shared, CodesByPosition<'_>, CodeValues<'_>, 1 in 1, 2 in 2, 4 in 4, 8 in 8);
+over!(attend_f32, ByDimension<'_, f32>, ValueRows<'_, f32>, 1 in 6 by 1, 2 in 6 by 1, 3 in 6 by 1, 4 in 4 by 1, 6 in 6 by 1);
+over!(attend_f16, ByDimension<'_, u16>, ValueRows<'_, u16>, 1 in 6 by 4, 2 in 6 by 2, 3 in 6 by 2, 4 in 4 by 1, 6 in 6 by 1);
+over!(attend_q8, CodesByDimension<'_>, CodeValues<'_>, 1 in 6 by 1, 2 in 6 by 1, 3 in 6 by 1, 4 in 4 by 1, 6 in 6 by 1);
+over!(attend_f32_shared, ByPosition<'_, f32>, ValueRows<'_, f32>, 1 in 1 by 1, 2 in 2 by 1, 4 in 4 by 1, 8 in 8 by 1);
+over!(attend_f16_shared, ByPosition<'_, u16>, ValueRows<'_, u16>, 1 in 1 by 1, 2 in 2 by 1, 4 in 4 by 1, 8 in 8 by 1);
+over!(attend_q8_shared, CodesByPosition<'_>, CodeValues<'_>, 1 in 1 by 1, 2 in 2 by 1, 4 in 4 by 1, 8 in 8 by 1);
 
 #[cfg(test)]
 mod tests;

@@ -38,6 +38,20 @@ pub(super) trait Keys: Copy {
 
     /// q · k of the positions of a part, for each query. Where it has 8, both vectors are of those. Asks for the cell ahead.
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q];
+
+    /// The same for some parts that are whole cells, each.
+    #[inline(always)]
+    fn scores_together<L: Lanes, const Q: usize, const S: usize, const C: usize>(
+        self,
+        parts: &[Part; C],
+        q: &[f32],
+    ) -> [[[L; 2]; Q]; C] {
+        let mut scores = [[[L::splat(0.0); 2]; Q]; C];
+        for i in 0..C {
+            scores[i] = self.scores::<L, Q, S>(parts[i], q);
+        }
+        scores
+    }
 }
 
 /// Values of all cells.
@@ -88,52 +102,83 @@ impl<'a, E> ByDimension<'a, E> {
     }
 }
 
-impl<E: Element> ByDimension<'_, E> {
-    /// What some dimensions add to the scores: `keys` are theirs, and so is `q`.
-    #[inline(always)]
-    fn add<L: Lanes, const Q: usize, const S: usize>(
-        self,
-        keys: &[E],
-        [low, high]: [usize; 2],
-        q: &[f32],
-        scores: &mut [[L; 2]; Q],
-    ) {
-        for (d, keys) in keys.chunks_exact(self.side.size).enumerate() {
-            let low = E::load::<L>(eight_of(&keys[low..]));
-            let high = E::load::<L>(eight_of(&keys[high..]));
-            let q = &q[d * S..][..Q];
-            for i in 0..Q {
-                let q = L::splat(q[i]);
-                scores[i] = [low.fma(q, scores[i][0]), high.fma(q, scores[i][1])];
-            }
-        }
-    }
-}
-
 impl<E: Element> Keys for ByDimension<'_, E> {
     const PACKED: bool = true;
 
     /// In increasing dimension.
     #[inline(always)]
     fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
-        let (size, all, vectors) = (self.side.size, self.side.elements(), part.vectors());
+        let (size, all) = (self.side.size, self.side.elements());
+        if size == PART {
+            return self.scores_together::<L, Q, S, 1>(&[part], q)[0];
+        }
         let keys = &self.keys[part.cell * all..][..all];
+        let [low, high] = part.vectors();
         let mut scores = [[L::splat(0.0); 2]; Q];
-        let Some(ahead) = part.ahead else {
-            self.add::<L, Q, S>(keys, vectors, q, &mut scores);
-            return scores;
-        };
-        for (some, keys) in keys.chunks(ASKED * size).enumerate() {
-            prefetch(part_of(self.keys, all, ahead, some * ASKED * size, ASKED * size));
-            self.add::<L, Q, S>(keys, vectors, &q[some * ASKED * S..], &mut scores);
+        for (d, (keys, q)) in keys.chunks_exact(size).zip(q.as_chunks::<S>().0).enumerate() {
+            if let Some(ahead) = part.ahead.filter(|_| d.is_multiple_of(ASKED)) {
+                prefetch(part_of(self.keys, all, ahead, d * size, ASKED * size));
+            }
+            let low = E::load::<L>(eight_of(&keys[low..]));
+            let high = E::load::<L>(eight_of(&keys[high..]));
+            for i in 0..Q {
+                let q = L::splat(q[i]);
+                scores[i] = [low.fma(q, scores[i][0]), high.fma(q, scores[i][1])];
+            }
+        }
+        scores
+    }
+
+    #[inline(always)]
+    fn scores_together<L: Lanes, const Q: usize, const S: usize, const C: usize>(
+        self,
+        parts: &[Part; C],
+        q: &[f32],
+    ) -> [[[L; 2]; Q]; C] {
+        let (dim, all) = (self.side.dim, self.side.elements());
+        let q = &q.as_chunks::<S>().0[..dim];
+        let mut keys: [&[[E; PART]]; C] = [&[]; C];
+        for c in 0..C {
+            keys[c] = &self.keys[parts[c].cell * all..][..all].as_chunks().0[..dim];
+        }
+        let mut scores = [[[L::splat(0.0); 2]; Q]; C];
+        for some in (0..dim).step_by(ASKED) {
+            for part in parts {
+                if let Some(ahead) = part.ahead {
+                    prefetch(part_of(self.keys, all, ahead, some * PART, ASKED * PART));
+                }
+            }
+            for d in some..dim.min(some + ASKED) {
+                for c in 0..C {
+                    let [low, high] = halves::<L, E>(&keys[c][d]);
+                    for i in 0..Q {
+                        let q = L::splat(q[d][i]);
+                        scores[c][i] = [low.fma(q, scores[c][i][0]), high.fma(q, scores[c][i][1])];
+                    }
+                }
+            }
         }
         scores
     }
 }
 
-/// Dimensions of keys between two times that something is asked for, and columns of values.
+/// Both vectors of a part.
+#[inline(always)]
+fn halves<L: Lanes, E: Element>(from: &[E; PART]) -> [L; 2] {
+    [E::load(eight_of(from)), E::load(eight_of(&from[8..]))]
+}
+
+/// Dimensions of keys between two times that something is asked for.
 const ASKED: usize = 8;
-const COLUMNS: usize = 16;
+
+/// Vectors of values that are met at a time by so many queries: their sums fill the registers.
+const fn vectors(queries: usize) -> usize {
+    match queries {
+        ..=3 => 4,
+        4..=6 => 2,
+        _ => 1,
+    }
+}
 
 /// `count` elements from `from` on of a cell of `elements`, as far as there are.
 #[inline(always)]
@@ -239,12 +284,13 @@ impl<E: Element> Values for ValueRows<'_, E> {
         let (stride, dim) = (self.side.stride, self.dim);
         let rows = &self.rows[part.cell * self.side.elements() + part.first * stride..][..part.all * stride];
         let all = self.side.elements();
-        for from in (0..dim).step_by(COLUMNS) {
+        let some = 8 * vectors(Q);
+        for from in (0..dim).step_by(some) {
             if let Some(ahead) = part.ahead {
                 // As large a part of what is ahead as these columns are of this.
-                prefetch(part_of(self.rows, all, ahead, all / dim * from, all / dim * COLUMNS));
+                prefetch(part_of(self.rows, all, ahead, all / dim * from, all / dim * some));
             }
-            let columns = from..dim.min(from + COLUMNS);
+            let columns = from..dim.min(from + some);
             add_rows::<L, E, Q>(rows, stride, dim, columns, part.seen, weights, out);
         }
     }
@@ -262,8 +308,11 @@ pub(super) fn add_rows<L: Lanes, E: Element, const Q: usize>(
     out: &mut [f32],
 ) {
     let mut at = columns.start;
-    // Two vectors of each query, as long as there are registers.
-    while Q <= 6 && at + 16 <= columns.end {
+    while vectors(Q) >= 4 && at + 32 <= columns.end {
+        add_vectors::<L, E, Q, 4>(rows, stride, dim, at, seen, weights, out);
+        at += 32;
+    }
+    while vectors(Q) >= 2 && at + 16 <= columns.end {
         add_vectors::<L, E, Q, 2>(rows, stride, dim, at, seen, weights, out);
         at += 16;
     }

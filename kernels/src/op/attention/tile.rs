@@ -57,7 +57,8 @@ impl Scratch {
     fn pack(&mut self, task: &Task<'_>, tile: usize) {
         let (dim, count) = (task.cache.key_dim(), task.count);
         let tiles = (task.rows.len() * count).div_ceil(tile);
-        self.q.resize(tiles * tile * dim, 0.0);
+        // One tile more, so that whole ones can be read wherever a row's begin.
+        self.q.resize((tiles * dim + 1) * tile, 0.0);
         for row in 0..task.rows.len() {
             let (number, place) = (row * count / tile, row * count % tile);
             let to = &mut self.q[number * tile * dim..][..tile * dim];
@@ -77,9 +78,10 @@ struct Softmax {
     total: [f32; QUERIES],
 }
 
-/// Attention of all of the task's queries: `N` in a row, `M` in a whole tile of rows.
+/// Attention of all of the task's queries: `N` in a row, `M` in a whole tile of rows. A row that is alone meets `C` parts at a time:
+/// their scores hang on nothing but themselves, so that registers are filled and none waits for another.
 #[inline(always)]
-pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usize>(
+pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usize, const C: usize>(
     task: &Task<'_>,
     keys: K,
     values: V,
@@ -104,29 +106,50 @@ pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usiz
     out.resize(queries * dim, 0.0);
     let (from, to) = reach(rows);
     let cells = &rows[0].blocks[..to.div_ceil(size)];
-    for block in from / size..cells.len() {
-        let cell = task.cache.cell(task.layer, cells[block], task.head);
-        // Blocks lie anywhere in memory: the machine cannot guess which is next. Whoever meets this one first asks for that one.
-        let mut ahead = cells.get(block + 1).map(|next| task.cache.cell(task.layer, *next, task.head));
-        for first in (0..size).step_by(PART) {
-            let (start, all) = (block * size + first, PART.min(size - first));
-            for (tile, rows) in rows.chunks(M / N).enumerate() {
-                if M > N && rows.len() == M / N && all_see(rows, start, all) {
-                    let part = Part { cell, first, all, seen: (0, all), ahead: ahead.take() };
-                    let q = &packed[tile * M * key_dim..][..M * key_dim];
+    let together = if size == PART { C } else { 1 };
+    for block in (from / size..cells.len()).step_by(together) {
+        // Blocks lie anywhere in memory: the machine cannot guess which is next. Whoever meets one first asks for the one that will
+        // be met in its place.
+        let mut stretch: Stretch<C> = Stretch::default();
+        for (i, place) in stretch.cells[..together.min(cells.len() - block)].iter_mut().enumerate() {
+            let cell = |block: u32| task.cache.cell(task.layer, block, task.head);
+            *place = (cell(cells[block + i]), cells.get(block + together + i).map(|next| cell(*next)));
+            stretch.count += 1;
+        }
+        let (start, all) = (block * size, stretch.count * size);
+        for (tile, rows) in rows.chunks(M / N).enumerate() {
+            if M > N && rows.len() == M / N && all_see(rows, start, all) {
+                let q = &packed[tile * M * key_dim..][..(key_dim + 1) * M];
+                for (i, first) in stretch.parts(size) {
+                    let part = stretch.part(i, first, size, (0, usize::MAX));
                     meet::<L, K, V, M, M>(task, keys, values, part, q, tile * M, &mut softmax, out);
+                }
+                continue;
+            }
+            // Rows that end here, or that have not begun, see different things.
+            for (i, row) in rows.iter().enumerate() {
+                let query = tile * M + i * N;
+                let q = match K::PACKED {
+                    true => &packed[tile * M * key_dim + i * N..],
+                    false => &task.q[task.place(tile * (M / N) + i) * key_dim..][..N * key_dim],
+                };
+                if C > 1 && all == C * PART && row.seen(start, all) == (0, all) {
+                    meet_together::<L, K, V, N, M, C>(
+                        task,
+                        keys,
+                        values,
+                        &mut stretch,
+                        q,
+                        query,
+                        &mut softmax,
+                        out,
+                    );
                     continue;
                 }
-                // Rows that end here, or that have not begun, see different things.
-                for (i, row) in rows.iter().enumerate() {
-                    let mut part = Part { cell, first, all, seen: row.seen(start, all), ahead: None };
-                    if part.seen.0 < part.seen.1 {
-                        part.ahead = ahead.take();
-                        let query = tile * M + i * N;
-                        let q = match K::PACKED {
-                            true => &packed[tile * M * key_dim + i * N..],
-                            false => &task.q[task.place(tile * (M / N) + i) * key_dim..][..N * key_dim],
-                        };
+                for (i, first) in stretch.parts(size) {
+                    let seen = row.seen(start + i * size + first, PART.min(size - first));
+                    if seen.0 < seen.1 {
+                        let part = stretch.part(i, first, size, seen);
                         meet::<L, K, V, N, M>(task, keys, values, part, q, query, &mut softmax, out);
                     }
                 }
@@ -174,6 +197,60 @@ impl AttentionRow<'_> {
     }
 }
 
+/// Some cells that follow each other.
+struct Stretch<const C: usize> {
+    /// Each with the one to ask for when it is met.
+    cells: [(usize, Option<usize>); C],
+    count: usize,
+}
+
+impl<const C: usize> Default for Stretch<C> {
+    #[inline(always)]
+    fn default() -> Self {
+        Self { cells: [(0, None); C], count: 0 }
+    }
+}
+
+impl<const C: usize> Stretch<C> {
+    /// Its parts, by the number of the cell and the first position in it.
+    #[inline(always)]
+    fn parts(&self, size: usize) -> impl Iterator<Item = (usize, usize)> + use<C> {
+        let each = size.div_ceil(PART);
+        (0..self.count * each).map(move |part| (part / each, part % each * PART))
+    }
+
+    /// A part of its `i`th cell, of which `seen` is seen.
+    #[inline(always)]
+    fn part(&mut self, i: usize, first: usize, size: usize, seen: (usize, usize)) -> Part {
+        let (cell, ahead) = &mut self.cells[i];
+        let all = PART.min(size - first);
+        Part { cell: *cell, first, all, seen: (seen.0, seen.1.min(all)), ahead: ahead.take() }
+    }
+}
+
+/// `Q` queries from `query` on meet all of a whole stretch, in order.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn meet_together<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize, const C: usize>(
+    task: &Task<'_>,
+    keys: K,
+    values: V,
+    stretch: &mut Stretch<C>,
+    q: &[f32],
+    query: usize,
+    softmax: &mut Softmax,
+    out: &mut [f32],
+) {
+    let mut parts = [Part { cell: 0, first: 0, all: PART, seen: (0, PART), ahead: None }; C];
+    for i in 0..C {
+        (parts[i].cell, parts[i].ahead) = (stretch.cells[i].0, stretch.cells[i].1.take());
+    }
+    let scores = keys.scores_together::<L, Q, S, C>(&parts, q);
+    for i in 0..C {
+        weigh::<L, V, Q>(task, values, parts[i], scores[i], query, softmax, out);
+    }
+}
+
 /// `Q` queries from `query` on meet a part; `S` is how far apart dimensions are in `q`, where it is packed.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
@@ -187,9 +264,23 @@ fn meet<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize>(
     softmax: &mut Softmax,
     out: &mut [f32],
 ) {
+    let scores = keys.scores::<L, Q, S>(part, q);
+    weigh::<L, V, Q>(task, values, part, scores, query, softmax, out);
+}
+
+/// Scores of a part become weights, and its values are added by them.
+#[inline(always)]
+fn weigh<L: Lanes, V: Values, const Q: usize>(
+    task: &Task<'_>,
+    values: V,
+    part: Part,
+    scores: [[L; 2]; Q],
+    query: usize,
+    softmax: &mut Softmax,
+    out: &mut [f32],
+) {
     let dim = task.cache.value_dim();
     let out = &mut out[query * dim..][..Q * dim];
-    let scores = keys.scores::<L, Q, S>(part, q);
     let (from, to) = part.seen;
     let whole = part.seen == (0, PART);
     let mut weights = [[0.0f32; PART]; Q];
