@@ -69,6 +69,10 @@ pub(crate) struct LongPromptArgs {
     /// Messages of each client that are looked at before the prompt comes, and after it has been read.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) around: usize,
+    /// The prompt is read for so many seconds, called off for as long, and sent again (what has been read is found in the prefix
+    /// cache) until it has been read: so both times see the machine alike. 0 to read it in one go.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) turn: u64,
     /// How often.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) runs: usize,

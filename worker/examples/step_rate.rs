@@ -21,6 +21,7 @@ const BLOCKS_EACH: usize = 40;
 const MOST_SEQUENCES: usize = 32;
 const CHUNK: usize = 128;
 const PROMPT: usize = 512;
+const PROMPTS: usize = 8;
 const DECODED: usize = 100;
 /// Blocks of the long prompt, whose slot comes after all others'.
 const LONG_BLOCKS: usize = 510;
@@ -109,7 +110,8 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize, want
         }
         Ok(())
     };
-    measure("prefill", PROMPT / CHUNK, &|number| rows(1, number * CHUNK, CHUNK))?;
+    let chunks = PROMPT / CHUNK;
+    measure("prefill", PROMPTS * chunks, &|number| rows(1, number % chunks * CHUNK, CHUNK))?;
     for sequences in [1, 8, 16, 32] {
         let what = format!("decode, {sequences} sequences");
         measure(&what, DECODED, &|number| rows(sequences, number, 1))?;

@@ -20,6 +20,8 @@ use crate::target::Target;
 const SHORT_PROMPT: usize = 32;
 /// Between two looks at how far the streams are.
 const LOOK: Duration = Duration::from_millis(5);
+/// From calling a prompt off until nothing of it is left.
+const SETTLING: Duration = Duration::from_millis(500);
 
 /// One time.
 #[derive(Debug, Serialize)]
@@ -28,15 +30,23 @@ struct Run {
     /// While the prompt is read: all of it, and its last part.
     during: Gaps,
     last: Gaps,
+    /// Whenever it was called off for a while.
+    between: Option<Gaps>,
     after: Gaps,
-    /// From sending the prompt to its first token.
-    first_token_seconds: f64,
+    /// While it was read.
+    reading_seconds: f64,
 }
 
 impl Run {
-    /// How much longer the streams wait than before: while the prompt is read, and while the last of it is.
-    fn ratios(&self) -> [f64; 2] {
-        [self.during.p99 / self.before.p99, self.last.p99 / self.before.p99]
+    /// How much longer the streams wait while the prompt is read than before it came.
+    fn of_before(&self) -> f64 {
+        self.during.p99 / self.before.p99
+    }
+
+    /// The same, and while the last of it is read, than whenever it was called off.
+    fn of_between(&self) -> Option<[f64; 2]> {
+        let between = self.between.as_ref()?;
+        Some([self.during.p99 / between.p99, self.last.p99 / between.p99])
     }
 }
 
@@ -109,20 +119,24 @@ async fn once(target: &Target, args: &LongPromptArgs) -> Result<Run> {
         further(&streams, args.answer).await;
         let start = Instant::now();
         let came = further(&streams, args.around).await;
-        let read = RefCell::new(Trace::start());
-        late.follow(Ask { prompt: prompts.next(args.prompt), max_tokens: 1 }, &read).await?;
-        let first = read.borrow().first().context("no token came")?;
+        let Turns { reading, between } = read(&mut late, &prompts.next(args.prompt), args.turn).await?;
+        let first = Instant::now();
         let end = further(&streams, args.around).await;
-        let gaps = |from, to| -> Vec<Vec<f64>> { streams.iter().map(|s| s.gaps_within(from, to)).collect() };
+        let gaps = |spans: &[Span]| -> Vec<Vec<f64>> {
+            let of =
+                |stream: &Stream| spans.iter().flat_map(|span| stream.gaps_within(span.0, span.1)).collect();
+            streams.iter().map(of).collect()
+        };
         let of = |gaps: Vec<Vec<f64>>| Gaps::of(&gaps.concat());
-        let during = gaps(came, first);
+        let during = gaps(&reading);
         let last = during.iter().map(|gaps| gaps[gaps.len().saturating_sub(args.around)..].to_vec());
         Ok(Run {
-            before: of(gaps(start, came)),
+            before: of(gaps(&[(start, came)])),
             last: of(last.collect()),
-            after: of(gaps(first, end)),
+            between: (!between.is_empty()).then(|| of(gaps(&between))),
+            after: of(gaps(&[(first, end)])),
             during: of(during),
-            first_token_seconds: (first - came).as_secs_f64(),
+            reading_seconds: reading.iter().map(|(from, to)| (*to - *from).as_secs_f64()).sum(),
         })
     };
     tokio::select! {
@@ -131,6 +145,38 @@ async fn once(target: &Target, args: &LongPromptArgs) -> Result<Run> {
             ended?;
             bail!("there are no streams")
         }
+    }
+}
+
+/// From and to.
+type Span = (Instant, Instant);
+
+/// When a prompt was read, and when it was called off for a while.
+struct Turns {
+    reading: Vec<Span>,
+    between: Vec<Span>,
+}
+
+/// Has `prompt` read in turns of `seconds`, with as long between two; in one if that is 0.
+async fn read(client: &mut GrpcClient, prompt: &[u32], seconds: u64) -> Result<Turns> {
+    let turn = Duration::from_secs(seconds);
+    let most = if turn.is_zero() { Duration::MAX } else { turn };
+    let mut turns = Turns { reading: Vec::new(), between: Vec::new() };
+    loop {
+        let (sent, trace) = (Instant::now(), RefCell::new(Trace::start()));
+        let answer = client.follow(Ask { prompt: prompt.to_vec(), max_tokens: 1 }, &trace);
+        if let Ok(answer) = tokio::time::timeout(most, answer).await {
+            answer?;
+            turns.reading.push((sent, trace.borrow().first().context("no token came")?));
+            return Ok(turns);
+        }
+        let stopped = Instant::now();
+        turns.reading.push((sent, stopped));
+        // What is on its way is not looked at.
+        tokio::time::sleep(SETTLING).await;
+        let from = Instant::now();
+        tokio::time::sleep(turn).await;
+        turns.between.push((from, Instant::now()));
     }
 }
 
@@ -149,33 +195,43 @@ fn show(args: &LongPromptArgs, runs: &[Run]) -> String {
         "before: p50, p99",
         "while it is read: p50, p99, max",
         "of before",
+        "called off: p50, p99",
+        "of that",
         "at last: p50, p99",
-        "of before",
+        "of that",
         "after: p50, p99",
-        "first token",
+        "read in",
     ];
     let both = |gaps: &Gaps| format!("{:.1}, {:.1}", gaps.p50, gaps.p99);
     let row = |(number, run): (usize, &Run)| {
-        let [all, last] = run.ratios();
+        let of_between = run.of_between().map(|ratios| ratios.map(|ratio| format!("{ratio:.2}")));
+        let [all, last] = of_between.unwrap_or_default();
         vec![
             (number + 1).to_string(),
             both(&run.before),
             format!("{}, {:.1}", both(&run.during), run.during.max),
-            format!("{all:.2}"),
+            format!("{:.2}", run.of_before()),
+            run.between.as_ref().map(both).unwrap_or_default(),
+            all,
             both(&run.last),
-            format!("{last:.2}"),
+            last,
             both(&run.after),
-            format!("{:.1} s", run.first_token_seconds),
+            format!("{:.1} s", run.reading_seconds),
         ]
     };
     let rows: Vec<Vec<String>> = runs.iter().enumerate().map(row).collect();
-    let ratios: Vec<f64> = runs.iter().map(|run| run.ratios()[0]).collect();
-    format!(
+    let before: Vec<f64> = runs.iter().map(Run::of_before).collect();
+    let between: Vec<f64> = runs.iter().filter_map(Run::of_between).map(|[all, _]| all).collect();
+    let mut text = format!(
         "{} streams of answers of {} tokens, a prompt of {} tokens; milliseconds between tokens\n\n{}\n99th percentile while it is read, of before: {}\n",
         args.streams,
         args.answer,
         args.prompt,
         table(&head, &rows),
-        spread(&ratios, 2)
-    )
+        spread(&before, 2)
+    );
+    if !between.is_empty() {
+        text += &format!("… of when it was called off: {}\n", spread(&between, 2));
+    }
+    text
 }

@@ -29,23 +29,39 @@ fn widen(x: __m256i) -> __m256i {
 
 /// Signed codes times activations over the vectors `FROM..TO`. |code| × 127 × 2 ≤ 32,512 fits 16 bits.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "two arrays are walked; with constant bounds this unrolls")]
-fn signed<const FROM: usize, const TO: usize>(codes: &[__m256i; 8], a: &[i8; 32]) -> __m256i {
+fn signed<const T: usize, const FROM: usize, const TO: usize>(
+    codes: &[u8; 256],
+    a: [&[i8; 32]; T],
+) -> [F32x8; T] {
+    // SAFETY: see the head of the file; the loads are within the 256 bytes.
+    unsafe {
+        let mut sums = [_mm256_setzero_si256(); T];
+        for v in FROM..TO {
+            let codes = _mm256_loadu_si256(codes.as_ptr().add(v * 32).cast());
+            let magnitudes = _mm256_abs_epi8(codes);
+            for t in 0..T {
+                let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(four(a[t], v), codes));
+                sums[t] = _mm256_add_epi32(sums[t], widen(products));
+            }
+        }
+        floats(sums)
+    }
+}
+
+/// Converts integers.
+#[inline(always)]
+fn floats<const T: usize>(x: [__m256i; T]) -> [F32x8; T] {
     // SAFETY: see the head of the file.
     unsafe {
-        let mut sum = _mm256_setzero_si256();
-        for v in FROM..TO {
-            let products =
-                _mm256_maddubs_epi16(_mm256_abs_epi8(codes[v]), _mm256_sign_epi8(four(a, v), codes[v]));
-            sum = _mm256_add_epi32(sum, widen(products));
+        let mut floats = [F32x8(_mm256_setzero_ps()); T];
+        for t in 0..T {
+            floats[t] = F32x8(_mm256_cvtepi32_ps(x[t]));
         }
-        sum
+        floats
     }
 }
 
 impl Lanes for F32x8 {
-    type Codes = __m256i;
-
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see the head of the file.
@@ -152,50 +168,37 @@ impl Lanes for F32x8 {
         }
     }
     #[inline(always)]
-    fn unpack4(from: &[u8; 128]) -> [__m256i; 8] {
+    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T] {
+        // 15 × 127 × 2 × 8 = 30,480: all eight products of a lane are summed in 16 bits. Rows take turns, so that none waits
+        // for its own last sum.
         // SAFETY: see the head of the file; the four loads cover the 128 bytes.
         unsafe {
-            let low = _mm256_set1_epi8(15);
-            let packed: [__m256i; 4] =
-                std::array::from_fn(|v| _mm256_loadu_si256(from.as_ptr().add(v * 32).cast()));
-            std::array::from_fn(|v| {
-                if v < 4 {
-                    _mm256_and_si256(packed[v], low)
-                } else {
-                    _mm256_and_si256(_mm256_srli_epi16::<4>(packed[v - 4]), low)
+            let mask = _mm256_set1_epi8(15);
+            let mut sums = [_mm256_setzero_si256(); T];
+            for v in 0..4 {
+                let packed = _mm256_loadu_si256(codes.as_ptr().add(v * 32).cast());
+                let low = _mm256_and_si256(packed, mask);
+                for t in 0..T {
+                    sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(low, four(a[t], v)));
                 }
-            })
-        }
-    }
-    #[inline(always)]
-    fn load8(from: &[u8; 256]) -> [__m256i; 8] {
-        // SAFETY: see the head of the file; the eight loads cover the 256 bytes.
-        std::array::from_fn(|v| unsafe { _mm256_loadu_si256(from.as_ptr().add(v * 32).cast()) })
-    }
-    #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "as in `signed`")]
-    fn dot_u4(codes: &[__m256i; 8], a: &[i8; 32]) -> Self {
-        // 15 × 127 × 2 × 8 = 30,480: all eight products of a lane are summed in 16 bits.
-        // SAFETY: see the head of the file.
-        unsafe {
-            let mut sum = _mm256_maddubs_epi16(codes[0], four(a, 0));
-            for v in 1..8 {
-                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes[v], four(a, v)));
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                for t in 0..T {
+                    sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(high, four(a[t], v + 4)));
+                }
             }
-            Self(_mm256_cvtepi32_ps(widen(sum)))
+            for t in 0..T {
+                sums[t] = widen(sums[t]);
+            }
+            floats(sums)
         }
     }
     #[inline(always)]
-    fn dot_i8(codes: &[__m256i; 8], a: &[i8; 32]) -> (Self, Self) {
-        let (first, second) = (signed::<0, 4>(codes, a), signed::<4, 8>(codes, a));
-        // SAFETY: see the head of the file.
-        unsafe { (Self(_mm256_cvtepi32_ps(first)), Self(_mm256_cvtepi32_ps(second))) }
+    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T] {
+        signed::<T, 0, 8>(codes, a)
     }
     #[inline(always)]
-    fn dot_i8_whole(codes: &[__m256i; 8], a: &[i8; 32]) -> Self {
-        let sum = signed::<0, 8>(codes, a);
-        // SAFETY: see the head of the file.
-        Self(unsafe { _mm256_cvtepi32_ps(sum) })
+    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2] {
+        [signed::<T, 0, 4>(codes, a), signed::<T, 4, 8>(codes, a)]
     }
     #[inline(always)]
     fn sum(self) -> f32 {

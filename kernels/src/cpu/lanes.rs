@@ -5,9 +5,6 @@
 
 /// Eight f32 lanes and the integer products that end in them.
 pub trait Lanes: Copy {
-    /// Thirty-two 8-bit codes: four consecutive columns of each of eight rows.
-    type Codes: Copy;
-
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Reads 8 floats.
@@ -43,16 +40,14 @@ pub trait Lanes: Copy {
     /// The nearest integers (ties to even) to 32 values within ±127, and their sum.
     fn to_codes(values: [Self; 4]) -> ([i8; 32], i32);
 
-    /// Splits 128 bytes of packed 4-bit codes into the 8 vectors of a block.
-    fn unpack4(from: &[u8; 128]) -> [Self::Codes; 8];
-    /// Reads the 8 vectors of a block of 8-bit codes.
-    fn load8(from: &[u8; 256]) -> [Self::Codes; 8];
-    /// For each row, the exact sum over 32 columns of unsigned codes below 16 times `a` (each within ±127).
-    fn dot_u4(codes: &[Self::Codes; 8], a: &[i8; 32]) -> Self;
-    /// For each row, the exact sums of signed codes times `a` (each within ±127) over columns 0..16 and 16..32.
-    fn dot_i8(codes: &[Self::Codes; 8], a: &[i8; 32]) -> (Self, Self);
-    /// For each row, the exact sum of signed codes times `a` over 32 columns.
-    fn dot_i8_whole(codes: &[Self::Codes; 8], a: &[i8; 32]) -> Self;
+    /// Exact sums, for each of `T` rows of activations `a` (each within ±127) and each of eight rows of weights, of their products
+    /// over 32 columns. Weights are unsigned 4-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows in its low
+    /// halves of bytes, and columns 16 further on in the high ones.
+    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T];
+    /// The same of signed 8-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows.
+    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T];
+    /// The same over columns 0..16 and 16..32.
+    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2];
 
     /// Sum of the lanes: ((0+4)+(2+6)) + ((1+5)+(3+7)).
     #[inline(always)]

@@ -15,22 +15,24 @@ impl F32x8 {
     }
 }
 
-/// Sum over the vectors `which` of codes × activations, for each row.
-fn dot(codes: &[[i8; 32]; 8], a: &[i8; 32], which: std::ops::Range<usize>) -> F32x8 {
+/// Sum over columns of codes × activations, for each row of weights.
+fn dot(code: impl Fn(usize, usize) -> i32, a: &[i8; 32], columns: std::ops::Range<usize>) -> F32x8 {
     F32x8(std::array::from_fn(|row| {
-        let mut sum = 0i32;
-        for v in which.clone() {
-            for i in 0..4 {
-                sum += i32::from(codes[v][row * 4 + i]) * i32::from(a[v * 4 + i]);
-            }
-        }
-        sum as f32
+        columns.clone().map(|column| code(row, column) * i32::from(a[column])).sum::<i32>() as f32
     }))
 }
 
-impl Lanes for F32x8 {
-    type Codes = [i8; 32];
+/// Where the code of a row's column is.
+fn at(row: usize, column: usize) -> usize {
+    column / 4 * 32 + row * 4 + column % 4
+}
 
+/// Signed codes times activations.
+fn dot_i8(codes: &[u8; 256], a: &[i8; 32], columns: std::ops::Range<usize>) -> F32x8 {
+    dot(|row, column| i32::from(codes[at(row, column)] as i8), a, columns)
+}
+
+impl Lanes for F32x8 {
     fn splat(x: f32) -> Self {
         Self([x; 8])
     }
@@ -83,22 +85,17 @@ impl Lanes for F32x8 {
         let codes = std::array::from_fn(|i| values[i / 8].0[i % 8].round_ties_even() as i8);
         (codes, codes.iter().map(|code| i32::from(*code)).sum())
     }
-    fn unpack4(from: &[u8; 128]) -> [[i8; 32]; 8] {
-        std::array::from_fn(|v| {
-            let bytes = &from[v % 4 * 32..][..32];
-            std::array::from_fn(|i| if v < 4 { (bytes[i] & 15) as i8 } else { (bytes[i] >> 4) as i8 })
-        })
+    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T] {
+        let code = |row, column| {
+            let byte = codes[at(row, column % 16)];
+            i32::from(if column < 16 { byte & 15 } else { byte >> 4 })
+        };
+        a.map(|a| dot(code, a, 0..32))
     }
-    fn load8(from: &[u8; 256]) -> [[i8; 32]; 8] {
-        std::array::from_fn(|v| std::array::from_fn(|i| from[v * 32 + i] as i8))
+    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T] {
+        a.map(|a| dot_i8(codes, a, 0..32))
     }
-    fn dot_u4(codes: &[[i8; 32]; 8], a: &[i8; 32]) -> Self {
-        dot(codes, a, 0..8)
-    }
-    fn dot_i8(codes: &[[i8; 32]; 8], a: &[i8; 32]) -> (Self, Self) {
-        (dot(codes, a, 0..4), dot(codes, a, 4..8))
-    }
-    fn dot_i8_whole(codes: &[[i8; 32]; 8], a: &[i8; 32]) -> Self {
-        dot(codes, a, 0..8)
+    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2] {
+        [a.map(|a| dot_i8(codes, a, 0..16)), a.map(|a| dot_i8(codes, a, 16..32))]
     }
 }

@@ -120,12 +120,16 @@ impl Place<'_> {
     #[inline(always)]
     fn put<L: Lanes, const T: usize>(&self, first: usize, sums: [L; T]) {
         for (i, sum) in sums.into_iter().enumerate() {
-            let mut lanes = [0.0; PANEL_ROWS];
-            sum.store(&mut lanes);
             // SAFETY: a panel belongs to one task, and its output features to no other panel.
             let out =
                 unsafe { self.out.part((first + i) * self.stride + self.panel * PANEL_ROWS, self.rows) };
-            out.copy_from_slice(&lanes[..self.rows]);
+            if let Ok(out) = out.try_into() {
+                sum.store(out);
+            } else {
+                let mut lanes = [0.0; PANEL_ROWS];
+                sum.store(&mut lanes);
+                out.copy_from_slice(&lanes[..self.rows]);
+            }
         }
     }
 }
@@ -159,6 +163,12 @@ fn scales<L: Lanes>(format: PanelFormat, block: &[u8], at: usize) -> L {
     }
 }
 
+/// A block's codes.
+#[inline(always)]
+fn code_block<const N: usize>(block: &[u8]) -> &[u8; N] {
+    block.first_chunk().expect("a block holds its codes")
+}
+
 impl<const TY: u8> PanelProduct for Quantized<TY> {
     #[inline(always)]
     fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T] {
@@ -166,35 +176,38 @@ impl<const TY: u8> PanelProduct for Quantized<TY> {
         let rows: [&[ActBlock]; T] = std::array::from_fn(|t| x.blocks(first + t));
         let mut acc = [L::splat(0.0); T];
         for (b, block) in panel.chunks_exact(f.block_bytes()).enumerate() {
-            let codes = if f.four_bit {
-                L::unpack4(block.first_chunk().expect("a block holds its codes"))
-            } else {
-                L::load8(block.first_chunk().expect("a block holds its codes"))
-            };
             let scale: L = scales(f, block, f.code_bytes());
+            let mut a = [&rows[0][b]; T];
+            let mut codes = [&a[0].codes; T];
+            for t in 0..T {
+                a[t] = &rows[t][b];
+                codes[t] = &a[t].codes;
+            }
+            if f.two_scales {
+                let [low, high] = L::halves_i8(code_block(block), codes);
+                let second: L = scales(f, block, f.code_bytes() + f.scale_bytes());
+                for t in 0..T {
+                    let scale_x = L::splat(a[t].scale);
+                    acc[t] = scale.mul(scale_x).fma(low[t], acc[t]);
+                    acc[t] = second.mul(scale_x).fma(high[t], acc[t]);
+                }
+            } else {
+                let dots = if f.four_bit {
+                    L::dots_u4(code_block(block), codes)
+                } else {
+                    L::dots_i8(code_block(block), codes)
+                };
+                for t in 0..T {
+                    acc[t] = scale.mul(L::splat(a[t].scale)).fma(dots[t], acc[t]);
+                }
+            }
             let min = match f.min {
-                Min::None => L::splat(0.0),
+                Min::None => continue,
                 Min::Minus8Scales => scale.mul(L::splat(-8.0)),
                 Min::Stored => scales(f, block, f.min_at()),
             };
             for t in 0..T {
-                let a = &rows[t][b];
-                let scale_x = L::splat(a.scale);
-                if f.two_scales {
-                    let (low, high) = L::dot_i8(&codes, &a.codes);
-                    let second: L = scales(f, block, f.code_bytes() + f.scale_bytes());
-                    acc[t] = scale.mul(scale_x).fma(low, acc[t]);
-                    acc[t] = second.mul(scale_x).fma(high, acc[t]);
-                } else {
-                    let dot = match f.four_bit {
-                        true => L::dot_u4(&codes, &a.codes),
-                        false => L::dot_i8_whole(&codes, &a.codes),
-                    };
-                    acc[t] = scale.mul(scale_x).fma(dot, acc[t]);
-                }
-                if f.min != Min::None {
-                    acc[t] = min.fma(L::splat(a.sum), acc[t]);
-                }
+                acc[t] = min.fma(L::splat(a[t].sum), acc[t]);
             }
         }
         acc
@@ -208,20 +221,24 @@ macro_rules! float_product {
             #[inline(always)]
             fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T] {
                 let columns: &[[$unit; PANEL_ROWS]] = bytemuck::cast_slice(panel);
-                let rows: [&[f32]; T] = std::array::from_fn(|t| &x.row(first + t)[..columns.len()]);
+                let (pairs, last) = columns.as_chunks::<2>();
+                let mut rows: [&[[f32; 2]]; T] = [&[]; T];
+                for t in 0..T {
+                    rows[t] = &x.row(first + t).as_chunks().0[..pairs.len()];
+                }
                 let (mut even, mut odd) = ([L::splat(0.0); T], [L::splat(0.0); T]);
-                let pairs = columns.len() / 2;
-                for pair in 0..pairs {
-                    let (w0, w1) = (L::$load(&columns[2 * pair]), L::$load(&columns[2 * pair + 1]));
+                for (pair, [w0, w1]) in pairs.iter().enumerate() {
+                    let (w0, w1) = (L::$load(w0), L::$load(w1));
                     for t in 0..T {
-                        even[t] = w0.fma(L::splat(rows[t][2 * pair]), even[t]);
-                        odd[t] = w1.fma(L::splat(rows[t][2 * pair + 1]), odd[t]);
+                        let [x0, x1] = rows[t][pair];
+                        even[t] = w0.fma(L::splat(x0), even[t]);
+                        odd[t] = w1.fma(L::splat(x1), odd[t]);
                     }
                 }
-                if columns.len() % 2 == 1 {
-                    let last = L::$load(&columns[2 * pairs]);
+                if let [last] = last {
+                    let last = L::$load(last);
                     for t in 0..T {
-                        even[t] = last.fma(L::splat(rows[t][2 * pairs]), even[t]);
+                        even[t] = last.fma(L::splat(x.row(first + t)[columns.len() - 1]), even[t]);
                     }
                 }
                 std::array::from_fn(|t| even[t].add(odd[t]))
