@@ -6,7 +6,9 @@
 //! next ones the proportions, and every later one keeps them up to date.
 //!
 //! The fit is recursive least squares in information form, on relative errors. What is new replaces what was known in its
-//! own direction only: a night of decodes does not make the model forget what prefill costs. A report far off the
+//! own direction only: a night of decodes does not make the model forget what prefill costs. With prefill, all that is known fades a
+//! little: what an attended position costs differs with how many there are and how many rows share it, and what was learned of the
+//! beginning of a long prompt would be held against its end. A report far off the
 //! prediction (the machine paused) counts for no more than one moderately off. When all predictions come to be wrong by the
 //! same factor (the machine is shared, or throttled), all costs change by it; not when only those of steps with prefill are, since
 //! what an attended position costs differs with how many there are. Costs are never negative.
@@ -23,6 +25,9 @@ const PRIOR: Vector = [4_000.0, 64_000.0, 4_800.0, 32_768.0];
 const PRIOR_WEIGHT: f64 = 1e-4;
 /// How much of what was known in its direction a report replaces.
 const FORGETTING: f64 = 0.04;
+/// How much of all that was known a report with prefill takes away, and how much of that is replaced by the costs as they are.
+const FADING: f64 = 0.02;
+const KEPT: f64 = 0.1;
 /// Errors beyond so many usual ones count no more than that many.
 const OUTLIER: f64 = 3.0;
 /// The usual relative error: before anything is known, and at the least.
@@ -101,6 +106,8 @@ impl Work {
 pub(super) struct CostModel {
     /// Microseconds of a unit.
     costs: Vector,
+    /// Of what magnitude they are: the prior, at the scale of the first report.
+    magnitudes: Vector,
     /// Sum of the outer products of what was observed, weighted.
     information: [Vector; COSTS],
     /// Sum of what was observed times how long it took, weighted.
@@ -131,6 +138,7 @@ impl CostModel {
         }
         Self {
             costs,
+            magnitudes: costs,
             information,
             moments,
             spread: FIRST_SPREAD,
@@ -171,6 +179,9 @@ impl CostModel {
         let weight = if error > most { most / error } else { 1.0 };
         self.spread += SPREAD_RATE * (error.min(most) - self.spread);
         self.spread = self.spread.max(LEAST_SPREAD);
+        if !decodes && self.observed > FIRST_OBSERVATIONS {
+            self.fade(FADING * weight);
+        }
         self.forget(&seen, 1.0 - (1.0 - FORGETTING * weight).powi(times));
         let weight = weight * f64::from(times);
         for i in 0..COSTS {
@@ -217,6 +228,17 @@ impl CostModel {
                 self.information[i][j] -= part * known[i] * known[j] / strength;
             }
             self.moments[i] -= part * known[i] * moment / strength;
+        }
+    }
+
+    /// Takes away `part` of all that is known. Instead, the costs are known a little for what they are: what no report tells apart any
+    /// more stays as it is.
+    fn fade(&mut self, part: f64) {
+        for i in 0..COSTS {
+            self.information[i].iter_mut().for_each(|element| *element *= 1.0 - part);
+            let strength = KEPT * part / self.costs[i].max(self.magnitudes[i]).powi(2);
+            self.information[i][i] += strength;
+            self.moments[i] = self.moments[i] * (1.0 - part) + strength * self.costs[i];
         }
     }
 

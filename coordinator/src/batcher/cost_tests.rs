@@ -154,6 +154,39 @@ fn what_rises_for_prompts_is_not_blamed_on_decodes() {
 }
 
 #[test]
+#[allow(clippy::cast_precision_loss)]
+fn the_end_of_a_long_prompt_is_not_taken_for_its_beginning() {
+    // An attended position costs the more the fewer rows share it.
+    let takes = |work: Work| {
+        let each = if work.rows - work.decodes > 4 { 0.9 } else { 1.9 };
+        15_000.0 + 500.0 * work.rows as f64 + 300.0 * work.sampled as f64 + each * work.attended as f64
+    };
+    let decodes = |random: &mut Lcg| {
+        let mut work = Work::default();
+        (0..8).for_each(|_| work.add_decode(50 + random.below(200) as usize));
+        work
+    };
+    let (mut model, mut random) = (CostModel::default(), Lcg(7));
+    let mut observe = |work| model.observe(work, takes(work));
+    for position in (0..4_000).step_by(10) {
+        observe(decodes(&mut random).with_chunk(position, 5 + position % 9, false));
+        observe(decodes(&mut random));
+    }
+    let mut work = Work::default();
+    for position in 6_000..6_300 {
+        work = decodes(&mut random).with_chunk(
+            position,
+            if position % 32 == 0 { 0 } else { 1 + position % 2 },
+            false,
+        );
+        observe(work);
+    }
+    let off = |work: Work| (model.predict(work) / takes(work) - 1.0).abs();
+    assert!(off(work) < 0.03, "{}: {model:?}", off(work));
+    assert!(off(decodes(&mut random)) < 0.03, "{model:?}");
+}
+
+#[test]
 fn the_same_reports_give_the_same_model() {
     let fitted = || {
         let (mut model, mut random) = (CostModel::default(), Lcg(7));
