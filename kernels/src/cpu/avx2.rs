@@ -186,8 +186,8 @@ impl Lanes for F32x8 {
                     sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(high, four(a[t], v + 4)));
                 }
             }
-            for t in 0..T {
-                sums[t] = widen(sums[t]);
+            for sum in &mut sums {
+                *sum = widen(*sum);
             }
             floats(sums)
         }

@@ -13,7 +13,6 @@ use super::activations::{ActBlock, Activations};
 use super::panels::{Min, PANEL_ROWS, PanelFormat, WeightMatrix};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::pool::ThreadPool;
-use crate::cpu::prefetch::prefetch;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd;
 use crate::dtype::WeightType;
@@ -79,9 +78,7 @@ fn run_panels_body<L: Lanes>(
 
 /// How one kind of panel is multiplied with `T` activation rows.
 trait PanelProduct {
-    /// With the rows from `first` on. Asks for `ahead` meanwhile, a part at a time.
-    fn product<L: Lanes, const T: usize>(panel: &[u8], ahead: &[u8], x: &Activations, first: usize)
-    -> [L; T];
+    fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T];
 }
 
 #[inline(always)]
@@ -93,22 +90,19 @@ fn each_panel<L: Lanes, P: PanelProduct>(
     out: &SharedSlice<'_, f32>,
     stride: usize,
 ) {
-    let panels = w.rows().div_ceil(PANEL_ROWS);
     for p in from..to {
         let panel = w.panel(p);
         let rows = PANEL_ROWS.min(w.rows() - p * PANEL_ROWS);
         let place = Place { out, stride, panel: p, rows };
-        // The machine sees what is read next only when it is read: with several tiles it would come while nothing is computed.
-        let mut ahead = if p + 1 < panels { w.panel(p + 1) } else { &[] };
         let mut t = 0;
         while t + TILE <= x.rows() {
-            place.put(t, P::product::<L, TILE>(panel, std::mem::take(&mut ahead), x, t));
+            place.put(t, P::product::<L, TILE>(panel, x, t));
             t += TILE;
         }
         match x.rows() - t {
-            1 => place.put(t, P::product::<L, 1>(panel, ahead, x, t)),
-            2 => place.put(t, P::product::<L, 2>(panel, ahead, x, t)),
-            3 => place.put(t, P::product::<L, 3>(panel, ahead, x, t)),
+            1 => place.put(t, P::product::<L, 1>(panel, x, t)),
+            2 => place.put(t, P::product::<L, 2>(panel, x, t)),
+            3 => place.put(t, P::product::<L, 3>(panel, x, t)),
             _ => {}
         }
     }
@@ -177,19 +171,11 @@ fn code_block<const N: usize>(block: &[u8]) -> &[u8; N] {
 
 impl<const TY: u8> PanelProduct for Quantized<TY> {
     #[inline(always)]
-    fn product<L: Lanes, const T: usize>(
-        panel: &[u8],
-        ahead: &[u8],
-        x: &Activations,
-        first: usize,
-    ) -> [L; T] {
+    fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T] {
         let f = Self::FORMAT;
         let rows: [&[ActBlock]; T] = std::array::from_fn(|t| x.blocks(first + t));
         let mut acc = [L::splat(0.0); T];
         for (b, block) in panel.chunks_exact(f.block_bytes()).enumerate() {
-            if let Some(ahead) = ahead.get(b * f.block_bytes()..(b + 1) * f.block_bytes()) {
-                prefetch(ahead);
-            }
             let scale: L = scales(f, block, f.code_bytes());
             let mut a = [&rows[0][b]; T];
             let mut codes = [&a[0].codes; T];
@@ -233,13 +219,7 @@ macro_rules! float_product {
         struct $name;
         impl PanelProduct for $name {
             #[inline(always)]
-            fn product<L: Lanes, const T: usize>(
-                panel: &[u8],
-                ahead: &[u8],
-                x: &Activations,
-                first: usize,
-            ) -> [L; T] {
-                const ASKED: usize = 128 / size_of::<[$unit; PANEL_ROWS]>();
+            fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T] {
                 let columns: &[[$unit; PANEL_ROWS]] = bytemuck::cast_slice(panel);
                 let (pairs, last) = columns.as_chunks::<2>();
                 let mut rows: [&[[f32; 2]]; T] = [&[]; T];
@@ -248,12 +228,6 @@ macro_rules! float_product {
                 }
                 let (mut even, mut odd) = ([L::splat(0.0); T], [L::splat(0.0); T]);
                 for (pair, [w0, w1]) in pairs.iter().enumerate() {
-                    if (2 * pair).is_multiple_of(ASKED)
-                        && let Some(ahead) =
-                            ahead.get(pair / (ASKED / 2) * 128..(pair / (ASKED / 2) + 1) * 128)
-                    {
-                        prefetch(ahead);
-                    }
                     let (w0, w1) = (L::$load(w0), L::$load(w1));
                     for t in 0..T {
                         let [x0, x1] = rows[t][pair];

@@ -242,8 +242,8 @@ fn meet_together<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize, c
     out: &mut [f32],
 ) {
     let mut parts = [Part { cell: 0, first: 0, all: PART, seen: (0, PART), ahead: None }; C];
-    for i in 0..C {
-        (parts[i].cell, parts[i].ahead) = (stretch.cells[i].0, stretch.cells[i].1.take());
+    for (part, (cell, ahead)) in parts.iter_mut().zip(&mut stretch.cells) {
+        (part.cell, part.ahead) = (*cell, ahead.take());
     }
     let scores = keys.scores_together::<L, Q, S, C>(&parts, q);
     for i in 0..C {
