@@ -131,8 +131,7 @@ fn run(task: &Task<'_>, scratch: &mut Scratch) {
 }
 
 /// Attention over one form of keys and values, compiled for the widest lanes and for each number of query heads that there can
-/// be in a task: so many in a row, so many in a tile; and for how
-/// many parts a row alone meets at a time.
+/// be in a task: so many in a row, so many in a tile; a row alone meets so many parts at a time.
 macro_rules! over {
     ($name:ident, $keys:ty, $values:ty, $($row:literal in $tile:literal by $parts:literal),+) => {
         fn $name(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
