@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::scenario::versus::Peer;
 use crate::workload::Workload;
 
 /// The folder of the workspace, known at compile time: this tool is run where it was built.
@@ -27,7 +28,8 @@ const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
         foggara-bench --http http://127.0.0.1:8000 --model model.gguf       # any OpenAI-compatible server\n  \
         foggara-bench leak --requests 1000\n  \
         foggara-bench load MODEL --workers 2\n  \
-        foggara-bench long-prompt --streams 8 --prompt 7900"
+        foggara-bench long-prompt --streams 8 --prompt 7900\n  \
+        foggara-bench versus --peer llama.cpp=http://127.0.0.1:8000"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -48,8 +50,43 @@ pub(crate) enum Command {
     LongPrompt(LongPromptArgs),
     /// What it costs when the coordinator is far from its workers: every packet between them is kept for a while.
     Distance(DistanceArgs),
+    /// Beside other servers, which run already: the same client asks each of them in turn, round by round.
+    Versus(VersusArgs),
     /// How much of prompts that begin alike is found in the caches of several replicas, and what that does to the first token.
     Prefixes(PrefixesArgs),
+}
+
+/// Other servers beside ours.
+#[derive(clap::Args)]
+pub(crate) struct VersusArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// A server to compare with, and what to call it: any that streams OpenAI's `/v1/completions` and takes prompts of token
+    /// ids. It serves the same model, is asked for the first that it lists, and has the machine to itself while it is
+    /// measured. May repeat.
+    #[arg(long = "peer", value_name = "NAME=URL", required = true)]
+    pub(crate) peers: Vec<Peer>,
+    /// Only this workload; may repeat [default: decode, prefill, streams and clients].
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub(crate) only: Vec<Workload>,
+    /// How often everything is measured, the servers in turn.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// Repetitions of a workload each time.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) runs: usize,
+    /// Streams of the `streams` workload.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) streams: usize,
+    /// Clients of the `clients` workload.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) clients: usize,
+    /// Writes PATH.json, PATH.md and PATH.svg.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) save: Option<PathBuf>,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// A long prompt among streams.
@@ -198,9 +235,19 @@ pub(crate) struct TargetArgs {
     /// How ranks exchange data: auto, shm or tcp.
     #[arg(long, value_name = "KIND", default_value = "auto")]
     pub(crate) collective: String,
+    /// Further options of `foggara up`, as in `--up quantize=q8_0 --up ep=2`; may repeat.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = up_option)]
+    pub(crate) up: Vec<(String, String)>,
     /// The program to start [default: `foggara` beside this one].
     #[arg(long, value_name = "PATH")]
     pub(crate) foggara: Option<PathBuf>,
+}
+
+fn up_option(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((format!("--{name}"), value.to_owned())),
+        _ => Err("is not NAME=VALUE".to_owned()),
+    }
 }
 
 impl TargetArgs {

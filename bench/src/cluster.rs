@@ -62,7 +62,11 @@ impl Cluster {
         for (option, value) in options {
             command.arg(option).arg(value);
         }
+        for (option, value) in &args.up {
+            command.arg(option).arg(value);
+        }
         command.arg("--data-dir").arg(folder.path().join("data"));
+        command.args(["--exit-with-parent", &std::process::id().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(&log)?);
         let started = Instant::now();
         let mut up =

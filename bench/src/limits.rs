@@ -8,6 +8,8 @@ use foggara_models::footprint::Footprint;
 use foggara_models::{Checkpoint, Quantize};
 use serde::{Deserialize, Serialize};
 
+use crate::args::TargetArgs;
+
 /// Rates of the machine, the best of several short measurements.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachineLimits {
@@ -59,6 +61,11 @@ pub(crate) struct ModelCost {
 }
 
 impl ModelCost {
+    /// Of the model that `args` name; `None` if they name none.
+    pub(crate) fn asked(args: &TargetArgs) -> Result<Option<Self>> {
+        args.model_path().as_deref().map(Self::of).transpose()
+    }
+
     /// Reads the tensor table of a checkpoint.
     pub(crate) fn of(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path).with_context(|| format!("reading {}", path.display()))?;
@@ -84,6 +91,13 @@ pub(crate) struct Ceilings {
 }
 
 impl Ceilings {
+    /// Measures the machine and reads the model; `None` if `args` name none.
+    pub(crate) fn measure(args: &TargetArgs) -> Result<Option<Self>> {
+        let threads = args.workers * args.threads;
+        let rates = MachineLimits::measure(threads, false).of(threads).cloned();
+        Ok(ModelCost::asked(args)?.zip(rates).map(|(cost, rates)| Self { rates, cost }))
+    }
+
     /// Tokens per second of `streams` streams that decode together.
     pub(crate) fn decode(&self, streams: usize) -> f64 {
         streams as f64 / self.step_seconds(streams, streams)

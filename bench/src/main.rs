@@ -46,6 +46,7 @@ fn main() -> ExitCode {
             Some(Command::Load(load)) => loading::run(load),
             Some(Command::LongPrompt(args)) => scenario::long_prompt::run(args).await,
             Some(Command::Distance(args)) => scenario::distance::run(args).await,
+            Some(Command::Versus(args)) => scenario::versus::run(args).await,
             Some(Command::Prefixes(args)) => scenario::prefixes::run(args).await,
         }
     });

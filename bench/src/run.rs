@@ -17,7 +17,7 @@ use crate::workload::{Bench, Workload, cold_start};
 /// Runs what is asked for, prints and keeps the report.
 pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
     let threads = args.workers * args.threads;
-    let cost = args.model_path().as_deref().map(ModelCost::of).transpose()?;
+    let cost = ModelCost::asked(args)?;
     progress("limits of this machine");
     let limits = MachineLimits::measure(threads, how.quick);
     let rates = limits.of(threads).cloned();
@@ -40,9 +40,8 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
         measures.extend(bench.run(*workload).await?);
     }
 
-    let now = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
     let mut report = Report {
-        date: OffsetDateTime::now_utc().format(now)?,
+        date: now()?,
         commit: commit(),
         command: command_line(),
         machine: Machine::this(),
@@ -80,13 +79,20 @@ fn progress(what: &str) {
     eprintln!("… {what}");
 }
 
+/// UTC, to the minute.
+pub(crate) fn now() -> Result<String> {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    Ok(OffsetDateTime::now_utc().format(format)?)
+}
+
 /// The arguments as given, under the program's plain name.
-fn command_line() -> String {
+pub(crate) fn command_line() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("foggara-bench".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
-fn commit() -> String {
+/// The version, as git describes the working tree this tool was built in.
+pub(crate) fn commit() -> String {
     let git = std::process::Command::new("git")
         .args(["describe", "--always", "--dirty"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -36,6 +36,13 @@ impl Target {
         Ok(Self { cluster, main, http, model })
     }
 
+    /// Another server, which runs already: by HTTP, with the first model that it lists.
+    pub(crate) async fn other(url: &str) -> Result<Self> {
+        let main = Address::Http(url.to_owned());
+        let model = first_model(&main).await?;
+        Ok(Self { cluster: None, main, http: None, model })
+    }
+
     /// A new connection.
     pub(crate) async fn client(&self) -> Result<Client> {
         Client::connect(&self.main, &self.model).await

@@ -82,8 +82,8 @@ fn now_and_then_a_step_shows_what_decodes_take() {
 
 #[test]
 fn beside_streams_a_prompt_gets_most_of_as_much_time_again() {
-    // 1.65 times 14 ms and 30 ms: 9 and 19 rows more.
-    for (streams, expected) in [(4, 8..=9), (20, 16..=19)] {
+    // 1.5 times 14 ms and 30 ms: 7 and 15 rows more.
+    for (streams, expected) in [(4, 6..=8), (20, 12..=16)] {
         let mut batcher = streaming(streams);
         submit(&mut batcher, 99, 600, 4);
         let chunks = step(&mut batcher);
@@ -121,7 +121,7 @@ fn a_burst_is_let_in_faster_than_a_latecomer() {
     }
     submit(&mut batcher, 9, 200, 4);
     let late = step(&mut batcher);
-    assert!(matches!(late[..], [(9, 8..=11)]), "{late:?}");
+    assert!(matches!(late[..], [(9, 6..=8)]), "{late:?}");
 }
 
 #[test]

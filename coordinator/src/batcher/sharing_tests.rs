@@ -286,11 +286,17 @@ fn a_pool_where_the_prompt_is_known_is_preferred_within_reason() {
     let mut rig = Rig::new(limits);
     rig.submit(1, request(&prompt(16), 2));
     rig.finish();
-    let pool = |plan: &StepPlan| plan.grants.last().expect("granted").blocks[0] / limits.kv_blocks;
     let mut pools = Vec::new();
     for id in 2..7 {
         rig.submit(id, request(&[prompt(12), vec![id as u32; 4]].concat(), 30));
-        pools.push(pool(&rig.step()));
+        // (Others may be granted a block to go on with before it.)
+        let entered = loop {
+            let plan = rig.step();
+            if let Some(grant) = plan.grants.into_iter().find(|grant| grant.sequence == id) {
+                break grant;
+            }
+        };
+        pools.push(entered.blocks[0] / limits.kv_blocks);
         // Until its prompt is there, and can be found.
         (0..4).for_each(|_| drop(rig.step()));
     }

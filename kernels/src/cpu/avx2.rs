@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::Lanes;
+use super::lanes::{Codes, Lanes};
 
 /// Eight floats in a register.
 #[derive(Debug, Clone, Copy)]
@@ -151,20 +151,21 @@ impl Lanes for F32x8 {
         }
     }
     #[inline(always)]
-    fn to_codes(values: [Self; 4]) -> ([i8; 32], i32) {
+    fn to_codes(values: [Self; 4]) -> Codes {
         // SAFETY: see the head of the file.
         unsafe {
             let [a, b, c, d] = values.map(|x| _mm256_cvtps_epi32(x.0));
             // Packing works on each half of the registers; the permutation puts groups of four back in order.
             let halves = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
             let codes = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            let pairs = widen(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes));
-            let four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
-            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b_00_00_11_10>(four));
-            let sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)));
+            let fours = widen(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes));
+            // Both halves of the register at once: columns 0..16 and 16..32.
+            let eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b_00_00_11_10>(fours));
+            let halves = _mm256_add_epi32(eights, _mm256_shuffle_epi32::<1>(eights));
+            let totals = [_mm256_extract_epi32::<0>(halves), _mm256_extract_epi32::<4>(halves)];
             let mut bytes = [0i8; 32];
             _mm256_storeu_si256(bytes.as_mut_ptr().cast(), codes);
-            (bytes, sum)
+            Codes { totals, codes: bytes }
         }
     }
     #[inline(always)]

@@ -2,46 +2,71 @@
 
 use std::sync::OnceLock;
 
+/// The widest lanes there are. All of them give the same results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Widest {
+    /// Plain Rust.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// These, and AVX-512 with BW and VNNI.
+    Avx512,
+}
+
 /// What was found, once for the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Features {
-    /// AVX2, FMA and F16C together, and not switched off by `FOGGARA_CPU=portable`.
-    wide: bool,
-    /// The processor has AVX-512 with VNNI (not used yet; reported).
-    pub avx512_vnni: bool,
-}
+pub struct Features(Widest);
 
 impl Features {
     /// Whether the AVX2 lanes may be used.
     pub fn simd(self) -> bool {
-        self.wide
+        self.0 >= Widest::Avx2
+    }
+
+    /// The lanes that products may use.
+    pub fn lanes(self) -> Widest {
+        self.0
     }
 
     /// For logs.
     pub fn name(self) -> &'static str {
-        if self.wide { "avx2+fma+f16c" } else { "portable" }
+        match self.0 {
+            Widest::Portable => "portable",
+            Widest::Avx2 => "avx2+fma+f16c",
+            Widest::Avx512 => "avx512+vnni",
+        }
     }
 }
 
-/// What this machine has. `FOGGARA_CPU=portable` in the environment hides all of it (same results, slower).
+/// What this machine has. `FOGGARA_CPU=avx2` in the environment hides what is wider, `portable` all of it (same results, slower).
 pub fn features() -> Features {
     static FOUND: OnceLock<Features> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        let portable = std::env::var_os("FOGGARA_CPU").is_some_and(|choice| choice == "portable");
-        let (wide, avx512_vnni) = found();
-        Features { wide: wide && !portable, avx512_vnni }
+        let most = match std::env::var("FOGGARA_CPU").as_deref() {
+            Ok("portable") => Widest::Portable,
+            Ok("avx2") => Widest::Avx2,
+            _ => Widest::Avx512,
+        };
+        Features(found().min(most))
     })
 }
 
 #[cfg(target_arch = "x86_64")]
-fn found() -> (bool, bool) {
-    let wide = is_x86_feature_detected!("avx2")
+fn found() -> Widest {
+    let avx2 = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c");
-    (wide, is_x86_feature_detected!("avx512vnni"))
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni");
+    match (avx2, avx512) {
+        (true, true) => Widest::Avx512,
+        (true, false) => Widest::Avx2,
+        (false, _) => Widest::Portable,
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn found() -> (bool, bool) {
-    (false, false)
+fn found() -> Widest {
+    Widest::Portable
 }

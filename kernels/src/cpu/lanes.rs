@@ -1,7 +1,16 @@
 //! Eight floats at a time: the vocabulary in which the kernels are written.
 //!
 //! [`Lanes`] has two implementations that agree bit for bit: AVX2 (`avx2.rs`) and plain Rust (`portable.rs`). Each method is
-//! one rounding (or none), so an algorithm written over it has one result.
+//! one rounding (or none), so an algorithm written over it has one result. Products, where nearly all the time goes, are
+//! written over [`PanelLanes`], which AVX-512 (`avx512.rs`) has too.
+
+/// 32 values within ±127, and their sums over columns 0..16 and 16..32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Codes {
+    pub(crate) totals: [i32; 2],
+    pub(crate) codes: [i8; 32],
+}
 
 /// Eight f32 lanes and the integer products that end in them.
 pub trait Lanes: Copy {
@@ -37,8 +46,8 @@ pub trait Lanes: Copy {
     fn round(self) -> Self;
     /// 2^self for integers in -126..=127.
     fn exp2_integer(self) -> Self;
-    /// The nearest integers (ties to even) to 32 values within ±127, and their sum.
-    fn to_codes(values: [Self; 4]) -> ([i8; 32], i32);
+    /// The nearest integers (ties to even) to 32 values within ±127.
+    fn to_codes(values: [Self; 4]) -> Codes;
 
     /// Exact sums, for each of `T` rows of activations `a` (each within ±127) and each of eight rows of weights, of their products
     /// over 32 columns. Weights are unsigned 4-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows in its low
@@ -106,6 +115,102 @@ pub trait Lanes: Copy {
         let x = self.min(Self::splat(10.0)).max(Self::splat(-10.0));
         let e = x.add(x).exp_m1();
         e.div(e.add(Self::splat(2.0)))
+    }
+}
+
+/// Lanes that are the rows of `P` panels beside each other: what products are written over, with one result whatever `P` is.
+pub trait PanelLanes<const P: usize>: Copy {
+    /// All lanes `x`.
+    fn splat(x: f32) -> Self;
+    /// Reads the floats of each panel.
+    fn load(from: [&[f32; 8]; P]) -> Self;
+    /// Reads the half floats of each panel, given by their bits.
+    fn load_f16(from: [&[u16; 8]; P]) -> Self;
+    /// Reads the bfloat16 of each panel, given by their bits.
+    fn load_bf16(from: [&[u16; 8]; P]) -> Self;
+    /// Reads floats that are bytes in the machine's order.
+    fn load_bytes(from: [&[u8; 32]; P]) -> Self;
+    /// Reads half floats that are bytes in the machine's order.
+    fn load_f16_bytes(from: [&[u8; 16]; P]) -> Self;
+    /// Writes the lanes of one panel.
+    fn store(self, panel: usize, to: &mut [f32; 8]);
+    /// `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// `self * other`.
+    fn mul(self, other: Self) -> Self;
+    /// `self * b + c` with one rounding.
+    fn fma(self, b: Self, c: Self) -> Self;
+    /// [`Lanes::dots_u4`] of each panel.
+    fn dots_u4<const T: usize>(codes: [&[u8; 128]; P], a: [&Codes; T]) -> [Self; T];
+    /// [`Lanes::dots_i8`] of each panel.
+    fn dots_i8<const T: usize>(codes: [&[u8; 256]; P], a: [&Codes; T]) -> [Self; T];
+    /// [`Lanes::halves_i8`] of each panel.
+    fn halves_i8<const T: usize>(codes: [&[u8; 256]; P], a: [&Codes; T]) -> [[Self; T]; 2];
+}
+
+/// The codes alone.
+#[inline(always)]
+fn codes_of<'a, const T: usize>(a: [&'a Codes; T]) -> [&'a [i8; 32]; T] {
+    const NONE: &[i8; 32] = &[0; 32];
+    let mut codes: [&'a [i8; 32]; T] = [NONE; T];
+    for t in 0..T {
+        codes[t] = &a[t].codes;
+    }
+    codes
+}
+
+impl<L: Lanes> PanelLanes<1> for L {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Lanes::splat(x)
+    }
+    #[inline(always)]
+    fn load([from]: [&[f32; 8]; 1]) -> Self {
+        Lanes::load(from)
+    }
+    #[inline(always)]
+    fn load_f16([from]: [&[u16; 8]; 1]) -> Self {
+        Lanes::load_f16(from)
+    }
+    #[inline(always)]
+    fn load_bf16([from]: [&[u16; 8]; 1]) -> Self {
+        Lanes::load_bf16(from)
+    }
+    #[inline(always)]
+    fn load_bytes([from]: [&[u8; 32]; 1]) -> Self {
+        Lanes::load(&std::array::from_fn(|i| f32::from_ne_bytes(std::array::from_fn(|j| from[4 * i + j]))))
+    }
+    #[inline(always)]
+    fn load_f16_bytes([from]: [&[u8; 16]; 1]) -> Self {
+        Lanes::load_f16(&std::array::from_fn(|i| u16::from_ne_bytes([from[2 * i], from[2 * i + 1]])))
+    }
+    #[inline(always)]
+    fn store(self, _: usize, to: &mut [f32; 8]) {
+        Lanes::store(self, to);
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Lanes::add(self, other)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Lanes::mul(self, other)
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        Lanes::fma(self, b, c)
+    }
+    #[inline(always)]
+    fn dots_u4<const T: usize>([codes]: [&[u8; 128]; 1], a: [&Codes; T]) -> [Self; T] {
+        Lanes::dots_u4(codes, codes_of(a))
+    }
+    #[inline(always)]
+    fn dots_i8<const T: usize>([codes]: [&[u8; 256]; 1], a: [&Codes; T]) -> [Self; T] {
+        Lanes::dots_i8(codes, codes_of(a))
+    }
+    #[inline(always)]
+    fn halves_i8<const T: usize>([codes]: [&[u8; 256]; 1], a: [&Codes; T]) -> [[Self; T]; 2] {
+        Lanes::halves_i8(codes, codes_of(a))
     }
 }
 

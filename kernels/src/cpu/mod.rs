@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
 pub mod detect;
 pub mod lanes;
 pub(crate) mod lines;
@@ -37,3 +39,35 @@ macro_rules! simd {
     };
 }
 pub(crate) use simd;
+
+/// Defines `$name` as the body generic over panel lanes and the panels that they hold, instantiated for the widest lanes of this
+/// CPU.
+macro_rules! simd_panels {
+    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) => $body:ident) => {
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments)]
+                fn widest($($arg: $ty),*) {
+                    $body::<$crate::cpu::avx512::F32x16, 2>($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments)]
+                fn wide($($arg: $ty),*) {
+                    $body::<$crate::cpu::avx2::F32x8, 1>($($arg),*);
+                }
+                match $crate::cpu::detect::features().lanes() {
+                    // SAFETY: the features that these are compiled for have just been found.
+                    $crate::cpu::detect::Widest::Avx512 => return unsafe { widest($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::detect::Widest::Avx2 => return unsafe { wide($($arg),*) },
+                    $crate::cpu::detect::Widest::Portable => {}
+                }
+            }
+            $body::<$crate::cpu::portable::F32x8, 1>($($arg),*);
+        }
+    };
+}
+pub(crate) use simd_panels;

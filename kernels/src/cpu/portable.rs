@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::lanes::Lanes;
+use super::lanes::{Codes, Lanes};
 
 /// Eight floats in an array.
 #[derive(Debug, Clone, Copy)]
@@ -81,9 +81,10 @@ impl Lanes for F32x8 {
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
     }
-    fn to_codes(values: [Self; 4]) -> ([i8; 32], i32) {
-        let codes = std::array::from_fn(|i| values[i / 8].0[i % 8].round_ties_even() as i8);
-        (codes, codes.iter().map(|code| i32::from(*code)).sum())
+    fn to_codes(values: [Self; 4]) -> Codes {
+        let codes: [i8; 32] = std::array::from_fn(|i| values[i / 8].0[i % 8].round_ties_even() as i8);
+        let total = |half: usize| codes[16 * half..][..16].iter().map(|code| i32::from(*code)).sum();
+        Codes { totals: [total(0), total(1)], codes }
     }
     fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T] {
         let code = |row, column| {

@@ -1,6 +1,6 @@
 //! A batch of activation rows, as floats and as 8-bit codes.
 
-use crate::cpu::lanes::Lanes;
+use crate::cpu::lanes::{Codes, Lanes};
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd;
@@ -13,11 +13,11 @@ pub(crate) struct ActBlock {
     pub(crate) scale: f32,
     /// scale × Σ codes: what a weight's minimum is multiplied with.
     pub(crate) sum: f32,
-    /// Nearest integers to x / scale, within ±127.
-    pub(crate) codes: [i8; 32],
+    /// Nearest integers to x / scale.
+    pub(crate) coded: Codes,
 }
 
-const EMPTY: ActBlock = ActBlock { scale: 0.0, sum: 0.0, codes: [0; 32] };
+const EMPTY: ActBlock = ActBlock { scale: 0.0, sum: 0.0, coded: Codes { totals: [0; 2], codes: [0; 32] } };
 
 /// Rows of activations: f32 values, and their 8-bit form once [`quantize`](Self::quantize) has been called.
 #[derive(Debug)]
@@ -108,10 +108,9 @@ fn quantize_row_body<L: Lanes>(x: &[f32], blocks: &mut [ActBlock]) {
         let largest = parts.iter().fold(zero, |largest, x| largest.max(*x).max(zero.sub(*x))).greatest();
         // Below it 127 / largest would be infinite.
         let inverse = L::splat(if largest > f32::MIN_POSITIVE * 256.0 { 127.0 / largest } else { 0.0 });
-        let (codes, sum) = L::to_codes(parts.map(|x| x.mul(inverse)));
-        block.codes = codes;
+        block.coded = L::to_codes(parts.map(|x| x.mul(inverse)));
         block.scale = largest / 127.0;
-        block.sum = block.scale * sum as f32;
+        block.sum = block.scale * block.coded.totals.iter().sum::<i32>() as f32;
     }
 }
 
@@ -129,7 +128,7 @@ mod tests {
         activations.quantize(&ThreadPool::new(1));
         for (i, x) in x.iter().enumerate() {
             let block = &activations.blocks(0)[i / 32];
-            let error = (block.scale * f32::from(block.codes[i % 32]) - x).abs();
+            let error = (block.scale * f32::from(block.coded.codes[i % 32]) - x).abs();
             assert!(error <= block.scale * 0.501, "{i}: {error}");
         }
         let mut portable_blocks = vec![EMPTY; 4];
@@ -143,6 +142,6 @@ mod tests {
         activations.f32_rows_mut()[40] = f32::MAX;
         activations.quantize(&ThreadPool::new(1));
         assert_eq!(activations.blocks(0)[0], EMPTY);
-        assert_eq!(activations.blocks(1)[0].codes[8], 127);
+        assert_eq!(activations.blocks(1)[0].coded.codes[8], 127);
     }
 }

@@ -7,20 +7,22 @@
 //! - float weights: even and odd columns are summed apart, `acc = fma(w, x, acc)` in increasing order, then added.
 //!
 //! So a row's result depends on no other row. Weights are read from memory once for the whole batch: panels outside, tiles
-//! of [`TILE`] activation rows inside.
+//! of [`TILE`] or [`WIDE_TILE`] activation rows inside.
 
 use super::activations::{ActBlock, Activations};
 use super::panels::{Min, PANEL_ROWS, PanelFormat, WeightMatrix};
-use crate::cpu::lanes::Lanes;
+use crate::cpu::lanes::PanelLanes;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
-use crate::cpu::simd;
+use crate::cpu::simd_panels;
 use crate::dtype::WeightType;
 
-/// Activation rows that share the unpacked weights of a block: with more, accumulators leave the registers.
+/// Activation rows that share the unpacked weights of a block where there are 16 registers, and where there are 32 of twice
+/// the width: with more, accumulators leave the registers.
 const TILE: usize = 4;
+const WIDE_TILE: usize = 8;
 
-/// Panels of one task: small enough to balance threads, large enough to be worth claiming.
+/// Panels of one task: small enough to balance threads, large enough to be worth claiming. An even number: some lanes hold two.
 const TASK_PANELS: usize = 8;
 
 /// `y[t · y_stride + r] = Σ_k w[r, k] · x[t, k]` for every row `t` of `x`; overwrites.
@@ -47,13 +49,13 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     });
 }
 
-simd! {
+simd_panels! {
     fn run_panels(w: &WeightMatrix, x: &Activations, from: usize, to: usize, out: &SharedSlice<'_, f32>, stride: usize)
         => run_panels_body
 }
 
 #[inline(always)]
-fn run_panels_body<L: Lanes>(
+fn run_panels_body<L: PanelLanes<P>, const P: usize>(
     w: &WeightMatrix,
     x: &Activations,
     from: usize,
@@ -62,73 +64,97 @@ fn run_panels_body<L: Lanes>(
     stride: usize,
 ) {
     use WeightType as T;
+    let out = Output { out, stride, rows: w.rows() };
     match w.weight_type() {
-        T::Q4_0 => each_panel::<L, Quantized<{ T::Q4_0 as u8 }>>(w, x, from, to, out, stride),
-        T::Q4_1 => each_panel::<L, Quantized<{ T::Q4_1 as u8 }>>(w, x, from, to, out, stride),
-        T::Q4_K => each_panel::<L, Quantized<{ T::Q4_K as u8 }>>(w, x, from, to, out, stride),
-        T::Q5_0 | T::Q8_0 => each_panel::<L, Quantized<{ T::Q8_0 as u8 }>>(w, x, from, to, out, stride),
-        T::Q5_1 => each_panel::<L, Quantized<{ T::Q5_1 as u8 }>>(w, x, from, to, out, stride),
-        T::Q5_K => each_panel::<L, Quantized<{ T::Q5_K as u8 }>>(w, x, from, to, out, stride),
-        T::Q6_K => each_panel::<L, Quantized<{ T::Q6_K as u8 }>>(w, x, from, to, out, stride),
-        T::F32 => each_panel::<L, FloatF32>(w, x, from, to, out, stride),
-        T::F16 => each_panel::<L, FloatF16>(w, x, from, to, out, stride),
-        T::BF16 => each_panel::<L, FloatBf16>(w, x, from, to, out, stride),
+        T::Q4_0 => each_panel::<L, P, Quantized<{ T::Q4_0 as u8 }>>(w, x, from, to, &out),
+        T::Q4_1 => each_panel::<L, P, Quantized<{ T::Q4_1 as u8 }>>(w, x, from, to, &out),
+        T::Q4_K => each_panel::<L, P, Quantized<{ T::Q4_K as u8 }>>(w, x, from, to, &out),
+        T::Q5_0 | T::Q8_0 => each_panel::<L, P, Quantized<{ T::Q8_0 as u8 }>>(w, x, from, to, &out),
+        T::Q5_1 => each_panel::<L, P, Quantized<{ T::Q5_1 as u8 }>>(w, x, from, to, &out),
+        T::Q5_K => each_panel::<L, P, Quantized<{ T::Q5_K as u8 }>>(w, x, from, to, &out),
+        T::Q6_K => each_panel::<L, P, Quantized<{ T::Q6_K as u8 }>>(w, x, from, to, &out),
+        T::F32 => each_panel::<L, P, FloatF32>(w, x, from, to, &out),
+        T::F16 => each_panel::<L, P, FloatF16>(w, x, from, to, &out),
+        T::BF16 => each_panel::<L, P, FloatBf16>(w, x, from, to, &out),
     }
 }
 
 /// How one kind of panel is multiplied with `T` activation rows.
 trait PanelProduct {
-    fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T];
+    fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
+        panels: [&[u8]; P],
+        x: &Activations,
+        first: usize,
+    ) -> [L; T];
 }
 
 #[inline(always)]
-fn each_panel<L: Lanes, P: PanelProduct>(
+fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
     w: &WeightMatrix,
     x: &Activations,
     from: usize,
     to: usize,
-    out: &SharedSlice<'_, f32>,
-    stride: usize,
+    out: &Output<'_>,
 ) {
-    for p in from..to {
-        let panel = w.panel(p);
-        let rows = PANEL_ROWS.min(w.rows() - p * PANEL_ROWS);
-        let place = Place { out, stride, panel: p, rows };
+    for first in (from..to).step_by(P) {
+        // Where there is no second panel, the first stands in for it; nothing of it is written.
+        let mut panels = [w.panel(first); P];
+        for p in 1..P.min(to - first) {
+            panels[p] = w.panel(first + p);
+        }
         let mut t = 0;
+        if P > 1 {
+            while t + WIDE_TILE <= x.rows() {
+                out.put(first, t, F::product::<L, P, WIDE_TILE>(panels, x, t));
+                t += WIDE_TILE;
+            }
+        }
         while t + TILE <= x.rows() {
-            place.put(t, P::product::<L, TILE>(panel, x, t));
+            out.put(first, t, F::product::<L, P, TILE>(panels, x, t));
             t += TILE;
         }
         match x.rows() - t {
-            1 => place.put(t, P::product::<L, 1>(panel, x, t)),
-            2 => place.put(t, P::product::<L, 2>(panel, x, t)),
-            3 => place.put(t, P::product::<L, 3>(panel, x, t)),
+            1 => out.put(first, t, F::product::<L, P, 1>(panels, x, t)),
+            2 => out.put(first, t, F::product::<L, P, 2>(panels, x, t)),
+            3 => out.put(first, t, F::product::<L, P, 3>(panels, x, t)),
             _ => {}
         }
     }
 }
 
-/// Where a panel's results go.
-struct Place<'a> {
+/// Where results go.
+struct Output<'a> {
     out: &'a SharedSlice<'a, f32>,
     stride: usize,
-    panel: usize,
+    /// Output features.
     rows: usize,
 }
 
-impl Place<'_> {
+impl Output<'_> {
+    /// Those of `P` panels from `panel` on, for activation rows from `first` on.
     #[inline(always)]
-    fn put<L: Lanes, const T: usize>(&self, first: usize, sums: [L; T]) {
+    fn put<L: PanelLanes<P>, const P: usize, const T: usize>(
+        &self,
+        panel: usize,
+        first: usize,
+        sums: [L; T],
+    ) {
         for (i, sum) in sums.into_iter().enumerate() {
-            // SAFETY: a panel belongs to one task, and its output features to no other panel.
-            let out =
-                unsafe { self.out.part((first + i) * self.stride + self.panel * PANEL_ROWS, self.rows) };
-            if let Ok(out) = out.try_into() {
-                sum.store(out);
-            } else {
-                let mut lanes = [0.0; PANEL_ROWS];
-                sum.store(&mut lanes);
-                out.copy_from_slice(&lanes[..self.rows]);
+            for p in 0..P {
+                let begin = (panel + p) * PANEL_ROWS;
+                if begin >= self.rows {
+                    break;
+                }
+                let rows = PANEL_ROWS.min(self.rows - begin);
+                // SAFETY: a panel belongs to one task, and its output features to no other panel.
+                let out = unsafe { self.out.part((first + i) * self.stride + begin, rows) };
+                if let Ok(out) = out.try_into() {
+                    sum.store(p, out);
+                } else {
+                    let mut lanes = [0.0; PANEL_ROWS];
+                    sum.store(p, &mut lanes);
+                    out.copy_from_slice(&lanes[..rows]);
+                }
             }
         }
     }
@@ -152,39 +178,41 @@ impl<const TY: u8> Quantized<TY> {
     };
 }
 
+/// Eight scales of each panel's block.
 #[inline(always)]
-fn scales<L: Lanes>(format: PanelFormat, block: &[u8], at: usize) -> L {
-    if format.wide_scales {
-        let bytes: &[u8; 32] = block[at..].first_chunk().expect("a block holds its scales");
-        L::load(&std::array::from_fn(|i| f32::from_ne_bytes(std::array::from_fn(|j| bytes[4 * i + j]))))
-    } else {
-        let bytes: &[u8; 16] = block[at..].first_chunk().expect("a block holds its scales");
-        L::load_f16(&std::array::from_fn(|i| u16::from_ne_bytes([bytes[2 * i], bytes[2 * i + 1]])))
-    }
+fn scales<L: PanelLanes<P>, const P: usize>(format: PanelFormat, blocks: [&[u8]; P], at: usize) -> L {
+    if format.wide_scales { L::load_bytes(part(blocks, at)) } else { L::load_f16_bytes(part(blocks, at)) }
 }
 
-/// A block's codes.
+/// `N` bytes of each panel's block.
 #[inline(always)]
-fn code_block<const N: usize>(block: &[u8]) -> &[u8; N] {
-    block.first_chunk().expect("a block holds its codes")
+fn part<const P: usize, const N: usize>(blocks: [&[u8]; P], at: usize) -> [&[u8; N]; P] {
+    blocks.map(|block| block[at..].first_chunk().expect("a block holds its codes and scales"))
 }
 
 impl<const TY: u8> PanelProduct for Quantized<TY> {
     #[inline(always)]
-    fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T] {
+    fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
+        panels: [&[u8]; P],
+        x: &Activations,
+        first: usize,
+    ) -> [L; T] {
         let f = Self::FORMAT;
-        let rows: [&[ActBlock]; T] = std::array::from_fn(|t| x.blocks(first + t));
+        let count = panels[0].len() / f.block_bytes();
+        let rows: [&[ActBlock]; T] = std::array::from_fn(|t| &x.blocks(first + t)[..count]);
+        let panels = panels.map(|panel| &panel[..count * f.block_bytes()]);
         let mut acc = [L::splat(0.0); T];
-        for (b, block) in panel.chunks_exact(f.block_bytes()).enumerate() {
+        for b in 0..count {
+            let block = panels.map(|panel| &panel[b * f.block_bytes()..][..f.block_bytes()]);
             let scale: L = scales(f, block, f.code_bytes());
             let mut a = [&rows[0][b]; T];
-            let mut codes = [&a[0].codes; T];
+            let mut codes = [&a[0].coded; T];
             for t in 0..T {
                 a[t] = &rows[t][b];
-                codes[t] = &a[t].codes;
+                codes[t] = &a[t].coded;
             }
             if f.two_scales {
-                let [low, high] = L::halves_i8(code_block(block), codes);
+                let [low, high] = L::halves_i8(part(block, 0), codes);
                 let second: L = scales(f, block, f.code_bytes() + f.scale_bytes());
                 for t in 0..T {
                     let scale_x = L::splat(a[t].scale);
@@ -193,9 +221,9 @@ impl<const TY: u8> PanelProduct for Quantized<TY> {
                 }
             } else {
                 let dots = if f.four_bit {
-                    L::dots_u4(code_block(block), codes)
+                    L::dots_u4(part(block, 0), codes)
                 } else {
-                    L::dots_i8(code_block(block), codes)
+                    L::dots_i8(part(block, 0), codes)
                 };
                 for t in 0..T {
                     acc[t] = scale.mul(L::splat(a[t].scale)).fma(dots[t], acc[t]);
@@ -219,29 +247,38 @@ macro_rules! float_product {
         struct $name;
         impl PanelProduct for $name {
             #[inline(always)]
-            fn product<L: Lanes, const T: usize>(panel: &[u8], x: &Activations, first: usize) -> [L; T] {
-                let columns: &[[$unit; PANEL_ROWS]] = bytemuck::cast_slice(panel);
-                let (pairs, last) = columns.as_chunks::<2>();
+            fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
+                panels: [&[u8]; P],
+                x: &Activations,
+                first: usize,
+            ) -> [L; T] {
+                let columns: [&[[$unit; PANEL_ROWS]]; P] = panels.map(bytemuck::cast_slice);
+                let count = columns[0].len();
+                let pairs = columns.map(|columns| &columns.as_chunks::<2>().0[..count / 2]);
                 let mut rows: [&[[f32; 2]]; T] = [&[]; T];
                 for t in 0..T {
-                    rows[t] = &x.row(first + t).as_chunks().0[..pairs.len()];
+                    rows[t] = &x.row(first + t).as_chunks().0[..count / 2];
                 }
                 let (mut even, mut odd) = ([L::splat(0.0); T], [L::splat(0.0); T]);
-                for (pair, [w0, w1]) in pairs.iter().enumerate() {
-                    let (w0, w1) = (L::$load(w0), L::$load(w1));
+                for pair in 0..count / 2 {
+                    let w0 = L::$load(pairs.map(|pairs| &pairs[pair][0]));
+                    let w1 = L::$load(pairs.map(|pairs| &pairs[pair][1]));
                     for t in 0..T {
                         let [x0, x1] = rows[t][pair];
                         even[t] = w0.fma(L::splat(x0), even[t]);
                         odd[t] = w1.fma(L::splat(x1), odd[t]);
                     }
                 }
-                if let [last] = last {
-                    let last = L::$load(last);
+                if count % 2 == 1 {
+                    let last = L::$load(columns.map(|columns| &columns[count - 1]));
                     for t in 0..T {
-                        even[t] = last.fma(L::splat(x.row(first + t)[columns.len() - 1]), even[t]);
+                        even[t] = last.fma(L::splat(x.row(first + t)[count - 1]), even[t]);
                     }
                 }
-                std::array::from_fn(|t| even[t].add(odd[t]))
+                for t in 0..T {
+                    even[t] = even[t].add(odd[t]);
+                }
+                even
             }
         }
     };

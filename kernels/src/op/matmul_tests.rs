@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cpu::portable;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::{avx2, detect};
 use crate::op::dequantize::dequantize;
 
 /// Bytes that are valid weights of any type: scales stay finite and moderate.
@@ -68,7 +70,7 @@ fn every_format_agrees_with_its_dequantized_weights() {
                 let mut size = 0.0f64;
                 for k in 0..cols {
                     let block = &x.blocks(t)[k / 32];
-                    let coded = f64::from(block.scale) * f64::from(block.codes[k % 32]);
+                    let coded = f64::from(block.scale) * f64::from(block.coded.codes[k % 32]);
                     let x = if ty.is_quantized() { coded } else { f64::from(x.row(t)[k]) };
                     exact += f64::from(values[r * cols + k]) * x;
                     size += (f64::from(values[r * cols + k]) * x).abs();
@@ -110,10 +112,17 @@ fn a_row_is_the_same_alone_and_in_any_batch_on_any_threads_and_lanes() {
             alone.quantize(&ThreadPool::new(1));
             assert_eq!(product(&w, &alone, 1), all[t * rows..][..rows], "{ty} row {t}");
         }
-        let mut plain = vec![0.0; rows * 17];
         let panels = rows.div_ceil(PANEL_ROWS);
-        run_panels_body::<portable::F32x8>(&w, &x, 0, panels, &SharedSlice::new(&mut plain), rows);
+        let mut plain = vec![0.0; rows * 17];
+        run_panels_body::<portable::F32x8, 1>(&w, &x, 0, panels, &SharedSlice::new(&mut plain), rows);
         assert_eq!(plain, all, "{ty}: portable lanes");
+        #[cfg(target_arch = "x86_64")]
+        if detect::features().simd() {
+            // Where there are wider ones, these would not be met otherwise.
+            let mut narrow = vec![0.0; rows * 17];
+            run_panels_body::<avx2::F32x8, 1>(&w, &x, 0, panels, &SharedSlice::new(&mut narrow), rows);
+            assert_eq!(narrow, all, "{ty}: AVX2 lanes");
+        }
     }
 }
 

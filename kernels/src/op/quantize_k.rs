@@ -149,7 +149,7 @@ fn block<L: Lanes>(x: &[f32; 256], out: &mut [u8; 144]) {
     for (j, run) in runs.iter().enumerate() {
         let run = Run::<L>::new(run, unit);
         steps[j] = nearby_best(&run, lines[j], scales);
-        let (codes, _) = L::to_codes(run.codes(scales.line(steps[j])));
+        let codes = L::to_codes(run.codes(scales.line(steps[j]))).codes;
         // Two runs share bytes: low nibbles, then high ones.
         for (to, code) in out[16 + j / 2 * 32..][..32].iter_mut().zip(codes) {
             *to |= (code as u8) << (j % 2 * 4);

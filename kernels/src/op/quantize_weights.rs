@@ -123,7 +123,7 @@ fn q8_0_body<L: Lanes>(row: &[f32], out: &mut [u8]) {
         for x in &mut steps {
             *x = x.mul(inverse).min(limit).max(least);
         }
-        let (codes, _) = L::to_codes(steps);
+        let codes = L::to_codes(steps).codes;
         out[..2].copy_from_slice(&scale.to_le_bytes());
         out[2..].copy_from_slice(bytemuck::cast_slice(&codes));
     }
@@ -227,7 +227,7 @@ fn q4_0_block<L: Lanes>(x: &[f32; 32]) -> (f16, [i8; 32]) {
             (stored, least) = (scale, error);
         }
     }
-    (stored, L::to_codes(unit.codes(inverse(stored.to_f32() / extreme))).0)
+    (stored, L::to_codes(unit.codes(inverse(stored.to_f32() / extreme))).codes)
 }
 
 #[cfg(test)]

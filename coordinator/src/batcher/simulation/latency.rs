@@ -66,7 +66,8 @@ fn a_long_prompt_keeps_the_time_between_tokens_within_twice_of_before() {
                 during <= 2 * before,
                 "{costs:?}, {streams} streams: {before} us without, {during} us with"
             );
-            assert!(slower < 3.5, "{costs:?}, {streams} streams: the prompt took {slower:.1} times as long");
+            // 3 times, if every step were stretched to just 1.5 times what its decodes take.
+            assert!(slower < 4.0, "{costs:?}, {streams} streams: the prompt took {slower:.1} times as long");
         }
     }
 }

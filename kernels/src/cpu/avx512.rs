@@ -1,0 +1,177 @@
+//! Two panels beside each other in AVX-512 registers, with VNNI.
+//!
+//! SAFETY of this whole file: values of [`F32x16`] are made only inside functions that `simd_panels!` enters after it has found
+//! AVX-512 F, BW and VNNI; every pointer comes from a reference to an array of just the size that is read or written, and all
+//! loads and stores are unaligned ones.
+
+use std::arch::x86_64::*;
+
+use super::lanes::{Codes, PanelLanes};
+
+/// Eight floats of each of two panels.
+#[derive(Debug, Clone, Copy)]
+pub struct F32x16(__m512);
+
+/// The four activations that belong to vector `v`, broadcast.
+#[inline(always)]
+fn four(a: &Codes, v: usize) -> __m512i {
+    let a = &a.codes;
+    let bytes = [a[v * 4], a[v * 4 + 1], a[v * 4 + 2], a[v * 4 + 3]].map(|x| x as u8);
+    // SAFETY: see the head of the file.
+    unsafe { _mm512_set1_epi32(i32::from_le_bytes(bytes)) }
+}
+
+/// Bytes `32 v..32 v + 32` of both panels.
+#[inline(always)]
+fn vector<const N: usize>(codes: [&[u8; N]; 2], v: usize) -> __m512i {
+    let [a, b] = [&codes[0][v * 32..][..32], &codes[1][v * 32..][..32]];
+    // SAFETY: see the head of the file.
+    unsafe {
+        let (a, b) = (_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast()));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
+    }
+}
+
+/// Signed codes times activations over the vectors `FROM..TO`. The instruction takes unsigned codes: they are 128 more, and 128
+/// times the sum of the activations is where sums begin.
+#[inline(always)]
+fn signed<const T: usize, const FROM: usize, const TO: usize>(
+    codes: [&[u8; 256]; 2],
+    a: [&Codes; T],
+) -> [F32x16; T] {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let mut sums = [_mm512_setzero_si512(); T];
+        for t in 0..T {
+            let [low, high] = a[t].totals;
+            let total = if FROM == 0 { low } else { 0 } + if TO == 8 { high } else { 0 };
+            sums[t] = _mm512_set1_epi32(-128 * total);
+        }
+        for v in FROM..TO {
+            let unsigned = _mm512_xor_si512(vector(codes, v), _mm512_set1_epi8(-128));
+            for t in 0..T {
+                sums[t] = _mm512_dpbusd_epi32(sums[t], unsigned, four(a[t], v));
+            }
+        }
+        floats(sums)
+    }
+}
+
+/// Converts integers.
+#[inline(always)]
+fn floats<const T: usize>(x: [__m512i; T]) -> [F32x16; T] {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let mut floats = [F32x16(_mm512_setzero_ps()); T];
+        for t in 0..T {
+            floats[t] = F32x16(_mm512_cvtepi32_ps(x[t]));
+        }
+        floats
+    }
+}
+
+/// Sixteen half floats from two places.
+#[inline(always)]
+fn halves([a, b]: [&[u8; 16]; 2]) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_set_m128i(_mm_loadu_si128(b.as_ptr().cast()), _mm_loadu_si128(a.as_ptr().cast())) }
+}
+
+/// Sixteen floats from two places.
+#[inline(always)]
+fn wholes([a, b]: [&[u8; 32]; 2]) -> F32x16 {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let (a, b) = (_mm256_loadu_ps(a.as_ptr().cast()), _mm256_loadu_ps(b.as_ptr().cast()));
+        let both = _mm512_insertf64x4::<1>(_mm512_castps_pd(_mm512_castps256_ps512(a)), _mm256_castps_pd(b));
+        F32x16(_mm512_castpd_ps(both))
+    }
+}
+
+impl PanelLanes<2> for F32x16 {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(from: [&[f32; 8]; 2]) -> Self {
+        wholes(from.map(bytemuck::cast_ref))
+    }
+    #[inline(always)]
+    fn load_f16(from: [&[u16; 8]; 2]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_cvtph_ps(halves(from.map(bytemuck::cast_ref))) })
+    }
+    #[inline(always)]
+    fn load_bf16(from: [&[u16; 8]; 2]) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(halves(from.map(bytemuck::cast_ref)));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+    }
+    #[inline(always)]
+    fn load_bytes(from: [&[u8; 32]; 2]) -> Self {
+        wholes(from)
+    }
+    #[inline(always)]
+    fn load_f16_bytes(from: [&[u8; 16]; 2]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_cvtph_ps(halves(from)) })
+    }
+    #[inline(always)]
+    fn store(self, panel: usize, to: &mut [f32; 8]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let lanes = match panel {
+                0 => _mm512_castps512_ps256(self.0),
+                _ => _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))),
+            };
+            _mm256_storeu_ps(to.as_mut_ptr(), lanes);
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    fn dots_u4<const T: usize>(codes: [&[u8; 128]; 2], a: [&Codes; T]) -> [Self; T] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            let mut sums = [_mm512_setzero_si512(); T];
+            for v in 0..4 {
+                let packed = vector(codes, v);
+                let low = _mm512_and_si512(packed, mask);
+                for t in 0..T {
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], low, four(a[t], v));
+                }
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
+                for t in 0..T {
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], high, four(a[t], v + 4));
+                }
+            }
+            floats(sums)
+        }
+    }
+    #[inline(always)]
+    fn dots_i8<const T: usize>(codes: [&[u8; 256]; 2], a: [&Codes; T]) -> [Self; T] {
+        signed::<T, 0, 8>(codes, a)
+    }
+    #[inline(always)]
+    fn halves_i8<const T: usize>(codes: [&[u8; 256]; 2], a: [&Codes; T]) -> [[Self; T]; 2] {
+        [signed::<T, 0, 4>(codes, a), signed::<T, 4, 8>(codes, a)]
+    }
+}
