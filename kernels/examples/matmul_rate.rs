@@ -26,7 +26,7 @@ fn main() {
             }
             let w = WeightMatrix::pack(ty, rows, cols, 0, cols, &vec![1; rows * ty.row_bytes(cols)])
                 .expect("sizes agree");
-            for batch in [1, 64] {
+            for batch in [1, 8, 16, 64, 256] {
                 let mut x = Activations::new(batch, cols);
                 x.f32_rows_mut().fill(0.5);
                 x.quantize(&pool);

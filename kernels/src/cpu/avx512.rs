@@ -70,6 +70,41 @@ fn floats<const T: usize>(x: [__m512i; T]) -> [F32x16; T] {
     }
 }
 
+/// Writes 4-bit codes of both panels as bytes, vector by vector.
+#[inline(always)]
+pub(crate) fn unpack_u4(codes: [&[u8; 128]; 2], to: &mut [u8; 512]) {
+    // SAFETY: see the head of the file; the eight stores cover the 512 bytes.
+    unsafe {
+        let (to, mask) = (to.as_mut_ptr(), _mm512_set1_epi8(15));
+        for v in 0..4 {
+            let packed = vector(codes, v);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
+            _mm512_storeu_si512(to.add(v * 64).cast(), _mm512_and_si512(packed, mask));
+            _mm512_storeu_si512(to.add(256 + v * 64).cast(), high);
+        }
+    }
+}
+
+/// Writes 8-bit codes of both panels, vector by vector.
+#[inline(always)]
+pub(crate) fn unpack_i8(codes: [&[u8; 256]; 2], to: &mut [u8; 512]) {
+    // SAFETY: see the head of the file; the eight stores cover the 512 bytes.
+    unsafe {
+        for v in 0..8 {
+            _mm512_storeu_si512(to.as_mut_ptr().add(v * 64).cast(), vector(codes, v));
+        }
+    }
+}
+
+impl F32x16 {
+    /// Converts integers.
+    #[inline(always)]
+    pub(crate) fn from_integers(from: &[i32; 16]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.as_ptr().cast())) })
+    }
+}
+
 /// Sixteen half floats from two places.
 #[inline(always)]
 fn halves([a, b]: [&[u8; 16]; 2]) -> __m256i {

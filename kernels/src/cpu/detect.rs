@@ -11,6 +11,8 @@ pub enum Widest {
     Avx2,
     /// These, and AVX-512 with BW and VNNI.
     Avx512,
+    /// These, and tiles of bytes.
+    Amx,
 }
 
 /// What was found, once for the process.
@@ -34,18 +36,20 @@ impl Features {
             Widest::Portable => "portable",
             Widest::Avx2 => "avx2+fma+f16c",
             Widest::Avx512 => "avx512+vnni",
+            Widest::Amx => "avx512+vnni+amx",
         }
     }
 }
 
-/// What this machine has. `FOGGARA_CPU=avx2` in the environment hides what is wider, `portable` all of it (same results, slower).
+/// What this machine has. `FOGGARA_CPU=avx512` (or `avx2`, `portable`) in the environment hides what is wider (same results, slower).
 pub fn features() -> Features {
     static FOUND: OnceLock<Features> = OnceLock::new();
     *FOUND.get_or_init(|| {
         let most = match std::env::var("FOGGARA_CPU").as_deref() {
             Ok("portable") => Widest::Portable,
             Ok("avx2") => Widest::Avx2,
-            _ => Widest::Avx512,
+            Ok("avx512") => Widest::Avx512,
+            _ => Widest::Amx,
         };
         Features(found().min(most))
     })
@@ -60,6 +64,7 @@ fn found() -> Widest {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vnni");
     match (avx2, avx512) {
+        (true, true) if super::amx::available() => Widest::Amx,
         (true, true) => Widest::Avx512,
         (true, false) => Widest::Avx2,
         (false, _) => Widest::Portable,

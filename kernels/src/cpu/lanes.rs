@@ -4,8 +4,10 @@
 //! one rounding (or none), so an algorithm written over it has one result. Products, where nearly all the time goes, are
 //! written over [`PanelLanes`], which AVX-512 (`avx512.rs`) has too.
 
+use bytemuck::{Pod, Zeroable};
+
 /// 32 values within ±127, and their sums over columns 0..16 and 16..32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Codes {
     pub(crate) totals: [i32; 2],

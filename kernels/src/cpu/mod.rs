@@ -1,6 +1,8 @@
 //! The CPU: vector lanes, threads, and what this machine can do.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
@@ -60,7 +62,7 @@ macro_rules! simd_panels {
                 }
                 match $crate::cpu::detect::features().lanes() {
                     // SAFETY: the features that these are compiled for have just been found.
-                    $crate::cpu::detect::Widest::Avx512 => return unsafe { widest($($arg),*) },
+                    $crate::cpu::detect::Widest::Amx | $crate::cpu::detect::Widest::Avx512 => return unsafe { widest($($arg),*) },
                     // SAFETY: as above.
                     $crate::cpu::detect::Widest::Avx2 => return unsafe { wide($($arg),*) },
                     $crate::cpu::detect::Widest::Portable => {}

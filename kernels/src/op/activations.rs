@@ -1,12 +1,14 @@
 //! A batch of activation rows, as floats and as 8-bit codes.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::cpu::lanes::{Codes, Lanes};
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd;
 
 /// The 8-bit form of 32 consecutive activations: `x ≈ scale × code`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct ActBlock {
     /// max |x| / 127, from these 32 alone.
@@ -15,6 +17,11 @@ pub(crate) struct ActBlock {
     pub(crate) sum: f32,
     /// Nearest integers to x / scale.
     pub(crate) coded: Codes,
+}
+
+impl ActBlock {
+    /// Bytes before the codes.
+    pub(crate) const CODES_AT: usize = std::mem::offset_of!(Self, coded) + std::mem::offset_of!(Codes, codes);
 }
 
 const EMPTY: ActBlock = ActBlock { scale: 0.0, sum: 0.0, coded: Codes { totals: [0; 2], codes: [0; 32] } };
@@ -90,8 +97,13 @@ impl Activations {
 
     /// The 8-bit form of row `t`.
     pub(crate) fn blocks(&self, t: usize) -> &[ActBlock] {
+        self.block_rows(t, 1)
+    }
+
+    /// The 8-bit form of `count` rows from `t` on, one after the other.
+    pub(crate) fn block_rows(&self, t: usize, count: usize) -> &[ActBlock] {
         let per_row = self.cols.div_ceil(32);
-        &self.blocks[t * per_row..][..per_row]
+        &self.blocks[t * per_row..][..count * per_row]
     }
 }
 

@@ -9,6 +9,9 @@
 //! So a row's result depends on no other row. Weights are read from memory once for the whole batch: panels outside, tiles
 //! of [`TILE`] or [`WIDE_TILE`] activation rows inside.
 
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+
 use super::activations::{ActBlock, Activations};
 use super::panels::{Min, PANEL_ROWS, PanelFormat, WeightMatrix};
 use crate::cpu::lanes::PanelLanes;
@@ -43,21 +46,43 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     );
     let panels = rows.div_ceil(PANEL_ROWS);
     let out = SharedSlice::new(y);
+    let in_tiles = rows_in_tiles(w, batch);
     pool.run(panels.div_ceil(TASK_PANELS), |task| {
         let from = task * TASK_PANELS;
-        run_panels(w, x, from, panels.min(from + TASK_PANELS), &out, y_stride);
+        let to = panels.min(from + TASK_PANELS);
+        #[cfg(target_arch = "x86_64")]
+        if in_tiles > 0 {
+            tiles::run(w, x, in_tiles, (from, to), &out, y_stride);
+        }
+        run_panels(w, x, in_tiles, from, to, &out, y_stride);
     });
 }
 
+/// How many of the first rows are left to tiles, where there are any.
+fn rows_in_tiles(w: &WeightMatrix, batch: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    return tiles::rows_of(w, batch);
+    #[cfg(not(target_arch = "x86_64"))]
+    return 0 * batch * w.rows();
+}
+
 simd_panels! {
-    fn run_panels(w: &WeightMatrix, x: &Activations, from: usize, to: usize, out: &SharedSlice<'_, f32>, stride: usize)
-        => run_panels_body
+    fn run_panels(
+        w: &WeightMatrix,
+        x: &Activations,
+        first_row: usize,
+        from: usize,
+        to: usize,
+        out: &SharedSlice<'_, f32>,
+        stride: usize,
+    ) => run_panels_body
 }
 
 #[inline(always)]
 fn run_panels_body<L: PanelLanes<P>, const P: usize>(
     w: &WeightMatrix,
     x: &Activations,
+    first_row: usize,
     from: usize,
     to: usize,
     out: &SharedSlice<'_, f32>,
@@ -66,16 +91,18 @@ fn run_panels_body<L: PanelLanes<P>, const P: usize>(
     use WeightType as T;
     let out = Output { out, stride, rows: w.rows() };
     match w.weight_type() {
-        T::Q4_0 => each_panel::<L, P, Quantized<{ T::Q4_0 as u8 }>>(w, x, from, to, &out),
-        T::Q4_1 => each_panel::<L, P, Quantized<{ T::Q4_1 as u8 }>>(w, x, from, to, &out),
-        T::Q4_K => each_panel::<L, P, Quantized<{ T::Q4_K as u8 }>>(w, x, from, to, &out),
-        T::Q5_0 | T::Q8_0 => each_panel::<L, P, Quantized<{ T::Q8_0 as u8 }>>(w, x, from, to, &out),
-        T::Q5_1 => each_panel::<L, P, Quantized<{ T::Q5_1 as u8 }>>(w, x, from, to, &out),
-        T::Q5_K => each_panel::<L, P, Quantized<{ T::Q5_K as u8 }>>(w, x, from, to, &out),
-        T::Q6_K => each_panel::<L, P, Quantized<{ T::Q6_K as u8 }>>(w, x, from, to, &out),
-        T::F32 => each_panel::<L, P, FloatF32>(w, x, from, to, &out),
-        T::F16 => each_panel::<L, P, FloatF16>(w, x, from, to, &out),
-        T::BF16 => each_panel::<L, P, FloatBf16>(w, x, from, to, &out),
+        T::Q4_0 => each_panel::<L, P, Quantized<{ T::Q4_0 as u8 }>>(w, x, first_row, from, to, &out),
+        T::Q4_1 => each_panel::<L, P, Quantized<{ T::Q4_1 as u8 }>>(w, x, first_row, from, to, &out),
+        T::Q4_K => each_panel::<L, P, Quantized<{ T::Q4_K as u8 }>>(w, x, first_row, from, to, &out),
+        T::Q5_0 | T::Q8_0 => {
+            each_panel::<L, P, Quantized<{ T::Q8_0 as u8 }>>(w, x, first_row, from, to, &out)
+        }
+        T::Q5_1 => each_panel::<L, P, Quantized<{ T::Q5_1 as u8 }>>(w, x, first_row, from, to, &out),
+        T::Q5_K => each_panel::<L, P, Quantized<{ T::Q5_K as u8 }>>(w, x, first_row, from, to, &out),
+        T::Q6_K => each_panel::<L, P, Quantized<{ T::Q6_K as u8 }>>(w, x, first_row, from, to, &out),
+        T::F32 => each_panel::<L, P, FloatF32>(w, x, first_row, from, to, &out),
+        T::F16 => each_panel::<L, P, FloatF16>(w, x, first_row, from, to, &out),
+        T::BF16 => each_panel::<L, P, FloatBf16>(w, x, first_row, from, to, &out),
     }
 }
 
@@ -92,6 +119,7 @@ trait PanelProduct {
 fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
     w: &WeightMatrix,
     x: &Activations,
+    first_row: usize,
     from: usize,
     to: usize,
     out: &Output<'_>,
@@ -102,7 +130,7 @@ fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
         for p in 1..P.min(to - first) {
             panels[p] = w.panel(first + p);
         }
-        let mut t = 0;
+        let mut t = first_row;
         if P > 1 {
             while t + WIDE_TILE <= x.rows() {
                 out.put(first, t, F::product::<L, P, WIDE_TILE>(panels, x, t));

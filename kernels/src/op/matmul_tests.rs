@@ -100,27 +100,29 @@ fn rows_come_back_as_they_were_stored() {
 
 #[test]
 fn a_row_is_the_same_alone_and_in_any_batch_on_any_threads_and_lanes() {
+    // Whole tiles of every kind, and some rows more.
+    const BATCH: usize = 45;
     for ty in WeightType::ALL {
         let (rows, cols) = (83, 256);
         let w =
             WeightMatrix::pack(ty, rows, cols, 0, cols, &weights(ty, rows * cols, 9)).expect("sizes agree");
-        let x = activations(17, cols, 4);
+        let x = activations(BATCH, cols, 4);
         let all = product(&w, &x, 3);
-        for t in 0..17 {
+        for t in 0..BATCH {
             let mut alone = Activations::new(1, cols);
             alone.f32_rows_mut().copy_from_slice(x.row(t));
             alone.quantize(&ThreadPool::new(1));
             assert_eq!(product(&w, &alone, 1), all[t * rows..][..rows], "{ty} row {t}");
         }
         let panels = rows.div_ceil(PANEL_ROWS);
-        let mut plain = vec![0.0; rows * 17];
-        run_panels_body::<portable::F32x8, 1>(&w, &x, 0, panels, &SharedSlice::new(&mut plain), rows);
+        let mut plain = vec![0.0; rows * BATCH];
+        run_panels_body::<portable::F32x8, 1>(&w, &x, 0, 0, panels, &SharedSlice::new(&mut plain), rows);
         assert_eq!(plain, all, "{ty}: portable lanes");
         #[cfg(target_arch = "x86_64")]
         if detect::features().simd() {
             // Where there are wider ones, these would not be met otherwise.
-            let mut narrow = vec![0.0; rows * 17];
-            run_panels_body::<avx2::F32x8, 1>(&w, &x, 0, panels, &SharedSlice::new(&mut narrow), rows);
+            let mut narrow = vec![0.0; rows * BATCH];
+            run_panels_body::<avx2::F32x8, 1>(&w, &x, 0, 0, panels, &SharedSlice::new(&mut narrow), rows);
             assert_eq!(narrow, all, "{ty}: AVX2 lanes");
         }
     }
