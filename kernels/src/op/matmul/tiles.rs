@@ -17,7 +17,9 @@ use crate::op::panels::{Min, PanelFormat, WeightMatrix};
 const FEWEST: usize = 2 * ROWS;
 
 thread_local! {
-    static MEMORY: RefCell<Memory> = const { RefCell::new(Memory { unpacked: Vec::new(), factors: Vec::new() }) };
+    static MEMORY: RefCell<Memory> = const {
+        RefCell::new(Memory { unpacked: Vec::new(), factors: Vec::new(), sums: [Sums([[0; 16]; ROWS]); SETS] })
+    };
 }
 
 /// A thread's working memory.
@@ -26,6 +28,8 @@ struct Memory {
     unpacked: Vec<Weights>,
     /// Of each tile of rows, block by block.
     factors: Vec<Factors>,
+    /// Of the blocks under way.
+    sums: [Sums; SETS],
 }
 
 /// What a block's sums and minima are multiplied with, for each row.
@@ -87,7 +91,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-    fn run<const TY: u8>(&self, Memory { unpacked, factors }: &mut Memory) {
+    fn run<const TY: u8>(&self, Memory { unpacked, factors, sums }: &mut Memory) {
         let f = Quantized::<TY>::FORMAT;
         let count = self.w.cols() / 32;
         unpacked.resize(unpacked.len().max(count), Weights([0; WEIGHT_BYTES]));
@@ -107,8 +111,8 @@ impl Work<'_> {
             }
             for (tile, factors) in factors.chunks_exact(count).enumerate() {
                 let row = tile * ROWS;
-                let sums = self.product::<TY>(panels, &unpacked[..count], row, factors);
-                self.out.put(first, row, sums);
+                let products = self.product::<TY>(panels, &unpacked[..count], row, factors, sums);
+                self.out.put(first, row, products);
             }
         }
     }
@@ -122,11 +126,11 @@ impl Work<'_> {
         unpacked: &[Weights],
         row: usize,
         factors: &[Factors],
+        sums: &mut [Sums; SETS],
     ) -> [F32x16; ROWS] {
         let f = Quantized::<TY>::FORMAT;
         let count = unpacked.len();
         let a = self.x.block_rows(row, ROWS);
-        let mut sums = [Sums([[0; 16]; ROWS]); SETS];
         let mut acc = [F32x16::splat(0.0); ROWS];
         macro_rules! ask {
             ($b:expr, $which:literal) => {
