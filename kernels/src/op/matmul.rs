@@ -12,6 +12,8 @@
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+#[cfg(target_arch = "x86_64")]
+use self::tiles::rows_of as rows_in_tiles;
 use super::activations::{ActBlock, Activations};
 use super::panels::{Min, PANEL_ROWS, PanelFormat, WeightMatrix};
 use crate::cpu::lanes::PanelLanes;
@@ -58,12 +60,10 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     });
 }
 
-/// How many of the first rows are left to tiles, where there are any.
-fn rows_in_tiles(w: &WeightMatrix, batch: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    return tiles::rows_of(w, batch);
-    #[cfg(not(target_arch = "x86_64"))]
-    return 0 * batch * w.rows();
+/// How many of the first rows are left to tiles: none here.
+#[cfg(not(target_arch = "x86_64"))]
+fn rows_in_tiles(_: &WeightMatrix, _: usize) -> usize {
+    0
 }
 
 simd_panels! {

@@ -1,6 +1,6 @@
 //! As a picture: how many times as good as each peer, figure by figure.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -23,6 +23,7 @@ pub(super) fn svg(found: &Found) -> Result<String> {
             }
         }
     }
+    ensure!(!bars.is_empty(), "nothing was measured that compares servers");
     let mut text = String::new();
     {
         let height = AROUND + BAR * u32::try_from(bars.len())?;
@@ -43,7 +44,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, found: &Found, bars: &[(Strin
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(330)
-        .build_cartesian_2d(0.0..most, (0..bars.len()).into_segmented())?;
+        .build_cartesian_2d(0.0..most, (0..bars.len() - 1).into_segmented())?;
     chart
         .configure_mesh()
         .disable_y_mesh()
@@ -52,7 +53,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, found: &Found, bars: &[(Strin
         .y_label_formatter(&|place| match place {
             // The first figure on top.
             SegmentValue::CenterOf(place) => {
-                bars.get(bars.len() - 1 - place).map_or_else(String::new, |bar| bar.0.clone())
+                bars.iter().rev().nth(*place).map_or_else(String::new, |bar| bar.0.clone())
             }
             _ => String::new(),
         })
