@@ -1,6 +1,7 @@
 //! Two panels beside each other in AVX-512 registers, with VNNI.
 //!
-//! SAFETY of this whole file: values of [`F32x16`] are made only inside functions that `simd_panels!` enters after it has found
+//! SAFETY of this whole file: values of [`F32x16`] are made only inside functions that are entered (by `simd_panels!`, and by
+//! `op/matmul/tiles.rs`, whose tiles come with nothing less) after `detect` has found
 //! AVX-512 F, BW and VNNI; every pointer comes from a reference to an array of just the size that is read or written, and all
 //! loads and stores are unaligned ones.
 
