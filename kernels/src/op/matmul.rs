@@ -127,8 +127,10 @@ fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
     for first in (from..to).step_by(P) {
         // Where there is no second panel, the first stands in for it; nothing of it is written.
         let mut panels = [w.panel(first); P];
-        for p in 1..P.min(to - first) {
-            panels[p] = w.panel(first + p);
+        for (p, panel) in panels.iter_mut().enumerate().skip(1) {
+            if first + p < to {
+                *panel = w.panel(first + p);
+            }
         }
         let mut t = first_row;
         if P > 1 {

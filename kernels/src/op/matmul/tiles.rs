@@ -212,11 +212,11 @@ fn scale(
         Min::Minus8Scales => scale.mul(F32x16::splat(-8.0)),
         Min::Stored => scales(f, block, f.min_at()),
     };
-    for t in 0..ROWS {
+    for (t, acc) in acc.iter_mut().enumerate() {
         let dots = F32x16::from_integers(&sums.0[t]);
-        acc[t] = scale.mul(F32x16::splat(factors.scales[t])).fma(dots, acc[t]);
+        *acc = scale.mul(F32x16::splat(factors.scales[t])).fma(dots, *acc);
         if !matches!(f.min, Min::None) {
-            acc[t] = min.fma(F32x16::splat(factors.sums[t]), acc[t]);
+            *acc = min.fma(F32x16::splat(factors.sums[t]), *acc);
         }
     }
     acc
