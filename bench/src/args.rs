@@ -78,9 +78,11 @@ pub(crate) struct VersusArgs {
     /// Streams of the `streams` workload.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) streams: usize,
-    /// Clients of the `clients` workload.
+    /// Clients of the `clients`, `long-prompts` and `long-answers` workloads.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) clients: usize,
+    #[command(flatten)]
+    pub(crate) arrivals: ArrivalArgs,
     /// Writes PATH.json, PATH.md and PATH.svg.
     #[arg(long, value_name = "PATH")]
     pub(crate) save: Option<PathBuf>,
@@ -263,6 +265,24 @@ impl TargetArgs {
     }
 }
 
+/// Requests that come by themselves.
+#[derive(Debug, Clone, Copy, clap::Args)]
+#[command(next_help_heading = "The arrivals workload")]
+pub(crate) struct ArrivalArgs {
+    /// Requests that come each second, on average.
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    pub(crate) rate: f64,
+    /// How long they come.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub(crate) seconds: u64,
+    /// A good answer's first token comes within so many milliseconds of when the request was due …
+    #[arg(long, value_name = "MS", default_value_t = 2000.0)]
+    pub(crate) slo_first_ms: f64,
+    /// … and its other tokens take no more than so many each, on average.
+    #[arg(long, value_name = "MS", default_value_t = 100.0)]
+    pub(crate) slo_gap_ms: f64,
+}
+
 /// How it is measured.
 #[derive(clap::Args)]
 #[command(next_help_heading = "How to measure")]
@@ -279,9 +299,11 @@ pub(crate) struct RunArgs {
     /// Streams of the `streams` workload.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) streams: usize,
-    /// Clients of the `clients` workload.
+    /// Clients of the `clients`, `long-prompts` and `long-answers` workloads.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) clients: usize,
+    #[command(flatten)]
+    pub(crate) arrivals: ArrivalArgs,
     /// Prints JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
@@ -299,7 +321,7 @@ impl RunArgs {
 
     /// Whether `workload` is asked for.
     pub(crate) fn wants(&self, workload: Workload) -> bool {
-        self.only.is_empty() || self.only.contains(&workload)
+        if self.only.is_empty() { workload.usual() } else { self.only.contains(&workload) }
     }
 }
 

@@ -32,6 +32,11 @@ impl Prompts {
         }
     }
 
+    /// A fraction in (0, 1], all alike.
+    pub(crate) fn fraction(&self) -> f64 {
+        ((self.random() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
     /// SplitMix64.
     fn random(&self) -> u64 {
         self.0.set(self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15));

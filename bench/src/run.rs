@@ -32,6 +32,7 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
         repetitions: how.repetitions(),
         streams: how.streams,
         clients: how.clients,
+        arrivals: how.arrivals,
         quick: how.quick,
     };
     let wanted = |workload: &&Workload| **workload != Workload::ColdStart && how.wants(**workload);

@@ -19,6 +19,7 @@ pub(crate) use markdown::markdown;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
     TokensPerSecond,
+    RequestsPerSecond,
     /// A ratio.
     Times,
     Seconds,
@@ -32,6 +33,7 @@ impl Unit {
     pub(crate) fn symbol(self) -> &'static str {
         match self {
             Self::TokensPerSecond => "tok/s",
+            Self::RequestsPerSecond => "requests/s",
             Self::Times => "×",
             Self::Seconds => "s",
             Self::Millis => "ms",

@@ -110,6 +110,7 @@ pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
                     repetitions: args.runs,
                     streams: args.streams,
                     clients: args.clients,
+                    arrivals: args.arrivals,
                     quick: true,
                 };
                 let measures = bench.run(*workload).await.with_context(|| name.clone())?;

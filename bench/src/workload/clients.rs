@@ -9,26 +9,26 @@ use crate::client::{Ask, Client, Trace};
 use crate::report::{Measure, Unit};
 use crate::stats::percentile;
 
-const INPUT: usize = 128;
-const OUTPUT: usize = 128;
-
-pub(crate) async fn run(bench: &Bench<'_>) -> Result<Vec<Measure>> {
+/// Prompts of `input` tokens, answers of `output`.
+pub(crate) async fn run(bench: &Bench<'_>, input: usize, output: usize) -> Result<Vec<Measure>> {
     let count = bench.clients;
     let rounds = if bench.quick { 1 } else { 2 };
     let mut clients = bench.target.clients(count).await?;
     // Connections are open and every part has run once.
     try_join_all(clients.iter_mut().map(|client| client.generate(bench.short()))).await?;
-    let each = try_join_all(clients.iter_mut().map(|client| client_loop(bench, client, rounds))).await?;
+    let each =
+        try_join_all(clients.iter_mut().map(|client| client_loop(bench, client, (input, output), rounds)))
+            .await?;
     let traces: Vec<Trace> = each.into_iter().flatten().collect();
     let rate = end_to_end_rate(&traces).context("no token came")?;
     let first: Vec<f64> = traces.iter().filter_map(Trace::first_token_seconds).collect();
     let gaps: Vec<f64> = traces.iter().flat_map(Trace::gaps).map(|seconds| seconds * 1e3).collect();
-    let key = |suffix: &str| format!("clients-{count}{suffix}");
-    let output =
-        Measure::single(&key(""), &format!("{count} clients, 128 in / 128 out"), Unit::TokensPerSecond, rate);
+    let sizes = if (input, output) == (128, 128) { String::new() } else { format!("-{input}-{output}") };
+    let key = |suffix: &str| format!("clients-{count}{sizes}{suffix}");
+    let what = format!("{count} clients, {input} in / {output} out");
     let mut measures = vec![
-        output
-            .limit(bench.limit(|ceilings| ceilings.clients(count, INPUT, OUTPUT)))
+        Measure::single(&key(""), &what, Unit::TokensPerSecond, rate)
+            .limit(bench.limit(|ceilings| ceilings.clients(count, input, output)))
             .note(format!("generated tokens, {} requests, prompts included", traces.len())),
     ];
     for (samples, percent, suffix, what, unit) in [
@@ -43,10 +43,15 @@ pub(crate) async fn run(bench: &Bench<'_>) -> Result<Vec<Measure>> {
     Ok(measures)
 }
 
-async fn client_loop(bench: &Bench<'_>, client: &mut Client, rounds: usize) -> Result<Vec<Trace>> {
+async fn client_loop(
+    bench: &Bench<'_>,
+    client: &mut Client,
+    (input, output): (usize, usize),
+    rounds: usize,
+) -> Result<Vec<Trace>> {
     let mut traces = Vec::new();
     for _ in 0..rounds {
-        traces.push(client.generate(Ask { prompt: bench.prompts.next(INPUT), max_tokens: OUTPUT }).await?);
+        traces.push(client.generate(Ask { prompt: bench.prompts.next(input), max_tokens: output }).await?);
     }
     Ok(traces)
 }

@@ -1,5 +1,6 @@
 //! Ways of loading a server, one file each.
 
+pub(crate) mod arrivals;
 pub(crate) mod clients;
 pub(crate) mod cold_start;
 pub(crate) mod decode;
@@ -11,6 +12,7 @@ pub(crate) mod streams;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::args::ArrivalArgs;
 use crate::client::Ask;
 use crate::limits::Ceilings;
 use crate::prompts::Prompts;
@@ -37,8 +39,21 @@ pub(crate) enum Workload {
     Streams,
     /// Closed loop: each client sends 128 tokens, reads 128, and again
     Clients,
+    /// The same with 1,000 tokens in and 100 out; only if asked for
+    LongPrompts,
+    /// The same with 100 tokens in and 1,000 out; only if asked for
+    LongAnswers,
+    /// Open loop: requests of 128 in / 128 out come at random times; only if asked for
+    Arrivals,
     /// Memory and processor time of each process while nothing is asked
     Idle,
+}
+
+impl Workload {
+    /// Whether it runs where nothing is asked for.
+    pub(crate) fn usual(self) -> bool {
+        !matches!(self, Self::LongPrompts | Self::LongAnswers | Self::Arrivals)
+    }
 }
 
 /// What a workload works with.
@@ -50,6 +65,7 @@ pub(crate) struct Bench<'a> {
     pub(crate) repetitions: usize,
     pub(crate) streams: usize,
     pub(crate) clients: usize,
+    pub(crate) arrivals: ArrivalArgs,
     pub(crate) quick: bool,
 }
 
@@ -62,7 +78,10 @@ impl Bench<'_> {
             Workload::HttpDecode => http_decode::run(self).await,
             Workload::Prefill => prefill::run(self).await,
             Workload::Streams => streams::run(self).await,
-            Workload::Clients => clients::run(self).await,
+            Workload::Clients => clients::run(self, 128, 128).await,
+            Workload::LongPrompts => clients::run(self, 1000, 100).await,
+            Workload::LongAnswers => clients::run(self, 100, 1000).await,
+            Workload::Arrivals => arrivals::run(self).await,
             Workload::Idle => idle::run(self).await,
         }
     }
