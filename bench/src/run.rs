@@ -37,7 +37,7 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
     };
     let wanted = |workload: &&Workload| **workload != Workload::ColdStart && how.wants(**workload);
     for workload in Workload::value_variants().iter().filter(wanted) {
-        progress(workload.to_possible_value().as_ref().map_or("", |value| value.get_name()));
+        progress(&workload.name());
         measures.extend(bench.run(*workload).await?);
     }
 

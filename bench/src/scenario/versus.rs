@@ -75,8 +75,12 @@ impl Row {
     fn ratios(&self, peer: usize) -> Vec<f64> {
         let pairs = self.values[0].iter().zip(&self.values[peer]);
         match self.unit {
-            Unit::Seconds | Unit::Millis => pairs.map(|(ours, theirs)| theirs / ours).collect(),
-            _ => pairs.map(|(ours, theirs)| ours / theirs).collect(),
+            Unit::Seconds | Unit::Millis | Unit::Megabytes | Unit::PercentOfCore => {
+                pairs.map(|(ours, theirs)| theirs / ours).collect()
+            }
+            Unit::TokensPerSecond | Unit::RequestsPerSecond | Unit::Times => {
+                pairs.map(|(ours, theirs)| ours / theirs).collect()
+            }
         }
     }
 }
@@ -84,6 +88,13 @@ impl Row {
 /// Measures; the exit code says nothing of the figures.
 pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
     ensure!(args.rounds > 0 && args.runs > 0, "--rounds and --runs must be at least 1");
+    for workload in [Workload::ColdStart, Workload::HttpDecode, Workload::Idle] {
+        ensure!(
+            !args.only.contains(&workload),
+            "--only {} is measured of our own cluster alone: run it without `versus`",
+            workload.name()
+        );
+    }
     let ceilings = Ceilings::measure(&args.target)?;
     let ours = if args.target.own_cluster() { Some(Cluster::start(&args.target).await?) } else { None };
     let mut sides = vec![(OURS.to_owned(), Target::open(&args.target, ours).await?)];
@@ -102,7 +113,7 @@ pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
             }
             for side in order {
                 let (name, target) = &sides[side];
-                eprintln!("… {name}, {workload:?}, {} of {}", round + 1, args.rounds);
+                eprintln!("… {name}, {}, {} of {}", workload.name(), round + 1, args.rounds);
                 let bench = Bench {
                     target,
                     ceilings: ceilings.clone(),

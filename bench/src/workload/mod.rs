@@ -50,6 +50,11 @@ pub(crate) enum Workload {
 }
 
 impl Workload {
+    /// As on the command line.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// Whether it runs where nothing is asked for.
     pub(crate) fn usual(self) -> bool {
         !matches!(self, Self::LongPrompts | Self::LongAnswers | Self::Arrivals)
