@@ -7,6 +7,7 @@
 
 pub mod collective;
 pub mod cpu;
+pub mod cuda;
 pub mod dtype;
 pub mod error;
 pub mod op;

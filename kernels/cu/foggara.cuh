@@ -1,0 +1,148 @@
+// The dialect in which kernels are written: CUDA C++ without any of CUDA's own headers, so that NVRTC compiles it where no toolkit
+// is installed, and so that the host's compiler can (host/twin.h stands in for the hardware then).
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+
+// Stored types. Their bits, not numbers: see load() and the conversions.
+struct bf16 { u16 bits; };
+struct f16 { u16 bits; };
+struct f8 { u8 bits; };  // E4M3 (OCP 8-bit floating point, 2023): no infinities, one NaN, largest 448
+
+#ifdef FOGGARA_HOST
+#include "host/twin.h"
+#else
+
+// FG_KERNEL(threads, name, (type argument, ...)) { body }: a kernel of at most `threads` threads a block.
+#define FG_KERNEL(threads, name, params) extern "C" __global__ void __launch_bounds__(threads) name params
+// FG_KERNEL_MIN(threads, blocks, name, (...)): the same, with registers for at least `blocks` blocks on a multiprocessor.
+#define FG_KERNEL_MIN(threads, blocks, name, params) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name params
+#define FG_DEVICE static __device__ __forceinline__
+// Shared memory of fixed size; FG_DYNAMIC_SHARED(pointer) declares `u8 *pointer` to what the launch gave.
+#define FG_SHARED __shared__
+extern __shared__ __align__(128) u8 fg_dynamic_shared[];
+#define FG_DYNAMIC_SHARED(pointer) u8 *pointer = fg_dynamic_shared
+#define FG_UNROLL _Pragma("unroll")
+#define FG_RESTRICT __restrict__
+
+FG_DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+FG_DEVICE u32 float_to_bits(float x) { return __float_as_uint(x); }
+
+FG_DEVICE float to_float(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+// Rounded to nearest, ties to even; beyond the largest it becomes the largest.
+FG_DEVICE f16 to_f16(float x) {
+    f16 y;
+    x = fminf(fmaxf(x, -65504.0f), 65504.0f);
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+FG_DEVICE bf16 to_bf16(float x) {
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+// Two at once, the first in the low half.
+FG_DEVICE u32 to_bf16x2(float low, float high) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+// 16 bytes from global to shared memory without passing through registers; `wait` until at most N groups are on their way.
+FG_DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+FG_DEVICE void copy_async_16(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+// The same, but zeros where `live` is false (nothing is read then).
+FG_DEVICE void copy_async_16_or_zero(void *shared, const void *global, bool live) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(live ? 16 : 0)
+                 : "memory");
+}
+FG_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+FG_DEVICE void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Four 8×8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
+FG_DEVICE void load_matrices(u32 (&out)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+FG_DEVICE void load_matrices_transposed(u32 (&out)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+// d += a (16×16, rows) · b (16×8, columns): PTX mma.m16n8k16, bf16 in, f32 out.
+FG_DEVICE void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 16 bytes that are read once: past the first-level cache.
+FG_DEVICE uint4 load_streaming(const void *global) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(global));
+    return v;
+}
+#endif
+
+// What follows is the same on both.
+
+FG_DEVICE float to_float(float x) { return x; }
+FG_DEVICE float to_float(bf16 x) { return bits_to_float((u32)x.bits << 16); }
+// E4M3: the exponent is moved to that of a float with one product, which also makes subnormals right.
+FG_DEVICE float to_float(f8 x) {
+    u32 sign = (u32)(x.bits & 0x80) << 24;
+    u32 rest = (u32)(x.bits & 0x7f) << 20;
+    return bits_to_float(float_to_bits(bits_to_float(rest) * 1.329227995784916e36f) | sign);  // 2^120
+}
+
+// The elements of a 32-bit word of two bf16.
+FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
+FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
+
+FG_DEVICE void store(float *to, float x) { *to = x; }
+FG_DEVICE void store(bf16 *to, float x) { *to = to_bf16(x); }
+FG_DEVICE void store(f16 *to, float x) { *to = to_f16(x); }
+
+FG_DEVICE float warp_sum(float x) {
+    FG_UNROLL
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+FG_DEVICE float warp_max(float x) {
+    FG_UNROLL
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+// The sum over a block of up to 1024 threads (a multiple of 32), on every thread.
+FG_DEVICE float block_sum(float x) {
+    FG_SHARED float parts[32];
+    x = warp_sum(x);
+    __syncthreads();  // parts may still be read from the call before
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    u32 warps = (blockDim.x + 31) / 32;
+    float mine = threadIdx.x % 32 < warps ? parts[threadIdx.x % 32] : 0.0f;
+    return warp_sum(mine);
+}

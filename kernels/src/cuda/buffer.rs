@@ -1,0 +1,206 @@
+//! Memory of a device, and parts of it.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use super::{Device, DeviceError};
+
+/// Elements on a device, given back when dropped.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    device: Device,
+    address: u64,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+/// Elements on a device, to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a, T> {
+    device: &'a Device,
+    address: u64,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+/// Elements on a device, to be written.
+#[derive(Debug)]
+pub struct ViewMut<'a, T> {
+    device: &'a Device,
+    address: u64,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    pub(super) fn new(device: &Device, len: usize) -> Result<Self, DeviceError> {
+        // At least something, so that every buffer has an address.
+        let bytes = (len * size_of::<T>()).max(1);
+        let address = device.driver().alloc(bytes)?;
+        Ok(Self { device: device.clone(), address, len, elements: PhantomData })
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All of it, to be read.
+    pub fn view(&self) -> View<'_, T> {
+        View { device: &self.device, address: self.address, len: self.len, elements: PhantomData }
+    }
+
+    /// All of it, to be written.
+    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
+        ViewMut { device: &self.device, address: self.address, len: self.len, elements: PhantomData }
+    }
+
+    /// Everything in it; waits for what writes it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn download(&self) -> Result<Vec<T>, DeviceError> {
+        let mut values = vec![T::zeroed(); self.len];
+        self.view().download(&mut values)?;
+        Ok(values)
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // SAFETY: given by `alloc`, given back once, and no view outlives the buffer.
+        unsafe { self.device.driver().free(self.address) }
+    }
+}
+
+impl<'a, T: Pod> View<'a, T> {
+    /// Its device.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part.
+    ///
+    /// # Panics
+    /// If it is not inside.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        Self { address: self.address + (range.start * size_of::<T>()) as u64, len: range.len(), ..*self }
+    }
+
+    /// Copies all of it to the host; waits for what writes it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If `to` has another length.
+    pub fn download(&self, to: &mut [T]) -> Result<(), DeviceError> {
+        assert_eq!(self.len, to.len(), "elements to download");
+        // SAFETY: the view's memory has so many bytes.
+        unsafe { self.device.driver().download(self.address, bytemuck::cast_slice_mut(to)) }
+    }
+}
+
+impl<'a, T: Pod> ViewMut<'a, T> {
+    /// Its device.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same, for a while.
+    pub fn reborrow(&mut self) -> ViewMut<'_, T> {
+        ViewMut { device: self.device, address: self.address, len: self.len, elements: PhantomData }
+    }
+
+    /// The same, to be read.
+    pub fn as_view(&self) -> View<'_, T> {
+        View { device: self.device, address: self.address, len: self.len, elements: PhantomData }
+    }
+
+    /// A part.
+    ///
+    /// # Panics
+    /// If it is not inside.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        Self { address: self.address + (range.start * size_of::<T>()) as u64, len: range.len(), ..self }
+    }
+
+    /// Copies `values` into it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If there are fewer or more of them.
+    pub fn upload(&mut self, values: &[T]) -> Result<(), DeviceError> {
+        assert_eq!(self.len, values.len(), "elements to upload");
+        // SAFETY: the view's memory has so many bytes.
+        unsafe { self.device.driver().upload(self.address, bytemuck::cast_slice(values)) }
+    }
+
+    /// Copies the elements of another buffer of this device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If there are fewer or more of them.
+    pub fn copy_from(&mut self, from: View<'_, T>) -> Result<(), DeviceError> {
+        assert_eq!(self.len, from.len(), "elements to copy");
+        // SAFETY: both views have so many bytes; what is written to cannot be read from at once.
+        unsafe { self.device.driver().copy(self.address, from.address, self.len * size_of::<T>()) }
+    }
+
+    /// Sets every byte.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn fill(&mut self, byte: u8) -> Result<(), DeviceError> {
+        // SAFETY: the view's memory has so many bytes.
+        unsafe { self.device.driver().fill(self.address, byte, self.len * size_of::<T>()) }
+    }
+}

@@ -1,0 +1,262 @@
+//! A device and its stream.
+
+use std::any::Any;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::{Buffer, DeviceError};
+
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Not taken by anyone.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// How a kernel is to be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Its name in `kernels/cu`.
+    pub kernel: &'static str,
+    /// Blocks, each way.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// One argument of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    /// An address on the device; 0 for none.
+    Ptr(u64),
+    /// `u32`.
+    U32(u32),
+    /// `u64`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+/// Work that was recorded, to be started again and again with one call.
+pub type Captured = Box<dyn Any + Send>;
+
+/// What a [`Device`] asks of the machine. Everything happens in the order of the calls; only what gives bytes or an answer back
+/// waits for it.
+///
+/// # Safety
+/// Implementors do with an address exactly what is said, and nothing else.
+pub unsafe trait Driver: Send + Sync {
+    /// The device's name, as error messages and logs give it.
+    fn name(&self) -> String;
+
+    /// Its memory.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn memory(&self) -> Result<Memory, DeviceError>;
+
+    /// Bytes that no one else has, aligned to 256; what is in them is anything.
+    ///
+    /// # Errors
+    /// If there are not so many.
+    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError>;
+
+    /// Gives back what [`alloc`](Self::alloc) gave.
+    ///
+    /// # Safety
+    /// `address` came from `alloc` of this driver, was not given back, and is used by nothing that follows.
+    unsafe fn free(&self, address: u64);
+
+    /// Copies to the device. `from` may be changed as soon as the call returns.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Safety
+    /// `to` has room for it.
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), DeviceError>;
+
+    /// Waits for everything so far, and copies from the device.
+    ///
+    /// # Errors
+    /// If the device fails, or something before did.
+    ///
+    /// # Safety
+    /// `from` has so many bytes.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Copies on the device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Safety
+    /// Both have so many bytes, and do not overlap.
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Sets bytes to `value`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Safety
+    /// `to` has room for them.
+    unsafe fn fill(&self, to: u64, value: u8, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Starts a kernel; `args` point at the arguments, in order.
+    ///
+    /// # Errors
+    /// If there is no such kernel, or it cannot be started so.
+    ///
+    /// # Safety
+    /// The arguments are of the kernel's types, and what they point at on the device is as the kernel expects.
+    unsafe fn launch(&self, launch: &Launch, args: &mut [*mut c_void]) -> Result<(), DeviceError>;
+
+    /// Waits for everything so far.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    fn synchronize(&self) -> Result<(), DeviceError>;
+
+    /// Whether work can be recorded.
+    fn can_capture(&self) -> bool {
+        false
+    }
+
+    /// From here on, launches, copies and fills are recorded and not done.
+    ///
+    /// # Errors
+    /// If that cannot be.
+    fn begin_capture(&self) -> Result<(), DeviceError>;
+
+    /// What was recorded.
+    ///
+    /// # Errors
+    /// If something was asked for meanwhile that cannot be recorded.
+    fn end_capture(&self) -> Result<Captured, DeviceError>;
+
+    /// Does what was recorded.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    ///
+    /// # Safety
+    /// Every buffer that was used while recording still is.
+    unsafe fn replay(&self, captured: &Captured) -> Result<(), DeviceError>;
+
+    /// A product of dense matrices by the vendor's library; `None` where there is none, and our own kernels are to be used:
+    /// `out` (rows × n, f32) = `x` (rows × k, bf16) · `w` (n × k, bf16)ᵀ, with `out_stride` elements between rows of `out`.
+    ///
+    /// # Safety
+    /// The addresses have so many elements.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn dense_product(
+        &self,
+        _out: u64,
+        _out_stride: usize,
+        _x: u64,
+        _w: u64,
+        _rows: usize,
+        _n: usize,
+        _k: usize,
+    ) -> Option<Result<(), DeviceError>> {
+        None
+    }
+
+    /// Launches of each kernel so far.
+    fn launches(&self) -> Vec<(&'static str, u64)>;
+
+    /// The driver itself, for what only one kind of it has.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// One device. Cheap to clone.
+#[derive(Clone)]
+pub struct Device(Arc<dyn Driver>);
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Device").field(&self.0.name()).finish()
+    }
+}
+
+impl Device {
+    /// What a driver drives.
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Self(driver)
+    }
+
+    /// Its driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.0
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.0.name()
+    }
+
+    /// A buffer of `len` elements; what is in it is anything.
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    pub fn alloc<T: bytemuck::Pod>(&self, len: usize) -> Result<Buffer<T>, DeviceError> {
+        Buffer::new(self, len)
+    }
+
+    /// A buffer that holds `values`.
+    ///
+    /// # Errors
+    /// If there is no memory, or the device fails.
+    pub fn upload<T: bytemuck::Pod>(&self, values: &[T]) -> Result<Buffer<T>, DeviceError> {
+        let mut buffer = self.alloc(values.len())?;
+        buffer.view_mut().upload(values)?;
+        Ok(buffer)
+    }
+
+    /// A buffer of zeros.
+    ///
+    /// # Errors
+    /// If there is no memory, or the device fails.
+    pub fn zeros<T: bytemuck::Pod>(&self, len: usize) -> Result<Buffer<T>, DeviceError> {
+        let mut buffer = self.alloc(len)?;
+        buffer.view_mut().fill(0)?;
+        Ok(buffer)
+    }
+
+    /// Starts a kernel.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and the memory they point at is as it expects: what each op's launch code checks.
+    pub(crate) unsafe fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let mut values: Vec<Arg> = args.to_vec();
+        let mut pointers: Vec<*mut c_void> = values
+            .iter_mut()
+            .map(|arg| match arg {
+                Arg::Ptr(value) | Arg::U64(value) => std::ptr::from_mut(value).cast(),
+                Arg::U32(value) => std::ptr::from_mut(value).cast(),
+                Arg::F32(value) => std::ptr::from_mut(value).cast(),
+            })
+            .collect();
+        // SAFETY: as the caller says; the pointers are to values that live as long as the call.
+        unsafe { self.0.launch(launch, &mut pointers) }
+    }
+
+    /// Waits for everything so far.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        self.0.synchronize()
+    }
+}
