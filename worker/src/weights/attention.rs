@@ -9,22 +9,23 @@ use foggara_models::{DType, LayerRole as R, ModelError, RankSlice, TensorRole};
 
 use super::layer::{Column, column_bytes, side_by_side};
 use super::loader::{Loader, Part};
+use super::store::{Held, Store};
 use super::{LoadError, weight_type};
 
 /// Attention's weights.
 #[derive(Debug)]
-pub enum AttentionWeights {
+pub enum AttentionWeights<M = WeightMatrix> {
     /// Of grouped-query attention.
-    Grouped(Box<GroupedWeights>),
+    Grouped(Box<GroupedWeights<M>>),
     /// Of latent attention.
-    Latent(Box<LatentWeights>),
+    Latent(Box<LatentWeights<M>>),
 }
 
 /// Grouped-query attention.
 #[derive(Debug)]
-pub struct GroupedWeights {
+pub struct GroupedWeights<M = WeightMatrix> {
     /// Query, key and value projections side by side: one matrix where they are stored in one type.
-    pub qkv: Vec<Column>,
+    pub qkv: Vec<Column<M>>,
     /// Added to the output of `qkv`; empty where the model has no biases.
     pub qkv_bias: Vec<f32>,
     /// Of the norm of each query head; empty where there is none.
@@ -34,34 +35,34 @@ pub struct GroupedWeights {
     /// A logit without a value for each local query head; empty where there are none.
     pub sinks: Vec<f32>,
     /// hidden × local query columns.
-    pub o: WeightMatrix,
+    pub o: M,
     /// Added to the attention's output, by one rank only (the sum over ranks must have it once); else empty.
     pub o_bias: Vec<f32>,
 }
 
 /// Latent attention, its up projections taken apart by head so that queries meet the cached vectors themselves.
 #[derive(Debug)]
-pub struct LatentWeights {
+pub struct LatentWeights<M = WeightMatrix> {
     /// q_rank × hidden, where queries go through a short vector.
-    pub q_down: Option<WeightMatrix>,
+    pub q_down: Option<M>,
     /// Added to its output; empty where there is nothing to add.
     pub q_down_bias: Vec<f32>,
     /// Of its norm; empty without.
     pub q_norm: Vec<f32>,
     /// local heads · (nope + rope) × q_rank (or hidden).
-    pub q_up: WeightMatrix,
+    pub q_up: M,
     /// kv_rank + rope × hidden.
-    pub kv_down: WeightMatrix,
+    pub kv_down: M,
     /// Added to its output; empty where there is nothing to add.
     pub kv_down_bias: Vec<f32>,
     /// Of the norm of its first kv_rank elements.
     pub kv_norm: Vec<f32>,
     /// For each local head, kv_rank × nope: the key projection, transposed.
-    pub key_up: Vec<WeightMatrix>,
+    pub key_up: Vec<M>,
     /// For each local head, value × kv_rank.
-    pub value_up: Vec<WeightMatrix>,
+    pub value_up: Vec<M>,
     /// hidden × local heads · value.
-    pub o: WeightMatrix,
+    pub o: M,
     /// Added to the attention's output, by one rank only; else empty.
     pub o_bias: Vec<f32>,
 }
@@ -86,7 +87,11 @@ fn columns(heads: &Range<usize>, width: usize) -> Range<usize> {
 }
 
 impl AttentionParts {
-    pub(super) fn of(loader: &Loader<'_, '_>, slice: &RankSlice, l: usize) -> Result<Self, ModelError> {
+    pub(super) fn of<S: Store>(
+        loader: &Loader<'_, '_, S>,
+        slice: &RankSlice,
+        l: usize,
+    ) -> Result<Self, ModelError> {
         let spec = loader.model.spec();
         let o = loader.columns(l, R::O, columns(&slice.q_heads, spec.out_dim()))?;
         Ok(match spec.attention {
@@ -118,7 +123,12 @@ impl AttentionParts {
 }
 
 impl UpParts {
-    fn of(loader: &Loader<'_, '_>, slice: &RankSlice, l: usize, a: Latent) -> Result<Self, ModelError> {
+    fn of<S: Store>(
+        loader: &Loader<'_, '_, S>,
+        slice: &RankSlice,
+        l: usize,
+        a: Latent,
+    ) -> Result<Self, ModelError> {
         if !a.split_up {
             let rows = columns(&slice.q_heads, a.nope_dim + a.value_dim);
             return Ok(Self::Joined(loader.rows(l, R::KvUp, rows)?));
@@ -135,9 +145,9 @@ impl UpParts {
     }
 }
 
-impl AttentionWeights {
-    pub(super) fn load(
-        loader: &mut Loader<'_, '_>,
+impl<M: Held> AttentionWeights<M> {
+    pub(super) fn load<S: Store<Matrix = M>>(
+        loader: &mut Loader<'_, '_, S>,
         slice: &RankSlice,
         l: usize,
         parts: AttentionParts,
@@ -149,7 +159,7 @@ impl AttentionWeights {
             (AttentionParts::Latent { q_down, q_up, kv_down, up, o }, Attention::Latent(a)) => {
                 let (key_up, value_up) = by_head(loader, &up, a)?;
                 let hidden = loader.model.spec().hidden;
-                let bias = |loader: &mut Loader<'_, '_>, role: R, len: usize| match a.bias && len > 0 {
+                let bias = |loader: &mut Loader<'_, '_, S>, role: R, len: usize| match a.bias && len > 0 {
                     true => loader.vector(l, role, 0..len),
                     false => Ok(Vec::new()),
                 };
@@ -182,15 +192,15 @@ impl AttentionWeights {
             Self::Grouped(w) => column_bytes(&w.qkv) + w.o.bytes(),
             Self::Latent(w) => {
                 let up = w.key_up.iter().chain(&w.value_up).chain(&w.q_down);
-                up.chain([&w.q_up, &w.kv_down, &w.o]).map(WeightMatrix::bytes).sum()
+                up.chain([&w.q_up, &w.kv_down, &w.o]).map(Held::bytes).sum()
             }
         }
     }
 }
 
-impl GroupedWeights {
-    fn load(
-        loader: &mut Loader<'_, '_>,
+impl<M: Held> GroupedWeights<M> {
+    fn load<S: Store<Matrix = M>>(
+        loader: &mut Loader<'_, '_, S>,
         slice: &RankSlice,
         l: usize,
         qkv: &[Part; 3],
@@ -231,11 +241,11 @@ impl GroupedWeights {
 }
 
 /// The key and value projections of each head, those of keys transposed.
-fn by_head(
-    loader: &mut Loader<'_, '_>,
+fn by_head<S: Store>(
+    loader: &mut Loader<'_, '_, S>,
     up: &UpParts,
     a: Latent,
-) -> Result<(Vec<WeightMatrix>, Vec<WeightMatrix>), LoadError> {
+) -> Result<(Vec<S::Matrix>, Vec<S::Matrix>), LoadError> {
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     match up {
         UpParts::Joined(part) => {
@@ -244,14 +254,16 @@ fn by_head(
                 let (key, value) = head.split_at(a.nope_dim * a.kv_rank);
                 let column = |j: usize| (0..a.nope_dim).map(move |i| key[i * a.kv_rank + j]);
                 let transposed: Vec<f32> = (0..a.kv_rank).flat_map(column).collect();
-                keys.push(float_matrix(held(part), a.kv_rank, a.nope_dim, &transposed)?);
-                values.push(float_matrix(held(part), a.value_dim, a.kv_rank, value)?);
+                keys.push(loader.made(held(part), a.kv_rank, a.nope_dim, &transposed)?);
+                values.push(loader.made(held(part), a.value_dim, a.kv_rank, value)?);
             }
         }
         UpParts::Split(heads) => {
             for (key, value) in heads {
-                keys.push(float_matrix(held(key), a.kv_rank, a.nope_dim, &loader.values(key)?)?);
-                values.push(float_matrix(held(value), a.value_dim, a.kv_rank, &loader.values(value)?)?);
+                let all = loader.values(key)?;
+                keys.push(loader.made(held(key), a.kv_rank, a.nope_dim, &all)?);
+                let all = loader.values(value)?;
+                values.push(loader.made(held(value), a.value_dim, a.kv_rank, &all)?);
             }
         }
     }
@@ -264,13 +276,4 @@ fn held(part: &Part) -> WeightType {
         DType::F32 | DType::F16 | DType::BF16 => weight_type(part.stored()),
         _ => WeightType::F16,
     }
-}
-
-fn float_matrix(ty: WeightType, rows: usize, cols: usize, values: &[f32]) -> Result<WeightMatrix, LoadError> {
-    let bytes: Vec<u8> = match ty {
-        WeightType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-        WeightType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    };
-    Ok(WeightMatrix::pack(ty, rows, cols, 0, cols, &bytes)?)
 }

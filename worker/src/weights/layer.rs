@@ -8,38 +8,39 @@ use super::LoadError;
 use super::attention::{AttentionParts, AttentionWeights};
 use super::loader::{Loader, Part};
 use super::mlp::{ExpertsParts, ExpertsWeights, MlpParts, MlpWeights};
+use super::store::{Held, Store};
 
 /// A matrix whose results go to consecutive columns of a wider output.
 #[derive(Debug)]
-pub struct Column {
+pub struct Column<M = WeightMatrix> {
     /// First output column.
     pub at: usize,
     /// The weights.
-    pub weights: WeightMatrix,
+    pub weights: M,
 }
 
 /// What follows attention.
 #[derive(Debug)]
-pub enum MlpKind {
+pub enum MlpKind<M = WeightMatrix> {
     /// One MLP.
-    Dense(MlpWeights),
+    Dense(MlpWeights<M>),
     /// A mixture.
-    Experts(ExpertsWeights),
+    Experts(ExpertsWeights<M>),
 }
 
 /// One rank's part of one layer.
 #[derive(Debug)]
-pub struct LayerWeights {
+pub struct LayerWeights<M = WeightMatrix> {
     /// Of the norm before attention.
     pub attn_norm: Vec<f32>,
     /// Attention.
-    pub attention: AttentionWeights,
+    pub attention: AttentionWeights<M>,
     /// Of the norm of what attention adds; empty where there is none.
     pub post_attn_norm: Vec<f32>,
     /// Of the norm before the MLP.
     pub mlp_norm: Vec<f32>,
     /// The MLP.
-    pub mlp: MlpKind,
+    pub mlp: MlpKind<M>,
     /// Of the norm of what the MLP adds; empty where there is none.
     pub post_mlp_norm: Vec<f32>,
 }
@@ -57,7 +58,7 @@ enum MlpKindParts {
 }
 
 impl LayerParts {
-    fn of(loader: &Loader<'_, '_>, slice: &RankSlice, layer: usize) -> Result<Self, ModelError> {
+    fn of<S: Store>(loader: &Loader<'_, '_, S>, slice: &RankSlice, layer: usize) -> Result<Self, ModelError> {
         Ok(Self {
             attention: AttentionParts::of(loader, slice, layer)?,
             mlp: match loader.model.spec().layers[layer].mlp {
@@ -78,24 +79,24 @@ impl LayerParts {
     }
 }
 
-impl LayerWeights {
+impl<M: Held> LayerWeights<M> {
     /// Bytes of matrices that a rank reads of a layer.
-    pub(super) fn bytes_read(
-        loader: &Loader<'_, '_>,
+    pub(super) fn bytes_read<S: Store>(
+        loader: &Loader<'_, '_, S>,
         slice: &RankSlice,
         layer: usize,
     ) -> Result<u64, ModelError> {
         Ok(LayerParts::of(loader, slice, layer)?.bytes())
     }
 
-    pub(super) fn load(
-        loader: &mut Loader<'_, '_>,
+    pub(super) fn load<S: Store<Matrix = M>>(
+        loader: &mut Loader<'_, '_, S>,
         slice: &RankSlice,
         layer: usize,
     ) -> Result<Self, LoadError> {
         let post_norms = loader.model.spec().post_norms;
         let role = |role| TensorRole::Layer(layer, role);
-        let post = |loader: &mut Loader<'_, '_>, norm| match post_norms {
+        let post = |loader: &mut Loader<'_, '_, S>, norm| match post_norms {
             true => loader.norm(role(norm)),
             false => Ok(Vec::new()),
         };
@@ -125,7 +126,10 @@ impl LayerWeights {
 }
 
 /// Merges neighbours of one type into one matrix.
-pub(super) fn side_by_side(loader: &mut Loader<'_, '_>, parts: &[Part]) -> Result<Vec<Column>, LoadError> {
+pub(super) fn side_by_side<S: Store>(
+    loader: &mut Loader<'_, '_, S>,
+    parts: &[Part],
+) -> Result<Vec<Column<S::Matrix>>, LoadError> {
     let mut columns = Vec::new();
     let mut at = 0;
     for run in parts.chunk_by(|a, b| a.loaded() == b.loaded() && a.stored() == b.stored()) {
@@ -138,6 +142,6 @@ pub(super) fn side_by_side(loader: &mut Loader<'_, '_>, parts: &[Part]) -> Resul
 }
 
 /// Bytes of memory of columns.
-pub(super) fn column_bytes(columns: &[Column]) -> usize {
+pub(super) fn column_bytes<M: Held>(columns: &[Column<M>]) -> usize {
     columns.iter().map(|column| column.weights.bytes()).sum()
 }

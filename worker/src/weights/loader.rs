@@ -3,13 +3,12 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use foggara_kernels::ThreadPool;
 use foggara_kernels::op::dequantize::dequantize;
-use foggara_kernels::op::pack::WeightPacker;
-use foggara_kernels::op::panels::WeightMatrix;
 use foggara_kernels::op::quantize_weights::quantize_row;
+use foggara_kernels::{ThreadPool, WeightType};
 use foggara_models::{Checkpoint, DType, LayerRole, ModelError, Quantize, TensorRole, TensorSlice};
 
+use super::store::{Store, Stored};
 use super::{LoadError, Progress, weight_type};
 
 /// Bytes that are read between two looks at whether to go on.
@@ -30,8 +29,9 @@ pub(super) struct Part {
 }
 
 /// Loads tensors one by one and tells how far it is.
-pub(super) struct Loader<'a, 'p> {
+pub(super) struct Loader<'a, 'p, S> {
     pub(super) model: &'a Checkpoint,
+    store: &'a S,
     quantize: Quantize,
     pool: &'a ThreadPool,
     done: u64,
@@ -39,14 +39,15 @@ pub(super) struct Loader<'a, 'p> {
     progress: &'a mut Progress<'p>,
 }
 
-impl<'a, 'p> Loader<'a, 'p> {
+impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
     pub(super) fn new(
         model: &'a Checkpoint,
+        store: &'a S,
         quantize: Quantize,
         pool: &'a ThreadPool,
         progress: &'a mut Progress<'p>,
     ) -> Self {
-        Self { model, quantize, pool, done: 0, total: 0, progress }
+        Self { model, store, quantize, pool, done: 0, total: 0, progress }
     }
 
     /// Rows `rows` and columns `cols` of a matrix.
@@ -92,14 +93,16 @@ impl<'a, 'p> Loader<'a, 'p> {
     }
 
     /// One matrix of the rows of all `parts`, in order. Parts must have one type and one width.
-    pub(super) fn matrix(&mut self, parts: &[Part]) -> Result<WeightMatrix, LoadError> {
+    pub(super) fn matrix(&mut self, parts: &[Part]) -> Result<S::Matrix, LoadError> {
         let first = &parts[0];
         let rows = parts.iter().map(|part| part.slice.rows).sum();
         let (stored, skip) = match first.loaded == first.slice.dtype {
             true => (first.slice.cols_stored, first.slice.col_skip),
             false => (first.slice.cols, first.skip),
         };
-        let mut packer = WeightMatrix::packer(weight_type(first.loaded), rows, stored, skip, first.cols)?;
+        let ty = weight_type(first.loaded);
+        let stored = Stored { ty, rows, cols_stored: stored, col_skip: skip, cols: first.cols };
+        let mut packer = self.store.begin(stored)?;
         for part in parts.iter().filter(|part| part.slice.row_bytes() > 0) {
             part.slice.advise_will_need();
             let (rows, row_bytes) = (part.slice.rows, part.slice.row_bytes());
@@ -107,13 +110,32 @@ impl<'a, 'p> Loader<'a, 'p> {
             for from in (0..rows).step_by(each) {
                 let to = rows.min(from + each);
                 part.slice.populate(from..to);
-                part.pack(&mut packer, from..to, self.pool)?;
+                part.pack(self.store, &mut packer, from..to, self.pool)?;
                 self.count((to - from) * row_bytes)?;
             }
             // What has been repacked is not needed in its stored form again.
             part.slice.advise_dont_need();
         }
-        Ok(packer.finish()?)
+        self.store.finish(packer)
+    }
+
+    /// A matrix of these values, rounded to `ty`, one of the types of floats.
+    pub(super) fn made(
+        &mut self,
+        ty: WeightType,
+        rows: usize,
+        cols: usize,
+        values: &[f32],
+    ) -> Result<S::Matrix, LoadError> {
+        let bytes: Vec<u8> = match ty {
+            WeightType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            WeightType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        let row_bytes = ty.row_bytes(cols);
+        let mut packer = self.store.begin(Stored { ty, rows, cols_stored: cols, col_skip: 0, cols })?;
+        self.store.push(&mut packer, self.pool, rows, |i| &bytes[i * row_bytes..][..row_bytes])?;
+        self.store.finish(packer)
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), LoadError> {
@@ -196,16 +218,17 @@ impl Part {
     }
 
     /// Rows `rows` of it, added to a matrix.
-    fn pack(
+    fn pack<S: Store>(
         &self,
-        packer: &mut WeightPacker,
+        store: &S,
+        packer: &mut S::Packer,
         rows: Range<usize>,
         pool: &ThreadPool,
     ) -> Result<(), LoadError> {
         let as_stored = |i: usize| self.slice.contiguous_row(rows.start + i);
         if self.loaded == self.slice.dtype && as_stored(0).is_some() {
             // All rows of a slice lie like the first.
-            return Ok(packer.push_with(pool, rows.len(), |i| as_stored(i).unwrap_or(&[]))?);
+            return store.push(packer, pool, rows.len(), |i| as_stored(i).unwrap_or(&[]));
         }
         let runs = rows.len().div_ceil(MADE_AT_ONCE);
         let made: Vec<OnceLock<Result<Vec<u8>, LoadError>>> = (0..runs).map(|_| OnceLock::new()).collect();
@@ -218,6 +241,6 @@ impl Part {
             made.into_iter().filter_map(OnceLock::into_inner).collect::<Result<_, _>>()?;
         let row_bytes = made.first().map_or(0, |run| run.len() / rows.len().min(MADE_AT_ONCE));
         let row = |i: usize| &made[i / MADE_AT_ONCE][i % MADE_AT_ONCE * row_bytes..][..row_bytes];
-        Ok(packer.push_with(pool, rows.len(), row)?)
+        store.push(packer, pool, rows.len(), row)
     }
 }

@@ -9,33 +9,34 @@ use foggara_models::{LayerRole as R, ModelError, RankSlice};
 use super::LoadError;
 use super::layer::{Column, column_bytes, side_by_side};
 use super::loader::{Loader, Part};
+use super::store::{Held, Store};
 
 /// One MLP's local columns.
 #[derive(Debug)]
-pub struct MlpWeights {
+pub struct MlpWeights<M = WeightMatrix> {
     /// Gate and up projections side by side.
-    pub gate_up: Vec<Column>,
+    pub gate_up: Vec<Column<M>>,
     /// Added to their output; empty where there are no biases.
     pub gate_up_bias: Vec<f32>,
     /// hidden × local columns.
-    pub down: WeightMatrix,
+    pub down: M,
     /// Added to the output, by one rank only; else empty.
     pub down_bias: Vec<f32>,
 }
 
 /// One rank's experts of a layer.
 #[derive(Debug)]
-pub struct ExpertsWeights {
+pub struct ExpertsWeights<M = WeightMatrix> {
     /// experts × hidden, on every rank.
-    pub router: WeightMatrix,
+    pub router: M,
     /// Added to its output; empty where there is none.
     pub router_bias: Vec<f32>,
     /// Added to scores for the choice only; empty where there is none.
     pub correction: Vec<f32>,
     /// The expert every token goes to.
-    pub shared: Option<MlpWeights>,
+    pub shared: Option<MlpWeights<M>>,
     /// The experts held here by their numbers, in order.
-    pub held: Vec<(u32, MlpWeights)>,
+    pub held: Vec<(u32, MlpWeights<M>)>,
 }
 
 /// Parts to be read of an MLP.
@@ -45,8 +46,8 @@ pub(super) struct MlpParts {
 }
 
 impl MlpParts {
-    fn of(
-        loader: &Loader<'_, '_>,
+    fn of<S: Store>(
+        loader: &Loader<'_, '_, S>,
         l: usize,
         roles: [R; 3],
         columns: &Range<usize>,
@@ -58,7 +59,11 @@ impl MlpParts {
         })
     }
 
-    pub(super) fn dense(loader: &Loader<'_, '_>, slice: &RankSlice, l: usize) -> Result<Self, ModelError> {
+    pub(super) fn dense<S: Store>(
+        loader: &Loader<'_, '_, S>,
+        slice: &RankSlice,
+        l: usize,
+    ) -> Result<Self, ModelError> {
         Self::of(loader, l, [R::Gate, R::Up, R::Down], &slice.dense)
     }
 
@@ -67,8 +72,11 @@ impl MlpParts {
     }
 }
 
-impl MlpWeights {
-    pub(super) fn load(loader: &mut Loader<'_, '_>, parts: MlpParts) -> Result<Self, LoadError> {
+impl<M: Held> MlpWeights<M> {
+    pub(super) fn load<S: Store<Matrix = M>>(
+        loader: &mut Loader<'_, '_, S>,
+        parts: MlpParts,
+    ) -> Result<Self, LoadError> {
         Ok(Self {
             gate_up: side_by_side(loader, &parts.gate_up)?,
             gate_up_bias: Vec::new(),
@@ -92,8 +100,8 @@ pub(super) struct ExpertsParts {
 }
 
 impl ExpertsParts {
-    pub(super) fn of(
-        loader: &Loader<'_, '_>,
+    pub(super) fn of<S: Store>(
+        loader: &Loader<'_, '_, S>,
         slice: &RankSlice,
         l: usize,
         spec: &Experts,
@@ -121,9 +129,9 @@ impl ExpertsParts {
     }
 }
 
-impl ExpertsWeights {
-    pub(super) fn load(
-        loader: &mut Loader<'_, '_>,
+impl<M: Held> ExpertsWeights<M> {
+    pub(super) fn load<S: Store<Matrix = M>>(
+        loader: &mut Loader<'_, '_, S>,
         slice: &RankSlice,
         l: usize,
         parts: ExpertsParts,
@@ -160,12 +168,12 @@ impl ExpertsWeights {
     }
 }
 
-fn add_biases(
-    loader: &mut Loader<'_, '_>,
+fn add_biases<S: Store>(
+    loader: &mut Loader<'_, '_, S>,
     slice: &RankSlice,
     l: usize,
     expert: usize,
-    weights: &mut MlpWeights,
+    weights: &mut MlpWeights<S::Matrix>,
 ) -> Result<(), LoadError> {
     let columns = &slice.expert_columns;
     weights.gate_up_bias = loader.vector(l, R::ExpertGateBias(expert), columns.clone())?;

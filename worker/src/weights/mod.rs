@@ -4,7 +4,9 @@ mod attention;
 mod layer;
 mod loader;
 mod mlp;
+mod store;
 
+use foggara_kernels::cuda::DeviceError;
 use foggara_kernels::op::panels::WeightMatrix;
 use foggara_kernels::{KernelError, ThreadPool, WeightType};
 use foggara_models::{Checkpoint, DType, ModelError, Quantize, SlicePlan, TensorRole};
@@ -13,6 +15,7 @@ pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
 pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
 pub use mlp::{ExpertsWeights, MlpWeights};
+pub use store::{Held, Panels, Store, Stored};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +26,9 @@ pub enum LoadError {
     /// The repacking.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The device they go to.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Someone asked to stop.
     #[error("loading was cancelled")]
     Cancelled,
@@ -33,19 +39,19 @@ pub type Progress<'a> = dyn FnMut(u64, u64) -> bool + 'a;
 
 /// One rank's weights.
 #[derive(Debug)]
-pub struct RankWeights {
+pub struct RankWeights<M = WeightMatrix> {
     /// Rows `slice.vocab` of the embedding: on the first stage, and on the last where it is the output layer.
-    pub embedding: Option<WeightMatrix>,
+    pub embedding: Option<M>,
     /// The same rows of the output layer, on the last stage; `None` where it is the embedding.
-    pub output: Option<WeightMatrix>,
+    pub output: Option<M>,
     /// Of the last norm.
     pub final_norm: Vec<f32>,
     /// The layers of the rank's stage.
-    pub layers: Vec<LayerWeights>,
+    pub layers: Vec<LayerWeights<M>>,
 }
 
 impl RankWeights {
-    /// Reads and repacks what rank `rank` of `plan` holds; the threads of `pool` share the work.
+    /// Reads and repacks what rank `rank` of `plan` holds, for the CPU; the threads of `pool` share the work.
     ///
     /// # Errors
     /// If a tensor cannot be read, or `progress` says to stop.
@@ -57,21 +63,39 @@ impl RankWeights {
         pool: &ThreadPool,
         progress: &mut Progress<'_>,
     ) -> Result<Self, LoadError> {
+        Self::load_to(&Panels, model, plan, rank, quantize, pool, progress)
+    }
+}
+
+impl<M: Held> RankWeights<M> {
+    /// The same into any store.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read or held, or `progress` says to stop.
+    pub fn load_to<S: Store<Matrix = M>>(
+        store: &S,
+        model: &Checkpoint,
+        plan: &SlicePlan,
+        rank: usize,
+        quantize: Quantize,
+        pool: &ThreadPool,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self, LoadError> {
         let (spec, slice) = (model.spec(), &plan.ranks[rank]);
-        let mut loader = Loader::new(model, quantize, pool, progress);
+        let mut loader = Loader::new(model, store, quantize, pool, progress);
         let (first, last) = (slice.place.stage == 0, slice.place.stage + 1 == plan.shape.pp);
         let hidden = 0..spec.hidden;
-        let end = |loader: &Loader<'_, '_>, role, here: bool| {
+        let end = |loader: &Loader<'_, '_, S>, role, here: bool| {
             here.then(|| loader.part(role, slice.vocab.clone(), hidden.clone())).transpose()
         };
         let embedding = end(&loader, TensorRole::Embedding, first || (last && spec.tied_output))?;
         let output = end(&loader, TensorRole::Output, last && !spec.tied_output)?;
         let mut total: u64 = embedding.iter().chain(&output).map(|part| part.bytes() as u64).sum();
         for layer in slice.layers.clone() {
-            total += LayerWeights::bytes_read(&loader, slice, layer)?;
+            total += LayerWeights::<M>::bytes_read(&loader, slice, layer)?;
         }
         loader.expect(total);
-        let matrix = |loader: &mut Loader<'_, '_>, part: Option<loader::Part>| {
+        let matrix = |loader: &mut Loader<'_, '_, S>, part: Option<loader::Part>| {
             part.map(|part| loader.matrix(&[part])).transpose()
         };
         Ok(Self {
@@ -88,7 +112,7 @@ impl RankWeights {
 
     /// Bytes of memory of all matrices.
     pub fn bytes(&self) -> usize {
-        let ends = self.embedding.iter().chain(&self.output).map(WeightMatrix::bytes).sum::<usize>();
+        let ends = self.embedding.iter().chain(&self.output).map(Held::bytes).sum::<usize>();
         ends + self.layers.iter().map(LayerWeights::bytes).sum::<usize>()
     }
 }
