@@ -13,7 +13,7 @@ use foggara_kernels::collective::{Collective, Solo, SpinPolicy, shm};
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::footprint::spec_of_config;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
-use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Part, Segment, StepInput};
+use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Forward, Part, Segment, StepInput};
 use foggara_worker::weights::RankWeights;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

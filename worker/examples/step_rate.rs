@@ -11,7 +11,7 @@ use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, CollectiveStats, Solo, SpinPolicy, shm};
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
-use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Segment, StepInput};
+use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Forward, Segment, StepInput};
 use foggara_worker::weights::RankWeights;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -354,7 +354,7 @@ impl Rank {
         let decoder =
             Decoder::new(model.spec(), &plan, rank, weights, cache, pool).map_err(|e| e.to_string())?;
         Ok(Engine {
-            decoder,
+            decoder: Box::new(decoder),
             tables: BlockTables::new(plan.shape.dp, a.kv_blocks as usize),
             comms,
             block_size: a.block_size as usize,

@@ -100,7 +100,7 @@ pub(crate) fn group<R: Send>(
                             .expect("loads");
                     let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
                     f(Engine {
-                        decoder: decoder.expect("fits in memory"),
+                        decoder: Box::new(decoder.expect("fits in memory")),
                         tables: BlockTables::new(shape.dp, BLOCKS),
                         comms,
                         block_size: BLOCK_SIZE,

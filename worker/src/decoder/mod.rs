@@ -19,6 +19,7 @@ mod score;
 use std::ops::Range;
 
 use foggara_kernels::collective::CollectiveError;
+use foggara_kernels::cuda::DeviceError;
 use foggara_kernels::op::kv_cache::{KvCache, KvSizes, KvType, Values};
 use foggara_kernels::op::rms_norm::{add_assign, rms_norm};
 use foggara_kernels::op::rope::{RopeAngles, RopeStyle, RopeTable};
@@ -36,7 +37,56 @@ use experts::{ExpertLayer, ExpertRunner};
 pub use input::{BlockTables, InputError, Segment, StepInput};
 use mlp::MlpRunner;
 
-/// One rank of the decoder.
+/// Why a step was not done. The group is unusable then.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The ranks lost each other.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// One rank of the forward pass, wherever it computes.
+pub trait Forward: Send {
+    /// The architecture.
+    fn spec(&self) -> &ArchSpec;
+
+    /// The group's shape.
+    fn shape(&self) -> Shape;
+
+    /// Blocks in the cache of each part of the batch.
+    fn blocks(&self) -> usize;
+
+    /// Rows and bytes sent between ranks for experts, so far.
+    fn dispatch_stats(&self) -> DispatchStats;
+
+    /// Tokens routed to each expert of each layer since the last call, as far as it is for this rank to count them: those of
+    /// all ranks add up to every token once.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn take_expert_counts(&mut self) -> Result<Vec<Vec<u64>>, DeviceError>;
+
+    /// Runs one step. On rank 0, `on_logits(i, logits)` is called for each row that wants them (the `i`th of those), a
+    /// sequence's in order; `logits` spans the vocabulary.
+    ///
+    /// # Errors
+    /// If the collectives or the device fail; the group is unusable then.
+    ///
+    /// # Panics
+    /// If `input` does not fit `tables` or the vocabulary: [`StepInput::check`] says so beforehand.
+    fn forward(
+        &mut self,
+        input: &StepInput,
+        tables: &BlockTables,
+        comms: &mut Comms,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), ForwardError>;
+}
+
+/// One rank of the decoder on the CPU.
 pub struct Decoder {
     spec: ArchSpec,
     shape: Shape,
@@ -128,48 +178,36 @@ impl Decoder {
             slice,
         })
     }
+}
 
-    /// The architecture.
-    pub fn spec(&self) -> &ArchSpec {
+impl Forward for Decoder {
+    fn spec(&self) -> &ArchSpec {
         &self.spec
     }
 
-    /// The group's shape.
-    pub fn shape(&self) -> Shape {
+    fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// Blocks in the cache of each part of the batch.
-    pub fn blocks(&self) -> usize {
+    fn blocks(&self) -> usize {
         self.cache.blocks()
     }
 
-    /// Rows and bytes sent between ranks for experts, so far.
-    pub fn dispatch_stats(&self) -> DispatchStats {
+    fn dispatch_stats(&self) -> DispatchStats {
         self.experts.stats()
     }
 
-    /// Tokens routed to each expert of each layer since the last call, as far as it is for this rank to count them: those of
-    /// all ranks add up to every token once.
-    pub fn take_expert_counts(&mut self) -> Vec<Vec<u64>> {
-        self.experts.take_counts()
+    fn take_expert_counts(&mut self) -> Result<Vec<Vec<u64>>, DeviceError> {
+        Ok(self.experts.take_counts())
     }
 
-    /// Runs one step. On rank 0, `on_logits(i, logits)` is called for each row that wants them (the `i`th of those), a
-    /// sequence's in order; `logits` spans the vocabulary.
-    ///
-    /// # Errors
-    /// If the collectives fail; the group is unusable then.
-    ///
-    /// # Panics
-    /// If `input` does not fit `tables` or the vocabulary: [`StepInput::check`] says so beforehand.
-    pub fn forward(
+    fn forward(
         &mut self,
         input: &StepInput,
         tables: &BlockTables,
         comms: &mut Comms,
         on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), CollectiveError> {
+    ) -> Result<(), ForwardError> {
         self.copy_blocks(input, tables);
         if input.tokens.is_empty() {
             return Ok(());
@@ -205,9 +243,11 @@ impl Decoder {
         if busy {
             comms.send(&mut self.buffers.x)?;
         }
-        self.score(input, tables, comms, on_logits)
+        Ok(self.score(input, tables, comms, on_logits)?)
     }
+}
 
+impl Decoder {
     /// Copies the blocks of this rank's part of the batch that the step says.
     fn copy_blocks(&mut self, input: &StepInput, tables: &BlockTables) {
         for copy in &input.copies {

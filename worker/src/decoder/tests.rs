@@ -263,7 +263,7 @@ fn ranks_send_the_rows_they_route_and_little_else() {
                 let forward =
                     engine.decoder.forward(&input, &engine.tables, &mut engine.comms, &mut |_, _| ());
                 forward.expect("all ranks are there");
-                (engine.decoder.dispatch_stats(), engine.decoder.take_expert_counts())
+                (engine.decoder.dispatch_stats(), engine.decoder.take_expert_counts().expect("counted"))
             });
             let row = 4 * model.spec().hidden as u64;
             for (rank, (stats, _)) in stats.iter().enumerate() {

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use foggara_kernels::collective::CollectiveError;
 use foggara_proto::step::{ExpertCount, RankUse};
 
-use super::Engine;
+use super::{Engine, EngineError};
 use crate::decoder::DispatchStats;
 
 /// Where the time of one step went on this rank.
@@ -108,8 +107,8 @@ impl Told {
 
 impl Engine {
     /// Tells rank 0 what this rank has counted; there, takes in what all have.
-    pub(super) fn collect(&mut self) -> Result<(), CollectiveError> {
-        let counts = self.decoder.take_expert_counts();
+    pub(super) fn collect(&mut self) -> Result<(), EngineError> {
+        let counts = self.decoder.take_expert_counts()?;
         // Exact in f32: a few hundred milliseconds have fewer tokens than 2^24.
         let mut own: Vec<f32> = counts.iter().flatten().map(|count| *count as f32).collect();
         let experts = own.len();

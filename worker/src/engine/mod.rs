@@ -10,10 +10,11 @@ mod sequences;
 use std::time::{Duration, Instant};
 
 use foggara_kernels::collective::CollectiveError;
+use foggara_kernels::cuda::DeviceError;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, DType, KvFormat, TensorRole};
 
-use crate::decoder::{BlockTables, Comms, Decoder, InputError, Segment, StepInput};
+use crate::decoder::{BlockTables, Comms, Forward, ForwardError, InputError, Segment, StepInput};
 
 use collect::StepTimes;
 pub use collect::{OwnUse, Told};
@@ -30,6 +31,9 @@ pub enum EngineError {
     /// The group's ranks lost each other.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The device that computes does not.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Ranks do not agree about a step.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -38,10 +42,19 @@ pub enum EngineError {
     Check(String),
 }
 
+impl From<ForwardError> for EngineError {
+    fn from(error: ForwardError) -> Self {
+        match error {
+            ForwardError::Collective(error) => Self::Collective(error),
+            ForwardError::Device(error) => Self::Device(error),
+        }
+    }
+}
+
 /// One rank: decoder, tables and its end of the collectives.
 pub struct Engine {
     /// The model.
-    pub decoder: Decoder,
+    pub decoder: Box<dyn Forward>,
     /// Blocks by slot.
     pub tables: BlockTables,
     /// The other ranks.
@@ -68,7 +81,7 @@ impl Engine {
         &mut self,
         input: &StepInput,
         on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<StepTimes, CollectiveError> {
+    ) -> Result<StepTimes, EngineError> {
         let (began, before) = (Instant::now(), self.comms.stats().nanos);
         let mut sample = Duration::ZERO;
         let busy = !input.tokens.is_empty();
@@ -128,7 +141,7 @@ impl Engine {
         }
         self.comms.all().barrier()?;
         // That step was nobody's.
-        self.decoder.take_expert_counts();
+        self.decoder.take_expert_counts()?;
         self.own = OwnUse::since(self.decoder.dispatch_stats());
         Ok(())
     }
