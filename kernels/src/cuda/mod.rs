@@ -4,11 +4,17 @@
 //! [`Driver`]: a GPU, or the *host twin*, which runs the same CUDA C++ (`kernels/cu`) compiled by the host's compiler, so that
 //! all but the machine code can be tested where there is no GPU.
 
+mod acts;
 mod buffer;
 mod device;
 mod error;
+mod groups;
+mod matrix;
 pub mod op;
 
+pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
 pub use error::DeviceError;
+pub use groups::Groups;
+pub use matrix::{DeviceMatrix, MatrixTable, WeightKind, from_f8, to_f8};

@@ -1,0 +1,361 @@
+//! Weight matrices on a device.
+
+use half::{bf16, f16};
+
+use super::{Buffer, Device, DeviceError, View};
+
+/// Rows begin at multiples of so many bytes: what one load of a kernel takes.
+const ROW_ALIGN: usize = 16;
+
+/// How the elements of a matrix are stored on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    /// `f32`.
+    F32,
+    /// `bf16`.
+    Bf16,
+    /// `f16`.
+    F16,
+    /// E4M3 (OCP 8-bit floating point, 2023), with one `f32` a row that its elements are to be multiplied by.
+    F8,
+}
+
+impl WeightKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::F8];
+
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+            Self::F8 => 1,
+        }
+    }
+
+    /// Bytes from one row of `cols` elements to the next.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        (cols * self.bytes()).next_multiple_of(ROW_ALIGN)
+    }
+}
+
+/// A matrix of weights, a row an output: `out[o] = Σ_i x[i] · w[o][i]`. Rows are padded with zeros to 16 bytes.
+#[derive(Debug)]
+pub struct DeviceMatrix {
+    kind: WeightKind,
+    rows: usize,
+    cols: usize,
+    data: Buffer<u8>,
+    scales: Option<Buffer<f32>>,
+}
+
+impl DeviceMatrix {
+    /// A matrix of `rows` × `cols` zeros, to be filled by [`put_rows`](Self::put_rows); the scales of F8 are 1.
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    pub fn empty(device: &Device, kind: WeightKind, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+        let data = device.zeros(rows * kind.row_bytes(cols))?;
+        let scales = match kind {
+            WeightKind::F8 => Some(device.upload(&vec![1.0_f32; rows])?),
+            _ => None,
+        };
+        Ok(Self { kind, rows, cols, data, scales })
+    }
+
+    /// A matrix of the elements `bytes`, row after row without gaps, little-endian.
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    ///
+    /// # Panics
+    /// If there are fewer or more bytes.
+    pub fn from_rows(
+        device: &Device,
+        kind: WeightKind,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+    ) -> Result<Self, DeviceError> {
+        let mut matrix = Self::empty(device, kind, rows, cols)?;
+        assert_eq!(bytes.len(), rows * cols * kind.bytes(), "bytes of a matrix of {rows} × {cols}");
+        matrix.put_rows(0, bytes)?;
+        Ok(matrix)
+    }
+
+    /// A matrix of the numbers `values` (row after row), rounded to `kind`. F8 gets the scale of each row that makes its largest
+    /// element 448.
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    ///
+    /// # Panics
+    /// If there are fewer or more values.
+    pub fn from_f32(
+        device: &Device,
+        kind: WeightKind,
+        rows: usize,
+        cols: usize,
+        values: &[f32],
+    ) -> Result<Self, DeviceError> {
+        assert_eq!(values.len(), rows * cols, "values of a matrix of {rows} × {cols}");
+        let mut matrix = Self::empty(device, kind, rows, cols)?;
+        matrix.put_f32(0, values)?;
+        Ok(matrix)
+    }
+
+    /// A matrix in F8 of the numbers `values`: [`from_f32`](Self::from_f32).
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    pub fn quantize_f8(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        values: &[f32],
+    ) -> Result<Self, DeviceError> {
+        Self::from_f32(device, WeightKind::F8, rows, cols, values)
+    }
+
+    /// Overwrites rows `from..` with the elements `bytes`, row after row without gaps.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If they are not whole rows, or not inside.
+    pub fn put_rows(&mut self, from: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        let (tight, padded) = (self.cols * self.kind.bytes(), self.row_bytes());
+        assert!(tight > 0 && bytes.len().is_multiple_of(tight), "{} bytes in rows of {tight}", bytes.len());
+        let rows = bytes.len() / tight;
+        assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
+        let mut to = self.data.view_mut().slice(from * padded..(from + rows) * padded);
+        if tight == padded {
+            return to.upload(bytes);
+        }
+        let mut spaced = vec![0_u8; rows * padded];
+        for (to, from) in spaced.chunks_exact_mut(padded).zip(bytes.chunks_exact(tight)) {
+            to[..tight].copy_from_slice(from);
+        }
+        to.upload(&spaced)
+    }
+
+    /// Overwrites the scales of rows `from..`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If the matrix has none, or they are not inside.
+    pub fn put_scales(&mut self, from: usize, scales: &[f32]) -> Result<(), DeviceError> {
+        assert!(self.scales.is_some(), "a matrix of {:?} has no scales", self.kind);
+        let Some(own) = &mut self.scales else { return Ok(()) };
+        own.view_mut().slice(from..from + scales.len()).upload(scales)
+    }
+
+    /// Overwrites rows `from..` with the numbers `values`, rounded as [`from_f32`](Self::from_f32) says.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If they are not whole rows, or not inside.
+    pub fn put_f32(&mut self, from: usize, values: &[f32]) -> Result<(), DeviceError> {
+        let bytes: Vec<u8> = match self.kind {
+            WeightKind::F32 => bytemuck::cast_slice(values).to_vec(),
+            WeightKind::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            WeightKind::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            WeightKind::F8 => {
+                let rows = values.chunks_exact(self.cols.max(1));
+                let scales: Vec<f32> = rows.clone().map(scale_of).collect();
+                self.put_scales(from, &scales)?;
+                rows.zip(&scales).flat_map(|(row, scale)| row.iter().map(|v| to_f8(*v / *scale))).collect()
+            }
+        };
+        self.put_rows(from, &bytes)
+    }
+
+    /// How it is stored.
+    pub fn kind(&self) -> WeightKind {
+        self.kind
+    }
+
+    /// Rows: outputs of a product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: inputs of a product.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes from one row to the next.
+    pub fn row_bytes(&self) -> usize {
+        self.kind.row_bytes(self.cols)
+    }
+
+    /// Bytes it takes on the device.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.scales.as_ref().map_or(0, |scales| scales.len() * 4)
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Device {
+        self.data.device()
+    }
+
+    /// Its elements.
+    pub fn data(&self) -> View<'_, u8> {
+        self.data.view()
+    }
+
+    /// What each row is to be multiplied by; `None` for 1.
+    pub fn scales(&self) -> Option<View<'_, f32>> {
+        self.scales.as_ref().map(Buffer::view)
+    }
+}
+
+/// Several matrices of one kind and size, which a kernel picks from on the device.
+#[derive(Debug)]
+pub struct MatrixTable {
+    matrices: Vec<DeviceMatrix>,
+    data: Buffer<u64>,
+    scales: Option<Buffer<u64>>,
+}
+
+impl MatrixTable {
+    /// Of `matrices`, in order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If there are none, or they differ in kind or size.
+    pub fn new(matrices: Vec<DeviceMatrix>) -> Result<Self, DeviceError> {
+        let first = &matrices[0];
+        for matrix in &matrices {
+            let same = matrix.kind == first.kind && matrix.rows == first.rows && matrix.cols == first.cols;
+            assert!(same, "matrices of a table have one kind and size");
+        }
+        let device = first.device().clone();
+        let data: Vec<u64> = matrices.iter().map(|matrix| matrix.data.view().address()).collect();
+        let data = device.upload(&data)?;
+        let scales: Option<Vec<u64>> =
+            matrices.iter().map(|matrix| matrix.scales().map(|scales| scales.address())).collect();
+        let scales = scales.map(|scales| device.upload(&scales)).transpose()?;
+        Ok(Self { matrices, data, scales })
+    }
+
+    /// Matrices.
+    pub fn count(&self) -> usize {
+        self.matrices.len()
+    }
+
+    /// How they are stored.
+    pub fn kind(&self) -> WeightKind {
+        self.matrices[0].kind
+    }
+
+    /// Rows of each: outputs of a product.
+    pub fn rows(&self) -> usize {
+        self.matrices[0].rows
+    }
+
+    /// Columns of each: inputs of a product.
+    pub fn cols(&self) -> usize {
+        self.matrices[0].cols
+    }
+
+    /// Bytes they take on the device.
+    pub fn bytes(&self) -> usize {
+        self.matrices.iter().map(DeviceMatrix::bytes).sum()
+    }
+
+    /// The matrices.
+    pub fn matrices(&self) -> &[DeviceMatrix] {
+        &self.matrices
+    }
+
+    /// The matrices, to be filled; they stay where they are.
+    pub fn matrix_mut(&mut self, index: usize) -> &mut DeviceMatrix {
+        &mut self.matrices[index]
+    }
+
+    /// Where each one's elements are.
+    pub fn data_addresses(&self) -> View<'_, u64> {
+        self.data.view()
+    }
+
+    /// Where each one's scales are; `None` if they have none.
+    pub fn scale_addresses(&self) -> Option<View<'_, u64>> {
+        self.scales.as_ref().map(Buffer::view)
+    }
+}
+
+/// What the largest element of a row is to be divided by to become 448.
+fn scale_of(row: &[f32]) -> f32 {
+    let largest = row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let scale = largest / F8_MAX;
+    if scale > f32::MIN_POSITIVE && scale.is_finite() { scale } else { 1.0 }
+}
+
+/// The largest number of E4M3.
+const F8_MAX: f32 = 448.0;
+
+/// The nearest number of E4M3, ties to even; beyond the largest, the largest.
+pub fn to_f8(value: f32) -> u8 {
+    let sign = ((value.to_bits() >> 24) & 0x80) as u8;
+    let size = value.abs();
+    if size.is_nan() {
+        return sign | 0x7f;
+    }
+    if size >= F8_MAX {
+        return sign | 0x7e;
+    }
+    if size < 0.015_625 {
+        // Below 2^-6 steps are 2^-9; 8 of them are the first normal number, whose code is 8 too.
+        return sign | (size * 512.0).round_ties_even() as u8;
+    }
+    // Rounded at the fourth bit of the mantissa; a carry runs into the exponent, as it should.
+    let bits = size.to_bits();
+    let rounded = (bits + 0x7_ffff + ((bits >> 20) & 1)) >> 20;
+    sign | (rounded - (120 << 3)).min(0x7e) as u8
+}
+
+/// What a number of E4M3 is; its NaN is NaN.
+pub fn from_f8(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * 2.0_f32.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { size } else { -size }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_f8_comes_back_and_what_lies_between_goes_to_the_nearest() {
+        for code in 0..=0x7e_u8 {
+            assert_eq!(to_f8(from_f8(code)), code);
+            assert_eq!(to_f8(-from_f8(code)), code | 0x80);
+        }
+        for code in 0..0x7e_u8 {
+            let (low, high) = (from_f8(code), from_f8(code + 1));
+            let middle = f32::midpoint(low, high);
+            assert_eq!(
+                to_f8(middle),
+                if code % 2 == 0 { code } else { code + 1 },
+                "between {low} and {high}"
+            );
+            assert_eq!(to_f8(f32::midpoint(low, middle)), code);
+            assert_eq!(to_f8(f32::midpoint(middle, high)), code + 1);
+        }
+        assert_eq!(to_f8(1e9), 0x7e);
+        assert_eq!(to_f8(f32::NAN) & 0x7f, 0x7f);
+    }
+}
