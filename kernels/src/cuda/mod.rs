@@ -7,8 +7,10 @@
 mod buffer;
 mod device;
 mod error;
+mod groups;
 pub mod op;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
 pub use error::DeviceError;
+pub use groups::Groups;
