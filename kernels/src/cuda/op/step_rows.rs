@@ -1,0 +1,163 @@
+//! The rows of a step, as kernels find them on the device.
+
+use crate::cuda::{Buffer, Device, DeviceError};
+
+/// Rows of a step that follow each other, of one sequence and at positions that follow each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// The sequence's blocks, in order, as far as the last of these rows sees.
+    pub blocks: &'a [u32],
+    /// Position of the first row.
+    pub position: usize,
+    /// How many rows.
+    pub rows: usize,
+}
+
+/// From so many rows of a sequence on, they share what they read of the cache; fewer are taken one by one.
+const SHARED: usize = 4;
+/// Position of a row that does not exist.
+const NO_ROW: u32 = u32::MAX;
+
+/// The rows of a step: one buffer, filled with one copy.
+///
+/// In 32-bit words: for each row (position, where its blocks begin); then for each row that is taken alone, and for each run of
+/// rows that are taken together, (first row, rows, position of the first, where its blocks begin), with 0 rows for none; then
+/// the blocks of all sequences.
+///
+/// The *fixed* form always has the same number of rows at the same addresses, of which the last may be missing: what was
+/// recorded with one step's rows can be done again with another's.
+#[derive(Debug)]
+pub struct StepRows {
+    words: Buffer<u32>,
+    staged: Vec<u32>,
+    fixed: Option<Fixed>,
+    rows: usize,
+    /// Rows that are taken one by one (in the fixed form, all there can be).
+    alone: usize,
+    /// (Rows, positions seen by the last) of each run that is taken together.
+    together: Vec<(usize, usize)>,
+    /// No row that is taken alone sees more positions.
+    context: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fixed {
+    rows: usize,
+    context: usize,
+}
+
+impl StepRows {
+    /// No rows yet. It grows as needed, and is at another address then.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(device: &Device) -> Result<Self, DeviceError> {
+        Ok(Self {
+            words: device.alloc(0)?,
+            staged: Vec::new(),
+            fixed: None,
+            rows: 0,
+            alone: 0,
+            together: Vec::new(),
+            context: 0,
+        })
+    }
+
+    /// The fixed form: `rows` rows, each alone, with `blocks` blocks altogether, none of which sees more than `context`
+    /// positions.
+    ///
+    /// # Errors
+    /// If there is no memory, or the device fails.
+    pub fn fixed(device: &Device, rows: usize, blocks: usize, context: usize) -> Result<Self, DeviceError> {
+        let words = device.alloc(rows * 6 + blocks)?;
+        let fixed = Some(Fixed { rows, context });
+        let mut step =
+            Self { words, staged: Vec::new(), fixed, rows, alone: rows, together: Vec::new(), context };
+        step.set(&[])?;
+        Ok(step)
+    }
+
+    /// Whether the fixed form has room for these.
+    pub fn fits(&self, runs: &[Run<'_>]) -> bool {
+        self.fixed.is_none_or(|fixed| {
+            let rows: usize = runs.iter().map(|run| run.rows).sum();
+            let blocks: usize = runs.iter().map(|run| run.blocks.len()).sum();
+            rows <= fixed.rows
+                && rows_words(fixed.rows, fixed.rows, 0) + blocks <= self.words.len()
+                && runs.iter().all(|run| run.position + run.rows <= fixed.context)
+        })
+    }
+
+    /// These rows from here on.
+    ///
+    /// # Errors
+    /// If there is no memory, or the device fails.
+    ///
+    /// # Panics
+    /// If they do not fit a fixed form ([`fits`](Self::fits)).
+    pub fn set(&mut self, runs: &[Run<'_>]) -> Result<(), DeviceError> {
+        assert!(self.fits(runs), "rows of a step: {} runs", runs.len());
+        let live: usize = runs.iter().map(|run| run.rows).sum();
+        let is_shared = |run: &Run<'_>| self.fixed.is_none() && run.rows >= SHARED;
+        self.together =
+            runs.iter().filter(|run| is_shared(run)).map(|run| (run.rows, run.position + run.rows)).collect();
+        match self.fixed {
+            Some(fixed) => (self.rows, self.alone, self.context) = (fixed.rows, fixed.rows, fixed.context),
+            None => {
+                let alone = runs.iter().filter(|run| !is_shared(run));
+                self.rows = live;
+                self.alone = alone.clone().map(|run| run.rows).sum();
+                self.context = alone.map(|run| run.position + run.rows).max().unwrap_or(0);
+            }
+        }
+        let mut blocks_at = rows_words(self.rows, self.alone, self.together.len());
+        let (mut places, mut alone, mut together, mut blocks) = (vec![], vec![], vec![], vec![]);
+        for run in runs {
+            let first = places.len() / 2;
+            let at = word(blocks_at);
+            for i in 0..run.rows {
+                places.extend([word(run.position + i), at]);
+                if !is_shared(run) {
+                    alone.extend([word(first + i), 1, word(run.position + i), at]);
+                }
+            }
+            if is_shared(run) {
+                together.extend([word(first), word(run.rows), word(run.position), at]);
+            }
+            blocks.extend_from_slice(run.blocks);
+            blocks_at += run.blocks.len();
+        }
+        for _ in live..self.rows {
+            places.extend([NO_ROW, 0]);
+            alone.extend([0; 4]);
+        }
+        // Places of four words are read at once.
+        places.resize(places.len().next_multiple_of(4), 0);
+        self.staged.clear();
+        for words in [places, alone, together, blocks] {
+            self.staged.extend(words);
+        }
+        if self.staged.len() > self.words.len() {
+            self.words = self.words.device().alloc(self.staged.len().next_power_of_two())?;
+        }
+        self.words.view_mut().slice(0..self.staged.len()).upload(&self.staged)
+    }
+
+    /// Rows; of the fixed form, all that there can be.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Device {
+        self.words.device()
+    }
+}
+
+fn rows_words(rows: usize, alone: usize, together: usize) -> usize {
+    (rows * 2).next_multiple_of(4) + 4 * (alone + together)
+}
+
+fn word(x: usize) -> u32 {
+    u32::try_from(x).expect("positions and blocks are numbered in 32 bits")
+}
