@@ -4,11 +4,16 @@
 //! [`Driver`]: a GPU, or the *host twin*, which runs the same CUDA C++ (`kernels/cu`) compiled by the host's compiler, so that
 //! all but the machine code can be tested where there is no GPU.
 
+mod acts;
 mod buffer;
 mod device;
 mod error;
 pub mod op;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod twin;
 
+pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
 pub use error::DeviceError;

@@ -1,1 +1,3 @@
-//! Launch code: one file per op, with what it checks and the kernel of `kernels/cu` it starts.
+//! The ops, a file each: what a kernel of `kernels/cu` is given, and what it gives.
+
+pub mod residual;
