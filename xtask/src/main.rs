@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod demo;
+mod kernels;
 mod place;
 mod process;
 mod setup;
@@ -35,6 +36,7 @@ enum Task {
     Test(test::Arguments),
     Soak(test::SoakArguments),
     Bench(bench::Arguments),
+    Kernels(kernels::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -55,5 +57,6 @@ fn run(task: Task) -> Result<()> {
         Task::Test(arguments) => test::run(&arguments),
         Task::Soak(arguments) => test::soak(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Kernels(arguments) => kernels::run(&arguments),
     }
 }

@@ -1,55 +1,69 @@
-//! Activations on a device: rows of numbers that products take.
+//! Activations: what products take.
+
+use std::ops::Range;
+
+use half::bf16;
 
 use super::{Buffer, Device, DeviceError, View, ViewMut};
 
-/// The type of activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The type of activations: that of a checkpoint's numbers, or the one its products are done in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActType {
-    /// `f32`: models stored so.
+    /// 32 bits.
     F32,
-    /// `bf16`: all others.
+    /// The upper half of an `F32`.
     Bf16,
 }
 
-/// Activations.
+impl ActType {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Activations on a device.
 #[derive(Debug)]
 pub enum Acts {
-    /// In `f32`.
+    /// As they are.
     F32(Buffer<f32>),
-    /// In `bf16`, as bits.
+    /// The bits of bf16.
     Bf16(Buffer<u16>),
 }
 
 /// Activations, to be read.
 #[derive(Debug, Clone, Copy)]
 pub enum ActsView<'a> {
-    /// In `f32`.
+    /// As they are.
     F32(View<'a, f32>),
-    /// In `bf16`, as bits.
+    /// The bits of bf16.
     Bf16(View<'a, u16>),
 }
 
 /// Activations, to be written.
 #[derive(Debug)]
 pub enum ActsViewMut<'a> {
-    /// In `f32`.
+    /// As they are.
     F32(ViewMut<'a, f32>),
-    /// In `bf16`, as bits.
+    /// The bits of bf16.
     Bf16(ViewMut<'a, u16>),
 }
 
-/// The same expression on whichever is inside.
+/// The same for both types.
 macro_rules! either {
-    ($value:expr, $inner:ident => $result:expr) => {
+    ($kind:ident, $value:expr, $inner:ident => $body:expr) => {
         match $value {
-            Self::F32($inner) => $result,
-            Self::Bf16($inner) => $result,
+            $kind::F32($inner) => $body,
+            $kind::Bf16($inner) => $body,
         }
     };
 }
 
 impl Acts {
-    /// `len` elements; what is in them is anything.
+    /// Room for `len`; what is in it is anything.
     ///
     /// # Errors
     /// If there is no such memory.
@@ -60,14 +74,28 @@ impl Acts {
         })
     }
 
+    /// `values`, rounded to `kind`.
+    ///
+    /// # Errors
+    /// If there is no memory, or the device fails.
+    pub fn upload(device: &Device, ty: ActType, values: &[f32]) -> Result<Self, DeviceError> {
+        Ok(match ty {
+            ActType::F32 => Self::F32(device.upload(values)?),
+            ActType::Bf16 => {
+                let bits: Vec<u16> = values.iter().map(|&value| bf16::from_f32(value).to_bits()).collect();
+                Self::Bf16(device.upload(&bits)?)
+            }
+        })
+    }
+
     /// Their type.
     pub fn ty(&self) -> ActType {
         self.view().ty()
     }
 
-    /// Elements.
+    /// How many.
     pub fn len(&self) -> usize {
-        either!(self, inner => inner.len())
+        either!(Self, self, buffer => buffer.len())
     }
 
     /// Whether there are none.
@@ -75,24 +103,42 @@ impl Acts {
         self.len() == 0
     }
 
-    /// All of them, to be read.
+    /// All, to be read.
     pub fn view(&self) -> ActsView<'_> {
         match self {
-            Self::F32(inner) => ActsView::F32(inner.view()),
-            Self::Bf16(inner) => ActsView::Bf16(inner.view()),
+            Self::F32(buffer) => ActsView::F32(buffer.view()),
+            Self::Bf16(buffer) => ActsView::Bf16(buffer.view()),
         }
     }
 
-    /// All of them, to be written.
+    /// All, to be written.
     pub fn view_mut(&mut self) -> ActsViewMut<'_> {
         match self {
-            Self::F32(inner) => ActsViewMut::F32(inner.view_mut()),
-            Self::Bf16(inner) => ActsViewMut::Bf16(inner.view_mut()),
+            Self::F32(buffer) => ActsViewMut::F32(buffer.view_mut()),
+            Self::Bf16(buffer) => ActsViewMut::Bf16(buffer.view_mut()),
         }
+    }
+
+    /// All of them, as `f32`; waits for what writes them.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn download(&self) -> Result<Vec<f32>, DeviceError> {
+        Ok(match self {
+            Self::F32(buffer) => buffer.download()?,
+            Self::Bf16(buffer) => {
+                buffer.download()?.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect()
+            }
+        })
     }
 }
 
 impl<'a> ActsView<'a> {
+    /// Their device.
+    pub fn device(&self) -> &'a Device {
+        either!(Self, self, view => view.device())
+    }
+
     /// Their type.
     pub fn ty(&self) -> ActType {
         match self {
@@ -101,47 +147,55 @@ impl<'a> ActsView<'a> {
         }
     }
 
-    /// Elements.
+    /// Where they begin.
+    pub fn address(&self) -> u64 {
+        either!(Self, self, view => view.address())
+    }
+
+    /// How many.
     pub fn len(&self) -> usize {
-        either!(self, inner => inner.len())
+        either!(Self, self, view => view.len())
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Where they begin.
-    pub fn address(&self) -> u64 {
-        either!(self, inner => inner.address())
-    }
-
-    /// Their device.
-    pub fn device(&self) -> &'a Device {
-        either!(self, inner => inner.device())
     }
 
     /// A part.
     ///
     /// # Panics
     /// If it is not inside.
-    pub fn slice(&self, range: std::ops::Range<usize>) -> Self {
+    pub fn slice(&self, range: Range<usize>) -> Self {
         match self {
-            Self::F32(inner) => Self::F32(inner.slice(range)),
-            Self::Bf16(inner) => Self::Bf16(inner.slice(range)),
+            Self::F32(view) => Self::F32(view.slice(range)),
+            Self::Bf16(view) => Self::Bf16(view.slice(range)),
         }
     }
 }
 
 impl<'a> ActsViewMut<'a> {
-    /// Their type.
-    pub fn ty(&self) -> ActType {
-        self.as_view().ty()
+    /// Their device.
+    pub fn device(&self) -> &'a Device {
+        either!(Self, self, view => view.device())
     }
 
-    /// Elements.
+    /// Their type.
+    pub fn ty(&self) -> ActType {
+        match self {
+            Self::F32(_) => ActType::F32,
+            Self::Bf16(_) => ActType::Bf16,
+        }
+    }
+
+    /// Where they begin.
+    pub fn address(&self) -> u64 {
+        either!(Self, self, view => view.address())
+    }
+
+    /// How many.
     pub fn len(&self) -> usize {
-        either!(self, inner => inner.len())
+        either!(Self, self, view => view.len())
     }
 
     /// Whether there are none.
@@ -149,29 +203,19 @@ impl<'a> ActsViewMut<'a> {
         self.len() == 0
     }
 
-    /// Where they begin.
-    pub fn address(&self) -> u64 {
-        either!(self, inner => inner.address())
-    }
-
-    /// Their device.
-    pub fn device(&self) -> &'a Device {
-        either!(self, inner => inner.device())
-    }
-
     /// The same, for a while.
     pub fn reborrow(&mut self) -> ActsViewMut<'_> {
         match self {
-            Self::F32(inner) => ActsViewMut::F32(inner.reborrow()),
-            Self::Bf16(inner) => ActsViewMut::Bf16(inner.reborrow()),
+            Self::F32(view) => ActsViewMut::F32(view.reborrow()),
+            Self::Bf16(view) => ActsViewMut::Bf16(view.reborrow()),
         }
     }
 
     /// The same, to be read.
     pub fn as_view(&self) -> ActsView<'_> {
         match self {
-            Self::F32(inner) => ActsView::F32(inner.as_view()),
-            Self::Bf16(inner) => ActsView::Bf16(inner.as_view()),
+            Self::F32(view) => ActsView::F32(view.as_view()),
+            Self::Bf16(view) => ActsView::Bf16(view.as_view()),
         }
     }
 
@@ -179,10 +223,18 @@ impl<'a> ActsViewMut<'a> {
     ///
     /// # Panics
     /// If it is not inside.
-    pub fn slice(self, range: std::ops::Range<usize>) -> Self {
+    pub fn slice(self, range: Range<usize>) -> Self {
         match self {
-            Self::F32(inner) => Self::F32(inner.slice(range)),
-            Self::Bf16(inner) => Self::Bf16(inner.slice(range)),
+            Self::F32(view) => Self::F32(view.slice(range)),
+            Self::Bf16(view) => Self::Bf16(view.slice(range)),
         }
+    }
+
+    /// Sets every byte.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn fill(&mut self, byte: u8) -> Result<(), DeviceError> {
+        either!(Self, self, view => view.fill(byte))
     }
 }

@@ -11,6 +11,9 @@ mod error;
 mod groups;
 mod matrix;
 pub mod op;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod twin;
 
 pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use buffer::{Buffer, View, ViewMut};

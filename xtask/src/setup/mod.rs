@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what a machine that has only Rust lacks.
 
 mod checkpoint;
+mod host_twin;
 mod model;
 mod packages;
 mod python;
@@ -69,6 +70,7 @@ fn steps(purpose: Purpose) -> Vec<Box<dyn Step>> {
         steps.push(Box::new(checkpoint::DENSE));
         steps.push(Box::new(checkpoint::MIXTRAL));
         steps.push(Box::new(checkpoint::SAME));
+        steps.push(Box::new(host_twin::HostTwin));
     }
     steps
 }

@@ -33,6 +33,12 @@ const TOOLS: &[Tool] = &[
         },
     },
     Tool {
+        package: "g++",
+        why: "compiles CUDA kernels for the host",
+        purpose: Purpose::Test,
+        is_there: || std::env::var_os("CXX").is_some() || process::find("g++").is_some(),
+    },
+    Tool {
         package: "iproute2",
         why: "makes network namespaces for tests",
         purpose: Purpose::Test,

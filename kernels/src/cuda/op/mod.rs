@@ -3,5 +3,6 @@
 pub mod attention;
 pub mod kv_cache;
 pub mod moe;
+pub mod residual;
 pub mod rope;
 pub mod step_rows;

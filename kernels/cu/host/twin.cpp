@@ -1,0 +1,514 @@
+// Fibers, barriers and the launch of kernels on the host; see twin.h.
+#include "../foggara.cuh"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <vector>
+
+namespace twin {
+
+__thread Here here;
+
+namespace {
+
+constexpr u32 MAX_THREADS = 1024;
+constexpr u32 MAX_SHARED = 227 * 1024;  // what a block can have on sm_90 and sm_100
+constexpr u64 STACK = 64 * 1024;
+constexpr u64 PAGE = 64 * 1024;  // of any machine we know of
+constexpr u64 CANARY = 0x5afe57ac5afe57acull;
+
+Kernel *kernels = nullptr;
+
+struct Copy {
+    void *to;
+    const void *from;
+    u32 group;
+};
+
+struct Fiber {
+    void *stack_pointer;
+    u8 *stack;
+    u32 group;  // of copies, that the next one belongs to
+    std::vector<Copy> copies;
+};
+
+struct Warp {
+    u32 runnable;      // lanes that could run now
+    u32 at_barrier;    // lanes that wait for the block
+    u32 together;      // lanes that wait for others of the warp
+    u32 mask[32];      // … for these
+    Exchange exchange[32];
+    void *operand[32];
+    const char *what[32];
+};
+
+// What one host thread needs to run blocks.
+struct Runner {
+    const Kernel *kernel = nullptr;
+    void **arguments;
+    void *main_stack_pointer;
+    u32 current;
+    u32 runnable_warps;
+    u32 threads, alive, at_barrier;
+    bool backwards;
+    u32 shared;
+    u8 *shared_end;
+    u8 *statics;
+    u64 statics_bytes;
+    Warp warps[MAX_THREADS / 32];
+    Fiber fibers[MAX_THREADS];
+};
+
+__thread Runner *runner;
+pthread_key_t runner_key;
+
+u64 round_up(u64 x, u64 to) { return (x + to - 1) / to * to; }
+
+void end_runner(void *pointer) {
+    Runner *r = (Runner *)pointer;
+    for (Fiber &fiber : r->fibers)
+        if (fiber.stack) munmap(fiber.stack, STACK);
+    u64 bytes = round_up(MAX_SHARED, PAGE);
+    munmap(r->shared_end - bytes, bytes + PAGE);
+    delete r;
+    runner = nullptr;
+}
+
+// Where this library's thread-local variables are: all FG_SHARED ones, and two of ours.
+int find_statics(dl_phdr_info *info, size_t, void *pointer) {
+    Runner *r = (Runner *)pointer;
+    bool ours = false;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) &part = info->dlpi_phdr[i];
+        u64 begin = info->dlpi_addr + part.p_vaddr, at = (u64)&find_statics;
+        if (part.p_type == PT_LOAD && at >= begin && at < begin + part.p_memsz) ours = true;
+    }
+    if (!ours) return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        if (info->dlpi_phdr[i].p_type != PT_TLS) continue;
+        r->statics = (u8 *)info->dlpi_tls_data;
+        r->statics_bytes = r->statics ? info->dlpi_phdr[i].p_memsz : 0;
+    }
+    return 1;
+}
+
+Runner *this_runner() {
+    if (runner) return runner;
+    Runner *r = new Runner();
+    u64 bytes = round_up(MAX_SHARED, PAGE);
+    u8 *shared = (u8 *)mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED || mprotect(shared + bytes, PAGE, PROT_NONE)) {
+        perror("host twin: no shared memory");
+        abort();
+    }
+    r->shared_end = shared + bytes;
+    runner = r;
+    pthread_setspecific(runner_key, r);
+    dl_iterate_phdr(find_statics, r);
+    return r;
+}
+
+// Saves the registers that a call must keep, and the stack; goes on with those of `to`.
+extern "C" void foggara_twin_switch(void **save, void *to) __attribute__((visibility("hidden")));
+#if defined(__x86_64__)
+asm(R"(
+    .text
+    .globl foggara_twin_switch
+    .hidden foggara_twin_switch
+    .type foggara_twin_switch, @function
+foggara_twin_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size foggara_twin_switch, . - foggara_twin_switch
+)");
+void *first_frame(u8 *stack_end, void (*entry)()) {
+    u64 *top = (u64 *)stack_end;  // entered as if called: 8 below a multiple of 16
+    top[-1] = 0;
+    top[-2] = (u64)entry;
+    for (int i = 3; i <= 8; i++) top[-i] = 0;
+    return top - 8;
+}
+#elif defined(__aarch64__)
+asm(R"(
+    .text
+    .globl foggara_twin_switch
+    .hidden foggara_twin_switch
+    .type foggara_twin_switch, %function
+foggara_twin_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+    .size foggara_twin_switch, . - foggara_twin_switch
+)");
+void *first_frame(u8 *stack_end, void (*entry)()) {
+    u64 *frame = (u64 *)(stack_end - 160);
+    memset(frame, 0, 160);
+    frame[11] = (u64)entry;
+    return frame;
+}
+#else
+#error "the host twin knows x86-64 and aarch64"
+#endif
+
+const char *name_of(const Runner &r) { return r.kernel ? r.kernel->name : "no kernel"; }
+
+// Nothing can run any more: some wait for what never comes.
+[[noreturn]] void stuck(Runner &r) {
+    fprintf(stderr, "host twin: %s, block (%u, %u, %u): threads wait for others that never come\n", name_of(r),
+            here.block.x, here.block.y, here.block.z);
+    for (u32 w = 0; w * 32 < r.threads; w++) {
+        Warp &warp = r.warps[w];
+        if (warp.at_barrier) fprintf(stderr, "  warp %u: lanes %08x in __syncthreads\n", w, warp.at_barrier);
+        u32 left = warp.together;
+        while (left) {
+            u32 first = __builtin_ctz(left), same = 0;
+            for (u32 lane = first; lane < 32; lane++)
+                if (left >> lane & 1 && warp.mask[lane] == warp.mask[first] && warp.what[lane] == warp.what[first])
+                    same |= 1u << lane;
+            fprintf(stderr, "  warp %u: lanes %08x in %s with mask %08x\n", w, same, warp.what[first], warp.mask[first]);
+            left &= ~same;
+        }
+    }
+    abort();
+}
+
+u32 pick(const Runner &r, u32 set) { return r.backwards ? 31 - __builtin_clz(set) : __builtin_ctz(set); }
+
+// Goes on with another fiber; `save` is where the running one's stack pointer goes.
+void run_another(Runner &r, void **save) {
+    u32 w = r.current / 32;
+    if (!r.warps[w].runnable) {
+        if (!r.runnable_warps) {
+            if (r.alive) stuck(r);
+            foggara_twin_switch(save, r.main_stack_pointer);
+            return;
+        }
+        w = pick(r, r.runnable_warps);
+    }
+    u32 next = w * 32 + pick(r, r.warps[w].runnable);
+    r.current = next;
+    here.thread.x = next;
+    foggara_twin_switch(save, r.fibers[next].stack_pointer);
+}
+
+void open_barrier(Runner &r) {
+    r.at_barrier = 0;
+    for (u32 w = 0; w * 32 < r.threads; w++) {
+        Warp &warp = r.warps[w];
+        if (!warp.at_barrier) continue;
+        warp.runnable |= warp.at_barrier;
+        warp.at_barrier = 0;
+        r.runnable_warps |= 1u << w;
+    }
+}
+
+void not_runnable(Runner &r, u32 thread) {
+    Warp &warp = r.warps[thread / 32];
+    warp.runnable &= ~(1u << thread % 32);
+    if (!warp.runnable) r.runnable_warps &= ~(1u << thread / 32);
+}
+
+void fiber_main() {
+    Runner &r = *runner;
+    r.kernel->call(r.kernel->function, r.arguments);
+    u32 thread = r.current;
+    if (*(u64 *)r.fibers[thread].stack != CANARY) fail("used more stack than there is");
+    not_runnable(r, thread);
+    r.alive--;
+    if (r.alive && r.at_barrier == r.alive) open_barrier(r);
+    void *gone;
+    run_another(r, &gone);
+    __builtin_unreachable();
+}
+
+void run_block(Runner &r) {
+    memset(here.dynamic_shared, 0xff, r.shared_end - here.dynamic_shared);
+    Here where = here;
+    memset(r.statics, 0xff, r.statics_bytes);
+    here = where;
+    runner = &r;
+    r.alive = r.threads;
+    r.at_barrier = 0;
+    r.backwards = (here.block.x + here.block.y + here.block.z) % 2;
+    u32 warps = (r.threads + 31) / 32;
+    for (u32 w = 0; w < warps; w++) {
+        u32 lanes = r.threads - w * 32;
+        r.warps[w].runnable = lanes < 32 ? (1u << lanes) - 1 : 0xffffffffu;
+        r.warps[w].at_barrier = r.warps[w].together = 0;
+    }
+    r.runnable_warps = warps == 32 ? 0xffffffffu : (1u << warps) - 1;
+    for (u32 i = 0; i < r.threads; i++) {
+        Fiber &fiber = r.fibers[i];
+        if (!fiber.stack) {
+            void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (stack == MAP_FAILED) {
+                perror("host twin: no stack");
+                abort();
+            }
+            fiber.stack = (u8 *)stack;
+            *(u64 *)stack = CANARY;
+        }
+        fiber.stack_pointer = first_frame(fiber.stack + STACK, fiber_main);
+        fiber.group = 0;
+        fiber.copies.clear();
+    }
+    r.current = pick(r, r.runnable_warps) * 32;
+    run_another(r, &r.main_stack_pointer);
+    for (u8 *at = here.dynamic_shared + r.shared; at < r.shared_end; at++)
+        if (*at != 0xff) fail("wrote behind its dynamic shared memory");
+}
+
+struct sigaction before;
+
+// An access outside of every buffer: say whose it was, and leave the rest to who was there before.
+void on_fault(int signal, siginfo_t *info, void *) {
+    Runner *r = runner;
+    if (r && r->kernel) {
+        char text[512];
+        int len = snprintf(text, sizeof text, "host twin: %s, block (%u, %u, %u), thread %u of %u: no memory at %p\n",
+                           r->kernel->name, here.block.x, here.block.y, here.block.z, here.thread.x, r->threads,
+                           info->si_addr);
+        (void)!write(2, text, len);
+        for (u32 i = 0; i < r->kernel->parameters; i++) {
+            if (r->kernel->sizes[i] != 8) continue;
+            u64 value = *(u64 *)r->arguments[i];
+            len = snprintf(text, sizeof text, "  argument %u is 0x%llx: %lld bytes from there\n", i, value,
+                           (long long)((u64)info->si_addr - value));
+            (void)!write(2, text, len);
+        }
+    }
+    sigaction(signal, &before, nullptr);
+}
+
+__attribute__((constructor)) void prepare() {
+    pthread_key_create(&runner_key, end_runner);
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &action, &before);
+}
+
+}  // namespace
+
+void add(Kernel *kernel) {
+    kernel->next = kernels;
+    kernels = kernel;
+}
+
+void fail(const char *what) {
+    fprintf(stderr, "host twin: %s, block (%u, %u, %u), thread %u of %u: %s\n", runner ? name_of(*runner) : "no kernel",
+            here.block.x, here.block.y, here.block.z, here.thread.x, here.block_size.x, what);
+    abort();
+}
+
+void block_together() {
+    Runner &r = *runner;
+    u32 thread = r.current;
+    if (++r.at_barrier == r.alive) return open_barrier(r);
+    r.warps[thread / 32].at_barrier |= 1u << thread % 32;
+    not_runnable(r, thread);
+    run_another(r, &r.fibers[thread].stack_pointer);
+}
+
+void warp_together(u32 mask, const char *what, Exchange exchange, void *operand) {
+    Runner &r = *runner;
+    u32 thread = r.current, lane = thread % 32;
+    Warp &warp = r.warps[thread / 32];
+    if (!(mask >> lane & 1)) fail("is not in its own mask");
+    warp.operand[lane] = operand;
+    warp.mask[lane] = mask;
+    warp.exchange[lane] = exchange;
+    warp.what[lane] = what;
+    warp.together |= 1u << lane;
+    if ((warp.together & mask) == mask) {
+        bool same = true;
+        for (u32 other = 0; other < 32; other++)
+            if (mask >> other & 1) same &= warp.mask[other] == mask && warp.exchange[other] == exchange;
+        if (same) {
+            if (exchange) exchange(mask, warp.operand);
+            warp.together &= ~mask;
+            warp.runnable |= mask;
+            return;
+        }
+    }
+    not_runnable(r, thread);
+    run_another(r, &r.fibers[thread].stack_pointer);
+}
+
+void check_shared(const void *pointer) {
+    const u8 *at = (const u8 *)pointer;
+    const Runner &r = *runner;
+    if ((u64)at % 16) fail("an address in shared memory is not aligned to 16");
+    bool dynamic = at >= here.dynamic_shared && at + 16 <= here.dynamic_shared + r.shared;
+    bool fixed = at >= r.statics && at + 16 <= r.statics + r.statics_bytes;
+    if (!dynamic && !fixed) fail("an address should be in shared memory, and is not");
+}
+
+void copy_async(void *shared, const void *global) {
+    check_shared(shared);
+    if ((u64)global % 16) fail("copies from an address that is not aligned to 16");
+    memset(shared, 0xff, 16);
+    Fiber &fiber = runner->fibers[runner->current];
+    fiber.copies.push_back({shared, global, fiber.group});
+}
+
+void copy_async_commit() { runner->fibers[runner->current].group++; }
+
+void copy_async_wait(u32 left) {
+    Fiber &fiber = runner->fibers[runner->current];
+    u64 done = 0;
+    while (done < fiber.copies.size() && fiber.copies[done].group + left < fiber.group) {
+        const Copy &copy = fiber.copies[done++];
+        if (copy.from) memcpy(copy.to, copy.from, 16);
+        else memset(copy.to, 0, 16);
+    }
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + done);
+}
+
+void vote_exchange(u32 mask, void **operands) {
+    u32 votes = 0;
+    for (u32 lane = 0; lane < 32; lane++)
+        if (mask >> lane & 1) votes |= (u32)((Vote *)operands[lane])->value << lane;
+    for (u32 lane = 0; lane < 32; lane++)
+        if (mask >> lane & 1) ((Vote *)operands[lane])->out = votes;
+}
+
+void matrices_exchange(u32, void **operands) {
+    for (u32 i = 0; i < 32; i++) check_shared(((Matrices *)operands[i])->row);
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 matrix = 0; matrix < 4; matrix++) {
+            const u8 *row = (const u8 *)((Matrices *)operands[matrix * 8 + lane / 4])->row;
+            memcpy(&((Matrices *)operands[lane])->out[matrix], row + lane % 4 * 4, 4);
+        }
+}
+
+void matrices_transposed_exchange(u32, void **operands) {
+    for (u32 i = 0; i < 32; i++) check_shared(((Matrices *)operands[i])->row);
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 matrix = 0; matrix < 4; matrix++) {
+            u32 pair = 0;
+            for (u32 half = 0; half < 2; half++) {
+                const u8 *row = (const u8 *)((Matrices *)operands[matrix * 8 + lane % 4 * 2 + half])->row;
+                u16 element;
+                memcpy(&element, row + lane / 4 * 2, 2);
+                pair |= (u32)element << 16 * half;
+            }
+            ((Matrices *)operands[lane])->out[matrix] = pair;
+        }
+}
+
+void multiplication_exchange(u32, void **operands) {
+    float a[16][16], b[16][8], d[16][8];
+    for (u32 lane = 0; lane < 32; lane++) {
+        const Multiplication &m = *(Multiplication *)operands[lane];
+        u32 row = lane / 4, column = lane % 4 * 2;
+        for (u32 i = 0; i < 4; i++) {
+            float *to = &a[row + i % 2 * 8][column + i / 2 * 8];
+            to[0] = low_bf16(m.a[i]);
+            to[1] = high_bf16(m.a[i]);
+            d[row + i / 2 * 8][column + i % 2] = m.d[i];
+        }
+        for (u32 i = 0; i < 2; i++) {
+            b[column + i * 8][row] = low_bf16(m.b[i]);
+            b[column + i * 8 + 1][row] = high_bf16(m.b[i]);
+        }
+    }
+    for (u32 row = 0; row < 16; row++)
+        for (u32 k = 0; k < 16; k++)
+            for (u32 column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
+    for (u32 lane = 0; lane < 32; lane++) {
+        const Multiplication &m = *(Multiplication *)operands[lane];
+        for (u32 i = 0; i < 4; i++) m.d[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    }
+}
+
+}  // namespace twin
+
+void fg_syncwarp(u32 mask) { twin::warp_together(mask, "__syncwarp", nullptr, nullptr); }
+
+// What kernels/src/cuda/twin.rs calls.
+
+#define FG_EXPORT extern "C" __attribute__((visibility("default")))
+
+// A kernel by its name; null where there is none.
+FG_EXPORT const twin::Kernel *foggara_twin_find(const char *name) {
+    for (const twin::Kernel *kernel = twin::kernels; kernel; kernel = kernel->next)
+        if (!strcmp(kernel->name, name)) return kernel;
+    return nullptr;
+}
+
+// How many parameters it has, and where their sizes in bytes stand.
+FG_EXPORT u32 foggara_twin_parameters(const twin::Kernel *kernel, const u32 **sizes) {
+    *sizes = kernel->sizes;
+    return kernel->parameters;
+}
+
+// Runs it; null, or why not.
+FG_EXPORT const char *foggara_twin_launch(const twin::Kernel *kernel, const u32 *grid, u32 threads, u32 shared,
+                                          void **arguments) {
+    using namespace twin;
+    if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffffu || grid[1] > 65535 || grid[2] > 65535)
+        return "a grid must have 1 to 2147483647 times 1 to 65535 times 1 to 65535 blocks";
+    if (!threads || threads > kernel->threads) return "more threads a block than the kernel was compiled for, or none";
+    if (shared > MAX_SHARED) return "more shared memory than a multiprocessor has";
+    Runner *r = this_runner();
+    r->kernel = kernel;
+    r->arguments = arguments;
+    r->threads = threads;
+    r->shared = shared;
+    here.thread = {0, 0, 0};
+    here.block_size = {threads, 1, 1};
+    here.grid = {grid[0], grid[1], grid[2]};
+    here.dynamic_shared = r->shared_end - round_up(shared, 128);
+    for (u32 z = 0; z < grid[2]; z++)
+        for (u32 y = 0; y < grid[1]; y++)
+            for (u32 x = 0; x < grid[0]; x++) {
+                here.block = {x, y, z};
+                run_block(*r);
+            }
+    r->kernel = nullptr;
+    return nullptr;
+}
