@@ -7,7 +7,9 @@
 mod buffer;
 mod device;
 mod error;
+mod library;
 pub mod op;
+mod source;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
