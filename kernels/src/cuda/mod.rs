@@ -9,8 +9,10 @@ mod buffer;
 mod device;
 mod error;
 mod groups;
+mod library;
 mod matrix;
 pub mod op;
+mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod twin;
