@@ -1,0 +1,406 @@
+// Experts: which a row goes to, its pairs of row and expert sorted by expert, and what experts give added up.
+//
+// Choosing is done in f64 and by keys: integers that are ordered as the numbers are, so that a choice is the same here and on the
+// host. Nothing depends on what else is in the batch, nor on the order in which threads come.
+#include "foggara.cuh"
+
+#define ALL 0xffffffffu
+#define NOWHERE 0xffffffffu
+
+#ifdef FOGGARA_HOST
+FG_DEVICE u64 bits_of(double x) { u64 bits; __builtin_memcpy(&bits, &x, 8); return bits; }
+FG_DEVICE double number_of(u64 bits) { double x; __builtin_memcpy(&x, &bits, 8); return x; }
+FG_DEVICE u32 ones(u32 x) { return (u32)__builtin_popcount(x); }
+FG_DEVICE u32 warp_greatest(u32 x) {
+    FG_UNROLL
+    for (int step = 16; step > 0; step /= 2) {
+        u32 other = __shfl_xor_sync(ALL, x, step);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+#else
+FG_DEVICE u64 bits_of(double x) { return (u64)__double_as_longlong(x); }
+FG_DEVICE double number_of(u64 bits) { return __longlong_as_double((long long)bits); }
+FG_DEVICE u32 ones(u32 x) { return (u32)__popc(x); }
+// The greatest of a warp, on every lane.
+FG_DEVICE u32 warp_greatest(u32 x) {
+    u32 y;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+}
+#endif
+
+FG_DEVICE u64 warp_greatest(u64 x) {
+    u32 high = warp_greatest((u32)(x >> 32));
+    u32 low = warp_greatest((u32)(x >> 32) == high ? (u32)x : 0u);
+    return (u64)high << 32 | low;
+}
+FG_DEVICE double warp_total(double x) {
+    FG_UNROLL
+    for (int step = 16; step > 0; step /= 2) {
+        u64 bits = bits_of(x);
+        u32 low = __shfl_xor_sync(ALL, (u32)bits, step), high = __shfl_xor_sync(ALL, (u32)(bits >> 32), step);
+        x += number_of((u64)high << 32 | low);
+    }
+    return x;
+}
+
+// Ordered as the numbers, -0 before 0; what is not a number is as little as -∞. No key is 0, nor all ones.
+#define LEAST 0x000fffffffffffffull
+FG_DEVICE u64 key_of(double x) {
+    if (x != x) return LEAST;
+    u64 bits = bits_of(x);
+    return bits >> 63 ? ~bits : bits | 1ull << 63;
+}
+FG_DEVICE double score_of(u64 key) { return number_of(key >> 63 ? key & ~(1ull << 63) : ~key); }
+
+// A lane's best of `keys` (those that are at its place modulo 32) after `place`, whose key is `key`.
+FG_DEVICE void best_after(u64 &best, u32 &at, const u64 *keys, u32 len, u64 key, u32 place) {
+    best = 0;
+    at = NOWHERE;
+    for (u32 i = threadIdx.x % 32; i < len; i += 32) {
+        u64 mine = keys[i];
+        bool after = mine < key || (mine == key && i > place && place != NOWHERE);
+        if (after && mine > best) {
+            best = mine;
+            at = i;
+        }
+    }
+}
+
+// Calls `take(round, place)` for the `count` greatest of `keys`, greatest first, of equals the lower; by a whole warp, with the
+// same on every lane. `take` may set the key of what it takes to all ones. There are at least `count`.
+template <class Take>
+FG_DEVICE void choose(const u64 *keys, u32 len, u32 count, Take take) {
+    u64 best;
+    u32 at;
+    best_after(best, at, keys, len, ~0ull, NOWHERE);
+    for (u32 round = 0; round < count; round++) {
+        u64 greatest = warp_greatest(best);
+        // The lower of equals is the greater complement.
+        u32 place = ~warp_greatest(best == greatest ? ~at : 0u);
+        take(round, place);
+        if (at == place) best_after(best, at, keys, len, greatest, place);
+    }
+}
+
+struct Router {
+    u32 *ids;
+    float *weights;
+    const float *logits, *bias, *correction;
+    u32 rows, experts, top_k;
+    u32 groups, top_groups;  // 0: a softmax over all
+    u32 renormalize;
+    float scale;
+    u32 scores;  // of a row in shared memory: those of experts, and of groups after them
+};
+
+FG_DEVICE double logit(const Router &r, u32 row, u32 expert) {
+    float x = r.logits[(u64)row * r.experts + expert];
+    return r.bias ? x + r.bias[expert] : x;
+}
+FG_DEVICE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+
+// The keys by which experts are chosen, of `rows` rows from `first`, by a whole block.
+FG_DEVICE void write_keys(u64 *keys, const Router &r, u32 first, u32 rows) {
+    for (u32 i = threadIdx.x; i < rows * r.experts; i += blockDim.x) {
+        u32 row = i / r.experts, expert = i % r.experts;
+        double score = logit(r, first + row, expert);
+        if (r.groups) score = sigmoid(score) + (r.correction ? (double)r.correction[expert] : 0.0);
+        keys[(u64)row * r.scores + expert] = key_of(score);
+    }
+}
+
+// Leaves the keys of experts of the best groups, by a whole warp; all others become the least.
+FG_DEVICE void close_groups(u64 *keys, const Router &r) {
+    u32 lane = threadIdx.x % 32, size = r.experts / r.groups;
+    u64 *sums = keys + r.experts;
+    for (u32 group = lane; group < r.groups; group += 32) {
+        u64 best = 0, second = 0;
+        for (u32 i = 0; i < size; i++) {
+            // Each lane begins elsewhere, for groups are often as long as shared memory is wide.
+            u64 key = keys[group * size + (i + group) % size];
+            u64 less = key > best ? best : key;
+            best = key > best ? key : best;
+            second = less > second ? less : second;
+        }
+        sums[group] = key_of(second ? score_of(best) + score_of(second) : score_of(best));
+    }
+    __syncwarp();
+    choose(sums, r.groups, r.top_groups, [&](u32, u32 group) {
+        if (group % 32 == lane) sums[group] = ~0ull;
+    });
+    __syncwarp();
+    for (u32 i = lane; i < r.experts; i += 32) {
+        if (~sums[i / size]) keys[i] = LEAST;
+    }
+    __syncwarp();
+}
+
+// Chooses the experts of a row, by a whole warp.
+FG_DEVICE void choose_experts(u64 *keys, const Router &r, u32 row) {
+    u32 lane = threadIdx.x % 32;
+    if (r.groups) close_groups(keys, r);
+    // Lane l has the places of rounds l and l + 32.
+    u32 one = NOWHERE, two = NOWHERE, greatest = 0;
+    choose(keys, r.experts, r.top_k, [&](u32 round, u32 place) {
+        if (round == 0) greatest = place;
+        if (round == lane) one = place;
+        if (round == lane + 32) two = place;
+    });
+    double weight_one = 0.0, weight_two = 0.0, by;
+    if (r.groups) {
+        if (one != NOWHERE) weight_one = sigmoid(logit(r, row, one));
+        if (two != NOWHERE) weight_two = sigmoid(logit(r, row, two));
+        double sum = warp_total(weight_one + weight_two);
+        by = r.renormalize ? (double)r.scale / (sum + 1e-20) : (double)r.scale;
+    } else {
+        double highest = logit(r, row, greatest);
+        if (one != NOWHERE) weight_one = exp(logit(r, row, one) - highest);
+        if (two != NOWHERE) weight_two = exp(logit(r, row, two) - highest);
+        double sum = weight_one + weight_two;
+        if (!r.renormalize) {
+            sum = 0.0;
+            for (u32 i = lane; i < r.experts; i += 32) sum += exp(logit(r, row, i) - highest);
+        }
+        by = warp_total(sum);
+    }
+    // Their places in the order of their numbers.
+    u32 rank_one = 0, rank_two = 0;
+    for (u32 round = 0; round < r.top_k; round++) {
+        u32 other = __shfl_sync(ALL, round < 32 ? one : two, round % 32);
+        rank_one += other < one;
+        rank_two += other < two;
+    }
+    u64 at = (u64)row * r.top_k;
+    if (one != NOWHERE) {
+        r.ids[at + rank_one] = one;
+        r.weights[at + rank_one] = (float)(r.groups ? weight_one * by : weight_one / by);
+    }
+    if (two != NOWHERE) {
+        r.ids[at + rank_two] = two;
+        r.weights[at + rank_two] = (float)(r.groups ? weight_two * by : weight_two / by);
+    }
+}
+
+#define ROUTER_PARAMS                                                                                              \
+    u32 *ids, float *weights, const float *logits, const float *bias, const float *correction, u32 rows, u32 experts, \
+        u32 top_k, u32 groups, u32 top_groups, u32 renormalize, float scale, u32 scores
+#define ROUTER \
+    {ids, weights, logits, bias, correction, rows, experts, top_k, groups, top_groups, renormalize, scale, scores}
+
+// A warp for each row. Shared: scores · 8 bytes for each warp.
+FG_KERNEL(256, moe_route, (ROUTER_PARAMS)) {
+    FG_DYNAMIC_SHARED(shared);
+    u64 *keys = (u64 *)shared;
+    Router r = ROUTER;
+    u32 first = blockIdx.x * (blockDim.x / 32), warp = threadIdx.x / 32;
+    u32 here = rows - first < blockDim.x / 32 ? rows - first : blockDim.x / 32;
+    write_keys(keys, r, first, here);
+    __syncthreads();
+    if (warp < here) choose_experts(keys + (u64)warp * scores, r, first + warp);
+}
+
+// Sorting. A tile is 32 · `words` rows. Of every group, a bit for each row of the tile that goes to it: how many there are is how
+// many bits are set, and a pair's place among them is how many are set before its own.
+
+struct Sort {
+    u32 *positions, *group_of_row, *token_of_row;
+    const u32 *ids, *local;
+    u32 rows, top_k, groups, words;
+};
+
+// Sets the bits of the tile of rows that begins with `first`, by a whole block, and counts pairs.
+FG_DEVICE void mark(u32 *masks, const Sort &s, u32 first, u64 *counts) {
+    for (u32 i = threadIdx.x; i < s.groups * s.words; i += blockDim.x) masks[i] = 0;
+    __syncthreads();
+    u32 rows = s.rows - first < 32 * s.words ? s.rows - first : 32 * s.words;
+    for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
+        u32 row = i / s.top_k, expert = s.ids[(u64)first * s.top_k + i], group = s.local[expert];
+        if (counts) atomicAdd(counts + expert, 1ull);
+        // Each bit once, so a sum is what "or" would be.
+        if (group < s.groups) atomicAdd(masks + group * s.words + row / 32, 1u << row % 32);
+    }
+    __syncthreads();
+}
+
+FG_DEVICE u32 rows_of(const u32 *masks, u32 group, u32 words) {
+    u32 count = 0;
+    for (u32 i = 0; i < words; i++) count += ones(masks[group * words + i]);
+    return count;
+}
+
+// Writes where each pair of the tile goes; `starts`: where the tile's rows of each group begin.
+FG_DEVICE void scatter(const u32 *masks, const u32 *starts, const Sort &s, u32 first) {
+    u32 rows = s.rows - first < 32 * s.words ? s.rows - first : 32 * s.words;
+    for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
+        u32 row = i / s.top_k, position = NOWHERE;
+        u64 pair = (u64)first * s.top_k + i;
+        u32 group = s.local[s.ids[pair]];
+        if (group < s.groups) {
+            const u32 *mask = masks + group * s.words;
+            position = starts[group] + ones(mask[row / 32] & ((1u << row % 32) - 1));
+            for (u32 word = 0; word < row / 32; word++) position += ones(mask[word]);
+            s.group_of_row[position] = group;
+            s.token_of_row[position] = first + row;
+        }
+        s.positions[pair] = position;
+    }
+}
+
+// Writes to `starts[0 .. len + 1]` the sums of what is before in `count(0 .. len)`, by a whole block of a multiple of 32 threads.
+template <class Count>
+FG_DEVICE void sums_before(u32 *starts, u32 *also, u32 len, Count count) {
+    FG_SHARED u32 of_warp[32];
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 before = 0;  // the same on all threads
+    for (u32 base = 0; base < len; base += blockDim.x) {
+        u32 i = base + threadIdx.x;
+        u32 own = i < len ? count(i) : 0, sum = own;
+        FG_UNROLL
+        for (u32 step = 1; step < 32; step *= 2) {
+            u32 other = __shfl_up_sync(ALL, sum, step);
+            if (lane >= step) sum += other;
+        }
+        if (lane == 31) of_warp[warp] = sum;
+        __syncthreads();
+        u32 total = 0;
+        for (u32 w = 0; w < blockDim.x / 32; w++) {
+            if (w < warp) sum += of_warp[w];
+            total += of_warp[w];
+        }
+        __syncthreads();
+        if (i < len) {
+            starts[i] = before + sum - own;
+            if (also) also[i] = before + sum - own;
+        }
+        before += total;
+    }
+    if (threadIdx.x == 0) starts[len] = before;
+}
+
+// Everything in one block. Shared: masks, and a start for each group.
+FG_DEVICE void sort_tile(u32 *shared, u32 *offsets, const Sort &s, u64 *counts) {
+    u32 *starts = shared + s.groups * s.words;
+    mark(shared, s, 0, counts);
+    sums_before(offsets, starts, s.groups, [&](u32 group) { return rows_of(shared, group, s.words); });
+    __syncthreads();
+    scatter(shared, starts, s, 0);
+}
+
+FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row, u32 *offsets, u64 *counts, const u32 *ids, const u32 *local, u32 rows, u32 top_k, u32 groups, u32 words)) {
+    FG_DYNAMIC_SHARED(shared);
+    Sort s = {positions, group_of_row, token_of_row, ids, local, rows, top_k, groups, words};
+    sort_tile((u32 *)shared, offsets, s, counts);
+}
+
+// One block: a step's rows are chosen for, `per_pass` at once, and sorted.
+FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, u32 local_groups, u32 words)) {
+    FG_DYNAMIC_SHARED(shared);
+    u64 *keys = (u64 *)shared;
+    Router r = ROUTER;
+    u32 warp = threadIdx.x / 32;
+    for (u32 first = 0; first < rows; first += per_pass) {
+        u32 here = rows - first < per_pass ? rows - first : per_pass;
+        write_keys(keys, r, first, here);
+        __syncthreads();
+        if (warp < here) choose_experts(keys + (u64)warp * scores, r, first + warp);
+        __syncthreads();
+    }
+    Sort s = {positions, group_of_row, token_of_row, ids, local, rows, top_k, local_groups, words};
+    sort_tile((u32 *)shared, offsets, s, counts);
+}
+
+// A block for each tile: how many of its rows go to each group.
+FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const u32 *local, u32 rows, u32 top_k, u32 groups, u32 words)) {
+    FG_DYNAMIC_SHARED(shared);
+    u32 *masks = (u32 *)shared;
+    Sort s = {nullptr, nullptr, nullptr, ids, local, rows, top_k, groups, words};
+    mark(masks, s, blockIdx.x * 32 * words, counts);
+    for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
+        tile_counts[(u64)blockIdx.x * groups + group] = rows_of(masks, group, words);
+    }
+}
+
+// One block: counts become how many are in the tiles before, and offsets where each group begins.
+FG_KERNEL(1024, moe_offsets, (u32 *offsets, u32 *tile_counts, u32 tiles, u32 groups)) {
+    sums_before(offsets, nullptr, groups, [&](u32 group) {
+        u32 sum = 0;
+        // So many are on their way at once.
+        const u32 ahead = 8;
+        for (u32 base = 0; base < tiles; base += ahead) {
+            u32 *at = tile_counts + (u64)base * groups + group;
+            u32 here[ahead];
+            FG_UNROLL
+            for (u32 i = 0; i < ahead; i++) here[i] = base + i < tiles ? at[i * groups] : 0;
+            FG_UNROLL
+            for (u32 i = 0; i < ahead; i++) {
+                if (base + i < tiles) at[i * groups] = sum;
+                sum += here[i];
+            }
+        }
+        return sum;
+    });
+}
+
+// A block for each tile: where its pairs go.
+FG_KERNEL(1024, moe_scatter, (u32 *positions, u32 *group_of_row, u32 *token_of_row, const u32 *offsets, const u32 *tile_counts, const u32 *ids, const u32 *local, u32 rows, u32 top_k, u32 groups, u32 words)) {
+    FG_DYNAMIC_SHARED(shared);
+    u32 *masks = (u32 *)shared, *starts = masks + groups * words;
+    Sort s = {positions, group_of_row, token_of_row, ids, local, rows, top_k, groups, words};
+    for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
+        starts[group] = offsets[group] + tile_counts[(u64)blockIdx.x * groups + group];
+    }
+    mark(masks, s, blockIdx.x * 32 * words, nullptr);
+    scatter(masks, starts, s, blockIdx.x * 32 * words);
+}
+
+// Combining.
+
+FG_DEVICE void add_weighted(float &sum, float weight, float y, float bias) { sum += weight * (y + bias); }
+FG_DEVICE void add_weighted(float4 &sum, float weight, float4 y, float4 bias) {
+    sum.x += weight * (y.x + bias.x);
+    sum.y += weight * (y.y + bias.y);
+    sum.z += weight * (y.z + bias.z);
+    sum.w += weight * (y.w + bias.w);
+}
+
+// A thread for each element (of one float or four) of a row; `width` and `stride` in elements. `zero` is one of 0.
+template <class V>
+FG_DEVICE void combine(V *out, const V *y, const V *bias, const u32 *positions, const float *weights,
+                       const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add, V zero) {
+    u32 at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
+    if (at >= width) return;
+    V *to = out + (u64)row * width + at;
+    V sum = add ? *to : zero;
+    positions += (u64)row * top_k;
+    weights += (u64)row * top_k;
+    // So many are on their way at once.
+    const u32 ahead = 8;
+    for (u32 base = 0; base < top_k; base += ahead) {
+        u32 position[ahead];
+        V value[ahead], more[ahead];
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) position[i] = base + i < top_k ? positions[base + i] : NOWHERE;
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            bool here = position[i] != NOWHERE;
+            value[i] = here ? y[(u64)position[i] * stride + at] : zero;
+            more[i] = here && bias ? bias[(u64)group_of_row[position[i]] * width + at] : zero;
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            if (position[i] != NOWHERE) add_weighted(sum, weights[base + i], value[i], more[i]);
+        }
+    }
+    *to = sum;
+}
+
+FG_KERNEL(256, moe_combine_1, (float *out, const float *y, const float *bias, const u32 *positions, const float *weights, const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add)) {
+    combine(out, y, bias, positions, weights, group_of_row, width, stride, top_k, add, 0.0f);
+}
+FG_KERNEL(256, moe_combine_4, (float4 *out, const float4 *y, const float4 *bias, const u32 *positions, const float *weights, const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add)) {
+    float4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
+    combine(out, y, bias, positions, weights, group_of_row, width, stride, top_k, add, zero);
+}
