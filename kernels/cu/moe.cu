@@ -7,30 +7,21 @@
 #define ALL 0xffffffffu
 #define NOWHERE 0xffffffffu
 
-#ifdef FOGGARA_HOST
-FG_DEVICE u64 bits_of(double x) { u64 bits; __builtin_memcpy(&bits, &x, 8); return bits; }
-FG_DEVICE double number_of(u64 bits) { double x; __builtin_memcpy(&x, &bits, 8); return x; }
-FG_DEVICE u32 ones(u32 x) { return (u32)__builtin_popcount(x); }
-FG_DEVICE u32 warp_greatest(u32 x) {
-    FG_UNROLL
-    for (int step = 16; step > 0; step /= 2) {
-        u32 other = __shfl_xor_sync(ALL, x, step);
-        x = other > x ? other : x;
-    }
-    return x;
-}
-#else
 FG_DEVICE u64 bits_of(double x) { return (u64)__double_as_longlong(x); }
 FG_DEVICE double number_of(u64 bits) { return __longlong_as_double((long long)bits); }
 FG_DEVICE u32 ones(u32 x) { return (u32)__popc(x); }
+
 // The greatest of a warp, on every lane.
 FG_DEVICE u32 warp_greatest(u32 x) {
+#ifdef FOGGARA_HOST
+    for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(ALL, x, step));
+    return x;
+#else
     u32 y;
     asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
     return y;
-}
 #endif
-
+}
 FG_DEVICE u64 warp_greatest(u64 x) {
     u32 high = warp_greatest((u32)(x >> 32));
     u32 low = warp_greatest((u32)(x >> 32) == high ? (u32)x : 0u);
@@ -219,8 +210,7 @@ FG_DEVICE void mark(u32 *masks, const Sort &s, u32 first, u64 *counts) {
     for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
         u32 row = i / s.top_k, expert = s.ids[(u64)first * s.top_k + i], group = s.local[expert];
         if (counts) atomicAdd(counts + expert, 1ull);
-        // Each bit once, so a sum is what "or" would be.
-        if (group < s.groups) atomicAdd(masks + group * s.words + row / 32, 1u << row % 32);
+        if (group < s.groups) atomicOr(masks + group * s.words + row / 32, 1u << row % 32);
     }
     __syncthreads();
 }
