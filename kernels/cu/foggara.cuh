@@ -135,6 +135,21 @@ FG_DEVICE float warp_max(float x) {
     for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
     return x;
 }
+FG_DEVICE u32 warp_max(u32 x) {
+#ifdef FOGGARA_HOST
+    for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+#else
+    u32 y;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+#endif
+}
+FG_DEVICE u64 warp_max(u64 x) {
+    u32 high = warp_max((u32)(x >> 32));
+    u32 low = warp_max((u32)(x >> 32) == high ? (u32)x : 0u);
+    return (u64)high << 32 | low;
+}
 // The sum over a block of up to 1024 threads (a multiple of 32), on every thread.
 FG_DEVICE float block_sum(float x) {
     FG_SHARED float parts[32];

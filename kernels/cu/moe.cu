@@ -11,22 +11,6 @@ FG_DEVICE u64 bits_of(double x) { return (u64)__double_as_longlong(x); }
 FG_DEVICE double number_of(u64 bits) { return __longlong_as_double((long long)bits); }
 FG_DEVICE u32 ones(u32 x) { return (u32)__popc(x); }
 
-// The greatest of a warp, on every lane.
-FG_DEVICE u32 warp_greatest(u32 x) {
-#ifdef FOGGARA_HOST
-    for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(ALL, x, step));
-    return x;
-#else
-    u32 y;
-    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
-    return y;
-#endif
-}
-FG_DEVICE u64 warp_greatest(u64 x) {
-    u32 high = warp_greatest((u32)(x >> 32));
-    u32 low = warp_greatest((u32)(x >> 32) == high ? (u32)x : 0u);
-    return (u64)high << 32 | low;
-}
 FG_DEVICE double warp_total(double x) {
     FG_UNROLL
     for (int step = 16; step > 0; step /= 2) {
@@ -68,9 +52,9 @@ FG_DEVICE void choose(const u64 *keys, u32 len, u32 count, Take take) {
     u32 at;
     best_after(best, at, keys, len, ~0ull, NOWHERE);
     for (u32 round = 0; round < count; round++) {
-        u64 greatest = warp_greatest(best);
+        u64 greatest = warp_max(best);
         // The lower of equals is the greater complement.
-        u32 place = ~warp_greatest(best == greatest ? ~at : 0u);
+        u32 place = ~warp_max(best == greatest ? ~at : 0u);
         take(round, place);
         if (at == place) best_after(best, at, keys, len, greatest, place);
     }

@@ -261,9 +261,9 @@ pub enum Onto {
     Nothing,
 }
 
-/// `out[r] (+)= Σ weight · (y[position] + bias[group])` over the pairs of row r whose expert is here, one after the other in the
-/// order of the experts' numbers, in f32. `out`: `[rows][width]`; `y`: sorted rows of `width`, `stride` elements apart; `bias`:
-/// `[groups][width]`.
+/// `out[r] (+)= Σ weight · (y[position] + bias[group])` over the pairs of row r whose expert is here, one after the other in
+/// the order of the experts' numbers, in f32. `out`: `[rows][width]`; `y`: sorted rows of `width`, `stride` elements apart;
+/// `bias`: `[groups][width]`.
 ///
 /// # Errors
 /// If the device fails.

@@ -1,0 +1,62 @@
+//! Matrices of random numbers, made on the device: models of any shape without a file.
+
+use crate::cuda::{Arg, Device, DeviceError, DeviceMatrix, Launch, WeightKind, from_f8};
+
+/// A matrix of `rows` × `cols` numbers around 0 with the standard deviation `deviation`, a function of `seed` and sizes only.
+///
+/// All but F8 are nearly normally distributed (no number is beyond 3.5 deviations). In F8 every code is as likely as another,
+/// so most numbers are much smaller than the few large ones.
+///
+/// # Errors
+/// If there is no such memory, or the device fails.
+///
+/// # Panics
+/// If there are 2^31 rows, or a row has 2^32 elements.
+pub fn random_matrix(
+    device: &Device,
+    kind: WeightKind,
+    rows: usize,
+    cols: usize,
+    seed: u64,
+    deviation: f32,
+) -> Result<DeviceMatrix, DeviceError> {
+    /// Threads of a block, and how many elements each has at most until there are very many.
+    const THREADS: usize = 256;
+    const EACH: usize = 16;
+    let mut matrix = DeviceMatrix::empty(device, kind, rows, cols)?;
+    let pitch = matrix.row_bytes() / kind.bytes();
+    assert!(rows < 1 << 31 && u32::try_from(pitch).is_ok(), "a matrix of {rows} × {cols}");
+    let mut args = vec![
+        Arg::Ptr(matrix.data().address()),
+        Arg::U32(cols as u32),
+        Arg::U32(pitch as u32),
+        Arg::U64(seed),
+        // Four numbers of 16 bits added up have a deviation of 65536 / √3.
+        Arg::F32(deviation * 3f32.sqrt() / 65536.0),
+    ];
+    let kernel = match kind {
+        WeightKind::F32 => "random_f32",
+        WeightKind::Bf16 => "random_bf16",
+        WeightKind::F16 => "random_f16",
+        WeightKind::F8 => {
+            args.pop();
+            matrix.put_scales(0, &vec![deviation / deviation_of_f8(); rows])?;
+            "random_f8"
+        }
+    };
+    let parts = cols.div_ceil(THREADS * EACH).min(usize::from(u16::MAX));
+    let launch = Launch { kernel, grid: [rows as u32, parts as u32, 1], threads: THREADS as u32, shared: 0 };
+    // SAFETY: of the kernel's types; the matrix has so many rows, so far apart, and no one else has it yet.
+    unsafe { device.launch(&launch, &args)? };
+    Ok(matrix)
+}
+
+/// The deviation of codes of E4M3 that are all as likely, but for NaN, in whose place the largest number comes.
+fn deviation_of_f8() -> f32 {
+    let square = |code: u8| f64::from(from_f8(code.min(0x7e))).powi(2);
+    ((0..=0x7f).map(square).sum::<f64>() / 128.0).sqrt() as f32
+}
+
+#[cfg(test)]
+#[path = "random_tests.rs"]
+mod tests;
