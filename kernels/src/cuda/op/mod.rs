@@ -3,8 +3,8 @@
 pub mod attention;
 pub mod kv_cache;
 pub mod moe;
-pub mod residual;
 pub mod random;
+pub mod residual;
 pub mod rope;
 pub mod sample;
 pub mod step_rows;
