@@ -104,6 +104,20 @@ FG_DEVICE uint4 load_streaming(const void *global) {
                  : "l"(global));
     return v;
 }
+
+// Each of two bf16 times 2^120.
+FG_DEVICE u32 raise_bf16x2(u32 pair) {
+    u32 y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(pair), "r"(0x7b807b80u), "r"(0x80008000u));
+    return y;
+}
+// Bytes 2·PART and 2·PART + 1 of `four`, each widened to 16 bits with its sign.
+template <int PART>
+FG_DEVICE u32 widen_bytes(u32 four) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %1, %2;" : "=r"(y) : "r"(four), "n"(PART ? 0xb3a2 : 0x9180));
+    return y;
+}
 #endif
 
 // What follows is the same on both.
@@ -120,6 +134,49 @@ FG_DEVICE float to_float(f8 x) {
 // The elements of a 32-bit word of two bf16.
 FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
+
+#ifdef FOGGARA_HOST
+FG_DEVICE u32 raise_bf16x2(u32 pair) {
+    const float factor = 1.329227995784916e36f;  // 2^120
+    return to_bf16x2(low_bf16(pair) * factor, high_bf16(pair) * factor);
+}
+template <int PART>
+FG_DEVICE u32 widen_bytes(u32 four) {
+    u32 low = (u32)(i32)(i8)(four >> 16 * PART), high = (u32)(i32)(i8)(four >> (16 * PART + 8));
+    return (low & 0xffff) | high << 16;
+}
+#endif
+
+// What one thread takes of a row of weights with one load of 16 bytes, as pairs of bf16 in order: the form in which
+// multiply_16x8x16 wants it. E4M3 loses nothing; f16 is rounded.
+template <class W>
+struct Unit;
+template <>
+struct Unit<bf16> {
+    static constexpr u32 ELEMENTS = 8;
+    FG_DEVICE void pairs(u32 (&out)[4], const uint4 &v) { out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w; }
+};
+template <>
+struct Unit<f16> {
+    static constexpr u32 ELEMENTS = 8;
+    FG_DEVICE u32 pair(u32 two) { return to_bf16x2(to_float(f16{(u16)two}), to_float(f16{(u16)(two >> 16)})); }
+    FG_DEVICE void pairs(u32 (&out)[4], const uint4 &v) {
+        out[0] = pair(v.x), out[1] = pair(v.y), out[2] = pair(v.z), out[3] = pair(v.w);
+    }
+};
+template <>
+struct Unit<f8> {
+    static constexpr u32 ELEMENTS = 16;
+    // Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a product, which also makes subnormals right.
+    template <int PART>
+    FG_DEVICE u32 pair(u32 four) {
+        return raise_bf16x2(widen_bytes<PART>(four) << 4 & 0x87f087f0u);
+    }
+    FG_DEVICE void pairs(u32 (&out)[8], const uint4 &v) {
+        out[0] = pair<0>(v.x), out[1] = pair<1>(v.x), out[2] = pair<0>(v.y), out[3] = pair<1>(v.y);
+        out[4] = pair<0>(v.z), out[5] = pair<1>(v.z), out[6] = pair<0>(v.w), out[7] = pair<1>(v.w);
+    }
+};
 
 FG_DEVICE void store(float *to, float x) { *to = x; }
 FG_DEVICE void store(bf16 *to, float x) { *to = to_bf16(x); }

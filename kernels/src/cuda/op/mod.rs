@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod kv_cache;
+pub mod matmul;
 pub mod moe;
 pub mod random;
 pub mod residual;

@@ -1,0 +1,356 @@
+//! Products with weight matrices. Which kernel does one depends on sizes and types only, so a request's numbers do not depend
+//! on what else a device does; within a kernel no row's sum depends on the other rows.
+
+use crate::cuda::{
+    ActType, ActsView, Arg, DeviceError, DeviceMatrix, Groups, Launch, MatrixTable, View, ViewMut, WeightKind,
+};
+
+/// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
+/// one row of `out` to the next.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If `out` or `x` is shorter than that.
+pub fn matmul(
+    out: ViewMut<'_, f32>,
+    out_stride: usize,
+    x: ActsView<'_>,
+    w: &DeviceMatrix,
+    rows: usize,
+) -> Result<(), DeviceError> {
+    let (n, k) = (w.rows(), w.cols());
+    if rows == 0 || n == 0 {
+        return Ok(());
+    }
+    check_lengths(&out, (rows - 1) * out_stride + n, &x, rows * k);
+    let wholly = k * 2 == w.row_bytes();
+    if rows > FEW_ROWS && w.kind() == WeightKind::Bf16 && x.ty() == ActType::Bf16 && wholly {
+        let (to, from, weights) = (out.address(), x.address(), w.data().address());
+        // SAFETY: the lengths have just been checked, and rows of the matrix follow each other without gaps.
+        let done = unsafe { out.device().driver().dense_product(to, out_stride, from, weights, rows, n, k) };
+        if let Some(done) = done {
+            return done;
+        }
+    }
+    let product = Product {
+        out,
+        out_stride,
+        out_batch: 0,
+        x,
+        x_stride: k,
+        x_batch: 0,
+        kind: w.kind(),
+        n,
+        k,
+        rows,
+        which: Which::One(w),
+    };
+    product.launch()
+}
+
+/// `out[r][o] = Σ_i x[x_rows[r]][i] · w_g[o][i]` for the rows `r` of every group `g`; without `x_rows`, row `r` of `x`. Rows from
+/// `groups.offsets[groups.count]` on are left alone. Rows of `x` follow each other without gaps, and every one that `x_rows` names
+/// is there.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If `out` has no room for `groups.max_rows` rows, `x` or `x_rows` is too short, or there are fewer matrices than groups.
+pub fn grouped_matmul(
+    out: ViewMut<'_, f32>,
+    out_stride: usize,
+    x: ActsView<'_>,
+    x_rows: Option<View<'_, u32>>,
+    w: &MatrixTable,
+    groups: &Groups,
+) -> Result<(), DeviceError> {
+    let (n, k, rows) = (w.rows(), w.cols(), groups.max_rows);
+    if rows == 0 || n == 0 {
+        return Ok(());
+    }
+    assert!(groups.count <= w.count(), "{} groups and {} matrices", groups.count, w.count());
+    assert!(groups.offsets.len() > groups.count, "offsets of {} groups", groups.count);
+    let of_x = match x_rows {
+        Some(x_rows) => {
+            assert!(x_rows.len() >= rows, "{} rows named of {rows}", x_rows.len());
+            k
+        }
+        None => rows * k,
+    };
+    check_lengths(&out, (rows - 1) * out_stride + n, &x, of_x);
+    let product = Product {
+        out,
+        out_stride,
+        out_batch: 0,
+        x,
+        x_stride: k,
+        x_batch: 0,
+        kind: w.kind(),
+        n,
+        k,
+        rows,
+        which: Which::Group(w, groups, x_rows),
+    };
+    product.launch()
+}
+
+/// `out[b · out_batch + r · out_stride + o] = Σ_i x[b · x_batch + r · x_stride + i] · w_b[o][i]` for every matrix `b` and `rows`
+/// rows each.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If `out` or `x` is shorter than that.
+#[allow(clippy::too_many_arguments)]
+pub fn batched_matmul(
+    out: ViewMut<'_, f32>,
+    out_stride: usize,
+    out_batch: usize,
+    x: ActsView<'_>,
+    x_stride: usize,
+    x_batch: usize,
+    w: &MatrixTable,
+    rows: usize,
+) -> Result<(), DeviceError> {
+    let (n, k, last) = (w.rows(), w.cols(), w.count() - 1);
+    if rows == 0 || n == 0 {
+        return Ok(());
+    }
+    let of_out = last * out_batch + (rows - 1) * out_stride + n;
+    check_lengths(&out, of_out, &x, last * x_batch + (rows - 1) * x_stride + k);
+    let product = Product {
+        out,
+        out_stride,
+        out_batch,
+        x,
+        x_stride,
+        x_batch,
+        kind: w.kind(),
+        n,
+        k,
+        rows,
+        which: Which::Batch(w),
+    };
+    product.launch()
+}
+
+fn check_lengths(out: &ViewMut<'_, f32>, of_out: usize, x: &ActsView<'_>, of_x: usize) {
+    assert!(out.len() >= of_out, "a product of {of_out} elements in {}", out.len());
+    assert!(x.len() >= of_x, "a product of {of_x} elements of {}", x.len());
+}
+
+/// So many rows share one reading of a matrix by `kernels/cu/matvec.cu`.
+const FEW_ROWS: usize = 8;
+/// Outputs of a block of `few_rows` there.
+const FEW_OUTPUTS: usize = 16;
+/// Bytes of a matrix's row that a warp of it takes at a time, and the most warps of a block.
+const LINE: usize = 128;
+const FEW_WARPS: usize = 8;
+/// Outputs of a block of `plain_rows` there, a warp each.
+const PLAIN_OUTPUTS: usize = 8;
+
+enum Which<'a> {
+    One(&'a DeviceMatrix),
+    Batch(&'a MatrixTable),
+    Group(&'a MatrixTable, &'a Groups, Option<View<'a, u32>>),
+}
+
+/// A product whose lengths have been checked.
+struct Product<'a> {
+    out: ViewMut<'a, f32>,
+    out_stride: usize,
+    out_batch: usize,
+    x: ActsView<'a>,
+    x_stride: usize,
+    x_batch: usize,
+    kind: WeightKind,
+    n: usize,
+    k: usize,
+    /// Of each batch; of all groups at most.
+    rows: usize,
+    which: Which<'a>,
+}
+
+/// Tiles of `kernels/cu/matmul_mma.cu`.
+struct Tile {
+    height: usize,
+    width: usize,
+    threads: usize,
+    /// Stages in shared memory: of 16-bit and of 8-bit weights.
+    stages: [usize; 2],
+    /// The kernels for bf16, f16 and f8.
+    kernels: [&'static str; 3],
+}
+
+const TILES: [Tile; 4] = [
+    Tile {
+        height: 16,
+        width: 64,
+        threads: 128,
+        stages: [6, 8],
+        kernels: ["tile_16_bf16", "tile_16_f16", "tile_16_f8"],
+    },
+    Tile {
+        height: 32,
+        width: 64,
+        threads: 128,
+        stages: [6, 8],
+        kernels: ["tile_32_bf16", "tile_32_f16", "tile_32_f8"],
+    },
+    Tile {
+        height: 64,
+        width: 128,
+        threads: 256,
+        stages: [4, 6],
+        kernels: ["tile_64_bf16", "tile_64_f16", "tile_64_f8"],
+    },
+    Tile {
+        height: 128,
+        width: 128,
+        threads: 256,
+        stages: [3, 4],
+        kernels: ["tile_128_bf16", "tile_128_f16", "tile_128_f8"],
+    },
+];
+
+impl Product<'_> {
+    fn launch(self) -> Result<(), DeviceError> {
+        let launch = self.choose();
+        let (one, table, offsets, x_rows, count) = match &self.which {
+            Which::One(w) => (Some(*w), None, 0, 0, 1),
+            Which::Batch(w) => (None, Some(*w), 0, 0, w.count()),
+            Which::Group(w, groups, x_rows) => {
+                let x_rows = x_rows.map_or(0, |rows| rows.address());
+                (None, Some(*w), groups.offsets.view().address(), x_rows, groups.count)
+            }
+        };
+        let args = [
+            Arg::Ptr(self.out.address()),
+            Arg::U64(self.out_stride as u64),
+            Arg::U64(self.out_batch as u64),
+            Arg::Ptr(self.x.address()),
+            Arg::U64(self.x_stride as u64),
+            Arg::U64(self.x_batch as u64),
+            Arg::Ptr(x_rows),
+            Arg::Ptr(one.map_or(0, |w| w.data().address())),
+            Arg::Ptr(one.and_then(DeviceMatrix::scales).map_or(0, |scales| scales.address())),
+            Arg::Ptr(table.map_or(0, |w| w.data_addresses().address())),
+            Arg::Ptr(table.and_then(MatrixTable::scale_addresses).map_or(0, |scales| scales.address())),
+            Arg::Ptr(offsets),
+            Arg::U32(count as u32),
+            Arg::U32(self.rows as u32),
+            Arg::U32(self.n as u32),
+            Arg::U32(self.k as u32),
+        ];
+        // SAFETY: the callers have checked the lengths of `out` and `x`; matrices, tables and groups are of the lengths that the
+        // kernels read.
+        unsafe { self.out.device().launch(&launch, &args) }
+    }
+
+    /// The kernel, and its blocks.
+    fn choose(&self) -> Launch {
+        let slot = match self.kind {
+            WeightKind::F32 => None,
+            WeightKind::Bf16 => Some(0),
+            WeightKind::F16 => Some(1),
+            WeightKind::F8 => Some(2),
+        };
+        match (self.x.ty(), slot) {
+            (ActType::F32, _) | (_, None) => self.plain(),
+            (ActType::Bf16, Some(slot)) => match self.tile() {
+                Some(tile) => self.tiles(tile, slot),
+                None => self.few(slot),
+            },
+        }
+    }
+
+    /// Whether all rows of `x` begin at, and have, multiples of 16 bytes.
+    fn aligned(&self) -> bool {
+        self.x.address().is_multiple_of(16)
+            && [self.k, self.x_stride, self.x_batch].iter().all(|n| n % 8 == 0)
+    }
+
+    /// The tiles to be used; none for few rows.
+    fn tile(&self) -> Option<&'static Tile> {
+        if !self.aligned() {
+            return None;
+        }
+        let (few, typical) = match &self.which {
+            Which::One(_) | Which::Batch(_) => (self.rows <= FEW_ROWS, self.rows),
+            // How rows fall on groups is not known here: some have twice what there is on average.
+            Which::Group(_, groups, _) => {
+                (self.rows <= FEW_ROWS.max(2 * groups.count), self.rows.div_ceil(groups.count) * 3 / 2)
+            }
+        };
+        let fits = |tile: &&Tile| tile.height >= typical;
+        if few { None } else { TILES.iter().find(fits).or(TILES.last()) }
+    }
+
+    fn tiles(&self, tile: &Tile, slot: usize) -> Launch {
+        let (row_tiles, batches) = match &self.which {
+            Which::One(_) => (self.rows.div_ceil(tile.height), 1),
+            Which::Batch(w) => (self.rows.div_ceil(tile.height), w.count()),
+            // Every group's last tile may have a single row.
+            Which::Group(_, groups, _) => (self.rows / tile.height + groups.count.min(self.rows), 1),
+        };
+        let (stages, of_w) =
+            if self.kind == WeightKind::F8 { (tile.stages[1], 64) } else { (tile.stages[0], 128) };
+        Launch {
+            kernel: tile.kernels[slot],
+            grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, batches as u32],
+            threads: tile.threads as u32,
+            shared: (stages * (tile.height * 128 + tile.width * of_w)) as u32,
+        }
+    }
+
+    /// Matrices that a kernel of `matvec.cu` may meet.
+    fn matrices(&self) -> u32 {
+        match &self.which {
+            Which::One(_) => 1,
+            Which::Batch(w) => w.count() as u32,
+            Which::Group(_, groups, _) => groups.count.min(self.rows) as u32,
+        }
+    }
+
+    fn few(&self, slot: usize) -> Launch {
+        let kernels = if self.aligned() {
+            ["few_rows_bf16", "few_rows_f16", "few_rows_f8"]
+        } else {
+            ["few_rows_bf16_any", "few_rows_f16_any", "few_rows_f8_any"]
+        };
+        // Two lines are on their way to a warp.
+        let warps = self.kind.row_bytes(self.k).div_ceil(2 * LINE).clamp(1, FEW_WARPS);
+        Launch {
+            kernel: kernels[slot],
+            grid: [self.n.div_ceil(FEW_OUTPUTS) as u32, self.matrices(), 1],
+            threads: warps as u32 * 32,
+            shared: 0,
+        }
+    }
+
+    fn plain(&self) -> Launch {
+        let kernel = match (self.kind, self.x.ty(), self.rows) {
+            (WeightKind::F32, ActType::F32, 1) => "plain_row_f32",
+            (WeightKind::F32, ActType::F32, _) => "plain_rows_f32",
+            (WeightKind::F32, ActType::Bf16, 1) => "plain_row_f32_of_bf16",
+            (WeightKind::F32, ActType::Bf16, _) => "plain_rows_f32_of_bf16",
+            (WeightKind::Bf16, ..) => "plain_rows_bf16",
+            (WeightKind::F16, ..) => "plain_rows_f16",
+            (WeightKind::F8, ..) => "plain_rows_f8",
+        };
+        Launch {
+            kernel,
+            grid: [self.n.div_ceil(PLAIN_OUTPUTS) as u32, self.matrices(), 1],
+            threads: 32 * PLAIN_OUTPUTS as u32,
+            shared: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "matmul_tests.rs"]
+mod tests;
