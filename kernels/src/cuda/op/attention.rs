@@ -1,14 +1,38 @@
 //! Softmax attention of each row over its own cached keys and values, on a device.
+//!
+//! Rows that are taken alone are cut into parts that are met at the same time; how, depends on the row's position only. Rows that
+//! are taken together share what they read.
 
-use super::kv_cache::DeviceKv;
+use super::attention_forms::{Form, general};
+use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
-use crate::cuda::ActsViewMut;
-use crate::cuda::{Buffer, Device, DeviceError, View};
+use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
+
+/// Positions of a part, or twice that, and so on, so that there are at most [`PARTS`] (`kernels/cu/attention.cu`).
+const RUN: usize = 128;
+const PARTS: usize = 32;
 
 /// Which head of the cache each query head attends to.
 #[derive(Debug)]
 pub struct HeadMap {
     heads: usize,
+    kv_heads: usize,
+    /// For chunks of at most 1, 2, 4 … heads: (first head, heads, head of the cache) of each.
+    chunks: Vec<Chunks>,
+}
+
+/// Query heads in runs that attend to the same head.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    records: Buffer<u32>,
+    /// Heads of the largest.
+    pub(super) widest: usize,
+}
+
+impl Chunks {
+    fn len(&self) -> usize {
+        self.records.len() / 3
+    }
 }
 
 impl HeadMap {
@@ -17,13 +41,41 @@ impl HeadMap {
     /// # Errors
     /// If there is no memory, or the device fails.
     pub fn new(device: &Device, kv_head_of: &[u32]) -> Result<Self, DeviceError> {
-        todo!()
+        let chunks = (0..=4).map(|power| {
+            let (records, widest) = chunks(kv_head_of, 1 << power);
+            Ok(Chunks { records: device.upload(&records)?, widest })
+        });
+        Ok(Self {
+            heads: kv_head_of.len(),
+            kv_heads: kv_head_of.iter().max().map_or(0, |last| *last as usize + 1),
+            chunks: chunks.collect::<Result<_, DeviceError>>()?,
+        })
     }
 
     /// Query heads.
     pub fn heads(&self) -> usize {
         self.heads
     }
+
+    /// Chunks of at most so many heads, a power of two up to 16.
+    fn chunks(&self, most: usize) -> &Chunks {
+        &self.chunks[most.ilog2() as usize]
+    }
+}
+
+/// Runs of heads with the same head of the cache, cut evenly into as few as can be; and the widest of them.
+fn chunks(kv_head_of: &[u32], most: usize) -> (Vec<u32>, usize) {
+    let (mut records, mut widest, mut first) = (Vec::new(), 0, 0);
+    for run in kv_head_of.chunk_by(|a, b| a == b) {
+        let count = run.len().div_ceil(most);
+        for i in 0..count {
+            let heads = run.len() * (i + 1) / count - run.len() * i / count;
+            records.extend([u32_of(first), u32_of(heads), run[0]]);
+            widest = widest.max(heads);
+            first += heads;
+        }
+    }
+    (records, widest)
 }
 
 /// Where parts of a row's result wait for each other: one for all layers.
@@ -33,7 +85,8 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    /// Room for `rows` rows that are taken alone, of `heads` heads; with more rows, attention takes several rounds.
+    /// Room for `rows` rows that are taken alone, of `heads` heads, none of which sees more than `context` positions; with more
+    /// rows, attention takes several rounds.
     ///
     /// # Errors
     /// If there is no memory.
@@ -44,8 +97,17 @@ impl AttentionScratch {
         value_dim: usize,
         context: usize,
     ) -> Result<Self, DeviceError> {
-        todo!()
+        let parts = match parts_of(context) {
+            1 => 0,
+            parts => parts,
+        };
+        Ok(Self { parts: device.alloc(rows.max(1) * heads * parts * (value_dim + 2))? })
     }
+}
+
+/// No row that sees so many positions is cut into more parts.
+fn parts_of(seen: usize) -> usize {
+    seen.div_ceil(RUN).clamp(1, PARTS)
 }
 
 /// What all rows of a layer have in common.
@@ -64,15 +126,15 @@ pub struct Attention<'a> {
 }
 
 /// Attention of the rows of a step: `q` is rows × (heads · key width), `out` rows × (heads · value width). Each row sees the
-/// cached positions up to its own. Rows that do not exist get anything finite.
+/// cached positions up to its own. Rows that do not exist have zeros as their result.
 ///
 /// # Errors
 /// If the device fails.
 ///
 /// # Panics
-/// If the shapes do not agree, or a key or value has more than 768 (f32: 640) elements.
+/// If the shapes do not agree, a key or value has more than 768 elements (f32: 640), or there is no scratch for one row.
 pub fn attention(
-    out: ActsViewMut<'_>,
+    mut out: ActsViewMut<'_>,
     q: View<'_, f32>,
     kv: &DeviceKv,
     layer: usize,
@@ -80,5 +142,160 @@ pub fn attention(
     a: &Attention<'_>,
     scratch: &mut AttentionScratch,
 ) -> Result<(), DeviceError> {
-    todo!()
+    let (heads, sizes) = (a.heads.heads, kv.sizes());
+    assert!(
+        q.len() >= rows.rows() * heads * sizes.key_dim
+            && out.len() >= rows.rows() * heads * sizes.values.dim(),
+        "attention: q and out"
+    );
+    assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
+    assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
+    let step = Step { out: &mut out, q, kv, layer, rows, a };
+    if heads == 0 {
+        return Ok(());
+    }
+    step.alone(scratch)?;
+    step.together()
+}
+
+/// One call.
+pub(super) struct Step<'a, 'b> {
+    pub(super) out: &'a mut ActsViewMut<'b>,
+    pub(super) q: View<'a, f32>,
+    pub(super) kv: &'a DeviceKv,
+    pub(super) layer: usize,
+    pub(super) rows: &'a StepRows,
+    pub(super) a: &'a Attention<'a>,
+}
+
+impl Step<'_, '_> {
+    fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
+        let (count, context) = self.rows.alone();
+        let heads = self.a.heads.heads;
+        let value_dim = self.kv.sizes().values.dim();
+        let parts = parts_of(self.a.window.map_or(context, |window| window.min(context)));
+        let round = match parts {
+            1 => count.max(1),
+            parts => scratch.parts.len() / (heads * parts * (value_dim + 2)),
+        };
+        assert!(round > 0, "attention: scratch for {parts} parts of {heads} heads");
+        let form = general(self.kv, |most| self.a.heads.chunks(most).widest, false);
+        for first in (0..count).step_by(round) {
+            let units = round.min(count - first);
+            let at = self.rows.alone_at(first);
+            let apart = if parts == 1 { 0 } else { scratch.parts.view_mut().address() };
+            self.attend(&form, apart, at, [units, parts], 0)?;
+            if parts == 1 {
+                continue;
+            }
+            let launch = Launch {
+                kernel: "attention_combine",
+                grid: [u32_of(units), u32_of(heads), 1],
+                threads: 128,
+                shared: 0,
+            };
+            let [out, is_bf16] = self.out();
+            let args = [
+                out,
+                is_bf16,
+                Arg::Ptr(apart),
+                self.rows.address(),
+                at,
+                Arg::U32(u32_of(parts)),
+                self.sinks(),
+                Arg::U32(u32_of(heads)),
+                Arg::U32(u32_of(value_dim)),
+                self.window(),
+            ];
+            // SAFETY: there is scratch for so many units, and `out` was checked.
+            unsafe { self.out.device().launch(&launch, &args)? };
+        }
+        Ok(())
+    }
+
+    fn together(&self) -> Result<(), DeviceError> {
+        if self.rows.together().is_empty() {
+            return Ok(());
+        }
+        let form = general(self.kv, |most| self.a.heads.chunks(most).widest, true);
+        let tile = form.queries / self.a.heads.chunks(form.most).widest;
+        let tiles = self.rows.together().iter().map(|rows| rows.div_ceil(tile)).sum();
+        self.attend(&form, 0, self.rows.together_at(), [tiles, 1], tile)
+    }
+
+    /// Starts the kernel of any shape for so many units (or tiles of units) and parts.
+    fn attend(
+        &self,
+        form: &Form,
+        apart: u64,
+        units_at: Arg,
+        [units, parts]: [usize; 2],
+        tile: usize,
+    ) -> Result<(), DeviceError> {
+        let (kv, sizes) = (self.kv, self.kv.sizes());
+        let chunks = self.a.heads.chunks(form.most);
+        let value_dim = sizes.values.dim();
+        let value_stride = if kv.in_keys() { kv.key_stride } else { kv.value_stride };
+        let launch = Launch {
+            kernel: form.kernel,
+            grid: [u32_of(units), u32_of(chunks.len()), u32_of(parts)],
+            threads: 128,
+            shared: u32_of(form.shared(value_stride)),
+        };
+        let [out, is_bf16] = self.out();
+        let [keys, values] = kv.layer(self.layer);
+        let args = [
+            out,
+            is_bf16,
+            Arg::Ptr(apart),
+            Arg::Ptr(self.q.address()),
+            keys,
+            values,
+            self.rows.address(),
+            units_at,
+            Arg::U32(u32_of(self.rows.together().len())),
+            Arg::U32(u32_of(tile)),
+            Arg::Ptr(chunks.records.view().address()),
+            self.sinks(),
+            Arg::U32(u32_of(self.a.heads.heads)),
+            Arg::U32(u32_of(sizes.kv_heads)),
+            Arg::U32(u32_of(sizes.key_dim)),
+            Arg::U32(u32_of(value_dim)),
+            Arg::U32(u32_of(kv.key_stride)),
+            Arg::U32(u32_of(value_stride)),
+            Arg::U32(u32::from(kv.in_keys())),
+            Arg::U32(u32_of(sizes.block_size)),
+            self.window(),
+            Arg::F32(self.a.scale),
+            Arg::F32(self.a.softcap.unwrap_or(0.0)),
+        ];
+        // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
+        unsafe { self.out.device().launch(&launch, &args) }
+    }
+
+    /// Where results go, and whether as bf16.
+    fn out(&self) -> [Arg; 2] {
+        [Arg::Ptr(self.out.address()), Arg::U32(u32::from(matches!(self.out, ActsViewMut::Bf16(_))))]
+    }
+
+    fn sinks(&self) -> Arg {
+        Arg::Ptr(self.a.sinks.map_or(0, |sinks| sinks.address()))
+    }
+
+    fn window(&self) -> Arg {
+        Arg::U32(self.a.window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_go_together_evenly() {
+        assert_eq!(chunks(&[0, 0, 0, 1, 1], 8), (vec![0, 3, 0, 3, 2, 1], 3));
+        assert_eq!(chunks(&[0; 9], 8), (vec![0, 4, 0, 4, 5, 0], 5));
+        assert_eq!(chunks(&[0, 2], 1), (vec![0, 1, 0, 1, 1, 2], 1));
+        assert_eq!(chunks(&[], 4), (vec![], 0));
+    }
 }

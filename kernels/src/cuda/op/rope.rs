@@ -1,8 +1,9 @@
 //! Rotary position embedding, together with what happens to queries, keys and values between their product and attention.
 
-use super::kv_cache::DeviceKv;
+use super::kv_cache::{DeviceKv, KvKind, u32_of};
 use super::step_rows::StepRows;
-use crate::cuda::{Buffer, Device, DeviceError, View, ViewMut};
+use crate::cuda::{Arg, Buffer, Device, DeviceError, Launch, View, ViewMut};
+use crate::op::kv_cache::Values;
 use crate::op::rope::RopeStyle;
 
 /// Frequencies of a model's rotation, on a device.
@@ -61,7 +62,34 @@ impl DeviceAngles {
     /// # Panics
     /// If there is no room for so many rows, or `rope` has another number of pairs.
     pub fn set(&mut self, rope: &DeviceRope, rows: &StepRows) -> Result<(), DeviceError> {
-        todo!()
+        let pairs = rope.inv_freq.len();
+        assert!(
+            pairs == self.pairs && rows.rows() * pairs * 2 <= self.turns.len(),
+            "angles of {} rows",
+            rows.rows()
+        );
+        let launch = Launch {
+            kernel: "rope_angles",
+            grid: [u32_of((rows.rows() * pairs).div_ceil(256)), 1, 1],
+            threads: 256,
+            shared: 0,
+        };
+        let args = [
+            Arg::Ptr(self.turns.view_mut().address()),
+            rows.address(),
+            Arg::Ptr(rope.inv_freq.view().address()),
+            Arg::U32(u32_of(rows.rows())),
+            Arg::U32(u32_of(pairs)),
+            Arg::F32(rope.scale),
+        ];
+        // SAFETY: room for all rows was checked.
+        unsafe { self.turns.device().launch(&launch, &args) }
+    }
+
+    /// Turns, pairs and style, as kernels take them.
+    fn args(&self) -> [Arg; 3] {
+        let half = u32::from(self.style == RopeStyle::Half);
+        [Arg::Ptr(self.turns.view().address()), Arg::U32(u32_of(self.pairs)), Arg::U32(half)]
     }
 }
 
@@ -98,7 +126,49 @@ pub fn rope_and_write(
     x: &Grouped<'_>,
     angles: &DeviceAngles,
 ) -> Result<(), DeviceError> {
-    todo!()
+    let sizes = *kv.sizes();
+    let (dim, kv_heads, heads) = (sizes.key_dim, sizes.kv_heads, x.heads);
+    let all = heads + 2 * kv_heads;
+    assert!(sizes.values == Values::Own(dim), "rope_and_write: {sizes:?}");
+    assert!(
+        q.len() >= rows.rows() * heads * dim && x.qkv.len() >= rows.rows() * all * dim,
+        "rope_and_write: q and qkv"
+    );
+    assert!(x.bias.is_none_or(|bias| bias.len() == all * dim), "rope_and_write: bias");
+    assert!([x.q_norm, x.k_norm].iter().flatten().all(|norm| norm.len() == dim), "rope_and_write: norms");
+    check_angles(angles, rows, dim);
+    let launch = Launch {
+        kernel: match kv.kind() {
+            KvKind::F32 => "rope_and_write_f32",
+            KvKind::F16 => "rope_and_write_f16",
+        },
+        grid: [u32_of(rows.rows()), u32_of(all.div_ceil(4)), 1],
+        threads: 128,
+        shared: u32_of(4 * dim * size_of::<f32>()),
+    };
+    let [keys, values] = kv.layer(layer);
+    let [turns, pairs, half] = angles.args();
+    let args = [
+        Arg::Ptr(q.address()),
+        keys,
+        values,
+        rows.address(),
+        Arg::Ptr(x.qkv.address()),
+        or_none(x.bias),
+        or_none(x.q_norm),
+        or_none(x.k_norm),
+        turns,
+        Arg::F32(x.eps),
+        pairs,
+        half,
+        Arg::U32(u32_of(heads)),
+        Arg::U32(u32_of(kv_heads)),
+        Arg::U32(u32_of(dim)),
+        Arg::U32(u32_of(kv.key_stride)),
+        Arg::U32(u32_of(sizes.block_size)),
+    ];
+    // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
+    unsafe { q.device().launch(&launch, &args) }
 }
 
 /// Where heads are in a matrix: head `h` of row `r` begins at `offset + r · row_stride + h · head_stride`.
@@ -128,7 +198,38 @@ pub fn rope_rows(
     rows: &StepRows,
     angles: &DeviceAngles,
 ) -> Result<(), DeviceError> {
-    todo!()
+    let pairs = angles.pairs;
+    check_angles(angles, rows, 2 * pairs);
+    let count = rows.rows();
+    let last = |at: &HeadsAt| {
+        let (row, head) = (count.saturating_sub(1), heads.saturating_sub(1));
+        at.offset + row * at.row_stride + head * at.head_stride + 2 * pairs
+    };
+    if count == 0 || heads == 0 || pairs == 0 {
+        return Ok(());
+    }
+    assert!(last(&out_at) <= out.len() && last(&x_at) <= x.len(), "rope_rows: {out_at:?} and {x_at:?}");
+    let launch = Launch {
+        kernel: "rope_rows",
+        grid: [u32_of(count), u32_of((heads * pairs).div_ceil(128)), 1],
+        threads: 128,
+        shared: 0,
+    };
+    let [turns, pairs, half] = angles.args();
+    let args = [
+        Arg::Ptr(out.address() + (out_at.offset * size_of::<f32>()) as u64),
+        Arg::Ptr(x.address() + (x_at.offset * size_of::<f32>()) as u64),
+        turns,
+        pairs,
+        half,
+        Arg::U32(u32_of(heads)),
+        Arg::U64(out_at.row_stride as u64),
+        Arg::U64(out_at.head_stride as u64),
+        Arg::U64(x_at.row_stride as u64),
+        Arg::U64(x_at.head_stride as u64),
+    ];
+    // SAFETY: the last element of both was checked to be inside.
+    unsafe { out.device().launch(&launch, &args) }
 }
 
 /// What [`latent_write`] reads.
@@ -158,7 +259,40 @@ pub fn latent_write(
     x: &LatentKeys<'_>,
     angles: &DeviceAngles,
 ) -> Result<(), DeviceError> {
-    todo!()
+    let sizes = *kv.sizes();
+    let width = sizes.key_dim;
+    assert!(kv.in_keys() && sizes.kv_heads == 1, "latent_write: {sizes:?}");
+    check_angles(angles, rows, width);
+    assert!(x.x.len() >= rows.rows() * width, "latent_write: x");
+    assert!(x.norm.len() == width - 2 * angles.pairs, "latent_write: {} of {width}", x.norm.len());
+    assert!(x.bias.is_none_or(|bias| bias.len() == width), "latent_write: bias");
+    let launch = Launch {
+        kernel: match kv.kind() {
+            KvKind::F32 => "latent_write_f32",
+            KvKind::F16 => "latent_write_f16",
+        },
+        grid: [u32_of(rows.rows()), 1, 1],
+        threads: 128,
+        shared: u32_of(width * size_of::<f32>()),
+    };
+    let [keys, _] = kv.layer(layer);
+    let [turns, pairs, half] = angles.args();
+    let args = [
+        keys,
+        rows.address(),
+        Arg::Ptr(x.x.address()),
+        or_none(x.bias),
+        Arg::Ptr(x.norm.address()),
+        turns,
+        Arg::F32(x.eps),
+        pairs,
+        half,
+        Arg::U32(u32_of(width)),
+        Arg::U32(u32_of(kv.key_stride)),
+        Arg::U32(u32_of(sizes.block_size)),
+    ];
+    // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
+    unsafe { x.x.device().launch(&launch, &args) }
 }
 
 /// In place: the first `weight.len()` elements of each row, divided by their root mean square and times `weight`.
@@ -175,5 +309,34 @@ pub fn norm_heads(
     weight: View<'_, f32>,
     eps: f32,
 ) -> Result<(), DeviceError> {
-    todo!()
+    let width = weight.len();
+    if rows == 0 {
+        return Ok(());
+    }
+    assert!(width <= row_stride || rows == 1, "norm_heads: {width} of {row_stride}");
+    assert!((rows - 1) * row_stride + width <= x.len(), "norm_heads: {rows} rows");
+    let launch = Launch { kernel: "norm_heads", grid: [u32_of(rows), 1, 1], threads: 256, shared: 0 };
+    let args = [
+        Arg::Ptr(x.address()),
+        Arg::Ptr(weight.address()),
+        Arg::U32(u32_of(width)),
+        Arg::U64(row_stride as u64),
+        Arg::F32(eps),
+    ];
+    // SAFETY: the last element was checked to be inside.
+    unsafe { x.device().launch(&launch, &args) }
+}
+
+fn or_none(view: Option<View<'_, f32>>) -> Arg {
+    Arg::Ptr(view.map_or(0, |view| view.address()))
+}
+
+fn check_angles(angles: &DeviceAngles, rows: &StepRows, dim: usize) {
+    let pairs = angles.pairs;
+    assert!(
+        rows.rows() * pairs * 2 <= angles.turns.len() && 2 * pairs <= dim,
+        "{} angles for {} rows of {dim}",
+        angles.turns.len(),
+        rows.rows()
+    );
 }

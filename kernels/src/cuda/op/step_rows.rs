@@ -1,6 +1,7 @@
 //! The rows of a step, as kernels find them on the device.
 
-use crate::cuda::{Buffer, Device, DeviceError};
+use super::kv_cache::u32_of;
+use crate::cuda::{Arg, Buffer, Device, DeviceError};
 
 /// Rows of a step that follow each other, of one sequence and at positions that follow each other.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +35,8 @@ pub struct StepRows {
     rows: usize,
     /// Rows that are taken one by one (in the fixed form, all there can be).
     alone: usize,
-    /// (Rows, positions seen by the last) of each run that is taken together.
-    together: Vec<(usize, usize)>,
+    /// Rows of each run that is taken together.
+    together: Vec<usize>,
     /// No row that is taken alone sees more positions.
     context: usize,
 }
@@ -69,7 +70,7 @@ impl StepRows {
     /// # Errors
     /// If there is no memory, or the device fails.
     pub fn fixed(device: &Device, rows: usize, blocks: usize, context: usize) -> Result<Self, DeviceError> {
-        let words = device.alloc(rows * 6 + blocks)?;
+        let words = device.alloc(rows_words(rows, rows, 0) + blocks)?;
         let fixed = Some(Fixed { rows, context });
         let mut step =
             Self { words, staged: Vec::new(), fixed, rows, alone: rows, together: Vec::new(), context };
@@ -99,8 +100,7 @@ impl StepRows {
         assert!(self.fits(runs), "rows of a step: {} runs", runs.len());
         let live: usize = runs.iter().map(|run| run.rows).sum();
         let is_shared = |run: &Run<'_>| self.fixed.is_none() && run.rows >= SHARED;
-        self.together =
-            runs.iter().filter(|run| is_shared(run)).map(|run| (run.rows, run.position + run.rows)).collect();
+        self.together = runs.iter().filter(|run| is_shared(run)).map(|run| run.rows).collect();
         match self.fixed {
             Some(fixed) => (self.rows, self.alone, self.context) = (fixed.rows, fixed.rows, fixed.context),
             None => {
@@ -127,9 +127,9 @@ impl StepRows {
             blocks.extend_from_slice(run.blocks);
             blocks_at += run.blocks.len();
         }
-        for _ in live..self.rows {
+        for row in live..self.rows {
             places.extend([NO_ROW, 0]);
-            alone.extend([0; 4]);
+            alone.extend([word(row), 0, 0, 0]);
         }
         // Places of four words are read at once.
         places.resize(places.len().next_multiple_of(4), 0);
@@ -151,6 +151,31 @@ impl StepRows {
     /// Its device.
     pub fn device(&self) -> &Device {
         self.words.device()
+    }
+
+    /// Where it is.
+    pub(super) fn address(&self) -> Arg {
+        Arg::Ptr(self.words.view().address())
+    }
+
+    /// Rows that are taken alone: how many, and no one sees more positions.
+    pub(super) fn alone(&self) -> (usize, usize) {
+        (self.alone, self.context)
+    }
+
+    /// Where row `nth` of those is.
+    pub(super) fn alone_at(&self, nth: usize) -> Arg {
+        Arg::U32(u32_of((self.rows * 2).next_multiple_of(4) + 4 * nth))
+    }
+
+    /// Rows of each run that is taken together.
+    pub(super) fn together(&self) -> &[usize] {
+        &self.together
+    }
+
+    /// Where those are.
+    pub(super) fn together_at(&self) -> Arg {
+        self.alone_at(self.alone)
     }
 }
 
