@@ -6,7 +6,9 @@
 
 mod buffer;
 mod device;
+pub mod doctor;
 mod error;
+mod gpu;
 mod library;
 pub mod op;
 mod source;
@@ -14,3 +16,4 @@ mod source;
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
 pub use error::DeviceError;
+pub use gpu::{Facts, Gpu};
