@@ -1,13 +1,31 @@
 //! What this worker can do, measured when it starts.
 
 use foggara_kernels::cpu::{detect, measure};
+use foggara_kernels::cuda::{Device, DeviceError};
 use foggara_proto::wire::admin::Capabilities;
+
+use crate::accelerator;
 
 /// Long enough to be right within a tenth, short enough not to be noticed at start.
 const MEASURE_MILLIS: u64 = 40;
 
-/// Measures this machine with `threads` threads. Takes about a tenth of a second of all of them.
-pub(crate) fn measure(threads: usize) -> Capabilities {
+/// Measures this machine with `threads` threads, or `device`. Takes about a tenth of a second of all of them.
+///
+/// # Errors
+/// If the device fails.
+pub(crate) fn measure(threads: usize, device: Option<&Device>) -> Result<Capabilities, DeviceError> {
+    let own = of_cpu(threads);
+    let Some(device) = device else { return Ok(own) };
+    Ok(Capabilities {
+        memory_bytes: device.driver().memory()?.free,
+        read_bytes_per_second: accelerator::read_bandwidth(device)?,
+        flops: accelerator::product_rate(device)?,
+        cpu: format!("{}; {}", device.name(), own.cpu),
+        ..own
+    })
+}
+
+fn of_cpu(threads: usize) -> Capabilities {
     Capabilities {
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
         memory_bytes: available_memory(),

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
+use foggara_kernels::cuda::{Device, DeviceMatrix};
 use foggara_models::{Checkpoint, Cut, ExpertMap, Quantize, Shape};
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::capabilities::available_memory;
-use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, Part};
+use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Forward, Part};
 use crate::engine::{Engine, EngineEvent, OwnUse, Told, follow, kv_type, lead};
 use crate::loading::Loading;
 use crate::models::{Models, OpenError};
-use crate::weights::RankWeights;
+use crate::weights::{OnDevice, RankWeights};
 
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -65,6 +66,8 @@ pub(crate) struct GroupHost {
     news: UnboundedSender<wire::WorkerMessage>,
     listener: Arc<TcpListener>,
     threads: usize,
+    /// What computes; `None` is the CPU.
+    device: Option<Device>,
     models: Models,
     read_speed: u64,
 }
@@ -75,12 +78,13 @@ impl GroupHost {
     pub(crate) fn new(
         listener: TcpListener,
         threads: usize,
+        device: Option<Device>,
         models: Models,
         read_speed: u64,
         news: UnboundedSender<wire::WorkerMessage>,
     ) -> Self {
         let (held, ending, listener) = (Arc::default(), Arc::default(), Arc::new(listener));
-        Self { held, ending, news, listener, threads, models, read_speed }
+        Self { held, ending, news, listener, threads, device, models, read_speed }
     }
 
     /// What is held, for a coordinator that does not know.
@@ -258,6 +262,21 @@ impl From<OpenError> for Failure {
     }
 }
 
+/// A rank's weights, where it computes.
+enum Loaded {
+    Cpu(RankWeights),
+    Device(RankWeights<DeviceMatrix>),
+}
+
+impl Loaded {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Cpu(weights) => weights.bytes(),
+            Self::Device(weights) => weights.bytes(),
+        }
+    }
+}
+
 /// A rank on its thread.
 struct Rank {
     host: GroupHost,
@@ -326,9 +345,17 @@ impl Rank {
             }
             goes_on()
         };
-        let weights = RankWeights::load(&model, &plan, rank, quantize, &pool, &mut progress);
-        let weights = weights.map_err(|e| e.to_string())?;
-        loading.end(&a.model_path, weights.bytes());
+        let loaded = match &self.host.device {
+            None => RankWeights::load(&model, &plan, rank, quantize, &pool, &mut progress).map(Loaded::Cpu),
+            Some(device) => {
+                let store = OnDevice(device.clone());
+                let weights =
+                    RankWeights::load_to(&store, &model, &plan, rank, quantize, &pool, &mut progress);
+                weights.map(Loaded::Device)
+            }
+        };
+        let loaded = loaded.map_err(|e| e.to_string())?;
+        loading.end(&a.model_path, loaded.bytes());
         let all = self.connect(rank, size, 0, None)?;
         *lock(&self.abort) = Some(all.abort_handle());
         let comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;
@@ -341,20 +368,21 @@ impl Rank {
             block_size: a.block_size as usize,
             ty: kv_type(&a.kv_dtype, &model)?,
         };
-        // Memory is taken as blocks are first used: what does not fit must be said now, not found out then.
-        let (needed, available) = (cache.bytes(model.spec(), &plan.ranks[rank]), available_memory());
-        if needed.is_none_or(|needed| available > 0 && needed as u64 > available) {
-            let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
-            let needed =
-                needed.map_or("more bytes than there are".into(), |needed| format!("{needed} bytes"));
-            let reason =
-                format!("{blocks} take {needed}, and {available} are available: lower the KV tokens");
-            return Err(reason.into());
-        }
-        let decoder =
-            Decoder::new(model.spec(), &plan, rank, weights, cache, pool).map_err(|e| e.to_string())?;
+        self.check_memory(cache.bytes(model.spec(), &plan.ranks[rank]))?;
+        let decoder: Box<dyn Forward> = match (loaded, &self.host.device) {
+            (Loaded::Cpu(weights), _) => {
+                let decoder = Decoder::new(model.spec(), &plan, rank, weights, cache, pool);
+                Box::new(decoder.map_err(|e| e.to_string())?)
+            }
+            (Loaded::Device(weights), Some(device)) => {
+                let rows = a.max_step_rows as usize;
+                let decoder = DeviceDecoder::new(device, model.spec(), &plan, rank, weights, cache, rows);
+                Box::new(decoder.map_err(|e| e.to_string())?)
+            }
+            (Loaded::Device(_), None) => unreachable!("loaded to a device"),
+        };
         Ok(Engine {
-            decoder: Box::new(decoder),
+            decoder,
             tables: BlockTables::new(plan.shape.dp, a.kv_blocks as usize),
             comms,
             block_size: a.block_size as usize,
@@ -362,6 +390,21 @@ impl Rank {
             own: OwnUse::default(),
             told: Told::default(),
         })
+    }
+
+    /// Memory of the cache is taken as blocks are first used: what does not fit must be said now, not found out then.
+    fn check_memory(&self, needed: Option<usize>) -> Result<(), String> {
+        let a = &self.assign;
+        let available = match &self.host.device {
+            None => available_memory(),
+            Some(device) => device.driver().memory().map_err(|e| e.to_string())?.free,
+        };
+        if needed.is_some_and(|needed| available == 0 || needed as u64 <= available) {
+            return Ok(());
+        }
+        let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
+        let needed = needed.map_or("more bytes than there are".into(), |needed| format!("{needed} bytes"));
+        Err(format!("{blocks} take {needed}, and {available} are available: lower the KV tokens"))
     }
 
     /// Spinning only pays while every waiting thread has a core to itself.

@@ -1,6 +1,7 @@
 //! A worker: one rank of a group. It joins a coordinator, is given a slice of a model, and executes step plans.
 #![forbid(unsafe_code)]
 
+mod accelerator;
 mod capabilities;
 pub mod decoder;
 pub mod engine;
@@ -14,4 +15,5 @@ mod session;
 mod testing;
 pub mod weights;
 
+pub use accelerator::DeviceChoice;
 pub use run::{WorkerConfig, WorkerError, run};

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 
+use foggara_kernels::cuda::{Device, DeviceError};
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::files::files_server::FilesServer;
 use foggara_proto::wire::worker::rank_server::RankServer;
@@ -12,6 +13,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::accelerator::DeviceChoice;
 use crate::capabilities;
 use crate::group::GroupHost;
 use crate::models::Models;
@@ -29,6 +31,8 @@ pub struct WorkerConfig {
     pub advertise: Option<String>,
     /// Threads that compute.
     pub threads: usize,
+    /// What computes.
+    pub device: DeviceChoice,
     /// Shown to coordinators and asked of them.
     pub token: ClusterToken,
     /// Folders that hold models, looked through where a model does not lie at the path it is deployed with.
@@ -56,6 +60,9 @@ pub enum WorkerError {
         /// Why.
         reason: String,
     },
+    /// The device that was asked for cannot be used.
+    #[error("--device: {0}")]
+    Device(DeviceError),
     /// The service broke down.
     #[error("serving: {0}")]
     Serve(String),
@@ -97,12 +104,18 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
     let collective = TcpListener::bind(any_port).map_err(wrong(any_port))?;
     let collective_port = collective.local_addr().map_err(wrong(any_port))?.port();
     let host = config.advertise.clone().unwrap_or_else(|| bracketed(config.listen));
-    let threads = config.threads;
-    let measured = tokio::task::spawn_blocking(move || capabilities::measure(threads)).await;
+    let (threads, choice) = (config.threads, config.device);
+    let measure = move || {
+        let device = choice.open()?;
+        Ok((capabilities::measure(threads, device.as_ref())?, device))
+    };
+    let measured = tokio::task::spawn_blocking(measure).await;
     let measured = measured.map_err(|e| WorkerError::Serve(format!("measuring this machine: {e}")))?;
+    let (measured, device) = measured.map_err(WorkerError::Device)?;
     tracing::info!(
         %addr,
         threads,
+        device = device.as_ref().map_or_else(|| "cpu".to_owned(), Device::name),
         cpu = measured.cpu,
         gb_per_second = measured.read_bytes_per_second as f64 / 1e9,
         gflops = measured.flops as f64 / 1e9,
@@ -111,7 +124,7 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
     let (news, received) = mpsc::unbounded_channel();
     let models = Models::new(config.models, config.cache);
     let read_speed = measured.read_bytes_per_second;
-    let group = GroupHost::new(collective, threads, models.clone(), read_speed, news);
+    let group = GroupHost::new(collective, threads, device, models.clone(), read_speed, news);
     let session = Session {
         hello: hello(format!("{host}:{}", addr.port()), format!("{host}:{collective_port}"), measured),
         token: config.token.clone(),

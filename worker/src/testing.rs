@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, Solo, SpinPolicy, shm, tcp};
+use foggara_kernels::cuda::Device;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use serde_json::Value;
 
-use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder};
+use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Forward};
 use crate::engine::{Engine, OwnUse, Told};
-use crate::weights::RankWeights;
+use crate::weights::{OnDevice, RankWeights};
 
 /// KV blocks of every rank, and positions in each.
 pub(crate) const BLOCKS: usize = 40;
 pub(crate) const BLOCK_SIZE: usize = 16;
+/// Rows of a step.
+pub(crate) const MAX_ROWS: usize = 512;
 
 /// How ranks are connected.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,6 +55,18 @@ pub(crate) fn group<R: Send>(
     shape: Shape,
     kind: Kind,
     ty: KvType,
+    f: impl Fn(Engine) -> R + Sync,
+) -> Vec<R> {
+    group_on(model, shape, kind, ty, &|_| None, f)
+}
+
+/// The same with a device for each rank: `None` is the CPU.
+pub(crate) fn group_on<R: Send>(
+    model: &Checkpoint,
+    shape: Shape,
+    kind: Kind,
+    ty: KvType,
+    device: &(dyn Fn(usize) -> Option<Device> + Sync),
     f: impl Fn(Engine) -> R + Sync,
 ) -> Vec<R> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -95,16 +110,39 @@ pub(crate) fn group<R: Send>(
                     let cache = CacheConfig { blocks: BLOCKS, block_size: BLOCK_SIZE, ty };
                     // One rank computes with helpers, so that both ways are tested.
                     let pool = ThreadPool::with_spin(if rank == 0 { 2 } else { 1 }, false);
-                    let weights =
-                        RankWeights::load(model, plan, rank, Quantize::None, &pool, &mut |_, _| true)
+                    let decoder: Box<dyn Forward> = match device(rank) {
+                        None => {
+                            let weights =
+                                RankWeights::load(model, plan, rank, Quantize::None, &pool, &mut |_, _| true)
+                                    .expect("loads");
+                            let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
+                            Box::new(decoder.expect("fits in memory"))
+                        }
+                        Some(device) => {
+                            let store = OnDevice(device.clone());
+                            let quantize = Quantize::None;
+                            let weights = RankWeights::load_to(
+                                &store,
+                                model,
+                                plan,
+                                rank,
+                                quantize,
+                                &pool,
+                                &mut |_, _| true,
+                            )
                             .expect("loads");
-                    let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
+                            let spec = model.spec();
+                            let decoder =
+                                DeviceDecoder::new(&device, spec, plan, rank, weights, cache, MAX_ROWS);
+                            Box::new(decoder.expect("fits on the device"))
+                        }
+                    };
                     f(Engine {
-                        decoder: Box::new(decoder.expect("fits in memory")),
+                        decoder,
                         tables: BlockTables::new(shape.dp, BLOCKS),
                         comms,
                         block_size: BLOCK_SIZE,
-                        max_rows: 512,
+                        max_rows: MAX_ROWS,
                         own: OwnUse::default(),
                         told: Told::default(),
                     })

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use foggara_proto::auth::ClusterToken;
-use foggara_worker::WorkerConfig;
+use foggara_worker::{DeviceChoice, WorkerConfig};
 
 use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
 use crate::logging::LogArguments;
@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// What computes: auto (the first GPU, if there is one), cpu, cuda or cuda:NUMBER
+    #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// A folder that holds models, each in a folder of its own or directly; may be repeated. A model that does not lie
     /// at the path it was added with is looked for here
     #[arg(long, value_name = "DIR")]
@@ -63,6 +66,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         listen: arguments.listen,
         advertise: arguments.advertise,
         threads: arguments.threads.unwrap_or_else(cores),
+        device: arguments.device,
         token: ClusterToken::new(arguments.cluster_token.as_deref()),
         models: arguments.models,
         cache: arguments.cache_dir.or_else(cache_dir),

@@ -81,7 +81,7 @@ impl<T: Pod> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         // SAFETY: given by `alloc`, given back once, and no view outlives the buffer.
-        unsafe { self.device.driver().free(self.address) }
+        unsafe { self.device.free(self.address) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Buffer, DeviceError};
 
@@ -176,28 +176,76 @@ pub unsafe trait Driver: Send + Sync {
 
 /// One device. Cheap to clone.
 #[derive(Clone)]
-pub struct Device(Arc<dyn Driver>);
+pub struct Device(Arc<Shared>);
+
+struct Shared {
+    driver: Arc<dyn Driver>,
+    /// Recordings that are kept: what they use must not be given back.
+    recordings: Mutex<Recordings>,
+}
+
+#[derive(Default)]
+struct Recordings {
+    kept: usize,
+    /// Memory that would have been given back meanwhile.
+    deferred: Vec<u64>,
+}
+
+/// Work that was recorded on a device, to be done again and again with one call.
+pub struct Recording {
+    /// Absent only while it is dropped.
+    captured: Option<Captured>,
+    device: Device,
+}
+
+impl Recording {
+    /// Does it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn replay(&self) -> Result<(), DeviceError> {
+        let Some(captured) = &self.captured else { return Ok(()) };
+        // SAFETY: no memory of the device is given back while a recording is kept.
+        unsafe { self.device.driver().replay(captured) }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // What it launched may still be running.
+        self.device.synchronize().ok();
+        self.captured = None;
+        let mut recordings = self.device.recordings();
+        recordings.kept -= 1;
+        if recordings.kept == 0 {
+            for address in recordings.deferred.drain(..) {
+                // SAFETY: its buffer was dropped, and nothing recorded uses it any more.
+                unsafe { self.device.driver().free(address) };
+            }
+        }
+    }
+}
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Device").field(&self.0.name()).finish()
+        f.debug_tuple("Device").field(&self.name()).finish()
     }
 }
 
 impl Device {
     /// What a driver drives.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self(driver)
+        Self(Arc::new(Shared { driver, recordings: Mutex::default() }))
     }
 
     /// Its driver.
     pub fn driver(&self) -> &dyn Driver {
-        &*self.0
+        &*self.0.driver
     }
 
     /// Its name.
     pub fn name(&self) -> String {
-        self.0.name()
+        self.driver().name()
     }
 
     /// A buffer of `len` elements; what is in it is anything.
@@ -249,7 +297,7 @@ impl Device {
             })
             .collect();
         // SAFETY: as the caller says; the pointers are to values that live as long as the call.
-        unsafe { self.0.launch(launch, &mut pointers) }
+        unsafe { self.driver().launch(launch, &mut pointers) }
     }
 
     /// Waits for everything so far.
@@ -257,6 +305,41 @@ impl Device {
     /// # Errors
     /// If any of it failed.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
-        self.0.synchronize()
+        self.driver().synchronize()
+    }
+
+    /// Records what `work` asks for, without doing it.
+    ///
+    /// # Errors
+    /// Those of `work`, or if something cannot be recorded. See [`Driver::can_capture`].
+    pub fn record<E: From<DeviceError>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Recording, E> {
+        // From here on, so that nothing that is recorded is given back before the end.
+        self.recordings().kept += 1;
+        let mut recording = Recording { captured: None, device: self.clone() };
+        self.driver().begin_capture()?;
+        let worked = work();
+        let captured = self.driver().end_capture();
+        worked?;
+        recording.captured = Some(captured?);
+        Ok(recording)
+    }
+
+    fn recordings(&self) -> MutexGuard<'_, Recordings> {
+        self.0.recordings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Gives a buffer's memory back, now or when no recording can use it any more.
+    ///
+    /// # Safety
+    /// As [`Driver::free`], but for recordings.
+    pub(super) unsafe fn free(&self, address: u64) {
+        let mut recordings = self.recordings();
+        if recordings.kept > 0 {
+            recordings.deferred.push(address);
+            return;
+        }
+        drop(recordings);
+        // SAFETY: as the caller says, and there is no recording.
+        unsafe { self.driver().free(address) }
     }
 }

@@ -21,7 +21,7 @@ pub mod twin;
 
 pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use buffer::{Buffer, View, ViewMut};
-pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
+pub use device::{Arg, Captured, Device, Driver, Launch, Memory, Recording};
 pub use error::DeviceError;
 pub use gpu::{Facts, Gpu};
 pub use groups::Groups;

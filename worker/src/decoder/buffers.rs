@@ -15,12 +15,6 @@ pub(super) struct Buffers {
     pub(super) attended: Activations,
     /// Normed rows that want logits.
     pub(super) last: Activations,
-    /// This rank's part of the logits.
-    pub(super) scores: Vec<f32>,
-    /// Rank 0: everyone's parts, one after the other.
-    pub(super) gathered: Vec<f32>,
-    /// Rank 0: rows over the whole vocabulary.
-    pub(super) logits: Vec<f32>,
 }
 
 impl Buffers {
@@ -32,9 +26,6 @@ impl Buffers {
             normed: Activations::new(0, spec.hidden),
             attended: Activations::new(0, slice.q_heads.len() * spec.out_dim()),
             last: Activations::new(0, spec.hidden),
-            scores: Vec::new(),
-            gathered: Vec::new(),
-            logits: Vec::new(),
         }
     }
 

@@ -155,6 +155,11 @@ impl Comms {
         self.next.as_deref_mut().map_or(Ok(()), |next| paced(next, allowed).pass(rows))
     }
 
+    /// Whether there is a stage after.
+    pub fn has_next(&self) -> bool {
+        self.next.is_some()
+    }
+
     fn each(&self) -> impl Iterator<Item = &dyn Collective> {
         let parts = [&self.tp, &self.stage, &self.previous, &self.next];
         std::iter::once(&*self.all).chain(parts.into_iter().filter_map(|part| part.as_deref()))

@@ -16,14 +16,18 @@ pub(super) struct MlpRunner {
     gated: Vec<Activations>,
 }
 
+/// The kernels' name of an activation.
+pub(super) fn gated_activation(activation: Activation) -> GatedActivation {
+    match activation {
+        Activation::Silu => GatedActivation::Silu,
+        Activation::GeluTanh => GatedActivation::GeluTanh,
+        Activation::ClampedSwiglu { alpha, limit } => GatedActivation::ClampedSwiglu { alpha, limit },
+    }
+}
+
 impl MlpRunner {
     pub(super) fn new(activation: Activation) -> Self {
-        let activation = match activation {
-            Activation::Silu => GatedActivation::Silu,
-            Activation::GeluTanh => GatedActivation::GeluTanh,
-            Activation::ClampedSwiglu { alpha, limit } => GatedActivation::ClampedSwiglu { alpha, limit },
-        };
-        Self { activation, gate_up: Vec::new(), gated: Vec::new() }
+        Self { activation: gated_activation(activation), gate_up: Vec::new(), gated: Vec::new() }
     }
 
     /// out = this rank's columns' part of the MLP of `x`.

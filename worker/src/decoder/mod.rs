@@ -8,6 +8,7 @@
 mod attention;
 mod buffers;
 mod comms;
+mod device;
 mod experts;
 mod input;
 mod mlp;
@@ -32,10 +33,12 @@ use crate::weights::{MlpKind, RankWeights};
 use attention::{Attender, Context, Row};
 use buffers::Buffers;
 pub use comms::{Comms, Part, Parts};
+pub use device::DeviceDecoder;
 pub use experts::DispatchStats;
 use experts::{ExpertLayer, ExpertRunner};
 pub use input::{BlockTables, InputError, Segment, StepInput};
 use mlp::MlpRunner;
+use score::Scorer;
 
 /// Why a step was not done. The group is unusable then.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +94,7 @@ pub struct Decoder {
     spec: ArchSpec,
     shape: Shape,
     slice: RankSlice,
-    /// Vocabulary rows of each rank that scores.
-    vocab_counts: Vec<usize>,
+    scorer: Scorer,
     weights: RankWeights,
     ropes: Vec<RopeTable>,
     cache: KvCache,
@@ -161,11 +163,10 @@ impl Decoder {
             RopeTable::new(rope.inv_freq.clone(), style, rope.scale)
         };
         let cache = KvCache::new(cache.sizes(spec, &slice), cache.ty)?;
-        let scores = |slice: &RankSlice| slice.place.stage + 1 == plan.shape.pp;
         Ok(Self {
             spec: spec.clone(),
             shape: plan.shape,
-            vocab_counts: plan.ranks.iter().map(|s| if scores(s) { s.vocab.len() } else { 0 }).collect(),
+            scorer: Scorer::new(spec, plan),
             weights,
             ropes: spec.ropes.iter().map(table).collect(),
             cache,

@@ -3,19 +3,21 @@
 use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::op::rms_norm::rms_norm;
 
+use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
+
 use super::project::product;
 use super::{BlockTables, Comms, Decoder, StepInput};
 
 /// Rows of logits of each part of the batch that exist at once: many would be hundreds of megabytes.
-const LOGIT_ROWS: usize = 32;
+pub(super) const LOGIT_ROWS: usize = 32;
 
 /// A row that wants logits.
 #[derive(Debug, Clone, Copy)]
-struct Wanted {
+pub(super) struct Wanted {
     /// Among all rows that do.
-    number: usize,
+    pub(super) number: usize,
     /// Among the rows of its part of the batch.
-    row: usize,
+    pub(super) row: usize,
 }
 
 /// The rows that want logits, for each part of the batch.
@@ -35,6 +37,111 @@ fn wanted(input: &StepInput, tables: &BlockTables, parts: usize) -> Vec<Vec<Want
     wanted
 }
 
+/// Brings the parts of logits together.
+pub(super) struct Scorer {
+    shape: Shape,
+    vocab: usize,
+    /// Vocabulary rows of each rank that scores.
+    counts: Vec<usize>,
+    softcap: Option<f32>,
+    /// Rank 0: everyone's parts, one after the other.
+    gathered: Vec<f32>,
+    /// Rank 0: rows over the whole vocabulary.
+    logits: Vec<f32>,
+}
+
+impl Scorer {
+    pub(super) fn new(spec: &ArchSpec, plan: &SlicePlan) -> Self {
+        let scores = |slice: &RankSlice| slice.place.stage + 1 == plan.shape.pp;
+        Self {
+            shape: plan.shape,
+            vocab: spec.vocab,
+            counts: plan.ranks.iter().map(|s| if scores(s) { s.vocab.len() } else { 0 }).collect(),
+            softcap: spec.logit_softcap,
+            gathered: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// For each tile of the rows that want logits: `own` fills in this rank's part of the logits of its rows among them (on the
+    /// last stage), and rank 0 calls `on_logits` with each row's whole ones.
+    ///
+    /// # Errors
+    /// Those of `own`, and of the collectives.
+    pub(super) fn score<E: From<CollectiveError>>(
+        &mut self,
+        (input, tables): (&StepInput, &BlockTables),
+        comms: &mut Comms,
+        mut own: impl FnMut(&[Wanted], &mut Vec<f32>) -> Result<(), E>,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), E> {
+        let wanted = wanted(input, tables, self.shape.dp);
+        let tiles = wanted.iter().map(|rows| rows.len().div_ceil(LOGIT_ROWS)).max().unwrap_or(0);
+        let place = self.shape.place(comms.rank());
+        let mut scores = Vec::new();
+        for tile in 0..tiles {
+            let tile: Vec<&[Wanted]> =
+                wanted.iter().map(|rows| rows.chunks(LOGIT_ROWS).nth(tile).unwrap_or(&[])).collect();
+            scores.clear();
+            if place.stage + 1 == self.shape.pp {
+                own(tile[place.dp], &mut scores)?;
+                if let Some(cap) = self.softcap {
+                    soft_cap(&mut scores, cap);
+                }
+            }
+            self.gather(&scores, &tile, comms, on_logits)?;
+        }
+        Ok(())
+    }
+
+    /// The same where `scores` are the whole logits of the rows that want them, all ranks' and in order.
+    pub(super) fn finish(&self, scores: &mut [f32], on_logits: &mut dyn FnMut(usize, &[f32])) {
+        if let Some(cap) = self.softcap {
+            soft_cap(scores, cap);
+        }
+        for (number, logits) in scores.chunks_exact(self.vocab).enumerate() {
+            on_logits(number, logits);
+        }
+    }
+
+    fn gather(
+        &mut self,
+        scores: &[f32],
+        tile: &[&[Wanted]],
+        comms: &mut Comms,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), CollectiveError> {
+        let part = |rank: usize| tile[self.shape.place(rank).dp].len() * self.counts[rank];
+        let counts: Vec<usize> = (0..self.shape.ranks()).map(part).collect();
+        let leads = comms.rank() == 0;
+        self.gathered.resize(if leads { counts.iter().sum() } else { 0 }, 0.0);
+        comms.all().gather(scores, &counts, &mut self.gathered)?;
+        if !leads {
+            return Ok(());
+        }
+        let last_stage = self.shape.ranks() - self.shape.stage_ranks();
+        let mut rest = &self.gathered[..];
+        for (dp, rows) in tile.iter().enumerate() {
+            let first = last_stage + dp * self.shape.tp;
+            let vocab_counts = &self.counts[first..first + self.shape.tp];
+            let (parts, after) = rest.split_at(rows.len() * self.vocab);
+            rest = after;
+            // One rank, or one row: the parts lie in order as they come.
+            let logits = if vocab_counts.len() == 1 || rows.len() == 1 {
+                parts
+            } else {
+                self.logits.resize(parts.len(), 0.0);
+                interleave(parts, vocab_counts, rows.len(), &mut self.logits);
+                &self.logits[..]
+            };
+            for (wanted, logits) in rows.iter().zip(logits.chunks_exact(self.vocab)) {
+                on_logits(wanted.number, logits);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Decoder {
     /// Calls `on_logits` on rank 0 with the logits of every row that wants them.
     pub(super) fn score(
@@ -44,74 +151,21 @@ impl Decoder {
         comms: &mut Comms,
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), CollectiveError> {
-        let wanted = wanted(input, tables, self.shape.dp);
-        let tiles = wanted.iter().map(|rows| rows.len().div_ceil(LOGIT_ROWS)).max().unwrap_or(0);
-        for tile in 0..tiles {
-            let tile: Vec<&[Wanted]> =
-                wanted.iter().map(|rows| rows.chunks(LOGIT_ROWS).nth(tile).unwrap_or(&[])).collect();
-            self.score_tile(&tile, comms, on_logits)?;
-        }
-        Ok(())
-    }
-
-    fn score_tile(
-        &mut self,
-        tile: &[&[Wanted]],
-        comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), CollectiveError> {
-        let place = self.slice.place;
-        if place.stage + 1 == self.shape.pp {
-            self.score_own(tile[place.dp]);
-        } else {
-            self.buffers.scores.clear();
-        }
-        let part = |rank: usize| tile[self.shape.place(rank).dp].len() * self.vocab_counts[rank];
-        let counts: Vec<usize> = (0..self.shape.ranks()).map(part).collect();
-        let leads = comms.rank() == 0;
-        let b = &mut self.buffers;
-        b.gathered.resize(if leads { counts.iter().sum() } else { 0 }, 0.0);
-        comms.all().gather(&b.scores, &counts, &mut b.gathered)?;
-        if !leads {
-            return Ok(());
-        }
-        let last_stage = self.shape.ranks() - self.shape.stage_ranks();
-        let mut rest = &b.gathered[..];
-        for (dp, rows) in tile.iter().enumerate() {
-            let first = last_stage + dp * self.shape.tp;
-            let vocab_counts = &self.vocab_counts[first..first + self.shape.tp];
-            let (parts, after) = rest.split_at(rows.len() * self.spec.vocab);
-            rest = after;
-            // One rank, or one row: the parts lie in order as they come.
-            let logits = if vocab_counts.len() == 1 || rows.len() == 1 {
-                parts
-            } else {
-                b.logits.resize(parts.len(), 0.0);
-                interleave(parts, vocab_counts, rows.len(), &mut b.logits);
-                &b.logits[..]
-            };
-            for (wanted, logits) in rows.iter().zip(logits.chunks_exact(self.spec.vocab)) {
-                on_logits(wanted.number, logits);
+        let (hidden, b, weights, pool) = (self.spec.hidden, &mut self.buffers, &self.weights, &self.pool);
+        let eps = self.spec.norm_eps;
+        let own = |wanted: &[Wanted], scores: &mut Vec<f32>| {
+            b.last.set_rows(wanted.len());
+            for (wanted, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
+                let x = &b.x[wanted.row * hidden..][..hidden];
+                rms_norm(pool, x, 1, &weights.final_norm, eps, to);
             }
-        }
-        Ok(())
-    }
-
-    /// scores = this rank's part of the logits of some of its rows.
-    fn score_own(&mut self, wanted: &[Wanted]) {
-        let (hidden, b) = (self.spec.hidden, &mut self.buffers);
-        b.last.set_rows(wanted.len());
-        for (wanted, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
-            let x = &b.x[wanted.row * hidden..][..hidden];
-            rms_norm(&self.pool, x, 1, &self.weights.final_norm, self.spec.norm_eps, to);
-        }
-        let output = self.weights.output.as_ref().or(self.weights.embedding.as_ref());
-        let output = output.expect("the last stage holds the output layer");
-        b.scores.resize(wanted.len() * output.rows(), 0.0);
-        product(&self.pool, output, &mut b.last, &mut b.scores);
-        if let Some(cap) = self.spec.logit_softcap {
-            soft_cap(&mut b.scores, cap);
-        }
+            let output = weights.output.as_ref().or(weights.embedding.as_ref());
+            let output = output.expect("the last stage holds the output layer");
+            scores.resize(wanted.len() * output.rows(), 0.0);
+            product(pool, output, &mut b.last, scores);
+            Ok(())
+        };
+        self.scorer.score((input, tables), comms, own, on_logits)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The decoder against transformers, at several degrees of parallelism and over both collectives.
 
+use foggara_kernels::cuda::Device;
 use foggara_kernels::op::softmax::{argmax, log_sum_exp};
 use foggara_models::testing::{
     GOLDEN_DENSE, GOLDEN_WITH_EXPERTS, tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors,
@@ -7,7 +8,7 @@ use foggara_models::testing::{
 use foggara_models::{Checkpoint, DType};
 
 use super::*;
-use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, numbers, tokens};
+use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, group_on, numbers, tokens};
 
 /// Sequences that go through the model side by side, `chunk` positions of each in a step, and the logits of every row.
 /// Returns rank 0's, by sequence and position.
@@ -19,10 +20,22 @@ pub(super) fn logits(
     ty: KvType,
     chunk: usize,
 ) -> Vec<Vec<Vec<f32>>> {
+    logits_on(model, sequences, shape, (kind, ty), chunk, &|_| None)
+}
+
+/// The same on devices: `device` gives each rank's.
+pub(super) fn logits_on(
+    model: &Checkpoint,
+    sequences: &[Vec<u32>],
+    shape: Shape,
+    (kind, ty): (Kind, KvType),
+    chunk: usize,
+    device: &(dyn Fn(usize) -> Option<Device> + Sync),
+) -> Vec<Vec<Vec<f32>>> {
     // Sequences take turns on the parts of the batch.
     let each = BLOCKS / sequences.len().div_ceil(shape.dp);
     assert!(sequences.iter().all(|tokens| tokens.len() <= each * BLOCK_SIZE), "the blocks are enough");
-    let results = group(model, shape, kind, ty, |mut engine| {
+    let results = group_on(model, shape, kind, ty, device, |mut engine| {
         let mut rows = vec![Vec::new(); sequences.len()];
         let longest = sequences.iter().map(Vec::len).max().expect("at least one sequence");
         for (step, start) in (0..longest).step_by(chunk).enumerate() {
@@ -66,10 +79,22 @@ fn alone(model: &Checkpoint, tokens: &[u32], tp: usize) -> Vec<Vec<f32>> {
 /// Compares with every number of a fixture: the last logits, each prompt token's probability, and 24 greedy tokens. All
 /// cases go through the model side by side.
 pub(super) fn agrees(name: &str, model: &Checkpoint, expected: &serde_json::Value, shape: Shape) {
+    agrees_on(name, model, expected, shape, 512, &|_| None);
+}
+
+/// The same on devices, `chunk` positions at a time.
+pub(super) fn agrees_on(
+    name: &str,
+    model: &Checkpoint,
+    expected: &serde_json::Value,
+    shape: Shape,
+    chunk: usize,
+    device: &(dyn Fn(usize) -> Option<Device> + Sync),
+) {
     let cases = expected["cases"].as_array().expect("cases");
     let whole = |case: &serde_json::Value| [tokens(&case["prompt"]), tokens(&case["greedy"])].concat();
     let sequences: Vec<_> = cases.iter().map(whole).collect();
-    let all = logits(model, &sequences, shape, Kind::Shm, KvType::F32, 512);
+    let all = logits_on(model, &sequences, shape, (Kind::Shm, KvType::F32), chunk, device);
     for (case, rows) in cases.iter().zip(all) {
         let (prompt, greedy) = (tokens(&case["prompt"]), tokens(&case["greedy"]));
         let last = prompt.len() - 1;

@@ -17,7 +17,7 @@ use crate::models::Models;
 async fn leader() -> (GroupHost, RankClient<Channel>) {
     let (news, mut received) = mpsc::unbounded_channel();
     let collective = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let host = GroupHost::new(collective, 1, Models::default(), 0, news);
+    let host = GroupHost::new(collective, 1, None, Models::default(), 0, news);
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama");
     host.assign(wire::Assign {
         group: 1,

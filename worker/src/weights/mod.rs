@@ -4,6 +4,7 @@ mod attention;
 mod layer;
 mod loader;
 mod mlp;
+mod on_device;
 mod store;
 
 use foggara_kernels::cuda::DeviceError;
@@ -15,6 +16,7 @@ pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
 pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
 pub use mlp::{ExpertsWeights, MlpWeights};
+pub use on_device::OnDevice;
 pub use store::{Held, Panels, Store, Stored};
 
 /// Why weights could not be loaded.

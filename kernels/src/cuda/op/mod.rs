@@ -2,6 +2,8 @@
 
 pub mod attention;
 mod attention_forms;
+pub mod convert;
+pub mod elementwise;
 pub mod kv_cache;
 pub mod matmul;
 pub mod moe;

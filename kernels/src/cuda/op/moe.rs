@@ -114,6 +114,15 @@ impl MoeBuffers {
         })
     }
 
+    /// From here on, so many of the experts are here: of a layer that has fewer than another.
+    ///
+    /// # Panics
+    /// If there are more than the buffers are for.
+    pub fn set_held(&mut self, groups: usize) {
+        assert!(groups < self.groups.offsets.len(), "{groups} experts of {}", self.groups.offsets.len() - 1);
+        self.groups.count = groups;
+    }
+
     /// Experts each row goes to.
     pub fn top_k(&self) -> usize {
         self.top_k

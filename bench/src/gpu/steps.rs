@@ -1,0 +1,90 @@
+//! Steps of a decoder that is alone.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use foggara_kernels::collective::Solo;
+use foggara_kernels::cuda::Device;
+use foggara_models::Shape;
+use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, DeviceDecoder, Forward, Segment, StepInput};
+
+/// Steps before those that count: sizes are met, and recorded.
+const WARM_UP: usize = 4;
+
+pub(super) struct Runner {
+    decoder: DeviceDecoder,
+    device: Device,
+    tables: BlockTables,
+    comms: Comms,
+    /// Blocks of each sequence.
+    blocks_each: usize,
+    vocab: usize,
+}
+
+impl Runner {
+    pub(super) fn new(
+        decoder: DeviceDecoder,
+        device: Device,
+        blocks_each: usize,
+        cache: CacheConfig,
+    ) -> Result<Self> {
+        let comms = Comms::join(Shape::default(), Box::<Solo>::default(), |_| {
+            Err(anyhow::anyhow!("a rank that is alone has no parts"))
+        })?;
+        let vocab = decoder.spec().vocab;
+        let tables = BlockTables::new(1, cache.blocks);
+        let mut runner = Self { decoder, device, tables, comms, blocks_each, vocab };
+        let sequences = cache.blocks / blocks_each;
+        let blocks = |slot: usize| (slot * blocks_each..(slot + 1) * blocks_each).map(|b| b as u32).collect();
+        let grants = (0..sequences).map(|slot| (slot as u32, blocks(slot))).collect();
+        runner.tables.apply(&StepInput { grants, ..StepInput::default() })?;
+        Ok(runner)
+    }
+
+    fn step(&mut self, input: &StepInput) -> Result<()> {
+        Ok(self.decoder.forward(input, &self.tables, &mut self.comms, &mut |_, _| ())?)
+    }
+
+    /// `len` positions of each of `streams` sequences from `start` on; logits of the last.
+    fn rows(&self, streams: usize, start: usize, len: usize) -> StepInput {
+        let segment = |slot: usize| Segment {
+            slot: slot as u32,
+            start: start as u32,
+            len: len as u32,
+            logits_from: len as u32 - 1,
+        };
+        let vocab = self.vocab;
+        StepInput {
+            segments: (0..streams).map(segment).collect(),
+            tokens: (0..streams * len).map(|i| ((i * 7919 + start * 31 + 17) % vocab) as u32).collect(),
+            ..StepInput::default()
+        }
+    }
+
+    /// Seconds of a step that decodes one token of each of `streams` sequences, whose contexts begin with `context` positions
+    /// (of zeros: what is in them does not change how long it takes).
+    pub(super) fn decode(&mut self, streams: usize, context: usize, tokens: usize) -> Result<f64> {
+        for i in 0..WARM_UP {
+            self.step(&self.rows(streams, context + i % 2, 1))?;
+        }
+        self.device.synchronize()?;
+        let started = Instant::now();
+        for i in 0..tokens {
+            self.step(&self.rows(streams, context + i, 1))?;
+        }
+        Ok(started.elapsed().as_secs_f64() / tokens as f64)
+    }
+
+    /// Seconds in which a prompt of `len` tokens is read, `chunk` at a time; the best of `runs`.
+    pub(super) fn prefill(&mut self, len: usize, chunk: usize, runs: usize) -> Result<f64> {
+        let mut best = f64::INFINITY;
+        for _ in 0..runs + 1 {
+            let started = Instant::now();
+            for start in (0..len).step_by(chunk) {
+                self.step(&self.rows(1, start, chunk.min(len - start)))?;
+            }
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+}

@@ -1,0 +1,190 @@
+//! Attention of a rank's heads on its device, in both forms.
+
+use foggara_kernels::cuda::op::attention::{Attention as Params, AttentionScratch, HeadMap, attention};
+use foggara_kernels::cuda::op::convert::convert;
+use foggara_kernels::cuda::op::elementwise::add_bias;
+use foggara_kernels::cuda::op::kv_cache::DeviceKv;
+use foggara_kernels::cuda::op::matmul::{batched_matmul, matmul};
+use foggara_kernels::cuda::op::residual::add_and_norm;
+use foggara_kernels::cuda::op::rope::{
+    DeviceAngles, Grouped as GroupedRows, HeadsAt, LatentKeys, latent_write, rope_and_write, rope_rows,
+};
+use foggara_kernels::cuda::op::step_rows::StepRows;
+use foggara_kernels::cuda::{ActsViewMut, Buffer, DeviceError, View, ViewMut};
+use foggara_models::spec::{Attention, Grouped, Latent};
+
+use super::DeviceDecoder;
+use super::buffers::Buffers;
+use super::weights::{DeviceAttention, DeviceGrouped, DeviceLatent, Maybe};
+
+/// What a layer's attention needs of the decoder.
+struct Context<'a> {
+    cache: &'a mut DeviceKv,
+    /// Among the layers of this rank's stage.
+    layer: usize,
+    angles: &'a DeviceAngles,
+    rows: &'a StepRows,
+    heads: &'a HeadMap,
+    scale: f32,
+    softcap: Option<f32>,
+    window: Option<usize>,
+    eps: f32,
+    hidden: usize,
+}
+
+impl DeviceDecoder {
+    /// partial = this rank's heads' part of attention's output, from `normed`.
+    pub(super) fn attend(&mut self, local: usize, rows: &StepRows) -> Result<(), DeviceError> {
+        let hidden = self.spec.hidden;
+        let b = &mut self.buffers;
+        let width = rows.rows() * hidden;
+        if self.slice.q_heads.is_empty() {
+            // A rank without heads still takes part in the sum.
+            return b.partial.view_mut().slice(0..width).fill(0);
+        }
+        let layer = &self.spec.layers[self.slice.layers.start + local];
+        let mut c = Context {
+            cache: &mut self.cache,
+            layer: local,
+            angles: &self.angles[layer.rope],
+            rows,
+            heads: &self.heads,
+            scale: self.spec.attention_scale,
+            softcap: self.spec.attention_softcap,
+            window: layer.window,
+            eps: self.spec.norm_eps,
+            hidden,
+        };
+        let (o, bias) = match (self.spec.attention, &self.weights.layers[local].attention) {
+            (Attention::Grouped(a), DeviceAttention::Grouped(w)) => {
+                grouped(b, a, w, &mut c)?;
+                (&w.o, &w.o_bias)
+            }
+            (Attention::Latent(a), DeviceAttention::Latent(w)) => {
+                latent(b, a, w, &mut c)?;
+                (&w.o, &w.o_bias)
+            }
+            _ => unreachable!("weights are loaded as the architecture says"),
+        };
+        let attended = b.attended.view().slice(0..rows.rows() * o.cols());
+        matmul(b.partial.view_mut().slice(0..width), hidden, attended, o, rows.rows())?;
+        bias_rows(b.partial.view_mut().slice(0..width), hidden, rows.rows(), bias)
+    }
+}
+
+/// Adds a bias to every row, where there is one.
+pub(super) fn bias_rows(
+    x: ViewMut<'_, f32>,
+    width: usize,
+    rows: usize,
+    bias: &Maybe,
+) -> Result<(), DeviceError> {
+    bias.as_ref().map_or(Ok(()), |bias| add_bias(x, width, rows, bias.view()))
+}
+
+fn grouped(b: &mut Buffers, a: Grouped, w: &DeviceGrouped, c: &mut Context<'_>) -> Result<(), DeviceError> {
+    let (rows, heads) = (c.rows.rows(), c.heads.heads());
+    let width = (heads + 2 * c.cache.sizes().kv_heads) * a.head_dim;
+    for column in &w.qkv {
+        let out = b.qkv.view_mut().slice(column.at..rows * width);
+        matmul(out, width, b.normed.view().slice(0..rows * c.hidden), &column.weights, rows)?;
+    }
+    let x = GroupedRows {
+        qkv: b.qkv.view().slice(0..rows * width),
+        bias: w.qkv_bias.as_ref().map(Buffer::view),
+        q_norm: w.q_norm.as_ref().map(Buffer::view),
+        k_norm: w.k_norm.as_ref().map(Buffer::view),
+        eps: c.eps,
+        heads,
+    };
+    let q_width = heads * a.head_dim;
+    rope_and_write(b.q.view_mut().slice(0..rows * q_width), c.cache, c.layer, c.rows, &x, c.angles)?;
+    let out = b.attended.view_mut().slice(0..rows * q_width);
+    meet(out, b.q.view().slice(0..rows * q_width), w.sinks.as_ref().map(Buffer::view), &mut b.scratch, c)
+}
+
+fn meet(
+    out: ActsViewMut<'_>,
+    q: View<'_, f32>,
+    sinks: Option<View<'_, f32>>,
+    scratch: &mut AttentionScratch,
+    c: &Context<'_>,
+) -> Result<(), DeviceError> {
+    let params = Params { heads: c.heads, scale: c.scale, softcap: c.softcap, window: c.window, sinks };
+    attention(out, q, c.cache, c.layer, c.rows, &params, scratch)
+}
+
+/// Queries meet the short vectors themselves: see the same function of the CPU's decoder.
+fn latent(b: &mut Buffers, a: Latent, w: &DeviceLatent, c: &mut Context<'_>) -> Result<(), DeviceError> {
+    let (rows, heads) = (c.rows.rows(), c.heads.heads());
+    let head_width = a.nope_dim + a.rope_dim;
+    let queries = rows * heads * head_width;
+    let normed = b.normed.view().slice(0..rows * c.hidden);
+    match &w.q_down {
+        Some(down) => {
+            let len = rows * down.rows();
+            matmul(b.qkv.view_mut().slice(0..len), down.rows(), normed, down, rows)?;
+            bias_rows(b.qkv.view_mut().slice(0..len), down.rows(), rows, &w.q_down_bias)?;
+            let Some(norm) = &w.q_norm else { unreachable!("a short vector has a norm") };
+            let short = b.latent.short.view_mut().slice(0..len);
+            let x = b.qkv.view_mut().slice(0..len);
+            add_and_norm(Some(short), x, None, None, norm.view(), rows, down.rows(), a.norm_eps)?;
+            let short = b.latent.short.view().slice(0..len);
+            let out = b.latent.queries.view_mut().slice(0..queries);
+            matmul(out, heads * head_width, short, &w.q_up, rows)?;
+        }
+        None => {
+            let out = b.latent.queries.view_mut().slice(0..queries);
+            matmul(out, heads * head_width, normed, &w.q_up, rows)?;
+        }
+    }
+
+    let width = a.kv_rank + a.rope_dim;
+    let normed = b.normed.view().slice(0..rows * c.hidden);
+    matmul(b.qkv.view_mut().slice(0..rows * width), width, normed, &w.kv_down, rows)?;
+    let keys = LatentKeys {
+        x: b.qkv.view().slice(0..rows * width),
+        bias: w.kv_down_bias.as_ref().map(Buffer::view),
+        norm: w.kv_norm.view(),
+        eps: a.norm_eps,
+    };
+    latent_write(c.cache, c.layer, c.rows, &keys, c.angles)?;
+
+    // Rotated parts go where they belong in the queries; the rest is projected onto the short vectors, head by head.
+    let key_stride = heads * width;
+    let queries = b.latent.queries.view().slice(0..queries);
+    let q = b.q.view_mut().slice(0..rows * key_stride);
+    let to = HeadsAt { offset: a.kv_rank, row_stride: key_stride, head_stride: width };
+    let from = HeadsAt { offset: a.nope_dim, row_stride: heads * head_width, head_stride: head_width };
+    rope_rows(q, to, queries, from, heads, c.rows, c.angles)?;
+    let unrotated = b.latent.unrotated.view_mut().slice(0..rows * heads * head_width);
+    convert(unrotated, queries)?;
+    let (Some(key_up), Some(value_up)) = (&w.key_up, &w.value_up) else {
+        unreachable!("a rank with heads has their projections")
+    };
+    batched_matmul(
+        b.q.view_mut().slice(0..rows * key_stride),
+        key_stride,
+        width,
+        b.latent.unrotated.view().slice(0..rows * heads * head_width),
+        heads * head_width,
+        head_width,
+        key_up,
+        rows,
+    )?;
+    let out = b.latent.attended.view_mut().slice(0..rows * heads * a.kv_rank);
+    meet(out, b.q.view().slice(0..rows * key_stride), None, &mut b.scratch, c)?;
+    let out_width = heads * a.value_dim;
+    batched_matmul(
+        b.latent.values.view_mut().slice(0..rows * out_width),
+        out_width,
+        a.value_dim,
+        b.latent.attended.view().slice(0..rows * heads * a.kv_rank),
+        heads * a.kv_rank,
+        a.kv_rank,
+        value_up,
+        rows,
+    )?;
+    let values = b.latent.values.view().slice(0..rows * out_width);
+    convert(b.attended.view_mut().slice(0..rows * out_width), values)
+}

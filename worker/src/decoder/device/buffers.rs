@@ -1,0 +1,187 @@
+//! A device decoder's working memory: made once, for the largest step.
+
+use foggara_kernels::cuda::op::attention::AttentionScratch;
+use foggara_kernels::cuda::op::moe::MoeBuffers;
+use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, DeviceMatrix};
+use foggara_models::spec::{Attention, Mlp};
+use foggara_models::{ArchSpec, RankSlice};
+
+use crate::decoder::score::LOGIT_ROWS;
+use crate::weights::{MlpKind, MlpWeights, RankWeights};
+
+/// What every step writes besides the cache: for each, the elements of a row.
+pub(super) struct Buffers {
+    pub(super) tokens: Buffer<u32>,
+    /// The residual stream.
+    pub(super) x: Buffer<f32>,
+    /// What this rank adds to it; after the sum over ranks, what all do.
+    pub(super) partial: Buffer<f32>,
+    pub(super) normed: Acts,
+    /// Queries, keys and values side by side; of latent attention the short vector and the shared key.
+    pub(super) qkv: Buffer<f32>,
+    /// Queries as they meet keys.
+    pub(super) q: Buffer<f32>,
+    /// What the output projection of attention takes.
+    pub(super) attended: Acts,
+    pub(super) latent: LatentBuffers,
+    pub(super) scratch: AttentionScratch,
+    /// Of an MLP's rows, or of pairs of a row and an expert.
+    pub(super) gate_up: Buffer<f32>,
+    pub(super) gated: Acts,
+    /// What experts make of their rows.
+    pub(super) results: Buffer<f32>,
+    pub(super) router_logits: Buffer<f32>,
+    /// Absent without experts.
+    pub(super) moe: Option<MoeBuffers>,
+    /// Pairs that were routed to each expert of each layer with experts.
+    pub(super) counts: Vec<Option<Buffer<u64>>>,
+    /// Rows that want logits: which, and their residual stream, normed.
+    pub(super) wanted: Buffer<u32>,
+    pub(super) last_x: Buffer<f32>,
+    pub(super) last: Acts,
+    pub(super) scores: Buffer<f32>,
+}
+
+/// Working memory of latent attention; empty without.
+pub(super) struct LatentBuffers {
+    pub(super) short: Acts,
+    /// Heads · (nope + rope).
+    pub(super) queries: Buffer<f32>,
+    /// The part of queries that is not rotated, as products take it.
+    pub(super) unrotated: Acts,
+    /// What each head attended to.
+    pub(super) attended: Acts,
+    /// Values made of it.
+    pub(super) values: Buffer<f32>,
+}
+
+/// Elements of the widest row of each kind.
+struct Widths {
+    qkv: usize,
+    q: usize,
+    queries: usize,
+    short: usize,
+    latent_attended: usize,
+    latent_values: usize,
+    gate_up: usize,
+    results: usize,
+    experts: usize,
+    top_k: usize,
+    held: usize,
+}
+
+impl Widths {
+    fn of(spec: &ArchSpec, slice: &RankSlice, weights: &RankWeights<DeviceMatrix>) -> Self {
+        let (heads, kv_heads) = (slice.q_heads.len(), slice.kv_heads.len());
+        let mut widths = match spec.attention {
+            Attention::Grouped(a) => {
+                Self { qkv: (heads + 2 * kv_heads) * a.head_dim, q: heads * a.head_dim, ..Self::none() }
+            }
+            Attention::Latent(a) => Self {
+                qkv: a.q_rank.unwrap_or(0).max(a.kv_rank + a.rope_dim),
+                q: heads * (a.kv_rank + a.rope_dim),
+                queries: heads * (a.nope_dim + a.rope_dim),
+                short: a.q_rank.unwrap_or(0),
+                latent_attended: heads * a.kv_rank,
+                latent_values: heads * a.value_dim,
+                ..Self::none()
+            },
+        };
+        for (layer, global) in weights.layers.iter().zip(slice.layers.clone()) {
+            let width = |mlp: &MlpWeights<DeviceMatrix>| 2 * mlp.down.cols();
+            match (&layer.mlp, &spec.layers[global].mlp) {
+                (MlpKind::Dense(mlp), _) => widths.gate_up = widths.gate_up.max(width(mlp)),
+                (MlpKind::Experts(w), Mlp::Experts(e)) => {
+                    // Every row may be in so many pairs of this rank.
+                    let pairs = e.top_k.min(w.held.len());
+                    let of_experts = w.held.first().map_or(0, |(_, mlp)| width(mlp) * pairs);
+                    let shared = w.shared.as_ref().map_or(0, width);
+                    widths.gate_up = widths.gate_up.max(of_experts).max(shared);
+                    widths.results = widths.results.max(pairs * spec.hidden);
+                    widths.experts = widths.experts.max(e.count);
+                    widths.top_k = widths.top_k.max(e.top_k);
+                    widths.held = widths.held.max(w.held.len());
+                }
+                _ => unreachable!("weights are loaded as the architecture says"),
+            }
+        }
+        widths
+    }
+
+    fn none() -> Self {
+        Self {
+            qkv: 0,
+            q: 0,
+            queries: 0,
+            short: 0,
+            latent_attended: 0,
+            latent_values: 0,
+            gate_up: 0,
+            results: 0,
+            experts: 0,
+            top_k: 0,
+            held: 0,
+        }
+    }
+}
+
+impl Buffers {
+    pub(super) fn new(
+        device: &Device,
+        spec: &ArchSpec,
+        slice: &RankSlice,
+        weights: &RankWeights<DeviceMatrix>,
+        acts: ActType,
+        max_rows: usize,
+    ) -> Result<Self, DeviceError> {
+        let (w, hidden) = (Widths::of(spec, slice, weights), spec.hidden);
+        let floats = |width: usize| device.alloc::<f32>(max_rows * width);
+        let taken = |width: usize| Acts::alloc(device, acts, max_rows * width);
+        let heads = slice.q_heads.len();
+        let counts = |layer: usize| match &spec.layers[layer].mlp {
+            Mlp::Experts(e) => device.zeros(e.count).map(Some),
+            Mlp::Dense { .. } => Ok(None),
+        };
+        Ok(Self {
+            tokens: device.zeros(max_rows)?,
+            x: floats(hidden)?,
+            partial: floats(hidden)?,
+            normed: taken(hidden)?,
+            qkv: floats(w.qkv)?,
+            q: floats(w.q)?,
+            attended: taken(heads * spec.out_dim())?,
+            latent: LatentBuffers {
+                short: taken(w.short)?,
+                queries: floats(w.queries)?,
+                unrotated: taken(w.queries)?,
+                attended: taken(w.latent_attended)?,
+                values: floats(w.latent_values)?,
+            },
+            scratch: AttentionScratch::new(device, LOGIT_ROWS, heads, spec.value_dim(), spec.context)?,
+            gate_up: floats(w.gate_up)?,
+            gated: taken(w.gate_up / 2)?,
+            results: floats(w.results)?,
+            router_logits: floats(w.experts)?,
+            moe: match w.experts {
+                0 => None,
+                _ => Some(MoeBuffers::new(device, max_rows, w.top_k, w.experts, w.held)?),
+            },
+            counts: (0..spec.layers.len()).map(counts).collect::<Result<_, _>>()?,
+            wanted: device.zeros(LOGIT_ROWS)?,
+            last_x: device.alloc(LOGIT_ROWS * hidden)?,
+            last: Acts::alloc(device, acts, LOGIT_ROWS * hidden)?,
+            scores: device.alloc(LOGIT_ROWS * slice.vocab.len())?,
+        })
+    }
+
+    /// What was counted since the last call.
+    pub(super) fn take_counts(&mut self) -> Result<Vec<Vec<u64>>, DeviceError> {
+        let take = |counts: &mut Option<Buffer<u64>>| {
+            let Some(counts) = counts else { return Ok(Vec::new()) };
+            let taken = counts.download()?;
+            counts.view_mut().fill(0)?;
+            Ok(taken)
+        };
+        self.counts.iter_mut().map(take).collect()
+    }
+}

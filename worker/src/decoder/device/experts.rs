@@ -1,0 +1,125 @@
+//! MLPs and experts on a device.
+
+use foggara_kernels::cuda::op::elementwise::gated;
+use foggara_kernels::cuda::op::matmul::{grouped_matmul, matmul};
+use foggara_kernels::cuda::op::moe::{self, Onto, Placement, Router, combine, route_and_sort};
+use foggara_kernels::cuda::{Buffer, DeviceError};
+use foggara_kernels::op::gated::GatedActivation;
+use foggara_models::spec::{Experts, Routing};
+
+use super::attention::bias_rows;
+use super::buffers::Buffers;
+use super::weights::{DeviceExperts, DeviceMlp, HeldExperts};
+
+/// Where experts run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Among the layers of the model.
+    pub(super) layer: usize,
+    /// This rank is the one that counts these rows.
+    pub(super) counted: bool,
+    pub(super) hidden: usize,
+    pub(super) rows: usize,
+}
+
+/// partial = this rank's columns' part of the MLP of `normed`.
+pub(super) fn run_mlp(
+    b: &mut Buffers,
+    w: &DeviceMlp,
+    activation: GatedActivation,
+    hidden: usize,
+    rows: usize,
+) -> Result<(), DeviceError> {
+    if w.width == 0 {
+        return b.partial.view_mut().slice(0..rows * hidden).fill(0);
+    }
+    let (both, width) = (2 * w.width, w.width);
+    for column in &w.gate_up {
+        let out = b.gate_up.view_mut().slice(column.at..rows * both);
+        let x = b.normed.view().slice(0..rows * hidden);
+        matmul(out, both, x, &column.weights, rows)?;
+    }
+    let bias = w.gate_up_bias.as_ref().map(Buffer::view);
+    let out = b.gated.view_mut().slice(0..rows * width);
+    gated(out, b.gate_up.view().slice(0..rows * both), bias, None, rows, width, activation)?;
+    let partial = b.partial.view_mut().slice(0..rows * hidden);
+    matmul(partial, hidden, b.gated.view().slice(0..rows * width), &w.down, rows)?;
+    bias_rows(b.partial.view_mut().slice(0..rows * hidden), hidden, rows, &w.down_bias)
+}
+
+/// partial = this rank's part of what a layer's experts give the rows of `normed`.
+pub(super) fn run(
+    b: &mut Buffers,
+    w: &DeviceExperts,
+    e: &Experts,
+    activation: GatedActivation,
+    place: Place,
+) -> Result<(), DeviceError> {
+    let Place { layer, counted, hidden, rows } = place;
+    let onto = match &w.shared {
+        Some(shared) => {
+            run_mlp(b, shared, activation, hidden, rows)?;
+            Onto::Sum
+        }
+        None => Onto::Nothing,
+    };
+    let x = b.normed.view().slice(0..rows * hidden);
+    let logits = b.router_logits.view_mut().slice(0..rows * e.count);
+    matmul(logits, e.count, x, &w.router, rows)?;
+    let router = Router {
+        routing: routing(e.routing),
+        bias: w.router_bias.as_ref().map(Buffer::view),
+        correction: w.correction.as_ref().map(Buffer::view),
+    };
+    let (Some(moe), Some(counts)) = (&mut b.moe, &mut b.counts[layer]) else {
+        unreachable!("a layer with experts has buffers")
+    };
+    let placement = Placement { local: w.local.view(), counts: counted.then(|| counts.view_mut()) };
+    let logits = b.router_logits.view().slice(0..rows * e.count);
+    moe.set_held(w.held.as_ref().map_or(0, |held| held.count));
+    route_and_sort(moe, logits, rows, &router, placement)?;
+    let Some(held) = &w.held else {
+        let mut partial = b.partial.view_mut().slice(0..rows * hidden);
+        return if onto == Onto::Nothing { partial.fill(0) } else { Ok(()) };
+    };
+    run_held(b, held, activation, hidden, rows)?;
+    let Some(moe) = &b.moe else { unreachable!("it was there") };
+    let partial = b.partial.view_mut().slice(0..rows * hidden);
+    let bias = held.down_bias.as_ref().map(Buffer::view);
+    combine(partial, onto, b.results.view(), hidden, bias, moe, rows, hidden)
+}
+
+/// results = what each held expert makes of its rows, sorted by expert.
+fn run_held(
+    b: &mut Buffers,
+    held: &HeldExperts,
+    activation: GatedActivation,
+    hidden: usize,
+    rows: usize,
+) -> Result<(), DeviceError> {
+    let Some(moe) = &b.moe else { unreachable!("a layer with experts has buffers") };
+    let (both, width, sorted) = (2 * held.width, held.width, moe.max_sorted(rows));
+    let groups = &moe.groups;
+    for (at, table) in &held.gate_up {
+        let out = b.gate_up.view_mut().slice(*at..sorted * both);
+        let x = b.normed.view().slice(0..rows * hidden);
+        grouped_matmul(out, both, x, Some(groups.token_of_row.view()), table, groups)?;
+    }
+    let bias = held.gate_up_bias.as_ref().map(Buffer::view);
+    let out = b.gated.view_mut().slice(0..sorted * width);
+    let gate_up = b.gate_up.view().slice(0..sorted * both);
+    gated(out, gate_up, bias, Some(groups), sorted, width, activation)?;
+    let results = b.results.view_mut().slice(0..sorted * hidden);
+    let x = b.gated.view().slice(0..sorted * width);
+    grouped_matmul(results, hidden, x, None, &held.down, groups)
+}
+
+/// The kernels' name of a choice of experts.
+fn routing(routing: Routing) -> moe::Routing {
+    match routing {
+        Routing::Softmax { renormalize } => moe::Routing::Softmax { renormalize },
+        Routing::GroupedSigmoid { groups, top_groups, renormalize, scale } => {
+            moe::Routing::GroupedSigmoid { groups, top_groups, renormalize, scale }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The forward pass on a device: the numbers of [`Decoder`](super::Decoder), as launches on one stream.
+//!
+//! Nothing is allocated in a step, and nothing is waited for until logits are needed: buffers are made once, as large as the
+//! largest step. Where a rank is alone with its layers, a step of few rows is recorded the second time its sizes come and
+//! replayed from then on (`graphs`). Sums over ranks go through the host's collectives, or NCCL.
+
+mod attention;
+mod buffers;
+mod experts;
+mod graphs;
+mod score;
+mod sum;
+mod weights;
+
+use foggara_kernels::cuda::op::attention::HeadMap;
+use foggara_kernels::cuda::op::elementwise::embed;
+use foggara_kernels::cuda::op::kv_cache::{DeviceKv, KvKind};
+use foggara_kernels::cuda::op::residual::add_and_norm;
+use foggara_kernels::cuda::op::rope::{DeviceAngles, DeviceRope};
+use foggara_kernels::cuda::op::step_rows::{Run, StepRows};
+use foggara_kernels::cuda::{ActType, Buffer, Device, DeviceError, DeviceMatrix, WeightKind};
+use foggara_kernels::op::gated::GatedActivation;
+use foggara_kernels::op::kv_cache::KvType;
+use foggara_kernels::op::rope::RopeStyle;
+use foggara_models::spec::Mlp;
+use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
+
+use super::mlp::gated_activation;
+use super::score::{Scorer, Wanted};
+use super::{BlockTables, CacheConfig, Comms, DispatchStats, Forward, ForwardError, Segment, StepInput};
+use crate::weights::RankWeights;
+
+use buffers::Buffers;
+use graphs::{Graphs, Recorded, can_be_recorded};
+use score::{score_all, score_wanted};
+use sum::Sums;
+use weights::{DeviceMlpKind, DeviceWeights};
+
+/// One rank of the forward pass on a device.
+pub struct DeviceDecoder {
+    device: Device,
+    spec: ArchSpec,
+    shape: Shape,
+    slice: RankSlice,
+    scorer: Scorer,
+    weights: DeviceWeights,
+    activation: GatedActivation,
+    ropes: Vec<DeviceRope>,
+    /// Of each rotation, those of the step's rows.
+    angles: Vec<DeviceAngles>,
+    heads: HeadMap,
+    cache: DeviceKv,
+    /// Those of a step that is not recorded.
+    rows: Option<StepRows>,
+    buffers: Buffers,
+    graphs: Graphs,
+    sums: Sums,
+    host_scores: Vec<f32>,
+    max_rows: usize,
+}
+
+/// The type that products take their inputs in: checkpoints stored in f32 are computed in it.
+fn act_type(weights: &RankWeights<DeviceMatrix>) -> ActType {
+    let ends = weights.embedding.iter().chain(&weights.output).map(DeviceMatrix::kind);
+    let firsts = weights.layers.iter().map(|layer| match &layer.attention {
+        crate::weights::AttentionWeights::Grouped(w) => w.o.kind(),
+        crate::weights::AttentionWeights::Latent(w) => w.o.kind(),
+    });
+    match ends.chain(firsts).all(|kind| kind == WeightKind::F32) {
+        true => ActType::F32,
+        false => ActType::Bf16,
+    }
+}
+
+impl DeviceDecoder {
+    /// Rank `rank` of `plan` on `device`, with an empty cache, for steps of at most `max_rows` rows.
+    ///
+    /// # Errors
+    /// If the device has not the memory, or the plan or cache is one that is not computed on devices: said by name.
+    pub fn new(
+        device: &Device,
+        spec: &ArchSpec,
+        plan: &SlicePlan,
+        rank: usize,
+        weights: RankWeights<DeviceMatrix>,
+        cache: CacheConfig,
+        max_rows: usize,
+    ) -> Result<Self, DeviceError> {
+        let slice = plan.ranks[rank].clone();
+        let refused = |what: &str| DeviceError {
+            device: device.name(),
+            call: "decoder",
+            shape: plan.shape.to_string(),
+            reason: what.to_owned(),
+            lost: false,
+        };
+        if plan.shape.dp > 1 {
+            return Err(refused(
+                "data-parallel attention (dp) is not computed on devices yet: use tp and ep",
+            ));
+        }
+        let kind = match cache.ty {
+            KvType::F32 => KvKind::F32,
+            KvType::F16 => KvKind::F16,
+            KvType::Q8_0 => return Err(refused("a q8_0 KV cache is not kept on devices yet: use f16")),
+        };
+        let acts = act_type(&weights);
+        let cache = DeviceKv::new(device, cache.sizes(spec, &slice), kind)?;
+        let group = spec.heads_per_kv();
+        let local = |head: usize| (head / group - slice.kv_heads.start) as u32;
+        let kv_head_of: Vec<u32> = slice.q_heads.clone().map(local).collect();
+        let rope = |rope: &foggara_models::RopeSpec| {
+            let style = match rope.style {
+                foggara_models::RopeStyle::Interleaved => RopeStyle::Interleaved,
+                foggara_models::RopeStyle::Half => RopeStyle::Half,
+            };
+            DeviceRope::new(device, &rope.inv_freq, style, rope.scale)
+        };
+        let ropes: Vec<DeviceRope> = spec.ropes.iter().map(rope).collect::<Result<_, _>>()?;
+        let angles = ropes.iter().map(|rope| DeviceAngles::new(device, rope, max_rows));
+        Ok(Self {
+            device: device.clone(),
+            spec: spec.clone(),
+            shape: plan.shape,
+            scorer: Scorer::new(spec, plan),
+            buffers: Buffers::new(device, spec, &slice, &weights, acts, max_rows)?,
+            weights: DeviceWeights::new(device, weights)?,
+            activation: gated_activation(spec.activation),
+            angles: angles.collect::<Result<_, _>>()?,
+            ropes,
+            heads: HeadMap::new(device, &kv_head_of)?,
+            cache,
+            rows: Some(StepRows::new(device)?),
+            graphs: Graphs::default(),
+            sums: Sums::default(),
+            host_scores: Vec::new(),
+            max_rows,
+            slice,
+        })
+    }
+
+    /// All layers of this rank's stage over the rows that were uploaded.
+    fn run_layers(&mut self, step: &StepRows, comms: &mut Comms) -> Result<(), ForwardError> {
+        let rows = step.rows();
+        for (rope, angles) in self.ropes.iter().zip(&mut self.angles) {
+            angles.set(rope, step)?;
+        }
+        if self.slice.place.stage == 0 {
+            self.embed(rows)?;
+            self.sums.over_ranks(&mut self.buffers.x, rows * self.spec.hidden, comms)?;
+        } else {
+            self.sums.receive(&mut self.buffers.x, rows * self.spec.hidden, comms)?;
+        }
+        for local in 0..self.slice.layers.len() {
+            self.norm_before_attention(local, rows)?;
+            self.attend(local, step)?;
+            self.sums.over_ranks(&mut self.buffers.partial, rows * self.spec.hidden, comms)?;
+            self.norm_before_mlp(local, rows)?;
+            self.feed_forward(local, rows)?;
+            self.sums.over_ranks(&mut self.buffers.partial, rows * self.spec.hidden, comms)?;
+        }
+        self.add_last(rows)?;
+        self.sums.send(&mut self.buffers.x, rows * self.spec.hidden, comms)
+    }
+
+    /// x = rows of the embedding; zeros for tokens of other ranks.
+    fn embed(&mut self, rows: usize) -> Result<(), DeviceError> {
+        let Some(embedding) = &self.weights.embedding else { return Ok(()) };
+        let b = &mut self.buffers;
+        let out = b.x.view_mut().slice(0..rows * self.spec.hidden);
+        let first = self.slice.vocab.start as u32;
+        embed(out, b.tokens.view().slice(0..rows), embedding, first, self.spec.embedding_scale)
+    }
+
+    /// normed = the norm of x, after what the layer before has left to be added.
+    fn norm_before_attention(&mut self, local: usize, rows: usize) -> Result<(), DeviceError> {
+        let hidden = self.spec.hidden;
+        let layers = &self.weights.layers;
+        let before = local.checked_sub(1).map(|before| &layers[before]);
+        let b = &mut self.buffers;
+        let partial = b.partial.view().slice(0..rows * hidden);
+        add_and_norm(
+            Some(b.normed.view_mut().slice(0..rows * hidden)),
+            b.x.view_mut().slice(0..rows * hidden),
+            before.map(|_| partial),
+            before.and_then(|layer| layer.post_mlp_norm.as_ref()).map(Buffer::view),
+            layers[local].attn_norm.view(),
+            rows,
+            hidden,
+            self.spec.norm_eps,
+        )
+    }
+
+    /// normed = the norm of x, after what attention has left to be added.
+    fn norm_before_mlp(&mut self, local: usize, rows: usize) -> Result<(), DeviceError> {
+        let hidden = self.spec.hidden;
+        let (layer, b) = (&self.weights.layers[local], &mut self.buffers);
+        add_and_norm(
+            Some(b.normed.view_mut().slice(0..rows * hidden)),
+            b.x.view_mut().slice(0..rows * hidden),
+            Some(b.partial.view().slice(0..rows * hidden)),
+            layer.post_attn_norm.as_ref().map(Buffer::view),
+            layer.mlp_norm.view(),
+            rows,
+            hidden,
+            self.spec.norm_eps,
+        )
+    }
+
+    /// x += what the last layer has left to be added.
+    fn add_last(&mut self, rows: usize) -> Result<(), DeviceError> {
+        let hidden = self.spec.hidden;
+        let Some(layer) = self.weights.layers.last() else { return Ok(()) };
+        let b = &mut self.buffers;
+        add_and_norm(
+            None,
+            b.x.view_mut().slice(0..rows * hidden),
+            Some(b.partial.view().slice(0..rows * hidden)),
+            layer.post_mlp_norm.as_ref().map(Buffer::view),
+            layer.mlp_norm.view(),
+            rows,
+            hidden,
+            self.spec.norm_eps,
+        )
+    }
+
+    /// partial = this rank's part of what the MLP or the experts add.
+    fn feed_forward(&mut self, local: usize, rows: usize) -> Result<(), DeviceError> {
+        let global = self.slice.layers.start + local;
+        match (&self.weights.layers[local].mlp, &self.spec.layers[global].mlp) {
+            (DeviceMlpKind::Dense(mlp), _) => {
+                experts::run_mlp(&mut self.buffers, mlp, self.activation, self.spec.hidden, rows)
+            }
+            (DeviceMlpKind::Experts(w), Mlp::Experts(e)) => {
+                let counted = self.slice.place.tp == 0;
+                let place = experts::Place { layer: global, counted, hidden: self.spec.hidden, rows };
+                experts::run(&mut self.buffers, w, e, self.activation, place)
+            }
+            _ => unreachable!("weights are loaded as the architecture says"),
+        }
+    }
+
+    /// A segment's rows, with the blocks they see.
+    fn run_of<'a>(&self, segment: &Segment, tables: &'a BlockTables) -> Option<Run<'a>> {
+        let (position, rows) = (segment.start as usize, segment.len as usize);
+        let seen = (position + rows).div_ceil(self.cache.sizes().block_size);
+        (rows > 0).then(|| Run { blocks: &tables.blocks(segment.slot)[..seen], position, rows })
+    }
+
+    /// A step of a rank that is alone, logits of all rows: recorded when it has been run before, then replayed.
+    fn run_recorded(
+        &mut self,
+        recorded: &mut Recorded,
+        comms: &mut Comms,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), ForwardError> {
+        let rows = recorded.rows.rows();
+        if recorded.recording.is_none() && recorded.warm {
+            let device = self.device.clone();
+            recorded.recording = Some(device.record(|| self.run_all(&recorded.rows, comms))?);
+        }
+        match &recorded.recording {
+            Some(recording) => recording.replay()?,
+            None => self.run_all(&recorded.rows, comms)?,
+        }
+        recorded.warm = true;
+        let vocab = self.spec.vocab;
+        self.host_scores.resize(rows * vocab, 0.0);
+        self.buffers.scores.view().slice(0..rows * vocab).download(&mut self.host_scores)?;
+        self.scorer.finish(&mut self.host_scores, on_logits);
+        Ok(())
+    }
+
+    /// All layers and the logits of all rows.
+    fn run_all(&mut self, rows: &StepRows, comms: &mut Comms) -> Result<(), ForwardError> {
+        self.run_layers(rows, comms)?;
+        Ok(score_all(&mut self.buffers, &self.weights, &self.spec, rows.rows())?)
+    }
+
+    /// Copies the blocks that the step says.
+    fn copy_blocks(&mut self, input: &StepInput, tables: &BlockTables) -> Result<(), DeviceError> {
+        for copy in &input.copies {
+            let ((_, from), (_, to)) = (tables.place(copy.from), tables.place(copy.to));
+            self.cache.copy_block(from, to)?;
+        }
+        Ok(())
+    }
+}
+
+impl Forward for DeviceDecoder {
+    fn spec(&self) -> &ArchSpec {
+        &self.spec
+    }
+
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.sizes().blocks
+    }
+
+    fn dispatch_stats(&self) -> DispatchStats {
+        DispatchStats::default()
+    }
+
+    fn take_expert_counts(&mut self) -> Result<Vec<Vec<u64>>, DeviceError> {
+        self.buffers.take_counts()
+    }
+
+    fn forward(
+        &mut self,
+        input: &StepInput,
+        tables: &BlockTables,
+        comms: &mut Comms,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), ForwardError> {
+        self.copy_blocks(input, tables)?;
+        if input.tokens.is_empty() {
+            return Ok(());
+        }
+        assert!(input.tokens.len() <= self.max_rows, "a step of at most {} rows", self.max_rows);
+        let runs: Vec<Run<'_>> = input.segments.iter().filter_map(|s| self.run_of(s, tables)).collect();
+        self.buffers.tokens.view_mut().slice(0..input.tokens.len()).upload(&input.tokens)?;
+        let alone = comms.size() == 1 && self.device.driver().can_capture();
+        if alone && can_be_recorded(input) {
+            let mut recorded = self.graphs.take(&self.device, &runs, self.cache.sizes().block_size)?;
+            let done = self.run_recorded(&mut recorded, comms, on_logits);
+            self.graphs.put(recorded);
+            return done;
+        }
+        let Some(mut rows) = self.rows.take() else { unreachable!("put back after every step") };
+        let done = rows.set(&runs).map_err(ForwardError::from).and_then(|()| self.run_layers(&rows, comms));
+        self.rows = Some(rows);
+        done?;
+        let (b, weights, spec) = (&mut self.buffers, &self.weights, &self.spec);
+        let own = |wanted: &[Wanted], scores: &mut Vec<f32>| -> Result<(), ForwardError> {
+            Ok(score_wanted(b, weights, spec, wanted, scores)?)
+        };
+        self.scorer.score((input, tables), comms, own, on_logits)
+    }
+}
+
+#[cfg(test)]
+mod tests;

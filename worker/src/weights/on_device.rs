@@ -1,0 +1,114 @@
+//! Weights on a device: rows as they are stored where they are floats, else rounded to bf16.
+
+use std::sync::OnceLock;
+
+use foggara_kernels::cuda::{Device, DeviceMatrix, WeightKind};
+use foggara_kernels::op::dequantize::dequantize;
+use foggara_kernels::{KernelError, ThreadPool, WeightType};
+
+use super::LoadError;
+use super::store::{Held, Store, Stored};
+
+/// Rows that one task converts.
+const ROWS_AT_ONCE: usize = 16;
+
+/// Holds matrices on a device.
+#[derive(Debug, Clone)]
+pub struct OnDevice(pub Device);
+
+/// A matrix that comes to a device.
+#[derive(Debug)]
+pub struct DevicePacker {
+    matrix: DeviceMatrix,
+    stored: Stored,
+    next: usize,
+}
+
+impl Held for DeviceMatrix {
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+}
+
+/// The type a stored one is held in.
+fn kind(ty: WeightType) -> WeightKind {
+    match ty {
+        WeightType::F32 => WeightKind::F32,
+        WeightType::F16 => WeightKind::F16,
+        _ => WeightKind::Bf16,
+    }
+}
+
+impl Store for OnDevice {
+    type Matrix = DeviceMatrix;
+    type Packer = DevicePacker;
+
+    fn begin(&self, stored: Stored) -> Result<DevicePacker, LoadError> {
+        let matrix = DeviceMatrix::empty(&self.0, kind(stored.ty), stored.rows, stored.cols)?;
+        Ok(DevicePacker { matrix, stored, next: 0 })
+    }
+
+    fn push<'r>(
+        &self,
+        packer: &mut DevicePacker,
+        pool: &ThreadPool,
+        count: usize,
+        row: impl Fn(usize) -> &'r [u8] + Sync,
+    ) -> Result<(), LoadError> {
+        let stored = packer.stored;
+        let row_bytes = stored.cols * packer.matrix.kind().bytes();
+        if row_bytes == 0 {
+            packer.next += count;
+            return Ok(());
+        }
+        if packer.next + count > stored.rows {
+            let reason = format!("{count} rows after {} of {}", packer.next, stored.rows);
+            return Err(KernelError::new("upload", reason).into());
+        }
+        let runs = count.div_ceil(ROWS_AT_ONCE);
+        let made: Vec<OnceLock<Result<Vec<u8>, KernelError>>> = (0..runs).map(|_| OnceLock::new()).collect();
+        pool.run(runs, |run| {
+            let rows = run * ROWS_AT_ONCE..count.min((run + 1) * ROWS_AT_ONCE);
+            let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
+            let converted = rows.into_iter().try_for_each(|i| convert(stored, row(i), &mut bytes));
+            // Each run is made once.
+            made[run].set(converted.map(|()| bytes)).ok();
+        });
+        for bytes in made.into_iter().filter_map(OnceLock::into_inner) {
+            let bytes = bytes?;
+            packer.matrix.put_rows(packer.next, &bytes)?;
+            packer.next += bytes.len() / row_bytes;
+        }
+        Ok(())
+    }
+
+    fn finish(&self, packer: DevicePacker) -> Result<DeviceMatrix, LoadError> {
+        let (got, rows) = (packer.next, packer.stored.rows);
+        if got != rows && packer.stored.cols_stored > 0 {
+            return Err(KernelError::new("upload", format!("{got} of {rows} rows were given")).into());
+        }
+        Ok(packer.matrix)
+    }
+}
+
+/// Adds the wanted columns of a stored row, as they are held.
+fn convert(s: Stored, row: &[u8], bytes: &mut Vec<u8>) -> Result<(), KernelError> {
+    if row.len() != s.ty.row_bytes(s.cols_stored) {
+        let reason = format!("a row of {} bytes for {} columns of {:?}", row.len(), s.cols_stored, s.ty);
+        return Err(KernelError::new("upload", reason));
+    }
+    if matches!(s.ty, WeightType::F32 | WeightType::F16 | WeightType::BF16) {
+        let size = s.ty.row_bytes(1);
+        bytes.extend_from_slice(&row[s.col_skip * size..][..s.cols * size]);
+        return Ok(());
+    }
+    let mut values = vec![0.0; s.cols_stored];
+    dequantize(s.ty, row, &mut values)?;
+    let wanted = &values[s.col_skip..][..s.cols];
+    bytes.extend(wanted.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()));
+    Ok(())
+}
