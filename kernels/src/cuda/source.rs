@@ -92,7 +92,9 @@ fn compile_all(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((i, place)) = to_compile.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                while let Some((i, place)) =
+                    to_compile.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                {
                     let (file, text) = SOURCES[*i];
                     let result = nvrtc.compile(file, text, HEADER, options);
                     if let (Ok(cubin), Some(place)) = (&result, place)
@@ -116,7 +118,8 @@ fn compile_all(
 /// Embedded machine code that runs on such a device: made for exactly it, or of the same major version and no later minor one.
 fn embedded(file: &str, capability: (u32, u32)) -> Option<&'static [u8]> {
     let own = listed::CUBINS.iter().filter(|(source, ..)| *source == file);
-    let fitting = own.filter_map(|(_, architecture, cubin)| Some((fitness(architecture, capability)?, *cubin)));
+    let fitting =
+        own.filter_map(|(_, architecture, cubin)| Some((fitness(architecture, capability)?, *cubin)));
     fitting.max_by_key(|(fitness, _)| *fitness).map(|(_, cubin)| cubin)
 }
 

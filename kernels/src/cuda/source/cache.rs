@@ -34,7 +34,8 @@ pub(super) fn write(file: &Path, cubin: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let beside = file.with_extension(format!("{}.{:?}.part", std::process::id(), std::thread::current().id()));
+    let beside =
+        file.with_extension(format!("{}.{:?}.part", std::process::id(), std::thread::current().id()));
     std::fs::write(&beside, cubin)?;
     std::fs::rename(&beside, file)
 }

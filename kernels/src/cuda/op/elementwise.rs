@@ -1,0 +1,187 @@
+//! What is done to each row, or each number, by itself.
+
+use crate::cuda::{
+    ActType, ActsView, ActsViewMut, Arg, DeviceError, DeviceMatrix, Groups, Launch, View, ViewMut, WeightKind,
+};
+use crate::op::gated::GatedActivation;
+
+/// Embeds tokens: row `r` of `out` becomes `scale` times row `tokens[r] - first` of the table, or zeros where it has no such row.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If `out` is not as many rows as there are tokens, as wide as the table's.
+pub fn embed(
+    out: ViewMut<'_, f32>,
+    tokens: View<'_, u32>,
+    table: &DeviceMatrix,
+    first: u32,
+    scale: f32,
+) -> Result<(), DeviceError> {
+    let (rows, width) = (tokens.len(), table.cols());
+    assert_eq!(out.len(), rows * width, "out: {rows} rows of {width}");
+    if out.is_empty() {
+        return Ok(());
+    }
+    let kernel = match table.kind() {
+        WeightKind::F32 => "embed_f32",
+        WeightKind::Bf16 => "embed_bf16",
+        WeightKind::F16 => "embed_f16",
+        WeightKind::F8 => "embed_f8",
+    };
+    let launch = Launch { kernel, grid: [rows as u32, 1, 1], threads: row_threads(width), shared: 0 };
+    let args = [
+        Arg::Ptr(out.address()),
+        Arg::Ptr(tokens.address()),
+        Arg::Ptr(table.data().address()),
+        Arg::Ptr(table.scales().map_or(0, |scales| scales.address())),
+        Arg::U64(table.row_bytes() as u64),
+        Arg::U32(table.rows() as u32),
+        Arg::U32(first),
+        Arg::U32(width as u32),
+        Arg::F32(scale),
+    ];
+    // SAFETY: the kernel's parameters; the lengths are checked above, and rows are compared with the table's.
+    unsafe { out.device().launch(&launch, &args) }
+}
+
+/// The gated activation of `rows` rows: `out[r][i]` of the gate `gate_up[r][i]` and of `gate_up[r][width + i]`, with `bias`
+/// (`2 · width`, in the same order) added to both first.
+///
+/// With `groups`, `bias` is a row for each group, and rows behind the end of the last group are left alone.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If the lengths do not fit `rows` and `width`.
+pub fn gated(
+    out: ActsViewMut<'_>,
+    gate_up: View<'_, f32>,
+    bias: Option<View<'_, f32>>,
+    groups: Option<&Groups>,
+    rows: usize,
+    width: usize,
+    activation: GatedActivation,
+) -> Result<(), DeviceError> {
+    assert_eq!(out.len(), rows * width, "out: {rows} rows of {width}");
+    assert_eq!(gate_up.len(), rows * 2 * width, "gate_up: {rows} rows of 2 · {width}");
+    let biases = groups.map_or(1, |groups| groups.count) * 2 * width;
+    assert!(bias.is_none_or(|bias| bias.len() == biases), "bias: {biases}");
+    assert!(groups.is_none_or(|groups| rows <= groups.group_of_row.len()), "rows of groups: {rows}");
+    if out.is_empty() {
+        return Ok(());
+    }
+    let kernel = match out.ty() {
+        ActType::F32 => "gated_f32",
+        ActType::Bf16 => "gated_bf16",
+    };
+    let (activation, alpha, limit) = match activation {
+        GatedActivation::Silu => (0, 0.0, 0.0),
+        GatedActivation::GeluTanh => (1, 0.0, 0.0),
+        GatedActivation::ClampedSwiglu { alpha, limit } => (2, alpha, limit),
+    };
+    let threads = row_threads(width).min(256);
+    // Each thread works at four elements: EACH in the kernel.
+    let parts = width.div_ceil(threads as usize * 4) as u32;
+    let launch = Launch { kernel, grid: [rows as u32, parts, 1], threads, shared: 0 };
+    let total = groups.map(|groups| groups.offsets.view().slice(groups.count..groups.count + 1));
+    let args = [
+        Arg::Ptr(out.address()),
+        Arg::Ptr(gate_up.address()),
+        Arg::Ptr(bias.map_or(0, |bias| bias.address())),
+        Arg::Ptr(groups.map_or(0, |groups| groups.group_of_row.view().address())),
+        Arg::Ptr(total.map_or(0, |total| total.address())),
+        Arg::U32(width as u32),
+        Arg::U32(activation),
+        Arg::F32(alpha),
+        Arg::F32(limit),
+    ];
+    // SAFETY: the kernel's parameters; the lengths are checked above, and a live row's group is one of the groups.
+    unsafe { out.device().launch(&launch, &args) }
+}
+
+/// Adds `bias` to each of `rows` rows that begin `stride` elements apart in `x`.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If `bias` is wider than the stride, or the rows are not inside of `x`.
+pub fn add_bias(
+    x: ViewMut<'_, f32>,
+    stride: usize,
+    rows: usize,
+    bias: View<'_, f32>,
+) -> Result<(), DeviceError> {
+    let width = bias.len();
+    if rows == 0 || width == 0 {
+        return Ok(());
+    }
+    assert!(width <= stride, "a bias of {width} for rows {stride} apart");
+    assert!(
+        (rows - 1) * stride + width <= x.len(),
+        "x: {rows} rows of {width}, {stride} apart, in {}",
+        x.len()
+    );
+    let threads = row_threads(width).min(256);
+    let parts = width.div_ceil(threads as usize) as u32;
+    let launch = Launch { kernel: "add_bias", grid: [rows as u32, parts, 1], threads, shared: 0 };
+    let args =
+        [Arg::Ptr(x.address()), Arg::Ptr(bias.address()), Arg::U64(stride as u64), Arg::U32(width as u32)];
+    // SAFETY: the kernel's parameters; the lengths are checked above.
+    unsafe { x.device().launch(&launch, &args) }
+}
+
+/// Picks rows of `width`: row `i` of `out` becomes row `rows[i]` of `x`, or zeros where `x` has no such row.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If `out` is not as many rows as are picked, or of another type, or `x` not whole rows.
+pub fn gather_rows(
+    out: ActsViewMut<'_>,
+    x: ActsView<'_>,
+    rows: View<'_, u32>,
+    width: usize,
+) -> Result<(), DeviceError> {
+    assert_eq!(out.ty(), x.ty(), "types of rows");
+    assert_eq!(out.len(), rows.len() * width, "out: {} rows of {width}", rows.len());
+    if out.is_empty() {
+        return Ok(());
+    }
+    assert!(x.len().is_multiple_of(width), "x: rows of {width} in {}", x.len());
+    let element = match x.ty() {
+        ActType::F32 => 4,
+        ActType::Bf16 => 2,
+    };
+    let bytes = width * element;
+    let aligned = [x.address(), out.address(), bytes as u64].iter().all(|at| at.is_multiple_of(16));
+    let (kernel, word) = match (aligned, x.ty()) {
+        (true, _) => ("gather_rows_16", 16),
+        (false, ActType::F32) => ("gather_rows_4", 4),
+        (false, ActType::Bf16) => ("gather_rows_2", 2),
+    };
+    let words = bytes / word;
+    let launch = Launch { kernel, grid: [rows.len() as u32, 1, 1], threads: row_threads(words), shared: 0 };
+    let args = [
+        Arg::Ptr(out.address()),
+        Arg::Ptr(x.address()),
+        Arg::Ptr(rows.address()),
+        Arg::U32((x.len() / width) as u32),
+        Arg::U32(words as u32),
+    ];
+    // SAFETY: the kernel's parameters; the lengths are checked above, and rows are compared with those of `x`.
+    unsafe { out.device().launch(&launch, &args) }
+}
+
+/// Threads for a row of `width` pieces: whole warps, and a few pieces for each thread.
+fn row_threads(width: usize) -> u32 {
+    width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32
+}
+
+#[cfg(test)]
+#[path = "elementwise_tests.rs"]
+mod tests;
