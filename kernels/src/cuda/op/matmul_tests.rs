@@ -1,8 +1,8 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::cuda::testing::{Random, devices, upload_acts};
-use crate::cuda::{Buffer, Device, from_f8};
+use crate::cuda::testing::{Random, devices};
+use crate::cuda::{Acts, Buffer, Device, from_f8};
 
 /// A matrix on a device, and its numbers as products take them: in f64, in rows.
 struct Weights {
@@ -47,6 +47,14 @@ fn activations(random: &mut Random, ty: ActType, len: usize) -> Vec<f32> {
     match ty {
         ActType::F32 => values,
         ActType::Bf16 => values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect(),
+    }
+}
+
+fn upload_acts(device: &Device, ty: ActType, values: &[f32]) -> Acts {
+    let bits = || values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect::<Vec<u16>>();
+    match ty {
+        ActType::F32 => Acts::F32(device.upload(values).expect("upload")),
+        ActType::Bf16 => Acts::Bf16(device.upload(&bits()).expect("upload")),
     }
 }
 
