@@ -288,14 +288,5 @@ impl Step<'_, '_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn heads_go_together_evenly() {
-        assert_eq!(chunks(&[0, 0, 0, 1, 1], 8), (vec![0, 3, 0, 3, 2, 1], 3));
-        assert_eq!(chunks(&[0; 9], 8), (vec![0, 4, 0, 4, 5, 0], 5));
-        assert_eq!(chunks(&[0, 2], 1), (vec![0, 1, 0, 1, 1, 2], 1));
-        assert_eq!(chunks(&[], 4), (vec![], 0));
-    }
-}
+#[path = "attention_tests.rs"]
+mod tests;

@@ -182,7 +182,7 @@ pub struct HeadsAt {
     pub head_stride: usize,
 }
 
-/// Rotates the whole head vectors (2 · pairs elements) of `x`, into `out`.
+/// Rotates vectors of 2 · pairs elements of `x`, into `out`.
 ///
 /// # Errors
 /// If the device fails.
@@ -198,9 +198,36 @@ pub fn rope_rows(
     rows: &StepRows,
     angles: &DeviceAngles,
 ) -> Result<(), DeviceError> {
-    let pairs = angles.pairs;
+    rotate((&out, out_at), (x, x_at), heads, rows, angles)
+}
+
+/// As [`rope_rows`], in place.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If a vector is outside.
+pub fn rope_in_place(
+    x: ViewMut<'_, f32>,
+    at: HeadsAt,
+    heads: usize,
+    rows: &StepRows,
+    angles: &DeviceAngles,
+) -> Result<(), DeviceError> {
+    rotate((&x, at), (x.as_view(), at), heads, rows, angles)
+}
+
+/// One thread has a pair: what is read and what is written may be the same.
+fn rotate(
+    (out, out_at): (&ViewMut<'_, f32>, HeadsAt),
+    (x, x_at): (View<'_, f32>, HeadsAt),
+    heads: usize,
+    rows: &StepRows,
+    angles: &DeviceAngles,
+) -> Result<(), DeviceError> {
+    let (count, pairs) = (rows.rows(), angles.pairs);
     check_angles(angles, rows, 2 * pairs);
-    let count = rows.rows();
     let last = |at: &HeadsAt| {
         let (row, head) = (count.saturating_sub(1), heads.saturating_sub(1));
         at.offset + row * at.row_stride + head * at.head_stride + 2 * pairs
@@ -340,3 +367,7 @@ fn check_angles(angles: &DeviceAngles, rows: &StepRows, dim: usize) {
         rows.rows()
     );
 }
+
+#[cfg(test)]
+#[path = "rope_tests.rs"]
+mod tests;
