@@ -3,7 +3,7 @@
 //! Nothing is linked, so one binary runs with a GPU and without. What is asked of a library is a [`table!`] of its functions,
 //! looked up at once: a library that lacks one is not used, and says so, instead of failing on first use.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -67,6 +67,45 @@ impl Wanted {
             Self::Nvrtc => &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
             Self::CublasLt => &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
             Self::Nccl => &["libnccl.so.2", "libnccl.so"],
+        }
+    }
+
+    /// The version that the library says it has.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub fn version(self, library: &Library) -> Result<String, String> {
+        let symbol = library.symbol(self.version_symbol())?;
+        // SAFETY: the functions have these types (nvrtc.h, cublasLt.h, nccl.h); the pointers are to integers.
+        unsafe {
+            match self {
+                Self::Nvrtc => {
+                    let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = std::mem::transmute(symbol);
+                    let (mut major, mut minor) = (0, 0);
+                    ask(&raw mut major, &raw mut minor);
+                    Ok(format!("{major}.{minor}"))
+                }
+                Self::CublasLt => {
+                    let ask: unsafe extern "C" fn() -> usize = std::mem::transmute(symbol);
+                    let version = ask();
+                    // 13.1.0 is 130100, 12.8.4 is 120804.
+                    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+                }
+                Self::Nccl => {
+                    let ask: unsafe extern "C" fn(*mut c_int) -> c_int = std::mem::transmute(symbol);
+                    let mut version = 0;
+                    ask(&raw mut version);
+                    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+                }
+            }
+        }
+    }
+
+    fn version_symbol(self) -> &'static CStr {
+        match self {
+            Self::Nvrtc => c"nvrtcVersion",
+            Self::CublasLt => c"cublasLtGetVersion",
+            Self::Nccl => c"ncclGetVersion",
         }
     }
 
@@ -147,11 +186,7 @@ impl Library {
 
     /// The file it was loaded from.
     pub fn path(&self) -> String {
-        let name = match self.wanted {
-            Wanted::Nvrtc => c"nvrtcVersion",
-            Wanted::CublasLt => c"cublasLtGetVersion",
-            Wanted::Nccl => c"ncclGetVersion",
-        };
+        let name = self.wanted.version_symbol();
         // SAFETY: the handle is the loader's; `info` is only read if the loader says that it filled it in.
         unsafe {
             let mut info: libc::Dl_info = std::mem::zeroed();
@@ -168,8 +203,8 @@ impl Library {
 macro_rules! table {
     ($(#[$about:meta])* $name:ident { $($field:ident: $symbol:literal fn($($argument:ty),* $(,)?) -> $answer:ty;)* }) => {
         $(#[$about])*
-        pub(super) struct $name {
-            $(pub $field: unsafe extern "C" fn($($argument),*) -> $answer,)*
+        struct $name {
+            $($field: unsafe extern "C" fn($($argument),*) -> $answer,)*
         }
         impl $name {
             /// Looks every function up.
@@ -179,7 +214,7 @@ macro_rules! table {
             ///
             /// # Safety
             /// The functions of the library have these types.
-            pub(super) unsafe fn load(library: &$crate::cuda::library::Library) -> Result<Self, String> {
+            unsafe fn load(library: &$crate::cuda::library::Library) -> Result<Self, String> {
                 Ok(Self { $($field: {
                     let address = library.symbol($symbol)?;
                     // SAFETY: as the caller says.

@@ -7,7 +7,9 @@
 mod acts;
 mod buffer;
 mod device;
+pub mod doctor;
 mod error;
+mod gpu;
 mod groups;
 mod library;
 mod matrix;
@@ -21,5 +23,6 @@ pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory};
 pub use error::DeviceError;
+pub use gpu::{Facts, Gpu};
 pub use groups::Groups;
 pub use matrix::{DeviceMatrix, MatrixTable, WeightKind, from_f8, to_f8};

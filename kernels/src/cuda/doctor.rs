@@ -1,0 +1,84 @@
+//! What this machine has for GPUs, what is missing, and how to get it. Changes nothing, and makes no context on any GPU.
+
+use super::gpu::{self, Facts};
+use super::library::Wanted;
+use super::source;
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// The newest version of CUDA that the driver knows (`13.0`), or why there is no driver.
+    pub driver: Result<String, String>,
+    /// The driver's own version, where the system tells it (`580.95.05`).
+    pub driver_release: Option<String>,
+    /// Every GPU, or why it does not answer.
+    pub gpus: Vec<Result<Facts, String>>,
+    /// Every library.
+    pub libraries: Vec<Found>,
+    /// Architectures whose machine code is in the program; for others NVRTC compiles at the first start.
+    pub embedded: Vec<&'static str>,
+    /// What should be done before a GPU can be used; empty if nothing.
+    pub missing: Vec<String>,
+}
+
+/// A library, found or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Which.
+    pub name: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// Its file and version, or why not.
+    pub found: Result<(String, String), String>,
+}
+
+/// Looks.
+pub fn survey() -> Survey {
+    let driver = gpu::driver_version().map(|v| format!("{}.{}", v / 1000, v % 1000 / 10));
+    let driver = driver.map_err(|error| error.reason);
+    let counted = gpu::count();
+    let gpus: Vec<Result<Facts, String>> = match &counted {
+        Ok(count) => (0..*count).map(|i| gpu::facts(i).map_err(|error| error.to_string())).collect(),
+        Err(_) => Vec::new(),
+    };
+    let libraries: Vec<Found> = Wanted::ALL.into_iter().map(found).collect();
+    let embedded = source::embedded_architectures();
+    let mut missing = Vec::new();
+    match &counted {
+        Err(error) => missing.push(error.reason.clone()),
+        Ok(0) => missing.push("the driver shows no GPU (see CUDA_VISIBLE_DEVICES)".to_owned()),
+        Ok(_) => {
+            // Without any GPU nothing of this is of use; a program with machine code needs no compiler.
+            let wanted = |library: &&Found| library.name != Wanted::Nvrtc.name() || embedded.is_empty();
+            missing.extend(libraries.iter().filter(wanted).filter_map(|l| l.found.clone().err()));
+        }
+    }
+    Survey { driver, driver_release: driver_release(), gpus, libraries, embedded, missing }
+}
+
+fn found(wanted: Wanted) -> Found {
+    let found = wanted.find().and_then(|library| Ok((library.path(), wanted.version(library)?)));
+    Found { name: wanted.name(), purpose: wanted.purpose(), found }
+}
+
+/// As the kernel's module tells it.
+fn driver_release() -> Option<String> {
+    let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
+    Some(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::survey;
+
+    #[test]
+    fn a_survey_says_something_everywhere() {
+        let survey = survey();
+        assert_eq!(survey.libraries.len(), 3);
+        assert_eq!(survey.driver.is_err(), survey.gpus.is_empty() && survey.driver.is_err());
+        if let Err(reason) = &survey.driver {
+            assert!(!reason.is_empty());
+            assert_eq!(survey.missing, [reason.clone()]);
+        }
+    }
+}
