@@ -21,17 +21,17 @@ FG_DEVICE u32 run_of(u32 seen) {
 }
 
 // Queries that a block has in common: rows of one sequence at positions that follow each other.
-struct Unit {
+struct Run {
     u32 row, rows, position, blocks;
 };
 
-FG_DEVICE Unit unit_at(const u32 *units, u32 i) { return {units[4 * i], units[4 * i + 1], units[4 * i + 2], units[4 * i + 3]}; }
+FG_DEVICE Run unit_at(const u32 *units, u32 i) { return {units[4 * i], units[4 * i + 1], units[4 * i + 2], units[4 * i + 3]}; }
 
 // The tile'th piece of at most `tile_rows` rows of all units; with `tile_rows` 0, units are met as they are.
-FG_DEVICE Unit tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
+FG_DEVICE Run tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
     if (tile_rows == 0) return unit_at(units, tile);
     for (u32 i = 0; i < count; i++) {
-        Unit unit = unit_at(units, i);
+        Run unit = unit_at(units, i);
         u32 tiles = (unit.rows + tile_rows - 1) / tile_rows;
         if (tile < tiles) {
             u32 skipped = tile * tile_rows;
@@ -102,7 +102,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, member = lane % G, sub = lane / G, origin = lane - member;
 
     u32 tile = tile_rows ? gridDim.x - 1 - blockIdx.x : blockIdx.x;  // what takes longest first
-    Unit unit = tile_of(step + units_at, unit_count, tile_rows, tile);
+    Run unit = tile_of(step + units_at, unit_count, tile_rows, tile);
     u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1], kv_head = chunks[3 * blockIdx.y + 2];
     if (unit.rows == 0) {
         // A row that does not exist.
@@ -336,7 +336,7 @@ ATTEND(f32, 32, 5, 4)
 FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window)) {
     FG_SHARED float weights[PARTS];
     u32 head = blockIdx.y, lane = threadIdx.x % 32;
-    Unit unit = unit_at(step + units_at, blockIdx.x);
+    Run unit = unit_at(step + units_at, blockIdx.x);
     u64 to = ((u64)unit.row * heads + head) * value_dim;
     if (unit.rows == 0) {
         for (u32 e = threadIdx.x; e < value_dim; e += blockDim.x) put(out, to + e, 0.0f, is_bf16);
