@@ -52,8 +52,51 @@ pub(crate) enum Command {
     Distance(DistanceArgs),
     /// Beside other servers, which run already: the same client asks each of them in turn, round by round.
     Versus(VersusArgs),
+    /// A GPU by itself: the forward pass of a model of a given shape, with random weights that are made on it.
+    Gpu(GpuArgs),
     /// How much of prompts that begin alike is found in the caches of several replicas, and what that does to the first token.
     Prefixes(PrefixesArgs),
+}
+
+/// The forward pass on a GPU.
+#[derive(clap::Args)]
+pub(crate) struct GpuArgs {
+    /// Which GPU, by CUDA's number.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) gpu: usize,
+    /// The model's shape: mixtral-8x7b, llama-3-8b or llama-3-70b.
+    #[arg(long, value_name = "NAME", default_value = "mixtral-8x7b")]
+    pub(crate) shape: String,
+    /// The shape that a config.json describes.
+    #[arg(long, value_name = "PATH", conflicts_with = "shape")]
+    pub(crate) config: Option<PathBuf>,
+    /// Only so many of its layers, where the GPU has not the memory for all.
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<usize>,
+    /// What layers' weights are held in: bf16, f16 or fp8.
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub(crate) weights: String,
+    /// Sequences that are decoded at once; may repeat.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 32, 64])]
+    pub(crate) streams: Vec<usize>,
+    /// Positions that each sequence has before.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) context: usize,
+    /// Tokens that each decodes.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) tokens: usize,
+    /// Tokens of a prompt that is read; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub(crate) prefill: usize,
+    /// Tokens of it in a step.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub(crate) chunk: usize,
+    /// How often the prompt is read; the best counts.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Writes what was measured as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) save: Option<PathBuf>,
 }
 
 /// Other servers beside ours.

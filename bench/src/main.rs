@@ -9,6 +9,7 @@ mod args;
 mod client;
 mod cluster;
 mod delay;
+mod gpu;
 mod leak;
 mod limits;
 mod loading;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
             None => run::run(&args.target, &args.run).await.map(|()| ExitCode::SUCCESS),
             Some(Command::Leak(leak)) => leak::run(leak).await,
             Some(Command::Load(load)) => loading::run(load),
+            Some(Command::Gpu(args)) => gpu::run(args),
             Some(Command::LongPrompt(args)) => scenario::long_prompt::run(args).await,
             Some(Command::Distance(args)) => scenario::distance::run(args).await,
             Some(Command::Versus(args)) => scenario::versus::run(args).await,

@@ -4,9 +4,10 @@ use std::fmt;
 use std::time::Instant;
 
 use anyhow::Result;
+use foggara_kernels::cuda::op::convert::convert;
 use foggara_kernels::cuda::op::matmul::matmul;
 use foggara_kernels::cuda::op::random::random_matrix;
-use foggara_kernels::cuda::{ActsView, Device, WeightKind};
+use foggara_kernels::cuda::{ActType, Acts, Device, WeightKind};
 use serde::Serialize;
 
 /// Bytes of a copy: far more than any cache.
@@ -52,14 +53,12 @@ pub(super) fn measure(device: &Device) -> Result<Limits> {
     let copy = seconds_each(device, ROUNDS, || Ok(to.view_mut().copy_from(from.view())?))?;
     drop((from, to));
     let w = random_matrix(device, WeightKind::Bf16, SIZE, SIZE, 1, 1.0)?;
-    // A matrix of the same kind is as good as rows.
-    let x = random_matrix(device, WeightKind::Bf16, SIZE, SIZE, 2, 1.0)?;
-    let mut rows = device.alloc::<u16>(SIZE * SIZE)?;
-    rows.view_mut().copy_from(x.data().cast())?;
+    let x = random_matrix(device, WeightKind::F32, SIZE, SIZE, 2, 1.0)?;
+    let mut rows = Acts::alloc(device, ActType::Bf16, SIZE * SIZE)?;
+    convert(rows.view_mut(), x.data().as_floats())?;
+    drop(x);
     let mut out = device.alloc::<f32>(SIZE * SIZE)?;
-    let product = seconds_each(device, ROUNDS, || {
-        Ok(matmul(out.view_mut(), SIZE, ActsView::Bf16(rows.view()), &w, SIZE)?)
-    })?;
+    let product = seconds_each(device, ROUNDS, || Ok(matmul(out.view_mut(), SIZE, rows.view(), &w, SIZE)?))?;
     Ok(Limits {
         copy_bytes_per_second: 2.0 * COPIED as f64 / copy,
         product_flops: 2.0 * (SIZE as f64).powi(3) / product,

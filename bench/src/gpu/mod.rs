@@ -72,7 +72,7 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
     let weight_bytes = weights.bytes() as u64;
     let decoder = DeviceDecoder::new(&device, &spec, &plan, 0, weights, cache, max_rows)?;
     let mut runner = Runner::new(decoder, device.clone(), blocks_each, cache)?;
-    let mut report = Report::new(args, &device, limits, weight_bytes)?;
+    let mut report = Report::new(args, &spec, &device, limits, weight_bytes);
     for streams in &args.streams {
         let seconds = runner.decode(*streams, args.context, args.tokens)?;
         let row = Row::decode(&spec, kind, &report.limits, *streams, args.context, args.tokens, seconds);

@@ -129,6 +129,18 @@ impl<'a, T: Pod> View<'a, T> {
     }
 }
 
+impl<'a> View<'a, u8> {
+    /// The same as `f32`.
+    ///
+    /// # Panics
+    /// If it does not begin or end with a whole one.
+    pub fn as_floats(&self) -> View<'a, f32> {
+        let whole = self.address.is_multiple_of(4) && self.len.is_multiple_of(4);
+        assert!(whole, "{} bytes as f32", self.len);
+        View { device: self.device, address: self.address, len: self.len / 4, elements: PhantomData }
+    }
+}
+
 impl<'a, T: Pod> ViewMut<'a, T> {
     /// Its device.
     pub fn device(&self) -> &'a Device {

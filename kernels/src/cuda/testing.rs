@@ -2,15 +2,21 @@
 
 use std::path::PathBuf;
 
-use super::Device;
 use super::twin::HostTwin;
+use super::{Device, Gpu};
 
-/// The devices every op is tested on: the host twin.
+/// The devices every op is tested on: the host twin, and the first GPU where there is one. `FOGGARA_TEST_DEVICES` names fewer of
+/// them: `twin` or `gpu`, the second of which must be there then.
 ///
 /// # Panics
-/// If the twin has not been built.
+/// If one of them cannot be had.
 pub fn devices() -> Vec<Device> {
-    vec![host_twin()]
+    match std::env::var("FOGGARA_TEST_DEVICES").as_deref() {
+        Ok("gpu") => vec![Gpu::open(0).unwrap_or_else(|error| panic!("{error}"))],
+        Ok("twin") => vec![host_twin()],
+        Ok(other) => panic!("FOGGARA_TEST_DEVICES={other}: twin or gpu"),
+        Err(_) => std::iter::once(host_twin()).chain(Gpu::open(0).ok()).collect(),
+    }
 }
 
 /// A host twin of its own, as `cargo xtask kernels` built it; or from the library that `FOGGARA_TWIN` names.
