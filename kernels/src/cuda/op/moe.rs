@@ -71,6 +71,9 @@ pub struct MoeBuffers {
     pub positions: Buffer<u32>,
     /// The sorted rows: by expert, and in order within one.
     pub groups: Groups,
+    /// One number: rows from this one on are not sorted and not counted, so that what was recorded for many rows can be done
+    /// for fewer. The greatest there is, unless the caller writes another.
+    pub live: Buffer<u32>,
     /// Of each tile of rows and each group, how many pairs; then, how many in the tiles before.
     tile_counts: Buffer<u32>,
 }
@@ -110,6 +113,7 @@ impl MoeBuffers {
                 group_of_row: device.alloc(sorted)?,
                 token_of_row: device.alloc(sorted)?,
             },
+            live: device.upload(&[u32::MAX])?,
             tile_counts: device.alloc(tiles * local_experts)?,
         })
     }
@@ -172,6 +176,7 @@ pub fn route_and_sort(
         Arg::Ptr(buffers.groups.token_of_row.view().address()),
         Arg::Ptr(counts),
         Arg::Ptr(placement.local.address()),
+        Arg::Ptr(buffers.live.view().address()),
         Arg::U32(buffers.groups.count as u32),
         Arg::U32(width as u32),
     ]);
@@ -212,7 +217,7 @@ pub fn route(
     unsafe { buffers.ids.device().launch(&launch, &choice.args) }
 }
 
-/// Sorts the pairs of `buffers.ids` by expert: writes `buffers.groups` and `buffers.positions`.
+/// Sorts the pairs of `buffers.ids` by expert, up to row `buffers.live`: writes `buffers.groups` and `buffers.positions`.
 ///
 /// # Errors
 /// If the device fails.
@@ -229,7 +234,11 @@ pub fn sort_by_expert(
     let groups = &buffers.groups;
     let width = words(groups.count);
     let tiles = rows.div_ceil(32 * width).max(1);
-    let [ids, local] = [Arg::Ptr(buffers.ids.view().address()), Arg::Ptr(placement.local.address())];
+    let from = [
+        Arg::Ptr(buffers.ids.view().address()),
+        Arg::Ptr(placement.local.address()),
+        Arg::Ptr(buffers.live.view().address()),
+    ];
     let to = [
         Arg::Ptr(buffers.positions.view().address()),
         Arg::Ptr(groups.group_of_row.view().address()),
@@ -253,12 +262,12 @@ pub fn sort_by_expert(
     let shared = mask_bytes(groups.count);
     let counts = Arg::Ptr(counts);
     if tiles == 1 {
-        return launch("moe_sort", 1, threads, shared, &[&to, &[offsets, counts, ids, local], &sizes]);
+        return launch("moe_sort", 1, threads, shared, &[&to, &[offsets, counts], &from, &sizes]);
     }
-    launch("moe_count", tiles, threads, shared, &[&[tile_counts, counts, ids, local], &sizes])?;
+    launch("moe_count", tiles, threads, shared, &[&[tile_counts, counts], &from, &sizes])?;
     let total = [offsets, tile_counts, Arg::U32(tiles as u32), Arg::U32(groups.count as u32)];
     launch("moe_offsets", 1, SORT_THREADS as u32, 0, &[&total])?;
-    launch("moe_scatter", tiles, threads, shared, &[&to, &[offsets, tile_counts, ids, local], &sizes])
+    launch("moe_scatter", tiles, threads, shared, &[&to, &[offsets, tile_counts], &from, &sizes])
 }
 
 /// What [`combine`] adds to.
