@@ -69,6 +69,7 @@ struct Router {
     u32 renormalize;
     float scale;
     u32 scores;  // of a row in shared memory: those of experts, and of groups after them
+    u32 *kept;   // a copy of ids for who goes on with them, or null
 };
 
 FG_DEVICE double logit(const Router &r, u32 row, u32 expert) {
@@ -151,10 +152,12 @@ FG_DEVICE void choose_experts(u64 *keys, const Router &r, u32 row) {
     u64 at = (u64)row * r.top_k;
     if (one != NOWHERE) {
         r.ids[at + rank_one] = one;
+        if (r.kept) r.kept[at + rank_one] = one;
         r.weights[at + rank_one] = (float)(r.groups ? weight_one * by : weight_one / by);
     }
     if (two != NOWHERE) {
         r.ids[at + rank_two] = two;
+        if (r.kept) r.kept[at + rank_two] = two;
         r.weights[at + rank_two] = (float)(r.groups ? weight_two * by : weight_two / by);
     }
 }
@@ -162,14 +165,14 @@ FG_DEVICE void choose_experts(u64 *keys, const Router &r, u32 row) {
 #define ROUTER_PARAMS                                                                                              \
     u32 *ids, float *weights, const float *logits, const float *bias, const float *correction, u32 rows, u32 experts, \
         u32 top_k, u32 groups, u32 top_groups, u32 renormalize, float scale, u32 scores
-#define ROUTER \
-    {ids, weights, logits, bias, correction, rows, experts, top_k, groups, top_groups, renormalize, scale, scores}
+#define ROUTER(kept)                                                                                                  \
+    {ids, weights, logits, bias, correction, rows, experts, top_k, groups, top_groups, renormalize, scale, scores, kept}
 
 // A warp for each row. Shared: scores · 8 bytes for each warp.
 FG_KERNEL(256, moe_route, (ROUTER_PARAMS)) {
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
-    Router r = ROUTER;
+    Router r = ROUTER(nullptr);
     u32 first = blockIdx.x * (blockDim.x / 32), warp = threadIdx.x / 32;
     u32 here = rows - first < blockDim.x / 32 ? rows - first : blockDim.x / 32;
     write_keys(keys, r, first, here);
@@ -274,21 +277,24 @@ FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row,
     sort_tile((u32 *)shared, offsets, s, counts);
 }
 
-// One block: a step's rows are chosen for, `per_pass` at once, and sorted.
+// One block: a step's rows are chosen for, `per_pass` at once, and sorted. Shared: scores · 8 bytes for each row of a pass; what
+// sorting needs; copies of `local` and of the chosen.
 FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, const u32 *live, u32 local_groups, u32 words)) {
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
-    Router r = ROUTER;
+    u32 *masks = (u32 *)(keys + (u64)per_pass * scores), *places = masks + local_groups * (words + 1);
+    Router r = ROUTER(places + experts);
     u32 warp = threadIdx.x / 32;
+    for (u32 i = threadIdx.x; i < experts; i += blockDim.x) places[i] = local[i];
     for (u32 first = 0; first < rows; first += per_pass) {
-        u32 here = rows - first < per_pass ? rows - first : per_pass;
+        u32 here = min(rows - first, per_pass);
         write_keys(keys, r, first, here);
         __syncthreads();
         if (warp < here) choose_experts(keys + (u64)warp * scores, r, first + warp);
         __syncthreads();
     }
-    Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, local_groups, words};
-    sort_tile((u32 *)shared, offsets, s, counts);
+    Sort s = {positions, group_of_row, token_of_row, r.kept, places, live, rows, top_k, local_groups, words};
+    sort_tile(masks, offsets, s, counts);
 }
 
 // A block for each tile: how many of its rows go to each group.

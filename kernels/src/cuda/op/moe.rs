@@ -158,14 +158,17 @@ pub fn route_and_sort(
     placement: Placement<'_>,
 ) -> Result<(), DeviceError> {
     let choice = Choice::new(buffers, logits, rows, router);
-    let width = words(buffers.groups.count);
-    if rows > FUSED_ROWS.min(32 * width) {
+    let threads = (rows * 32).clamp(256, SORT_THREADS);
+    // A bit for each row, and not for each of the largest tile.
+    let width = rows.div_ceil(32).max(1);
+    let kept = buffers.experts + rows * buffers.top_k;
+    let to_sort = mask_bytes(buffers.groups.count, width) + kept * size_of::<u32>();
+    let per_pass = choice.rows_at_once(threads / 32, SHARED.saturating_sub(to_sort));
+    if rows > FUSED_ROWS || per_pass == 0 {
         route(buffers, logits, rows, router)?;
         return sort_by_expert(buffers, rows, placement);
     }
-    let threads = (rows * 32).clamp(256, SORT_THREADS);
-    let per_pass = choice.rows_at_once(threads / 32);
-    let shared = choice.shared(per_pass).max(mask_bytes(buffers.groups.count));
+    let shared = choice.shared(per_pass) + to_sort;
     let counts = check(buffers, rows, &placement);
     let mut args = choice.args.to_vec();
     args.extend([
@@ -206,7 +209,8 @@ pub fn route(
     router: &Router<'_>,
 ) -> Result<(), DeviceError> {
     let choice = Choice::new(buffers, logits, rows, router);
-    let per_block = choice.rows_at_once(8);
+    let per_block = choice.rows_at_once(8, SHARED);
+    assert!(per_block > 0, "too many groups: {} scores of a row", choice.scores);
     let launch = Launch {
         kernel: "moe_route",
         grid: [rows.div_ceil(per_block) as u32, 1, 1],
@@ -259,7 +263,7 @@ pub fn sort_by_expert(
         // SAFETY: of the kernel's types; `check` looked at every length, and the buffers have room for so many tiles.
         unsafe { buffers.ids.device().launch(&launch, &args.concat()) }
     };
-    let shared = mask_bytes(groups.count);
+    let shared = mask_bytes(groups.count, width);
     let counts = Arg::Ptr(counts);
     if tiles == 1 {
         return launch("moe_sort", 1, threads, shared, &[&to, &[offsets, counts], &from, &sizes]);
@@ -380,16 +384,15 @@ impl Choice {
         Self { args, rows, scores: experts + groups }
     }
 
-    /// Rows of a block at once: a warp chooses for each.
-    fn rows_at_once(&self, warps: usize) -> usize {
-        (SCORES / self.scores.max(1)).clamp(1, warps).min(self.rows.max(1))
+    /// Rows of a block at once, with so many bytes of shared memory: a warp chooses for each. 0 if there is no room for one.
+    fn rows_at_once(&self, warps: usize, room: usize) -> usize {
+        let most = (SCORES / self.scores.max(1)).clamp(1, warps).min(self.rows.max(1));
+        most.min(room / self.shared(1).max(1))
     }
 
     /// Bytes of shared memory for so many.
     fn shared(&self, rows: usize) -> usize {
-        let bytes = rows * self.scores * size_of::<u64>();
-        assert!(bytes <= SHARED, "too many groups: {} scores of a row", self.scores);
-        bytes
+        rows * self.scores * size_of::<u64>()
     }
 }
 
@@ -403,8 +406,8 @@ fn words(groups: usize) -> usize {
 }
 
 /// Bytes of shared memory for a tile's bits, and for where each group begins.
-fn mask_bytes(groups: usize) -> usize {
-    groups * (words(groups) + 1) * size_of::<u32>()
+fn mask_bytes(groups: usize, words: usize) -> usize {
+    groups * (words + 1) * size_of::<u32>()
 }
 
 /// Looks at lengths; returns the address of the counts, or none.

@@ -127,7 +127,7 @@ fn check_sorted(buffers: &MoeBuffers, ids: &[u32], rows: usize, local: &[u32], c
     let offsets: Vec<u32> = (0..=groups.count)
         .map(|g| pairs.iter().filter(|(group, _)| (*group as usize) < g).count() as u32)
         .collect();
-    assert_eq!(groups.offsets.download().unwrap(), offsets, "offsets: {case}");
+    assert_eq!(groups.offsets.download().unwrap()[..=groups.count], offsets, "offsets: {case}");
     let of_row = |rows: Vec<u32>| rows[..pairs.len()].to_vec();
     let group_of_row: Vec<u32> = pairs.iter().map(|(group, _)| *group).collect();
     assert_eq!(of_row(groups.group_of_row.download().unwrap()), group_of_row, "groups of rows: {case}");
@@ -201,6 +201,9 @@ fn experts_are_chosen_and_sorted_as_on_the_cpu() {
         sizes(1, 1, 1, softmax(true), false),
         sizes(0, 16, 2, softmax(true), false),
         sizes(40, 3000, 3, softmax(true), true),
+        sizes(64, 512, 10, softmax(true), true),
+        sizes(20, 1024, 5, sigmoid(32, 4, true), true),
+        sizes(32, 128, 8, softmax(false), true),
     ];
     for device in devices() {
         for (case, sizes) in cases.iter().enumerate() {
@@ -229,7 +232,9 @@ fn check_sort(device: &Device, case: usize, rows: usize, experts: usize, top_k: 
         row.sort_unstable();
         ids.extend(row);
     }
-    let mut buffers = poisoned(device, rows, top_k, experts, held);
+    // Another layer has more here.
+    let mut buffers = poisoned(device, rows, top_k, experts, held.midpoint(experts));
+    buffers.set_held(held);
     buffers.ids.view_mut().upload(&ids).unwrap();
     let local_on = device.upload(&local).unwrap();
     // Twice: what the first left must not matter.
@@ -359,6 +364,21 @@ fn what_was_recorded_is_done_again_with_other_logits() {
                 let out = out.download().unwrap();
                 assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "weights are one together: {out:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn few_rows_take_one_launch() {
+    for device in devices() {
+        for (rows, experts) in [(1, 128), (8, 512), (32, 256), (8, 1024), (64, 128)] {
+            let of = |name: &str| {
+                device.driver().launches().iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n)
+            };
+            let before = [of("moe_route_and_sort"), of("moe_route"), of("moe_sort")];
+            check_route(&device, 1, sizes(rows, experts, 8, sigmoid(8, 4, true), true), true);
+            let after = [of("moe_route_and_sort"), of("moe_route"), of("moe_sort")];
+            assert_eq!(after, [before[0] + 1, before[1], before[2]], "{rows} rows, {experts} experts");
         }
     }
 }
