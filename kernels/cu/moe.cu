@@ -69,6 +69,7 @@ struct Router {
     u32 renormalize;
     float scale;
     u32 scores;  // of a row in shared memory: those of experts, and of groups after them
+    u32 *kept;   // a copy of ids for who goes on with them, or null
 };
 
 FG_DEVICE double logit(const Router &r, u32 row, u32 expert) {
@@ -151,10 +152,12 @@ FG_DEVICE void choose_experts(u64 *keys, const Router &r, u32 row) {
     u64 at = (u64)row * r.top_k;
     if (one != NOWHERE) {
         r.ids[at + rank_one] = one;
+        if (r.kept) r.kept[at + rank_one] = one;
         r.weights[at + rank_one] = (float)(r.groups ? weight_one * by : weight_one / by);
     }
     if (two != NOWHERE) {
         r.ids[at + rank_two] = two;
+        if (r.kept) r.kept[at + rank_two] = two;
         r.weights[at + rank_two] = (float)(r.groups ? weight_two * by : weight_two / by);
     }
 }
@@ -162,14 +165,14 @@ FG_DEVICE void choose_experts(u64 *keys, const Router &r, u32 row) {
 #define ROUTER_PARAMS                                                                                              \
     u32 *ids, float *weights, const float *logits, const float *bias, const float *correction, u32 rows, u32 experts, \
         u32 top_k, u32 groups, u32 top_groups, u32 renormalize, float scale, u32 scores
-#define ROUTER \
-    {ids, weights, logits, bias, correction, rows, experts, top_k, groups, top_groups, renormalize, scale, scores}
+#define ROUTER(kept)                                                                                                  \
+    {ids, weights, logits, bias, correction, rows, experts, top_k, groups, top_groups, renormalize, scale, scores, kept}
 
 // A warp for each row. Shared: scores · 8 bytes for each warp.
 FG_KERNEL(256, moe_route, (ROUTER_PARAMS)) {
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
-    Router r = ROUTER;
+    Router r = ROUTER(nullptr);
     u32 first = blockIdx.x * (blockDim.x / 32), warp = threadIdx.x / 32;
     u32 here = rows - first < blockDim.x / 32 ? rows - first : blockDim.x / 32;
     write_keys(keys, r, first, here);
@@ -178,19 +181,24 @@ FG_KERNEL(256, moe_route, (ROUTER_PARAMS)) {
 }
 
 // Sorting. A tile is 32 · `words` rows. Of every group, a bit for each row of the tile that goes to it: how many there are is how
-// many bits are set, and a pair's place among them is how many are set before its own.
+// many bits are set, and a pair's place among them is how many are set before its own. Rows from the `live`th on are no one's:
+// they go nowhere.
 
 struct Sort {
     u32 *positions, *group_of_row, *token_of_row;
-    const u32 *ids, *local;
+    const u32 *ids, *local, *live;
     u32 rows, top_k, groups, words;
 };
+
+FG_DEVICE u32 rows_of_tile(u32 rows, const Sort &s, u32 first) {
+    return first < rows ? min(rows - first, 32 * s.words) : 0;
+}
 
 // Sets the bits of the tile of rows that begins with `first`, by a whole block, and counts pairs.
 FG_DEVICE void mark(u32 *masks, const Sort &s, u32 first, u64 *counts) {
     for (u32 i = threadIdx.x; i < s.groups * s.words; i += blockDim.x) masks[i] = 0;
     __syncthreads();
-    u32 rows = s.rows - first < 32 * s.words ? s.rows - first : 32 * s.words;
+    u32 rows = rows_of_tile(min(s.rows, *s.live), s, first);
     for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
         u32 row = i / s.top_k, expert = s.ids[(u64)first * s.top_k + i], group = s.local[expert];
         if (counts) atomicAdd(counts + expert, 1ull);
@@ -207,11 +215,11 @@ FG_DEVICE u32 rows_of(const u32 *masks, u32 group, u32 words) {
 
 // Writes where each pair of the tile goes; `starts`: where the tile's rows of each group begin.
 FG_DEVICE void scatter(const u32 *masks, const u32 *starts, const Sort &s, u32 first) {
-    u32 rows = s.rows - first < 32 * s.words ? s.rows - first : 32 * s.words;
+    u32 rows = rows_of_tile(s.rows, s, first), live = *s.live;
     for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
         u32 row = i / s.top_k, position = NOWHERE;
         u64 pair = (u64)first * s.top_k + i;
-        u32 group = s.local[s.ids[pair]];
+        u32 group = first + row < live ? s.local[s.ids[pair]] : NOWHERE;
         if (group < s.groups) {
             const u32 *mask = masks + group * s.words;
             position = starts[group] + ones(mask[row / 32] & ((1u << row % 32) - 1));
@@ -263,34 +271,37 @@ FG_DEVICE void sort_tile(u32 *shared, u32 *offsets, const Sort &s, u64 *counts) 
     scatter(shared, starts, s, 0);
 }
 
-FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row, u32 *offsets, u64 *counts, const u32 *ids, const u32 *local, u32 rows, u32 top_k, u32 groups, u32 words)) {
+FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row, u32 *offsets, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
     FG_DYNAMIC_SHARED(shared);
-    Sort s = {positions, group_of_row, token_of_row, ids, local, rows, top_k, groups, words};
+    Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, groups, words};
     sort_tile((u32 *)shared, offsets, s, counts);
 }
 
-// One block: a step's rows are chosen for, `per_pass` at once, and sorted.
-FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, u32 local_groups, u32 words)) {
+// One block: a step's rows are chosen for, `per_pass` at once, and sorted. Shared: scores · 8 bytes for each row of a pass; what
+// sorting needs; copies of `local` and of the chosen.
+FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, const u32 *live, u32 local_groups, u32 words)) {
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
-    Router r = ROUTER;
+    u32 *masks = (u32 *)(keys + (u64)per_pass * scores), *places = masks + local_groups * (words + 1);
+    Router r = ROUTER(places + experts);
     u32 warp = threadIdx.x / 32;
+    for (u32 i = threadIdx.x; i < experts; i += blockDim.x) places[i] = local[i];
     for (u32 first = 0; first < rows; first += per_pass) {
-        u32 here = rows - first < per_pass ? rows - first : per_pass;
+        u32 here = min(rows - first, per_pass);
         write_keys(keys, r, first, here);
         __syncthreads();
         if (warp < here) choose_experts(keys + (u64)warp * scores, r, first + warp);
         __syncthreads();
     }
-    Sort s = {positions, group_of_row, token_of_row, ids, local, rows, top_k, local_groups, words};
-    sort_tile((u32 *)shared, offsets, s, counts);
+    Sort s = {positions, group_of_row, token_of_row, r.kept, places, live, rows, top_k, local_groups, words};
+    sort_tile(masks, offsets, s, counts);
 }
 
 // A block for each tile: how many of its rows go to each group.
-FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const u32 *local, u32 rows, u32 top_k, u32 groups, u32 words)) {
+FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
     FG_DYNAMIC_SHARED(shared);
     u32 *masks = (u32 *)shared;
-    Sort s = {nullptr, nullptr, nullptr, ids, local, rows, top_k, groups, words};
+    Sort s = {nullptr, nullptr, nullptr, ids, local, live, rows, top_k, groups, words};
     mark(masks, s, blockIdx.x * 32 * words, counts);
     for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
         tile_counts[(u64)blockIdx.x * groups + group] = rows_of(masks, group, words);
@@ -319,10 +330,10 @@ FG_KERNEL(1024, moe_offsets, (u32 *offsets, u32 *tile_counts, u32 tiles, u32 gro
 }
 
 // A block for each tile: where its pairs go.
-FG_KERNEL(1024, moe_scatter, (u32 *positions, u32 *group_of_row, u32 *token_of_row, const u32 *offsets, const u32 *tile_counts, const u32 *ids, const u32 *local, u32 rows, u32 top_k, u32 groups, u32 words)) {
+FG_KERNEL(1024, moe_scatter, (u32 *positions, u32 *group_of_row, u32 *token_of_row, const u32 *offsets, const u32 *tile_counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
     FG_DYNAMIC_SHARED(shared);
     u32 *masks = (u32 *)shared, *starts = masks + groups * words;
-    Sort s = {positions, group_of_row, token_of_row, ids, local, rows, top_k, groups, words};
+    Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, groups, words};
     for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
         starts[group] = offsets[group] + tile_counts[(u64)blockIdx.x * groups + group];
     }

@@ -127,7 +127,7 @@ fn check_sorted(buffers: &MoeBuffers, ids: &[u32], rows: usize, local: &[u32], c
     let offsets: Vec<u32> = (0..=groups.count)
         .map(|g| pairs.iter().filter(|(group, _)| (*group as usize) < g).count() as u32)
         .collect();
-    assert_eq!(groups.offsets.download().unwrap(), offsets, "offsets: {case}");
+    assert_eq!(groups.offsets.download().unwrap()[..=groups.count], offsets, "offsets: {case}");
     let of_row = |rows: Vec<u32>| rows[..pairs.len()].to_vec();
     let group_of_row: Vec<u32> = pairs.iter().map(|(group, _)| *group).collect();
     assert_eq!(of_row(groups.group_of_row.download().unwrap()), group_of_row, "groups of rows: {case}");
@@ -201,6 +201,9 @@ fn experts_are_chosen_and_sorted_as_on_the_cpu() {
         sizes(1, 1, 1, softmax(true), false),
         sizes(0, 16, 2, softmax(true), false),
         sizes(40, 3000, 3, softmax(true), true),
+        sizes(64, 512, 10, softmax(true), true),
+        sizes(20, 1024, 5, sigmoid(32, 4, true), true),
+        sizes(32, 128, 8, softmax(false), true),
     ];
     for device in devices() {
         for (case, sizes) in cases.iter().enumerate() {
@@ -229,7 +232,9 @@ fn check_sort(device: &Device, case: usize, rows: usize, experts: usize, top_k: 
         row.sort_unstable();
         ids.extend(row);
     }
-    let mut buffers = poisoned(device, rows, top_k, experts, held);
+    // Another layer has more here.
+    let mut buffers = poisoned(device, rows, top_k, experts, held.midpoint(experts));
+    buffers.set_held(held);
     buffers.ids.view_mut().upload(&ids).unwrap();
     let local_on = device.upload(&local).unwrap();
     // Twice: what the first left must not matter.
@@ -253,6 +258,127 @@ fn many_rows_are_sorted_by_expert() {
     for device in devices() {
         for (case, (rows, experts, top_k)) in cases.into_iter().enumerate() {
             check_sort(&device, case, rows, experts, top_k);
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_not_live_go_nowhere() {
+    let (experts, top_k) = (24, 3);
+    let local: Vec<u32> =
+        (0..experts as u32).map(|e| if e % 5 == 0 { u32::MAX } else { e - e / 5 - 1 }).collect();
+    let held = local.iter().filter(|e| **e != u32::MAX).count();
+    for device in devices() {
+        for (rows, live) in [(8, 5), (8, 0), (300, 290), (600, 257), (600, 256), (600, 3), (600, 0)] {
+            let case = format!("{live} of {rows} rows on {device:?}");
+            let logits = device.upload(&Numbers(rows as u64).logits(rows * experts, 1)).unwrap();
+            let local_on = device.upload(&local).unwrap();
+            let mut counts = device.zeros(experts).unwrap();
+            let mut buffers = poisoned(&device, rows, top_k, experts, held);
+            buffers.live.view_mut().upload(&[live as u32]).unwrap();
+            let router = Router { routing: softmax(true), bias: None, correction: None };
+            let placement = Placement { local: local_on.view(), counts: Some(counts.view_mut()) };
+            route_and_sort(&mut buffers, logits.view(), rows, &router, placement).unwrap();
+            let positions = buffers.positions.download().unwrap();
+            assert!(positions[live * top_k..].iter().all(|at| *at == u32::MAX), "{case}");
+            let counts = counts.download().unwrap().iter().sum::<u64>();
+            assert_eq!(counts, (live * top_k) as u64, "{case}");
+            // The rest is as if there were no more rows.
+            let ids = buffers.ids.download().unwrap();
+            let mut fewer = poisoned(&device, live, top_k, experts, held);
+            fewer.ids.view_mut().upload(&ids[..live * top_k]).unwrap();
+            sort_by_expert(&mut fewer, live, Placement { local: local_on.view(), counts: None }).unwrap();
+            assert_eq!(positions[..live * top_k], fewer.positions.download().unwrap(), "{case}");
+            let offsets = fewer.groups.offsets.download().unwrap();
+            assert_eq!(buffers.groups.offsets.download().unwrap(), offsets, "{case}");
+            check_sorted(&fewer, &ids, live, &local, &case);
+        }
+    }
+}
+
+#[test]
+fn a_row_is_routed_the_same_whatever_else_is_in_the_batch() {
+    let (experts, top_k, rows) = (96, 7, 70);
+    for device in devices() {
+        for routing in [softmax(true), softmax(false), sigmoid(8, 3, true)] {
+            let logits = Numbers(5).logits(rows * experts, 1);
+            let routed = |logits: &[f32]| {
+                let rows = logits.len() / experts;
+                let here: Vec<u32> = (0..experts as u32).collect();
+                let (on, local) = (device.upload(logits).unwrap(), device.upload(&here).unwrap());
+                let mut buffers = poisoned(&device, rows, top_k, experts, experts);
+                let router = Router { routing, bias: None, correction: None };
+                let placement = Placement { local: local.view(), counts: None };
+                match rows {
+                    1 => route_and_sort(&mut buffers, on.view(), rows, &router, placement).unwrap(),
+                    _ => route(&mut buffers, on.view(), rows, &router).unwrap(),
+                }
+                let weights = buffers.weights.download().unwrap();
+                let bits: Vec<u32> = weights.iter().map(|weight| weight.to_bits()).collect();
+                (buffers.ids.download().unwrap(), bits)
+            };
+            let (ids, weights) = routed(&logits);
+            for row in 0..rows {
+                let alone = routed(&logits[row * experts..][..experts]);
+                let part = row * top_k..(row + 1) * top_k;
+                assert_eq!(
+                    alone,
+                    (ids[part.clone()].to_vec(), weights[part].to_vec()),
+                    "row {row}, {routing:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_recorded_is_done_again_with_other_logits() {
+    let (experts, top_k, width) = (16, 4, 8);
+    for device in devices().into_iter().filter(|device| device.driver().can_capture()) {
+        for rows in [3, 300] {
+            let numbers = &mut Numbers(9);
+            let local: Vec<u32> = (0..experts as u32).collect();
+            let local_on = device.upload(&local).unwrap();
+            let mut logits = device.zeros(rows * experts).unwrap();
+            let mut buffers = poisoned(&device, rows, top_k, experts, experts);
+            let y = device.upload(&vec![1.0f32; rows * top_k * width]).unwrap();
+            let mut out = device.zeros(rows * width).unwrap();
+            device.driver().begin_capture().unwrap();
+            let router = Router { routing: softmax(true), bias: None, correction: None };
+            let placement = Placement { local: local_on.view(), counts: None };
+            route_and_sort(&mut buffers, logits.view(), rows, &router, placement).unwrap();
+            combine(out.view_mut(), Onto::Nothing, y.view(), width, None, &buffers, rows, width).unwrap();
+            let recorded = device.driver().end_capture().unwrap();
+            for turn in 0..2 {
+                let values = numbers.logits(rows * experts, 1);
+                logits.view_mut().upload(&values).unwrap();
+                // SAFETY: every buffer is still there.
+                unsafe { device.driver().replay(&recorded).unwrap() };
+                let ids = buffers.ids.download().unwrap();
+                for row in 0..rows {
+                    let route = expected(softmax(true), top_k, &values[row * experts..][..experts], &[]);
+                    let chosen: Vec<u32> = route.iter().map(|(id, _)| *id).collect();
+                    assert_eq!(ids[row * top_k..][..top_k], chosen, "row {row} of {rows}, turn {turn}");
+                }
+                check_sorted(&buffers, &ids, rows, &local, "replayed");
+                let out = out.download().unwrap();
+                assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "weights are one together: {out:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn few_rows_take_one_launch() {
+    for device in devices() {
+        for (rows, experts) in [(1, 128), (8, 512), (32, 256), (8, 1024), (64, 128)] {
+            let of = |name: &str| {
+                device.driver().launches().iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n)
+            };
+            let before = [of("moe_route_and_sort"), of("moe_route"), of("moe_sort")];
+            check_route(&device, 1, sizes(rows, experts, 8, sigmoid(8, 4, true), true), true);
+            let after = [of("moe_route_and_sort"), of("moe_route"), of("moe_sort")];
+            assert_eq!(after, [before[0] + 1, before[1], before[2]], "{rows} rows, {experts} experts");
         }
     }
 }
