@@ -8,6 +8,8 @@ mod acts;
 mod buffer;
 mod device;
 pub mod doctor;
+#[cfg(test)]
+mod dialect_tests;
 mod error;
 mod gpu;
 mod groups;
