@@ -172,7 +172,7 @@ fn run_all(commands: Vec<Command>) -> Result<()> {
 /// What is compiled, in order.
 fn sources() -> Result<Vec<PathBuf>> {
     let mut found = files("kernels/cu", &["cu"])?;
-    found.extend(files("kernels/cu/host", &["cpp"])?);
+    found.extend(files("kernels/cu/host", &["cpp", "cu"])?);
     Ok(found)
 }
 

@@ -510,7 +510,7 @@ FG_EXPORT const char *foggara_twin_launch(const twin::Kernel *kernel, const u32 
     here.grid = {grid[0], grid[1], grid[2]};
     here.dynamic_shared = r->shared_end - round_up(shared, 128);
     // Threads of one block and blocks of one launch have no order: every other time, the last comes first.
-    bool backwards = r->launches++ % 2;
+    bool backwards = r->launches % 2;
     for (u32 z = 0; z < grid[2]; z++)
         for (u32 y = 0; y < grid[1]; y++)
             for (u32 x = 0; x < grid[0]; x++) {
@@ -518,6 +518,7 @@ FG_EXPORT const char *foggara_twin_launch(const twin::Kernel *kernel, const u32 
                 if (backwards) here.block = {grid[0] - 1 - x, grid[1] - 1 - y, grid[2] - 1 - z};
                 run_block(*r);
             }
+    r->launches++;
     r->kernel = nullptr;
     return nullptr;
 }
