@@ -4,6 +4,18 @@
 FG_KERNEL(64, fault_read, (u32 *out, const u32 *values, u32 at)) { out[threadIdx.x] = values[at]; }
 FG_KERNEL(64, fault_write, (u32 *out, u32 at)) { out[at] = threadIdx.x; }
 
+FG_KERNEL(64, fault_wide, (u32 *out, const u32 *values, u32 at)) {
+    uint4 four = *(const uint4 *)(values + at);
+    out[threadIdx.x] = four.x + four.w;
+}
+
+FG_KERNEL(64, fault_index, (u32 *out, u32 at)) {
+    FG_SHARED u32 fixed[16];
+    fixed[at + threadIdx.x % 4] = 1;
+    __syncthreads();
+    out[threadIdx.x] = fixed[at];
+}
+
 // Lanes from 16 on never come to the shuffle.
 FG_KERNEL(64, fault_shuffle, (u32 *out)) {
     if (threadIdx.x % 32 < 16) out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, threadIdx.x, 1);

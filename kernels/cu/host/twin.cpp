@@ -51,6 +51,7 @@ struct Warp {
 
 // What one host thread needs to run blocks.
 struct Runner {
+    Here *here;  // of this host thread; found here it costs less
     const Kernel *kernel = nullptr;
     void **arguments;
     void *main_stack_pointer;
@@ -124,6 +125,7 @@ Runner *this_runner() {
     r->stacks = map(STACK * MAX_THREADS);
     for (u32 i = 0; i < MAX_THREADS; i++) *stack_canary(*r, i) = CANARY;
     r->shared_end = shared + bytes;
+    r->here = &here;
     runner = r;
     pthread_setspecific(runner_key, r);
     dl_iterate_phdr(find_statics, r);
@@ -233,7 +235,7 @@ const char *name_of(const Runner &r) { return r.kernel ? r.kernel->name : "no ke
 u32 pick(const Runner &r, u32 set) { return r.backwards ? 31 - __builtin_clz(set) : __builtin_ctz(set); }
 
 // Goes on with another fiber; `save` is where the running one's stack pointer goes.
-void run_another(Runner &r, void **save) {
+inline __attribute__((always_inline)) void run_another(Runner &r, void **save) {
     u32 w = r.current / 32;
     if (!r.warps[w].runnable) {
         if (!r.runnable_warps) {
@@ -245,7 +247,7 @@ void run_another(Runner &r, void **save) {
     }
     u32 next = w * 32 + pick(r, r.warps[w].runnable);
     r.current = next;
-    here.thread.x = next;
+    r.here->thread.x = next;
     foggara_twin_switch(save, r.fibers[next].stack_pointer);
 }
 
@@ -348,6 +350,13 @@ void fail(const char *what) {
     fprintf(stderr, "host twin: %s, block (%u, %u, %u), thread %u of %u: %s\n", runner ? name_of(*runner) : "no kernel",
             here.block.x, here.block.y, here.block.z, here.thread.x, here.block_size.x, what);
     abort();
+}
+
+// Called by the compiler's checks before they say what is wrong.
+extern "C" __attribute__((visibility("default"))) void __ubsan_on_report() {
+    if (!runner) return;
+    fprintf(stderr, "host twin: %s, block (%u, %u, %u), thread %u of %u:\n", name_of(*runner), here.block.x, here.block.y,
+            here.block.z, here.thread.x, here.block_size.x);
 }
 
 void block_together() {
