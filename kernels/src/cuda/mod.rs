@@ -7,9 +7,9 @@
 mod acts;
 mod buffer;
 mod device;
-pub mod doctor;
 #[cfg(test)]
 mod dialect_tests;
+pub mod doctor;
 mod error;
 mod gpu;
 mod groups;

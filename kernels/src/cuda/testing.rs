@@ -1,16 +1,28 @@
 //! Devices for tests.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
-use super::Device;
 use super::twin::HostTwin;
+use super::{Device, Gpu, gpu};
 
-/// The devices every op is tested on: the host twin.
+/// The devices every op is tested on: the host twin, and the first GPU where there is one. Both are the caller's own: no other
+/// test's work is on their streams.
 ///
 /// # Panics
-/// If the twin has not been built.
+/// If the twin has not been built, or there is a GPU that cannot be used. With `CUDA_VISIBLE_DEVICES=` there is none.
 pub fn devices() -> Vec<Device> {
-    vec![host_twin()]
+    std::iter::once(host_twin()).chain(first_gpu()).collect()
+}
+
+fn first_gpu() -> Option<Device> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    if !gpu::count().is_ok_and(|count| count > 0) {
+        return None;
+    }
+    // The first that opens it may have to compile; the others find what it made.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(Gpu::open(0).unwrap_or_else(|error| panic!("{error}\nCUDA_VISIBLE_DEVICES= tests without the GPU")))
 }
 
 /// A host twin of its own, as `cargo xtask kernels` built it; or from the library that `FOGGARA_TWIN` names.
