@@ -49,6 +49,9 @@ const FLAGS: &[&str] = &[
     "-Wextra",
     "-Wno-unknown-pragmas",
     "-DFOGGARA_HOST",
+    // What a GPU takes for an error, or does otherwise than this machine would, ends the process.
+    "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow",
+    "-fno-sanitize-recover=all",
 ];
 
 /// Compilers that run at once.
@@ -119,7 +122,7 @@ impl Build {
         // Under another name first: who has the old one loaded keeps it.
         let new = folder.join("libfoggara_twin.so.new");
         let mut link = compiler();
-        link.args(self.flags).args(["-shared", "-pthread", "-o"]).arg(&new).args(&objects);
+        link.args(FLAGS).args(self.flags).args(["-shared", "-pthread", "-o"]).arg(&new).args(&objects);
         if self.flags.is_empty() {
             link.arg("-Wl,-z,defs");
         }
@@ -172,7 +175,7 @@ fn run_all(commands: Vec<Command>) -> Result<()> {
 /// What is compiled, in order.
 fn sources() -> Result<Vec<PathBuf>> {
     let mut found = files("kernels/cu", &["cu"])?;
-    found.extend(files("kernels/cu/host", &["cpp"])?);
+    found.extend(files("kernels/cu/host", &["cpp", "cu"])?);
     Ok(found)
 }
 

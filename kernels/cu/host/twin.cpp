@@ -20,7 +20,8 @@ namespace {
 
 constexpr u32 MAX_THREADS = 1024;
 constexpr u32 MAX_SHARED = 227 * 1024;  // what a block can have on sm_90 and sm_100
-constexpr u64 STACK = 64 * 1024;
+// Not a power of two: the tops of all stacks would meet in the same few lines of the cache.
+constexpr u64 STACK = 64 * 1024 + 3 * 1024 + 192;
 constexpr u64 PAGE = 64 * 1024;  // of any machine we know of
 constexpr u64 CANARY = 0x5afe57ac5afe57acull;
 
@@ -34,7 +35,6 @@ struct Copy {
 
 struct Fiber {
     void *stack_pointer;
-    u8 *stack;
     u32 group;  // of copies, that the next one belongs to
     std::vector<Copy> copies;
 };
@@ -51,6 +51,7 @@ struct Warp {
 
 // What one host thread needs to run blocks.
 struct Runner {
+    Here *here;  // of this host thread; found here it costs less
     const Kernel *kernel = nullptr;
     void **arguments;
     void *main_stack_pointer;
@@ -58,8 +59,10 @@ struct Runner {
     u32 runnable_warps;
     u32 threads, alive, at_barrier;
     bool backwards;
+    u32 launches;
     u32 shared;
     u8 *shared_end;
+    u8 *stacks;
     u8 *statics;
     u64 statics_bytes;
     Warp warps[MAX_THREADS / 32];
@@ -73,8 +76,7 @@ u64 round_up(u64 x, u64 to) { return (x + to - 1) / to * to; }
 
 void end_runner(void *pointer) {
     Runner *r = (Runner *)pointer;
-    for (Fiber &fiber : r->fibers)
-        if (fiber.stack) munmap(fiber.stack, STACK);
+    munmap(r->stacks, STACK * MAX_THREADS);
     u64 bytes = round_up(MAX_SHARED, PAGE);
     munmap(r->shared_end - bytes, bytes + PAGE);
     delete r;
@@ -99,16 +101,31 @@ int find_statics(dl_phdr_info *info, size_t, void *pointer) {
     return 1;
 }
 
+u8 *map(u64 bytes) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (found == MAP_FAILED) {
+        perror("host twin: no memory for threads");
+        abort();
+    }
+    return (u8 *)found;
+}
+
+u64 *stack_canary(const Runner &r, u32 thread) { return (u64 *)(r.stacks + STACK * thread); }
+
 Runner *this_runner() {
     if (runner) return runner;
     Runner *r = new Runner();
     u64 bytes = round_up(MAX_SHARED, PAGE);
-    u8 *shared = (u8 *)mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED || mprotect(shared + bytes, PAGE, PROT_NONE)) {
-        perror("host twin: no shared memory");
+    u8 *shared = map(bytes + PAGE);
+    if (mprotect(shared + bytes, PAGE, PROT_NONE)) {
+        perror("host twin: no page to guard shared memory");
         abort();
     }
+    r->stacks = map(STACK * MAX_THREADS);
+    for (u32 i = 0; i < MAX_THREADS; i++) *stack_canary(*r, i) = CANARY;
     r->shared_end = shared + bytes;
+    r->here = &here;
     runner = r;
     pthread_setspecific(runner_key, r);
     dl_iterate_phdr(find_statics, r);
@@ -218,7 +235,7 @@ const char *name_of(const Runner &r) { return r.kernel ? r.kernel->name : "no ke
 u32 pick(const Runner &r, u32 set) { return r.backwards ? 31 - __builtin_clz(set) : __builtin_ctz(set); }
 
 // Goes on with another fiber; `save` is where the running one's stack pointer goes.
-void run_another(Runner &r, void **save) {
+inline __attribute__((always_inline)) void run_another(Runner &r, void **save) {
     u32 w = r.current / 32;
     if (!r.warps[w].runnable) {
         if (!r.runnable_warps) {
@@ -230,7 +247,7 @@ void run_another(Runner &r, void **save) {
     }
     u32 next = w * 32 + pick(r, r.warps[w].runnable);
     r.current = next;
-    here.thread.x = next;
+    r.here->thread.x = next;
     foggara_twin_switch(save, r.fibers[next].stack_pointer);
 }
 
@@ -255,7 +272,7 @@ void fiber_main() {
     Runner &r = *runner;
     r.kernel->call(r.kernel->function, r.arguments);
     u32 thread = r.current;
-    if (*(u64 *)r.fibers[thread].stack != CANARY) fail("used more stack than there is");
+    if (*stack_canary(r, thread) != CANARY) fail("used more stack than there is");
     not_runnable(r, thread);
     r.alive--;
     if (r.alive && r.at_barrier == r.alive) open_barrier(r);
@@ -272,7 +289,7 @@ void run_block(Runner &r) {
     runner = &r;
     r.alive = r.threads;
     r.at_barrier = 0;
-    r.backwards = (here.block.x + here.block.y + here.block.z) % 2;
+    r.backwards = (here.block.x + here.block.y + here.block.z + r.launches) % 2;
     u32 warps = (r.threads + 31) / 32;
     for (u32 w = 0; w < warps; w++) {
         u32 lanes = r.threads - w * 32;
@@ -282,16 +299,7 @@ void run_block(Runner &r) {
     r.runnable_warps = warps == 32 ? 0xffffffffu : (1u << warps) - 1;
     for (u32 i = 0; i < r.threads; i++) {
         Fiber &fiber = r.fibers[i];
-        if (!fiber.stack) {
-            void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (stack == MAP_FAILED) {
-                perror("host twin: no stack");
-                abort();
-            }
-            fiber.stack = (u8 *)stack;
-            *(u64 *)stack = CANARY;
-        }
-        fiber.stack_pointer = first_frame(fiber.stack + STACK, fiber_main);
+        fiber.stack_pointer = first_frame(r.stacks + STACK * (i + 1), fiber_main);
         fiber.group = 0;
         fiber.copies.clear();
     }
@@ -342,6 +350,13 @@ void fail(const char *what) {
     fprintf(stderr, "host twin: %s, block (%u, %u, %u), thread %u of %u: %s\n", runner ? name_of(*runner) : "no kernel",
             here.block.x, here.block.y, here.block.z, here.thread.x, here.block_size.x, what);
     abort();
+}
+
+// Called by the compiler's checks before they say what is wrong.
+extern "C" __attribute__((visibility("default"))) void __ubsan_on_report() {
+    if (!runner) return;
+    fprintf(stderr, "host twin: %s, block (%u, %u, %u), thread %u of %u:\n", name_of(*runner), here.block.x, here.block.y,
+            here.block.z, here.thread.x, here.block_size.x);
 }
 
 void block_together() {
@@ -503,12 +518,16 @@ FG_EXPORT const char *foggara_twin_launch(const twin::Kernel *kernel, const u32 
     here.block_size = {threads, 1, 1};
     here.grid = {grid[0], grid[1], grid[2]};
     here.dynamic_shared = r->shared_end - round_up(shared, 128);
+    // Threads of one block and blocks of one launch have no order: every other time, the last comes first.
+    bool backwards = r->launches % 2;
     for (u32 z = 0; z < grid[2]; z++)
         for (u32 y = 0; y < grid[1]; y++)
             for (u32 x = 0; x < grid[0]; x++) {
                 here.block = {x, y, z};
+                if (backwards) here.block = {grid[0] - 1 - x, grid[1] - 1 - y, grid[2] - 1 - z};
                 run_block(*r);
             }
+    r->launches++;
     r->kernel = nullptr;
     return nullptr;
 }

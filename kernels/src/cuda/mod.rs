@@ -7,6 +7,8 @@
 mod acts;
 mod buffer;
 mod device;
+#[cfg(test)]
+mod dialect_tests;
 pub mod doctor;
 mod error;
 mod gpu;

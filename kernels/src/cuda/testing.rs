@@ -1,22 +1,33 @@
 //! Devices for tests.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use super::twin::HostTwin;
-use super::{Device, Gpu};
+use super::{Device, Gpu, gpu};
 
-/// The devices every op is tested on: the host twin, and the first GPU where there is one. `FOGGARA_TEST_DEVICES` names fewer of
-/// them: `twin` or `gpu`, the second of which must be there then.
+/// The devices every op is tested on: the host twin, and the first GPU where there is one. Both are the caller's own: no other
+/// test's work is on their streams. `FOGGARA_TEST_DEVICES` (twin or gpu) names one of them, which must be there then.
 ///
 /// # Panics
-/// If one of them cannot be had.
+/// If the twin has not been built, or there is a GPU that cannot be used. With `CUDA_VISIBLE_DEVICES=` there is none.
 pub fn devices() -> Vec<Device> {
     match std::env::var("FOGGARA_TEST_DEVICES").as_deref() {
-        Ok("gpu") => vec![Gpu::open(0).unwrap_or_else(|error| panic!("{error}"))],
+        Ok("gpu") => vec![first_gpu().expect("FOGGARA_TEST_DEVICES=gpu, and there is no GPU")],
         Ok("twin") => vec![host_twin()],
         Ok(other) => panic!("FOGGARA_TEST_DEVICES={other}: twin or gpu"),
-        Err(_) => std::iter::once(host_twin()).chain(Gpu::open(0).ok()).collect(),
+        Err(_) => std::iter::once(host_twin()).chain(first_gpu()).collect(),
     }
+}
+
+fn first_gpu() -> Option<Device> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    if !gpu::count().is_ok_and(|count| count > 0) {
+        return None;
+    }
+    // The first that opens it may have to compile; the others find what it made.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(Gpu::open(0).unwrap_or_else(|error| panic!("{error}\nCUDA_VISIBLE_DEVICES= tests without the GPU")))
 }
 
 /// A host twin of its own, as `cargo xtask kernels` built it; or from the library that `FOGGARA_TWIN` names.

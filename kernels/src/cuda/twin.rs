@@ -4,6 +4,8 @@
 //! may touch, fresh memory holds NaN, and copies that are not inside one buffer are refused.
 
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::collections::BTreeMap;
