@@ -80,7 +80,8 @@ impl Wanted {
         unsafe {
             match self {
                 Self::Nvrtc => {
-                    let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = std::mem::transmute(symbol);
+                    let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
+                        std::mem::transmute(symbol);
                     let (mut major, mut minor) = (0, 0);
                     ask(&raw mut major, &raw mut minor);
                     Ok(format!("{major}.{minor}"))
