@@ -29,6 +29,7 @@ struct f8 { u8 bits; };  // E4M3 (OCP 8-bit floating point, 2023): no infinities
 extern __shared__ __align__(128) u8 fg_dynamic_shared[];
 #define FG_DYNAMIC_SHARED(pointer) u8 *pointer = fg_dynamic_shared
 #define FG_UNROLL _Pragma("unroll")
+#define FG_NO_UNROLL _Pragma("unroll 1")
 #define FG_RESTRICT __restrict__
 
 FG_DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
@@ -105,6 +106,35 @@ FG_DEVICE uint4 load_streaming(const void *global) {
     return v;
 }
 
+// The same, but zeros where `live` is false (nothing is read then). In one piece, so that no one waits for the bytes here.
+FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
+    uint4 v;
+    asm volatile(
+        "{ .reg .pred live; setp.ne.u32 live, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0; "
+        "@live ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+        : "l"(global), "r"((u32)live));
+    return v;
+}
+// The same as load_streaming, but anything where `live` is false (nothing is read then).
+FG_DEVICE uint4 load_streaming_if(const void *global, bool live) {
+    uint4 v;
+    asm volatile(
+        "{ .reg .pred live; setp.ne.u32 live, %5, 0; @live ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(global), "r"((u32)live));
+    return v;
+}
+// 16 bytes that are read again soon, and that no one writes meanwhile; zeros where `live` is false.
+FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) {
+    uint4 v;
+    asm volatile(
+        "{ .reg .pred live; setp.ne.u32 live, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0; "
+        "@live ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+        : "l"(global), "r"((u32)live));
+    return v;
+}
 // Each of two bf16 times 2^120.
 FG_DEVICE u32 raise_bf16x2(u32 pair) {
     u32 y;
@@ -136,6 +166,11 @@ FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
 
 #ifdef FOGGARA_HOST
+FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
+    return live ? load_streaming(global) : uint4{0, 0, 0, 0};
+}
+FG_DEVICE uint4 load_streaming_if(const void *global, bool live) { return load_streaming_or_zero(global, live); }
+FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) { return load_streaming_or_zero(global, live); }
 FG_DEVICE u32 raise_bf16x2(u32 pair) {
     const float factor = 1.329227995784916e36f;  // 2^120
     return to_bf16x2(low_bf16(pair) * factor, high_bf16(pair) * factor);

@@ -60,14 +60,18 @@ FG_DEVICE bool narrow(Product<A> &p, u32 &first) {
     return true;
 }
 
-// The pairs of x that meet one unit of weights; zeros past the end. ALIGNED: rows begin at, and have, multiples of 16 bytes.
-template <u32 ELEMENTS, bool ALIGNED>
+// What is known of sizes.
+constexpr u32 ANY = 0;
+constexpr u32 ALIGNED = 1;  // rows of x begin at, and have, multiples of 16 bytes
+constexpr u32 WHOLE = 2;    // and those of w are whole rounds: lines that the warps of a block read at a time, AHEAD each
+
+// The pairs of x that meet one unit of weights; zeros past the end.
+template <u32 ELEMENTS, u32 KNOWN>
 FG_DEVICE void load_x(u32 (&out)[ELEMENTS / 2], const bf16 *x, u32 from, u32 k) {
     FG_UNROLL
     for (u32 i = 0; i < ELEMENTS; i += 8) {
-        if (ALIGNED) {
-            uint4 v = make_uint4(0, 0, 0, 0);
-            if (from + i < k) v = *(const uint4 *)(x + from + i);
+        if (KNOWN != ANY) {
+            uint4 v = load_cached_or_zero(x + from + i, KNOWN == WHOLE || from + i < k);
             out[i / 2] = v.x, out[i / 2 + 1] = v.y, out[i / 2 + 2] = v.z, out[i / 2 + 3] = v.w;
         } else {
             FG_UNROLL
@@ -79,104 +83,157 @@ FG_DEVICE void load_x(u32 (&out)[ELEMENTS / 2], const bf16 *x, u32 from, u32 k) 
     }
 }
 
-// Bytes of a row that a warp takes at a time: a line of the cache, each thread two units of it.
+// Units of a row that a warp takes at a time: a line of the cache, of which each thread has two.
 constexpr u32 LINE_UNITS = 8;
-// Lines on their way to a warp.
-constexpr u32 AHEAD = 2;
 constexpr u32 MAX_WARPS = 8;
-constexpr u32 OUTPUTS = 16, ROWS = 8, PITCH = 20;
+constexpr u32 OUTPUTS = 16, PITCH = 20;
 
-template <class W>
 struct Line {
     uint4 low[2], high[2];  // of outputs g and g + 8
 };
 
-// Weights go from memory to the registers of the tensor cores directly: a block has 16 outputs, its warps take turns at the lines
-// of their rows. Lane 4g + t has unit t of outputs g and g + 8 and of row g of x: the order of the inputs within
-// multiply_16x8x16 is not that of memory, but the same for both sides. Eight rows cost what one does, and each row's sum has
-// nothing to do with the others.
-template <class W, bool ALIGNED>
+// The lines of some tiles of 16 outputs that one warp reads, one tile after the other without a stop in between. The warps of a
+// block take turns at the lines of a tile; all have as many, some of which may lie past the end and are zeros.
+struct Lines {
+    const u8 *w;
+    u32 units, n;           // of a row; outputs
+    const u8 *low, *high;   // this thread's first unit of the next line
+    u32 steps, step;        // lines of a tile; the next one
+    u32 tile, end;
+};
+
+FG_DEVICE void begin_tile(Lines &lines) {
+    u32 g = threadIdx.x % 32 / 4, unit = threadIdx.x / 32 * LINE_UNITS + threadIdx.x % 4;
+    u32 output = min(lines.tile, lines.end - 1) * OUTPUTS + g;
+    lines.low = lines.w + ((u64)min(output, lines.n - 1) * lines.units + unit) * 16;
+    lines.high = lines.w + ((u64)min(output + 8, lines.n - 1) * lines.units + unit) * 16;
+    lines.step = 0;
+}
+
+// `turns`: whether this may be the first line of a tile.
+template <u32 KNOWN>
+FG_DEVICE void next_line(Line &to, Lines &lines, bool turns) {
+    if (turns && lines.step == lines.steps) {
+        lines.tile++;
+        begin_tile(lines);
+    }
+    u32 warps = blockDim.x / 32, unit = (lines.step * warps + threadIdx.x / 32) * LINE_UNITS + threadIdx.x % 4;
+    FG_UNROLL
+    for (u32 i = 0; i < 2; i++) {
+        if (KNOWN == WHOLE) {
+            // Past the last tile nothing is read, and what is there not used.
+            to.low[i] = load_streaming_if(lines.low + i * 64, lines.tile < lines.end);
+            to.high[i] = load_streaming_if(lines.high + i * 64, lines.tile < lines.end);
+        } else {
+            bool live = unit + i * 4 < lines.units && lines.tile < lines.end;
+            to.low[i] = load_streaming_or_zero(lines.low + i * 64, live);
+            to.high[i] = load_streaming_or_zero(lines.high + i * 64, live);
+        }
+    }
+    lines.low += warps * LINE_UNITS * 16;
+    lines.high += warps * LINE_UNITS * 16;
+    lines.step++;
+}
+
+// Weights go from memory to the registers of the tensor cores directly. Lane 4g + t has unit t of outputs g and g + 8 and of
+// row g of x: the order of the inputs within multiply_16x8x16 is not that of memory, but the same for both sides. Eight rows
+// cost what one does, and each row's sum has nothing to do with the others. EIGHTS · 8 rows share a reading of the matrix; AHEAD
+// lines are on their way to a warp.
+template <class W, u32 KNOWN, u32 EIGHTS, u32 AHEAD>
 FG_DEVICE void few_rows(Product<bf16> p) {
-    constexpr u32 ELEMENTS = Unit<W>::ELEMENTS;
-    FG_SHARED float parts[MAX_WARPS * ROWS * PITCH];
+    constexpr u32 ELEMENTS = Unit<W>::ELEMENTS, ROWS = 8 * EIGHTS;
+    FG_SHARED float parts[2][MAX_WARPS * ROWS * PITCH];
     u32 first;
     if (!narrow(p, first)) return;
     u32 warp = threadIdx.x / 32, warps = blockDim.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    u32 units = (p.k + ELEMENTS - 1) / ELEMENTS, lines = (units + LINE_UNITS - 1) / LINE_UNITS;
-    u32 output = blockIdx.x * OUTPUTS;
-    const u8 *low = p.w + ((u64)min(output + g, p.n - 1) * units + t) * 16;
-    const u8 *high = p.w + ((u64)min(output + g + 8, p.n - 1) * units + t) * 16;
+    u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS, each = (tiles + gridDim.x - 1) / gridDim.x;
+    u32 begin = min(blockIdx.x * each, tiles), end = min(begin + each, tiles);
+    if (begin == end) return;
+    u32 units = (p.k + ELEMENTS - 1) / ELEMENTS, a_round = LINE_UNITS * warps * AHEAD;
+    Lines lines = {p.w, units, p.n, nullptr, nullptr, (units + a_round - 1) / a_round * AHEAD, 0, begin, end};
+    u32 x_begin = (warp * LINE_UNITS + t) * ELEMENTS, x_step = warps * LINE_UNITS * ELEMENTS;
 
-    auto load_line = [&](Line<W> &to, u32 line) {
-        FG_UNROLL
-        for (u32 i = 0; i < 2; i++) {
-            u32 unit = line * LINE_UNITS + i * 4;
-            to.low[i] = to.high[i] = make_uint4(0, 0, 0, 0);
-            if (unit + t < units) {
-                to.low[i] = load_streaming(low + (u64)unit * 16);
-                to.high[i] = load_streaming(high + (u64)unit * 16);
-            }
-        }
-    };
+    u32 turn = 0;
+    FG_NO_UNROLL
     for (u32 pass = 0; pass < p.rows; pass += ROWS) {
-        // Where there are fewer than eight rows, the last one is taken again, and its sums left alone.
-        u32 row = first + min(pass + g, p.rows - 1);
-        const bf16 *x = p.x + (p.x_rows ? p.x_rows[row] : row) * p.x_stride;
-        auto load_line_of_x = [&](u32(&to)[2][ELEMENTS / 2], u32 line) {
-            FG_UNROLL
-            for (u32 i = 0; i < 2; i++) load_x<ELEMENTS, ALIGNED>(to[i], x, (line * LINE_UNITS + i * 4 + t) * ELEMENTS, p.k);
-        };
-        Line<W> weights[AHEAD];
-        u32 xs[2][2][ELEMENTS / 2];
-        float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        lines.tile = begin;
+        begin_tile(lines);
+        Line weights[AHEAD];
         FG_UNROLL
-        for (u32 i = 0; i < AHEAD; i++) load_line(weights[i], warp + i * warps);
-        load_line_of_x(xs[0], warp);
-        for (u32 line = warp; line < lines; line += AHEAD * warps) {
+        for (u32 i = 0; i < AHEAD; i++) next_line<KNOWN>(weights[i], lines, false);
+
+        const bf16 *x[EIGHTS];
+        u32 xs[2][EIGHTS][ELEMENTS / 2], rows = min(p.rows - pass, ROWS), at = x_begin;
+        FG_UNROLL
+        for (u32 e = 0; e < EIGHTS; e++) {
+            // Where there are fewer rows, the last one is taken again, and its sums left alone.
+            u32 row = first + min(pass + e * 8 + g, p.rows - 1);
+            x[e] = p.x + (p.x_rows ? p.x_rows[row] : row) * p.x_stride;
+            load_x<ELEMENTS, KNOWN>(xs[0][e], x[e], at, p.k);
+        }
+        FG_NO_UNROLL
+        for (u32 tile = begin; tile < end; tile++) {
+            float sums[EIGHTS][4];
             FG_UNROLL
-            for (u32 i = 0; i < AHEAD; i++) {
-                load_line_of_x(xs[(i + 1) % 2], line + (i + 1) * warps);
+            for (u32 e = 0; e < EIGHTS; e++) sums[e][0] = sums[e][1] = sums[e][2] = sums[e][3] = 0.0f;
+            FG_NO_UNROLL
+            for (u32 step = 0; step < lines.steps; step += AHEAD) {
                 FG_UNROLL
-                for (u32 half = 0; half < 2; half++) {
-                    u32 one[ELEMENTS / 2], two[ELEMENTS / 2];
-                    Unit<W>::pairs(one, weights[i].low[half]);
-                    Unit<W>::pairs(two, weights[i].high[half]);
+                for (u32 i = 0; i < AHEAD; i++) {
                     FG_UNROLL
-                    for (u32 j = 0; j < ELEMENTS / 2; j += 2) {
-                        u32 a[4] = {one[j], two[j], one[j + 1], two[j + 1]};
-                        multiply_16x8x16(sums, a, xs[i % 2][half][j], xs[i % 2][half][j + 1]);
+                    for (u32 half = 0; half < 2; half++) {
+                        if (half == 1) at = i == AHEAD - 1 && step + AHEAD == lines.steps ? x_begin : at + x_step;
+                        FG_UNROLL
+                        for (u32 e = 0; e < EIGHTS; e++) {
+                            load_x<ELEMENTS, KNOWN>(xs[1 - half][e], x[e], half == 0 ? at + 4 * ELEMENTS : at, p.k);
+                        }
+                        u32 one[ELEMENTS / 2], two[ELEMENTS / 2];
+                        Unit<W>::pairs(one, weights[i].low[half]);
+                        Unit<W>::pairs(two, weights[i].high[half]);
+                        FG_UNROLL
+                        for (u32 j = 0; j < ELEMENTS / 2; j += 2) {
+                            u32 a[4] = {one[j], two[j], one[j + 1], two[j + 1]};
+                            FG_UNROLL
+                            for (u32 e = 0; e < EIGHTS; e++) {
+                                multiply_16x8x16(sums[e], a, xs[half][e][j], xs[half][e][j + 1]);
+                            }
+                        }
                     }
+                    next_line<KNOWN>(weights[i], lines, i == 0);
                 }
-                load_line(weights[i], line + (i + AHEAD) * warps);
+            }
+
+            // Two turns' sums have room, so one barrier a tile is enough.
+            float *all = parts[turn++ % 2];
+            FG_UNROLL
+            for (u32 e = 0; e < EIGHTS; e++) {
+                float *mine = all + (warp * ROWS + e * 8 + 2 * t) * PITCH + g;
+                mine[0] = sums[e][0], mine[PITCH] = sums[e][1];
+                mine[8] = sums[e][2], mine[PITCH + 8] = sums[e][3];
+            }
+            __syncthreads();
+            FG_NO_UNROLL
+            for (u32 i = threadIdx.x; i < rows * OUTPUTS; i += blockDim.x) {
+                u32 r = i / OUTPUTS, o = tile * OUTPUTS + i % OUTPUTS;
+                if (o >= p.n) continue;
+                float sum = 0.0f;
+                FG_NO_UNROLL
+                for (u32 j = 0; j < warps; j++) sum += all[(j * ROWS + r) * PITCH + i % OUTPUTS];
+                if (p.scales) sum *= p.scales[o];
+                p.out[(first + pass + r) * p.out_stride + o] = sum;
             }
         }
-
-        float *mine = parts + warp * ROWS * PITCH;
-        mine[2 * t * PITCH + g] = sums[0];
-        mine[(2 * t + 1) * PITCH + g] = sums[1];
-        mine[2 * t * PITCH + g + 8] = sums[2];
-        mine[(2 * t + 1) * PITCH + g + 8] = sums[3];
-        __syncthreads();
-        u32 rows = min(p.rows - pass, ROWS);
-        for (u32 i = threadIdx.x; i < rows * OUTPUTS; i += blockDim.x) {
-            u32 r = i / OUTPUTS, o = i % OUTPUTS;
-            if (output + o >= p.n) continue;
-            float sum = 0.0f;
-            for (u32 j = 0; j < warps; j++) sum += parts[(j * ROWS + r) * PITCH + o];
-            if (p.scales) sum *= p.scales[output + o];
-            p.out[(first + pass + r) * p.out_stride + output + o] = sum;
-        }
-        __syncthreads();
     }
 }
 
-// `_any`: rows of x of any length, anywhere.
-FG_KERNEL_MIN(256, 3, few_rows_bf16, PRODUCT(bf16)) { few_rows<bf16, true>(THE_PRODUCT); }
-FG_KERNEL_MIN(256, 3, few_rows_f16, PRODUCT(bf16)) { few_rows<f16, true>(THE_PRODUCT); }
-FG_KERNEL_MIN(256, 2, few_rows_f8, PRODUCT(bf16)) { few_rows<f8, true>(THE_PRODUCT); }
-FG_KERNEL(256, few_rows_bf16_any, PRODUCT(bf16)) { few_rows<bf16, false>(THE_PRODUCT); }
-FG_KERNEL(256, few_rows_f16_any, PRODUCT(bf16)) { few_rows<f16, false>(THE_PRODUCT); }
-FG_KERNEL(256, few_rows_f8_any, PRODUCT(bf16)) { few_rows<f8, false>(THE_PRODUCT); }
+#define FEW_ROWS(type, ahead)                                                                                       \
+    FG_KERNEL_MIN(256, 2, few_rows_##type, PRODUCT(bf16)) { few_rows<type, WHOLE, 1, 4>(THE_PRODUCT); }             \
+    FG_KERNEL_MIN(256, 2, few_rows_16_##type, PRODUCT(bf16)) { few_rows<type, WHOLE, 2, ahead>(THE_PRODUCT); }      \
+    FG_KERNEL_MIN(256, 1, few_rows_aligned_##type, PRODUCT(bf16)) { few_rows<type, ALIGNED, 1, 2>(THE_PRODUCT); }   \
+    FG_KERNEL_MIN(256, 1, few_rows_any_##type, PRODUCT(bf16)) { few_rows<type, ANY, 1, 2>(THE_PRODUCT); }
+FEW_ROWS(bf16, 4)
+FEW_ROWS(f16, 2)
+FEW_ROWS(f8, 4)
 
 template <class W>
 FG_DEVICE void unpack(float (&out)[16 / sizeof(W)], const uint4 &v) {

@@ -125,6 +125,7 @@ inline u32 lane() { return here.thread.x % 32; }
 #define FG_SHARED static __thread
 #define FG_DYNAMIC_SHARED(pointer) u8 *pointer = twin::here.dynamic_shared
 #define FG_UNROLL
+#define FG_NO_UNROLL
 #define FG_RESTRICT __restrict__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 

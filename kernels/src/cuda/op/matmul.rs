@@ -143,13 +143,22 @@ fn check_lengths(out: &ViewMut<'_, f32>, of_out: usize, x: &ActsView<'_>, of_x: 
     assert!(x.len() >= of_x, "a product of {of_x} elements of {}", x.len());
 }
 
-/// So many rows share one reading of a matrix by `kernels/cu/matvec.cu`.
+/// Of so many rows `kernels/cu/matvec.cu` makes one reading of a matrix.
 const FEW_ROWS: usize = 8;
-/// Outputs of a block of `few_rows` there.
+/// And of so many, where the rows of x stay in the first-level cache.
+const MORE_ROWS: usize = 16;
+const MORE_ROWS_INPUTS: usize = 4096;
+/// Outputs of a tile of `few_rows` there.
 const FEW_OUTPUTS: usize = 16;
-/// Bytes of a matrix's row that a warp of it takes at a time, and the most warps of a block.
+/// Bytes of a matrix's row that a warp of it takes at a time, how many of those are on their way to it, and the most warps of a
+/// block.
 const LINE: usize = 128;
+const AHEAD: usize = 4;
 const FEW_WARPS: usize = 8;
+/// Tiles that are on a large GPU at once, if each has eight warps.
+const WAVE: usize = 264;
+/// Bytes a block reads at least, where there are blocks enough: so that its start is a small part of it.
+const FEW_BYTES: usize = 128 << 10;
 /// Outputs of a block of `plain_rows` there, a warp each.
 const PLAIN_OUTPUTS: usize = 8;
 
@@ -217,6 +226,18 @@ const TILES: [Tile; 4] = [
     },
 ];
 
+/// The warps of a block that read rows of so many bytes in whole rounds of [`AHEAD`] lines each: most of them (`many`), or the
+/// most that have two rounds. None if that would leave most of a block's warps out.
+fn whole_rounds(row_bytes: usize, many: bool) -> Option<usize> {
+    if row_bytes == 0 || !row_bytes.is_multiple_of(LINE * AHEAD) {
+        return None;
+    }
+    let rounds = row_bytes / (LINE * AHEAD);
+    let most = if many { rounds } else { rounds.div_ceil(2) }.min(FEW_WARPS);
+    let warps = (1..=most).rev().find(|warps| rounds.is_multiple_of(*warps))?;
+    (warps * 2 >= most).then_some(warps)
+}
+
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         let launch = self.choose();
@@ -280,7 +301,10 @@ impl Product<'_> {
             return None;
         }
         let (few, typical) = match &self.which {
-            Which::One(_) | Which::Batch(_) => (self.rows <= FEW_ROWS, self.rows),
+            Which::One(_) | Which::Batch(_) => {
+                let whole = whole_rounds(self.kind.row_bytes(self.k), true).is_some();
+                (self.rows <= FEW_ROWS || self.is_more() && whole, self.rows)
+            }
             // How rows fall on groups is not known here: some have twice what there is on average.
             Which::Group(_, groups, _) => {
                 (self.rows <= FEW_ROWS.max(2 * groups.count), self.rows.div_ceil(groups.count) * 3 / 2)
@@ -317,19 +341,31 @@ impl Product<'_> {
     }
 
     fn few(&self, slot: usize) -> Launch {
-        let kernels = if self.aligned() {
-            ["few_rows_bf16", "few_rows_f16", "few_rows_f8"]
-        } else {
-            ["few_rows_bf16_any", "few_rows_f16_any", "few_rows_f8_any"]
+        let (tiles, row_bytes) = (self.n.div_ceil(FEW_OUTPUTS), self.kind.row_bytes(self.k));
+        let whole = if self.aligned() { whole_rounds(row_bytes, tiles < WAVE) } else { None };
+        let kernels = match (whole, self.aligned()) {
+            (Some(_), _) if self.rows > FEW_ROWS && self.is_more() => {
+                ["few_rows_16_bf16", "few_rows_16_f16", "few_rows_16_f8"]
+            }
+            (Some(_), _) => ["few_rows_bf16", "few_rows_f16", "few_rows_f8"],
+            (None, true) => ["few_rows_aligned_bf16", "few_rows_aligned_f16", "few_rows_aligned_f8"],
+            (None, false) => ["few_rows_any_bf16", "few_rows_any_f16", "few_rows_any_f8"],
         };
-        // Two lines are on their way to a warp.
-        let warps = self.kind.row_bytes(self.k).div_ceil(2 * LINE).clamp(1, FEW_WARPS);
+        let warps = whole.unwrap_or_else(|| row_bytes.div_ceil(2 * LINE).clamp(1, FEW_WARPS));
+        let tiles_each = (FEW_BYTES / (FEW_OUTPUTS * row_bytes.max(1)))
+            .min(tiles * self.matrices() as usize / (3 * WAVE))
+            .clamp(1, tiles);
         Launch {
             kernel: kernels[slot],
-            grid: [self.n.div_ceil(FEW_OUTPUTS) as u32, self.matrices(), 1],
+            grid: [tiles.div_ceil(tiles_each) as u32, self.matrices(), 1],
             threads: warps as u32 * 32,
             shared: 0,
         }
+    }
+
+    /// Whether it is up to [`MORE_ROWS`] rows that meet each matrix, and they stay in the first-level cache.
+    fn is_more(&self) -> bool {
+        !matches!(self.which, Which::Group(..)) && self.rows <= MORE_ROWS && self.k <= MORE_ROWS_INPUTS
     }
 
     fn plain(&self) -> Launch {

@@ -110,7 +110,15 @@ fn check_dense(
 fn dense_products_of_every_type_are_right() {
     for device in devices() {
         for (kind, ty) in types() {
-            for shape in [(1, 40, 256), (2, 17, 96), (3, 16, 1040), (5, 33, 520), (8, 48, 64), (9, 70, 136)] {
+            for shape in [
+                (1, 40, 256),
+                (2, 17, 96),
+                (3, 16, 1040),
+                (5, 33, 520),
+                (8, 48, 64),
+                (9, 70, 136),
+                (2, 50, 1024),
+            ] {
                 check_dense(&device, kind, ty, shape, shape.0 % 3);
             }
         }
@@ -137,6 +145,8 @@ fn tiles_of_every_height_are_right() {
             {
                 check_dense(&device, kind, ActType::Bf16, shape, 2);
             }
+            check_dense(&device, kind, ActType::Bf16, (12, 40, 1536), 2);
+            check_dense(&device, kind, ActType::Bf16, (16, 20, 3584), 0);
             check_dense(&device, kind, ActType::Bf16, (70, 131, 456), 1);
             check_dense(&device, kind, ActType::Bf16, (129, 20, 64), 0);
         }
@@ -144,11 +154,34 @@ fn tiles_of_every_height_are_right() {
 }
 
 #[test]
+fn blocks_that_have_several_tiles_do_all_of_them() {
+    for device in devices() {
+        for kind in [WeightKind::Bf16, WeightKind::F8] {
+            check_dense(&device, kind, ActType::Bf16, (2, 25_400, 512), 1);
+            check_dense(&device, kind, ActType::Bf16, (3, 40_003, 24), 1);
+        }
+        check_dense(&device, WeightKind::F16, ActType::Bf16, (9, 13_000, 512), 0);
+    }
+}
+
+#[test]
+fn warps_read_rows_in_whole_rounds() {
+    assert_eq!(whole_rounds(8192, true), Some(8));
+    assert_eq!(whole_rounds(4096, false), Some(4));
+    assert_eq!(whole_rounds(4096, true), Some(8));
+    assert_eq!(whole_rounds(28672, false), Some(8));
+    assert_eq!(whole_rounds(14336, false), Some(7));
+    assert_eq!(whole_rounds(512, false), Some(1));
+    assert_eq!(whole_rounds(11 * 512, false), None);
+    assert_eq!(whole_rounds(640, false), None);
+}
+
+#[test]
 fn a_row_has_the_same_bits_however_many_share_the_kernel() {
     for device in devices() {
         for (kind, ty) in types() {
-            for k in [1104, 531] {
-                let (n, rows) = (35, 8);
+            for (k, rows) in [(1104, 8), (531, 8), (2048, 16)] {
+                let n = 35;
                 let mut random = Random::new(5);
                 let w = weights(&device, &mut random, kind, ty, n, k);
                 let x = activations(&mut random, ty, rows * k);
