@@ -236,9 +236,22 @@ unsafe impl Driver for Gpu {
         // SAFETY: the arguments are of the kernel's types, as the caller says; the function is of a module that is loaded.
         let answer = unsafe {
             let (stream, extra) = (self.0.stream, ptr::null_mut());
-            sys::cuLaunchKernel(function.handle(), x, y, z, launch.threads, 1, 1, launch.shared, stream, args, extra)
+            sys::cuLaunchKernel(
+                function.handle(),
+                x,
+                y,
+                z,
+                launch.threads,
+                1,
+                1,
+                launch.shared,
+                stream,
+                args,
+                extra,
+            )
         };
-        let shape = || format!("grid {x}×{y}×{z}, {} threads, {} bytes shared", launch.threads, launch.shared);
+        let shape =
+            || format!("grid {x}×{y}×{z}, {} threads, {} bytes shared", launch.threads, launch.shared);
         self.0.context.check_shaped(launch.kernel, answer, shape)?;
         if !self.0.recorder.count(&function) {
             function.count(1);
@@ -269,7 +282,12 @@ unsafe impl Driver for Gpu {
     unsafe fn replay(&self, captured: &Captured) -> Result<(), DeviceError> {
         self.0.context.bind()?;
         let Some(graph) = captured.downcast_ref::<Graph>() else {
-            return Err(refused(&self.0.context.name, "replay", String::new(), "recorded by another kind of driver"));
+            return Err(refused(
+                &self.0.context.name,
+                "replay",
+                String::new(),
+                "recorded by another kind of driver",
+            ));
         };
         graph.launch(self)
     }

@@ -80,7 +80,8 @@ impl Wanted {
         unsafe {
             match self {
                 Self::Nvrtc => {
-                    let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = std::mem::transmute(symbol);
+                    let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
+                        std::mem::transmute(symbol);
                     let (mut major, mut minor) = (0, 0);
                     ask(&raw mut major, &raw mut minor);
                     Ok(format!("{major}.{minor}"))
@@ -129,7 +130,8 @@ impl Wanted {
         };
         // What the user says comes first, then what the loader knows, then the usual places.
         let in_folders = |folders: Vec<PathBuf>, load: &mut dyn FnMut(&Path) -> Option<Library>| {
-            let files = self.files().iter().flat_map(|file| folders.iter().map(move |folder| folder.join(file)));
+            let files =
+                self.files().iter().flat_map(|file| folders.iter().map(move |folder| folder.join(file)));
             files.filter(|file| file.is_file()).find_map(|file| {
                 self.load_companions(&file);
                 load(&file)
@@ -144,7 +146,8 @@ impl Wanted {
             .or_else(|| in_folders(folders_python_tells(), &mut load));
         found.ok_or_else(|| {
             // A file that is there and does not load says more than one that is not there.
-            let mut told: Vec<String> = refusals.into_iter().filter(|r| !r.contains("No such file")).collect();
+            let mut told: Vec<String> =
+                refusals.into_iter().filter(|r| !r.contains("No such file")).collect();
             told.dedup();
             let told = if told.is_empty() { String::new() } else { format!(" ({})", told.join("; ")) };
             format!(
@@ -238,7 +241,11 @@ fn load(file: &Path) -> Result<*mut c_void, String> {
     // SAFETY: says in this thread why the call before failed; the text is copied at once.
     let why = unsafe {
         let why = libc::dlerror();
-        if why.is_null() { "no reason given".to_owned() } else { CStr::from_ptr(why).to_string_lossy().into_owned() }
+        if why.is_null() {
+            "no reason given".to_owned()
+        } else {
+            CStr::from_ptr(why).to_string_lossy().into_owned()
+        }
     };
     Err(why)
 }
@@ -262,7 +269,10 @@ fn folders_at(base: &Path) -> Vec<PathBuf> {
 
 fn folders_of(variable: &str) -> Vec<PathBuf> {
     let value = std::env::var_os(variable).unwrap_or_default();
-    std::env::split_paths(&value).filter(|base| base.is_absolute()).flat_map(|base| folders_at(&base)).collect()
+    std::env::split_paths(&value)
+        .filter(|base| base.is_absolute())
+        .flat_map(|base| folders_at(&base))
+        .collect()
 }
 
 fn usual_folders() -> Vec<PathBuf> {
@@ -274,7 +284,8 @@ fn usual_folders() -> Vec<PathBuf> {
     // Python's environments: the active one, and those whose Python is on the path.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let pythons = std::env::split_paths(&path).filter(|folder| folder.join("python3").exists());
-    let mut environments: Vec<PathBuf> = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from).into_iter().collect();
+    let mut environments: Vec<PathBuf> =
+        std::env::var_os("VIRTUAL_ENV").map(PathBuf::from).into_iter().collect();
     environments.extend(pythons.filter_map(|folder| Some(folder.parent()?.to_path_buf())));
     for environment in environments {
         for version in entries(&environment.join("lib")) {

@@ -129,7 +129,8 @@ fn text_of(call: impl FnOnce(*mut std::ffi::c_char, c_int) -> CUresult) -> Optio
 
 fn product_name(device: CUdevice) -> String {
     // SAFETY: the device is the driver's; the buffer has so many bytes.
-    text_of(|buffer, len| unsafe { sys::cuDeviceGetName(buffer, len, device) }).unwrap_or_else(|| "GPU".into())
+    text_of(|buffer, len| unsafe { sys::cuDeviceGetName(buffer, len, device) })
+        .unwrap_or_else(|| "GPU".into())
 }
 
 /// What a GPU is; makes no context on it.
@@ -186,7 +187,8 @@ impl Context {
             let reason = format!("compute capability {}.{}; 8.0 is the least", capability.0, capability.1);
             return Err(refused(&name, "open", String::new(), &reason));
         }
-        let multiprocessors = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let multiprocessors =
+            attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let mut context: CUcontext = ptr::null_mut();
         // SAFETY: the device is the driver's; the pointer is to a handle.
         let answer = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };

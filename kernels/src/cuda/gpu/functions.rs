@@ -102,8 +102,10 @@ impl Functions {
     /// Launches of each so far, by name.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
-        let mut counts: Vec<_> =
-            found.values().map(|function| (function.name, function.launches.load(Ordering::Relaxed))).collect();
+        let mut counts: Vec<_> = found
+            .values()
+            .map(|function| (function.name, function.launches.load(Ordering::Relaxed)))
+            .collect();
         counts.sort_unstable();
         counts
     }

@@ -48,14 +48,20 @@ impl Recorder {
     /// Starts to record.
     pub fn begin(&self, gpu: &Inner) -> Result<(), DeviceError> {
         if self.recording.swap(true, Ordering::AcqRel) {
-            return Err(refused(gpu.device_name(), "begin_capture", String::new(), "work is being recorded already"));
+            return Err(refused(
+                gpu.device_name(),
+                "begin_capture",
+                String::new(),
+                "work is being recorded already",
+            ));
         }
         *lock(&self.recorded) = Recorded::default();
         // Relaxed: libraries take memory and load code when they are first used, which the stricter modes take for a mistake.
         // What would be one, `Driver`'s methods refuse themselves.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream exists, and the context is bound.
-        let begun = gpu.check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream, mode) });
+        let begun =
+            gpu.check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream, mode) });
         if begun.is_err() {
             self.recording.store(false, Ordering::Release);
         }
@@ -153,7 +159,10 @@ impl Drop for Graph {
             }
             // SAFETY: made by `end`, destroyed once.
             let answer = unsafe { sys::cuGraphExecDestroy(self.graph) };
-            debug_assert!(answer == CUresult::CUDA_SUCCESS || inner.wait().is_err(), "a graph was not given back");
+            debug_assert!(
+                answer == CUresult::CUDA_SUCCESS || inner.wait().is_err(),
+                "a graph was not given back"
+            );
         }
         for address in self.memory.drain(..) {
             inner.give_back(address);

@@ -250,7 +250,8 @@ impl Opened {
         unsafe {
             check("cublasLtMatmulDescCreate", (f.desc_create)(&raw mut plan.desc, COMPUTE_32F, R_32F))?;
             for (attribute, value) in [(DESC_TRANSA, OP_T), (DESC_TRANSB, OP_N)] {
-                let answer = (f.desc_set)(plan.desc, attribute, (&raw const value).cast(), size_of::<c_int>());
+                let answer =
+                    (f.desc_set)(plan.desc, attribute, (&raw const value).cast(), size_of::<c_int>());
                 check("cublasLtMatmulDescSetAttribute", answer)?;
             }
             let layout = |to: &mut Handle, kind, height, width, stride| {

@@ -58,7 +58,8 @@ impl Up {
         let mut at = to;
         for piece in from.chunks(CHUNK) {
             let offset = self.room(gpu, piece.len())?;
-            let answer = |answer| gpu.check_shaped("cuMemcpyHtoDAsync", answer, || format!("{} bytes", from.len()));
+            let answer =
+                |answer| gpu.check_shaped("cuMemcpyHtoDAsync", answer, || format!("{} bytes", from.len()));
             // SAFETY: the ring has room for the piece at the offset, which the GPU has read before it was given.
             unsafe {
                 let staged = self.ring.add(offset);
@@ -132,7 +133,12 @@ impl Down {
             // SAFETY: `from` has so many bytes, a piece has room for them, and what was in it was copied out.
             unsafe {
                 let piece = self.pieces.add(i % 2 * CHUNK);
-                answer(sys::cuMemcpyDtoHAsync_v2(piece.cast(), from + (i * CHUNK) as u64, bytes, gpu.stream))?;
+                answer(sys::cuMemcpyDtoHAsync_v2(
+                    piece.cast(),
+                    from + (i * CHUNK) as u64,
+                    bytes,
+                    gpu.stream,
+                ))?;
                 answer(sys::cuEventRecord(self.events[i % 2], gpu.stream))
             }
         };
