@@ -455,20 +455,24 @@ void matrices_transposed_exchange(u32, void **operands) {
         }
 }
 
-void multiplication_exchange(u32, void **operands) {
+static float half_of(u32 pair, bool high, bool is_f16) {
+    u16 bits = (u16)(high ? pair >> 16 : pair);
+    return is_f16 ? to_float(f16{bits}) : to_float(bf16{bits});
+}
+static void multiply(void **operands, bool is_f16) {
     float a[16][16], b[16][8], d[16][8];
     for (u32 lane = 0; lane < 32; lane++) {
         const Multiplication &m = *(Multiplication *)operands[lane];
         u32 row = lane / 4, column = lane % 4 * 2;
         for (u32 i = 0; i < 4; i++) {
             float *to = &a[row + i % 2 * 8][column + i / 2 * 8];
-            to[0] = low_bf16(m.a[i]);
-            to[1] = high_bf16(m.a[i]);
+            to[0] = half_of(m.a[i], false, is_f16);
+            to[1] = half_of(m.a[i], true, is_f16);
             d[row + i / 2 * 8][column + i % 2] = m.d[i];
         }
         for (u32 i = 0; i < 2; i++) {
-            b[column + i * 8][row] = low_bf16(m.b[i]);
-            b[column + i * 8 + 1][row] = high_bf16(m.b[i]);
+            b[column + i * 8][row] = half_of(m.b[i], false, is_f16);
+            b[column + i * 8 + 1][row] = half_of(m.b[i], true, is_f16);
         }
     }
     for (u32 row = 0; row < 16; row++)
@@ -479,6 +483,8 @@ void multiplication_exchange(u32, void **operands) {
         for (u32 i = 0; i < 4; i++) m.d[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
     }
 }
+void multiplication_exchange(u32, void **operands) { multiply(operands, false); }
+void multiplication_f16_exchange(u32, void **operands) { multiply(operands, true); }
 
 }  // namespace twin
 

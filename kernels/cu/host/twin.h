@@ -111,6 +111,7 @@ struct Multiplication {
     u32 b[2];
 };
 void multiplication_exchange(u32 mask, void **operands);
+void multiplication_f16_exchange(u32 mask, void **operands);
 
 inline u32 lane() { return here.thread.x % 32; }
 
@@ -288,6 +289,7 @@ FG_DEVICE bf16 to_bf16(float x) {
     return {(u16)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
 }
 FG_DEVICE u32 to_bf16x2(float low, float high) { return (u32)to_bf16(high).bits << 16 | to_bf16(low).bits; }
+FG_DEVICE u32 to_f16x2(float low, float high) { return (u32)to_f16(high).bits << 16 | to_f16(low).bits; }
 
 // Copies arrive when they are waited for; until then the destination holds 0xff.
 FG_DEVICE void copy_async_16(void *shared, const void *global) {
@@ -313,6 +315,11 @@ FG_DEVICE void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1
     twin::Multiplication mine = {d, a, {b0, b1}};
     twin::warp_together(0xffffffffu, "multiply_16x8x16", &twin::multiplication_exchange, &mine);
 }
+FG_DEVICE void multiply_16x8x16_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    twin::Multiplication mine = {d, a, {b0, b1}};
+    twin::warp_together(0xffffffffu, "multiply_16x8x16_f16", &twin::multiplication_f16_exchange, &mine);
+}
+FG_DEVICE float fast_exp2(float x) { return exp2f(x); }
 FG_DEVICE uint4 load_streaming(const void *global) {
     if ((unsigned long)global % 16) twin::fail("load_streaming from an address that is not aligned to 16");
     return *(const uint4 *)global;

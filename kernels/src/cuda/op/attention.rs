@@ -3,7 +3,7 @@
 //! Rows that are taken alone are cut into parts that are met at the same time; how, depends on the row's position only. Rows that
 //! are taken together share what they read.
 
-use super::attention_forms::{Form, general};
+use super::attention_forms::{Form, PREFILL_CHUNK, PREFILL_QUERIES, general, prefill};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
 use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
@@ -214,13 +214,57 @@ impl Step<'_, '_> {
     }
 
     fn together(&self) -> Result<(), DeviceError> {
-        if self.rows.together().is_empty() {
+        let rows = self.rows.together();
+        if rows.is_empty() {
             return Ok(());
+        }
+        let tiles = |tile: usize| rows.iter().map(|rows| rows.div_ceil(tile)).sum();
+        if let Some(kernel) = prefill(self.kv).filter(|_| self.q.address().is_multiple_of(8)) {
+            let tile = PREFILL_QUERIES / self.a.heads.chunks(PREFILL_CHUNK).widest;
+            return self.prefill(kernel, tiles(tile), tile);
         }
         let form = general(self.kv, |most| self.a.heads.chunks(most).widest, true);
         let tile = form.queries / self.a.heads.chunks(form.most).widest;
-        let tiles = self.rows.together().iter().map(|rows| rows.div_ceil(tile)).sum();
-        self.attend(&form, 0, self.rows.together_at(), [tiles, 1], tile)
+        self.attend(&form, 0, self.rows.together_at(), [tiles(tile), 1], tile)
+    }
+
+    /// Starts the kernel of tensor cores for so many tiles of so many rows.
+    fn prefill(
+        &self,
+        (kernel, shared): (&'static str, usize),
+        tiles: usize,
+        tile: usize,
+    ) -> Result<(), DeviceError> {
+        let chunks = self.a.heads.chunks(PREFILL_CHUNK);
+        let launch = Launch {
+            kernel,
+            grid: [u32_of(chunks.len()), u32_of(tiles), 1],
+            threads: 128,
+            shared: u32_of(shared),
+        };
+        let [out, is_bf16] = self.out();
+        let [keys, values] = self.kv.layer(self.layer);
+        let args = [
+            out,
+            is_bf16,
+            Arg::Ptr(self.q.address()),
+            keys,
+            values,
+            self.rows.address(),
+            self.rows.together_at(),
+            Arg::U32(u32_of(self.rows.together().len())),
+            Arg::U32(u32_of(tile)),
+            Arg::Ptr(chunks.records.view().address()),
+            self.sinks(),
+            Arg::U32(u32_of(self.a.heads.heads)),
+            Arg::U32(u32_of(self.kv.sizes().kv_heads)),
+            Arg::U32(u32_of(self.kv.sizes().block_size)),
+            self.window(),
+            Arg::F32(self.a.scale),
+            Arg::F32(self.a.softcap.unwrap_or(0.0)),
+        ];
+        // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
+        unsafe { self.out.device().launch(&launch, &args) }
     }
 
     /// Starts the kernel of any shape for so many units (or tiles of units) and parts.

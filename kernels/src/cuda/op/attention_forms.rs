@@ -1,6 +1,7 @@
 //! The kernel that meets keys and values of some shape, for some number of queries.
 
 use super::kv_cache::{DeviceKv, KvKind};
+use crate::op::kv_cache::Values;
 
 /// One instance of the kernel of any shape (`kernels/cu/attention.cu`).
 #[derive(Debug, Clone, Copy)]
@@ -80,4 +81,26 @@ pub(super) fn general(kv: &DeviceKv, widest: impl Fn(usize) -> usize, all: bool)
     let needed = if all { most } else { widest(most) };
     let form = forms().find(|form| form.queries >= needed).expect("the largest form has `most` queries");
     Form { most, ..*form }
+}
+
+/// Queries of a block of the kernel of tensor cores, and heads of a chunk at most (`kernels/cu/attention_prefill.cu`).
+pub(super) const PREFILL_QUERIES: usize = 64;
+pub(super) const PREFILL_CHUNK: usize = 16;
+
+/// The kernel of tensor cores for this cache, if there is one, and bytes of its shared memory.
+pub(super) fn prefill(kv: &DeviceKv) -> Option<(&'static str, usize)> {
+    let dim = kv.sizes().key_dim;
+    if kv.kind() != KvKind::F16 || kv.sizes().values != Values::Own(dim) {
+        return None;
+    }
+    // Two tiles of keys and values, and the queries where they are too many for registers.
+    let (kernel, positions, queries) = match dim {
+        64 => ("attention_prefill_64", 64, 0),
+        80 => ("attention_prefill_80", 64, 0),
+        96 => ("attention_prefill_96", 64, 0),
+        128 => ("attention_prefill_128", 64, 0),
+        256 => ("attention_prefill_256", 32, PREFILL_QUERIES),
+        _ => return None,
+    };
+    Some((kernel, (4 * positions + queries) * (dim + 8) * kv.kind().size()))
 }

@@ -250,7 +250,7 @@ fn rows_alone_of_every_shape() {
 
 #[test]
 fn rows_together_of_every_shape() {
-    let runs = [(0, 5), (37, 1), (100, 19), (200, 4)];
+    let runs = [(0, 17), (37, 1), (100, 19), (200, 16)];
     for device in devices() {
         for (kind, dim, groups) in [
             (KvKind::F32, 12, vec![1, 1]),
@@ -267,9 +267,57 @@ fn rows_together_of_every_shape() {
     }
 }
 
+/// Of f16 with 11 bits: queries are up to 4 and scores up to about 10; weights are rounded, too.
+const ON_TENSOR_CORES: f64 = 4e-3;
+
+#[test]
+fn rows_together_on_tensor_cores() {
+    for device in devices() {
+        for (dim, groups) in [
+            (64, vec![1, 1]),
+            (64, vec![8, 8]),
+            (80, vec![3, 3]),
+            (96, vec![2]),
+            (128, vec![4]),
+            (128, vec![9, 3]),
+            (128, vec![1]),
+            (128, vec![40]),
+            (256, vec![2]),
+            (256, vec![5]),
+        ] {
+            for runs in [&[(0, 16)][..], &[(0, 80), (37, 1), (100, 19)], &[(50, 33), (129, 70)]] {
+                check(&device, &Case::new(KvKind::F16, &groups, dim, runs), ON_TENSOR_CORES);
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_caps_and_sinks_on_tensor_cores() {
+    let runs = [(0, 70), (3, 1), (150, 66), (301, 16)];
+    for device in devices() {
+        for dim in [64, 256] {
+            for (window, softcap, sinks) in [
+                (Some(1), None, false),
+                (Some(17), None, true),
+                (Some(100), Some(2.0), false),
+                (Some(128), None, true),
+                (None, Some(1.0), false),
+                (None, None, true),
+            ] {
+                for (block_size, out) in [(16, ActType::F32), (7, ActType::Bf16)] {
+                    let case = Case::new(KvKind::F16, &[2, 3], dim, &runs);
+                    let case = Case { window, softcap, sinks, block_size, out, ..case };
+                    check(&device, &case, ON_TENSOR_CORES + if out == ActType::Bf16 { 4e-3 } else { 0.0 });
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn values_within_keys() {
-    let runs = [(0, 1), (5, 6), (250, 2), (600, 1)];
+    let runs = [(0, 1), (5, 16), (250, 2), (600, 1)];
     for device in devices() {
         for (kind, dim, values, heads) in [
             (KvKind::F32, 24, 16, 4),
@@ -289,7 +337,7 @@ fn values_of_another_size_than_keys() {
         for kind in [KvKind::F32, KvKind::F16] {
             for (key_dim, value_dim) in [(40, 24), (24, 40), (8, 128)] {
                 let values = Values::Own(value_dim);
-                let case = Case { values, ..Case::new(kind, &[2, 1], key_dim, &[(3, 5), (140, 2)]) };
+                let case = Case { values, ..Case::new(kind, &[2, 1], key_dim, &[(3, 17), (140, 2)]) };
                 check(&device, &case, 1e-5);
             }
         }
@@ -298,7 +346,7 @@ fn values_of_another_size_than_keys() {
 
 #[test]
 fn windows_caps_and_sinks() {
-    let runs = [(0, 1), (3, 1), (90, 2), (700, 1), (0, 9), (50, 30), (301, 4)];
+    let runs = [(0, 1), (3, 1), (90, 2), (700, 1), (0, 19), (50, 30), (301, 16)];
     for device in devices() {
         for (kind, dim) in [(KvKind::F32, 64), (KvKind::F16, 40)] {
             for (window, softcap, sinks) in [
@@ -321,7 +369,7 @@ fn windows_caps_and_sinks() {
 fn blocks_of_any_size() {
     for device in devices() {
         for block_size in [1, 7, 16, 32, 64] {
-            let runs = [(0, 1), (77, 1), (140, 1), (60, 9)];
+            let runs = [(0, 1), (77, 1), (140, 1), (60, 18)];
             let case = Case { block_size, ..Case::new(KvKind::F16, &[2, 2], 24, &runs) };
             check(&device, &case, 1e-5);
         }

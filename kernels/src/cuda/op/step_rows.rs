@@ -15,7 +15,7 @@ pub struct Run<'a> {
 }
 
 /// From so many rows of a sequence on, they share what they read of the cache; fewer are taken one by one.
-const SHARED: usize = 4;
+const SHARED: usize = 16;
 /// Position of a row that does not exist.
 const NO_ROW: u32 = u32::MAX;
 

@@ -1,0 +1,271 @@
+// Softmax attention of many rows of a sequence over a paged cache in half precision, on tensor cores (Dao, "FlashAttention-2",
+// 2023; the running maximum is that of Milakov and Gimelshein, 2018).
+//
+// A block has 64 queries (all query heads of one head of the cache, of some rows), each warp 16 of them, and meets the positions
+// they see in tiles, of which the next is on its way while one is used. Queries are scaled and rounded to f16, weights are rounded
+// to f16, all sums are f32.
+#include "foggara.cuh"
+
+#define WARPS 4
+#define QUERIES (WARPS * 16)
+
+FG_DEVICE float minus_infinity() { return bits_to_float(0xff800000u); }
+
+template <int D>
+struct Shape {
+    static constexpr int TILE = D > 128 ? 32 : 64;      // positions
+    static constexpr int STRIDE = D + 8;                // elements of a row in shared memory: no two of 8 rows share banks
+    static constexpr bool QUERIES_SHARED = D > 128;     // too many for registers
+    static constexpr int SIDE = TILE * STRIDE;          // elements of keys (or values) of a tile
+};
+
+// Rows of a sequence at positions that follow each other.
+struct Span {
+    u32 row, rows, position, blocks;
+};
+
+// The tile'th piece of at most `tile_rows` rows of all units.
+FG_DEVICE Span tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
+    for (u32 i = 0; i < count; i++, units += 4) {
+        u32 rows = units[1], tiles = (rows + tile_rows - 1) / tile_rows;
+        if (tile < tiles) {
+            u32 skipped = tile * tile_rows;
+            rows -= skipped;
+            return {units[0] + skipped, rows < tile_rows ? rows : tile_rows, units[2] + skipped, units[3]};
+        }
+        tile -= tiles;
+    }
+    return {0, 0, 0, 0};
+}
+
+// Where positions of a head are in the cache.
+struct Places {
+    const u32 *table;
+    u32 kv_heads, kv_head, block_size, shift;
+    bool is_power;
+};
+
+FG_DEVICE u64 place_of(const Places &p, u32 position) {
+    u32 nth = p.is_power ? position >> p.shift : position / p.block_size;
+    return ((u64)p.table[nth] * p.kv_heads + p.kv_head) * p.block_size + (position - nth * p.block_size);
+}
+
+// Asks for the keys and values of positions from..from + TILE, zeros for those that are not in begin..end.
+template <int D>
+FG_DEVICE void fetch(f16 *to, const f16 *keys, const f16 *values, const Places &places, u32 from, u32 begin, u32 end) {
+    using S = Shape<D>;
+    constexpr int PIECES = D / 8;
+    static_assert(S::TILE * PIECES % (WARPS * 32) == 0);
+    FG_UNROLL
+    for (int i = 0; i < S::TILE * PIECES / (WARPS * 32); i++) {
+        u32 at = i * WARPS * 32 + threadIdx.x, row = at / PIECES, piece = at % PIECES * 8, position = from + row;
+        bool live = position >= begin && position < end;
+        u64 source = live ? place_of(places, position) * D + piece : 0;
+        copy_async_16_or_zero(to + row * S::STRIDE + piece, keys + source, live);
+        copy_async_16_or_zero(to + S::SIDE + row * S::STRIDE + piece, values + source, live);
+    }
+    copy_async_commit();
+}
+
+template <int D>
+FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, const f16 *values, const u32 *step,
+                       u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,
+                       u32 kv_heads, u32 block_size, u32 window, float scale, float cap) {
+    using S = Shape<D>;
+    constexpr float LOG2E = 1.4426950408889634f;
+    constexpr int KS = D / 16, NS = S::TILE / 8, DS = D / 8;
+    FG_DYNAMIC_SHARED(shared);
+    f16 *stages = (f16 *)shared;
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
+
+    Span unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.y - 1 - blockIdx.y);  // the longest first
+    if (unit.rows == 0) return;
+    u32 first_head = chunks[3 * blockIdx.x], count = chunks[3 * blockIdx.x + 1];
+    Places places = {step + unit.blocks, kv_heads, chunks[3 * blockIdx.x + 2], block_size, 0, false};
+    places.is_power = (block_size & (block_size - 1)) == 0;
+    while (places.is_power && (1u << places.shift) < block_size) places.shift++;
+
+    // The two queries this thread has a part of; where they are in rows × heads, and what they see.
+    u64 place[2];
+    u32 start[2], len[2], head[2];
+    bool live[2];
+    FG_UNROLL
+    for (int i = 0; i < 2; i++) {
+        u32 query = warp * 16 + group + i * 8, row = query / count;
+        live[i] = row < unit.rows;
+        if (!live[i]) row = 0;
+        head[i] = first_head + query % count;
+        place[i] = (u64)(unit.row + row) * heads + head[i];
+        len[i] = unit.position + row + 1;
+        start[i] = len[i] > window ? len[i] - window : 0;
+    }
+    u32 end = unit.position + unit.rows, all_len = unit.position + 1;  // all queries see what is before all_len …
+    u32 begin = all_len > window ? all_len - window : 0;
+    u32 all_start = end > window ? end - window : 0;  // … and from all_start on
+    u32 from = begin / S::TILE * S::TILE;
+    fetch<D>(stages, keys, values, places, from, begin, end);
+
+    // Queries in the form that products take.
+    u32 a[S::QUERIES_SHARED ? 1 : KS][4];
+    f16 *queries = stages + 4 * S::SIDE + warp * 16 * S::STRIDE;
+    FG_UNROLL
+    for (int k = 0; k < KS; k++) {
+        u32 parts[4];
+        FG_UNROLL
+        for (int i = 0; i < 4; i++) {
+            float x = 0.0f, y = 0.0f;
+            if (live[i % 2]) {
+                float2 xy = *(const float2 *)(q + place[i % 2] * D + k * 16 + i / 2 * 8 + pair);
+                x = xy.x * scale;
+                y = xy.y * scale;
+            }
+            parts[i] = to_f16x2(x, y);
+            if constexpr (S::QUERIES_SHARED)
+                *(u32 *)(queries + (group + i % 2 * 8) * S::STRIDE + k * 16 + i / 2 * 8 + pair) = parts[i];
+            else a[k][i] = parts[i];
+        }
+    }
+    if constexpr (S::QUERIES_SHARED) __syncwarp();
+
+    float most[2] = {minus_infinity(), minus_infinity()}, total[2] = {0.0f, 0.0f};
+    float sum[DS][4];
+    FG_UNROLL
+    for (int d = 0; d < DS; d++) {
+        FG_UNROLL
+        for (int i = 0; i < 4; i++) sum[d][i] = 0.0f;
+    }
+    // Rows of matrices that this lane gives the addresses of.
+    u32 key_row = (lane / 16 * 8 + lane % 8) * S::STRIDE + lane / 8 % 2 * 8;
+    u32 value_row = (lane / 8 % 2 * 8 + lane % 8) * S::STRIDE + lane / 16 * 8;
+
+    for (u32 stage = 0; from < end; from += S::TILE, stage ^= 1) {
+        if (from + S::TILE < end) {
+            fetch<D>(stages + (stage ^ 1) * 2 * S::SIDE, keys, values, places, from + S::TILE, begin, end);
+            copy_async_wait<1>();
+        } else {
+            copy_async_wait<0>();
+        }
+        __syncthreads();
+        const f16 *k_tile = stages + stage * 2 * S::SIDE, *v_tile = k_tile + S::SIDE;
+
+        float score[NS][4];
+        FG_UNROLL
+        for (int n = 0; n < NS; n++) {
+            FG_UNROLL
+            for (int i = 0; i < 4; i++) score[n][i] = 0.0f;
+        }
+        FG_UNROLL
+        for (int k = 0; k < KS; k++) {
+            u32 mine[4];
+            if constexpr (S::QUERIES_SHARED)
+                load_matrices(mine, queries + (lane / 8 % 2 * 8 + lane % 8) * S::STRIDE + k * 16 + lane / 16 * 8);
+            FG_UNROLL
+            for (int n = 0; n < NS; n += 2) {
+                u32 b[4];
+                load_matrices(b, k_tile + n * 8 * S::STRIDE + k * 16 + key_row);
+                if constexpr (S::QUERIES_SHARED) {
+                    multiply_16x8x16_f16(score[n], mine, b[0], b[1]);
+                    multiply_16x8x16_f16(score[n + 1], mine, b[2], b[3]);
+                } else {
+                    multiply_16x8x16_f16(score[n], a[k], b[0], b[1]);
+                    multiply_16x8x16_f16(score[n + 1], a[k], b[2], b[3]);
+                }
+            }
+        }
+
+        if (cap > 0.0f) {
+            FG_UNROLL
+            for (int n = 0; n < NS; n++) {
+                FG_UNROLL
+                for (int i = 0; i < 4; i++) score[n][i] = cap * tanhf(score[n][i] / cap);
+            }
+        }
+        if (from < all_start || from + S::TILE > all_len) {
+            FG_UNROLL
+            for (int n = 0; n < NS; n++) {
+                FG_UNROLL
+                for (int i = 0; i < 4; i++) {
+                    u32 position = from + n * 8 + pair + i % 2;
+                    if (position < start[i / 2] || position >= len[i / 2]) score[n][i] = minus_infinity();
+                }
+            }
+        }
+        FG_UNROLL
+        for (int r = 0; r < 2; r++) {
+            float top = most[r];
+            FG_UNROLL
+            for (int n = 0; n < NS; n++) top = fmaxf(top, fmaxf(score[n][2 * r], score[n][2 * r + 1]));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            // Where nothing was seen yet, every weight is 2^-∞.
+            float shift = top == minus_infinity() ? 0.0f : top * LOG2E;
+            float fix = fast_exp2(most[r] * LOG2E - shift);
+            most[r] = top;
+            float more = 0.0f;
+            FG_UNROLL
+            for (int n = 0; n < NS; n++) {
+                FG_UNROLL
+                for (int i = 0; i < 2; i++) {
+                    float weight = fast_exp2(score[n][2 * r + i] * LOG2E - shift);
+                    score[n][2 * r + i] = weight;
+                    more += weight;
+                }
+            }
+            total[r] = total[r] * fix + more;
+            FG_UNROLL
+            for (int d = 0; d < DS; d++) {
+                sum[d][2 * r] *= fix;
+                sum[d][2 * r + 1] *= fix;
+            }
+        }
+        FG_UNROLL
+        for (int n = 0; n < NS; n += 2) {
+            u32 weights[4] = {to_f16x2(score[n][0], score[n][1]), to_f16x2(score[n][2], score[n][3]),
+                              to_f16x2(score[n + 1][0], score[n + 1][1]), to_f16x2(score[n + 1][2], score[n + 1][3])};
+            FG_UNROLL
+            for (int d = 0; d < DS; d += 2) {
+                u32 b[4];
+                load_matrices_transposed(b, v_tile + n * 8 * S::STRIDE + d * 8 + value_row);
+                multiply_16x8x16_f16(sum[d], weights, b[0], b[1]);
+                multiply_16x8x16_f16(sum[d + 1], weights, b[2], b[3]);
+            }
+        }
+        __syncthreads();  // what was used is written to next
+    }
+
+    FG_UNROLL
+    for (int r = 0; r < 2; r++) {
+        float all = total[r];
+        all += __shfl_xor_sync(0xffffffffu, all, 1);
+        all += __shfl_xor_sync(0xffffffffu, all, 2);
+        if (!live[r]) continue;
+        float fix = 1.0f;
+        if (sinks) {
+            float sink = sinks[head[r]], top = fmaxf(most[r], sink);
+            fix = fast_exp2((most[r] - top) * LOG2E);
+            all = all * fix + fast_exp2((sink - top) * LOG2E);
+        }
+        fix = all > 0.0f ? fix / all : 0.0f;
+        FG_UNROLL
+        for (int d = 0; d < DS; d++) {
+            float x = sum[d][2 * r] * fix, y = sum[d][2 * r + 1] * fix;
+            u64 to = place[r] * D + d * 8 + pair;
+            if (is_bf16) *(u32 *)((bf16 *)out + to) = to_bf16x2(x, y);
+            else *(float2 *)((float *)out + to) = make_float2(x, y);
+        }
+    }
+}
+
+#define PREFILL(D)                                                                                                       \
+    FG_KERNEL_MIN(128, 2, attention_prefill_##D,                                                                            \
+              (void *out, u32 is_bf16, const float *q, const f16 *keys, const f16 *values, const u32 *step, u32 units_at, \
+               u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32 kv_heads,            \
+               u32 block_size, u32 window, float scale, float cap)) {                                                    \
+        prefill<D>(out, is_bf16, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads, \
+                   block_size, window, scale, cap);                                                                      \
+    }
+PREFILL(64)
+PREFILL(80)
+PREFILL(96)
+PREFILL(128)
+PREFILL(256)
