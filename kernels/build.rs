@@ -17,6 +17,10 @@ fn main() {
     for file in files(&root.join("cu"), "cu") {
         writeln!(text, "    ({:?}, include_str!({:?})),", stem(&file), file).expect("memory");
     }
+    text += "];\n/// Every header that sources include.\npub static HEADERS: &[(&str, &str)] = &[\n";
+    for file in files(&root.join("cu"), "cuh") {
+        writeln!(text, "    (\"{}.cuh\", include_str!({:?})),", stem(&file), file).expect("memory");
+    }
     text += "];\n/// Machine code that was made beforehand: source, architecture, bytes.\n";
     text += "pub static CUBINS: &[(&str, &str, &[u8])] = &[\n";
     if let Some(folder) = env::var_os("FOGGARA_CUBINS") {

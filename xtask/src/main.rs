@@ -4,6 +4,7 @@
 
 mod bench;
 mod check;
+mod cubins;
 mod demo;
 mod kernels;
 mod place;
@@ -37,6 +38,7 @@ enum Task {
     Soak(test::SoakArguments),
     Bench(bench::Arguments),
     Kernels(kernels::Arguments),
+    Cubins(cubins::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -58,5 +60,6 @@ fn run(task: Task) -> Result<()> {
         Task::Soak(arguments) => test::soak(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Kernels(arguments) => kernels::run(&arguments),
+        Task::Cubins(arguments) => cubins::run(&arguments),
     }
 }

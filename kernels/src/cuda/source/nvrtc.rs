@@ -94,7 +94,7 @@ impl Nvrtc {
         Ok(known.into_iter().filter_map(|known| u32::try_from(known).ok()).collect())
     }
 
-    /// Machine code of one source that includes `foggara.cuh`.
+    /// Machine code of one source, which may include the headers: names and texts.
     ///
     /// # Errors
     /// What the compiler says.
@@ -102,19 +102,23 @@ impl Nvrtc {
         &self,
         file: &str,
         text: &str,
-        header: &str,
+        headers: &[(&str, &str)],
         options: &[String],
     ) -> Result<Vec<u8>, String> {
         let c = |text: &str| CString::new(text).map_err(|e| format!("{file}.cu: {e}"));
-        let (text, name, header) = (c(text)?, c(&format!("{file}.cu"))?, c(header)?);
+        let (text, name) = (c(text)?, c(&format!("{file}.cu"))?);
+        let names = headers.iter().map(|(name, _)| c(name)).collect::<Result<Vec<_>, _>>()?;
+        let headers = headers.iter().map(|(_, text)| c(text)).collect::<Result<Vec<_>, _>>()?;
         let options = options.iter().map(|option| c(option)).collect::<Result<Vec<_>, _>>()?;
-        let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        let (headers, names) = ([header.as_ptr()], [c"foggara.cuh".as_ptr()]);
+        let pointers = |texts: &[CString]| -> Vec<*const c_char> { texts.iter().map(|text| text.as_ptr()).collect() };
+        let (header_pointers, name_pointers) = (pointers(&headers), pointers(&names));
+        let pointers = pointers(&options);
         let f = &self.functions;
         let mut program: Program = ptr::null_mut();
-        // SAFETY: all texts end with zero and live longer than the call; there is one header and one name of a header.
+        // SAFETY: all texts end with zero and live longer than the call; there are as many names as headers.
         let answer = unsafe {
-            (f.create)(&raw mut program, text.as_ptr(), name.as_ptr(), 1, headers.as_ptr(), names.as_ptr())
+            let (count, headers, names) = (headers.len() as c_int, header_pointers.as_ptr(), name_pointers.as_ptr());
+            (f.create)(&raw mut program, text.as_ptr(), name.as_ptr(), count, headers, names)
         };
         self.check("nvrtcCreateProgram", answer)?;
         let program = Owned(f, program);
