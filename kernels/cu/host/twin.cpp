@@ -12,6 +12,11 @@
 
 #include <vector>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 namespace twin {
 
 __thread Here here;
@@ -21,7 +26,11 @@ namespace {
 constexpr u32 MAX_THREADS = 1024;
 constexpr u32 MAX_SHARED = 227 * 1024;  // what a block can have on sm_90 and sm_100
 // Not a power of two: the tops of all stacks would meet in the same few lines of the cache.
+#ifdef __SANITIZE_ADDRESS__
+constexpr u64 STACK = 256 * 1024 + 3 * 1024 + 192;
+#else
 constexpr u64 STACK = 64 * 1024 + 3 * 1024 + 192;
+#endif
 constexpr u64 PAGE = 64 * 1024;  // of any machine we know of
 constexpr u64 CANARY = 0x5afe57ac5afe57acull;
 
@@ -55,6 +64,8 @@ struct Runner {
     const Kernel *kernel = nullptr;
     void **arguments;
     void *main_stack_pointer;
+    const void *main_stack;
+    size_t main_stack_bytes;
     u32 current;
     u32 runnable_warps;
     u32 threads, alive, at_barrier;
@@ -74,8 +85,16 @@ pthread_key_t runner_key;
 
 u64 round_up(u64 x, u64 to) { return (x + to - 1) / to * to; }
 
+// Fibers end without returning from what they called, which the sanitizer of addresses then believes to be there still.
+void forget_frames([[maybe_unused]] u8 *stack) {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(stack, STACK);
+#endif
+}
+
 void end_runner(void *pointer) {
     Runner *r = (Runner *)pointer;
+    for (u32 i = 0; i < MAX_THREADS; i++) forget_frames(r->stacks + STACK * i);
     munmap(r->stacks, STACK * MAX_THREADS);
     u64 bytes = round_up(MAX_SHARED, PAGE);
     munmap(r->shared_end - bytes, bytes + PAGE);
@@ -232,15 +251,37 @@ const char *name_of(const Runner &r) { return r.kernel ? r.kernel->name : "no ke
     abort();
 }
 
+// The sanitizer of addresses must know on which stack we are.
+#ifdef __SANITIZE_ADDRESS__
+void change_stack(Runner &r, void **save, void *to, u32 thread, bool leaving) {
+    const void *stack = thread < MAX_THREADS ? r.stacks + STACK * thread : r.main_stack;
+    void *fake = nullptr;
+    __sanitizer_start_switch_fiber(leaving ? nullptr : &fake, stack, thread < MAX_THREADS ? STACK : r.main_stack_bytes);
+    foggara_twin_switch(save, to);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+void stack_changed() {
+    const void *from;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &from, &bytes);
+    if (runner->main_stack) return;
+    runner->main_stack = from;
+    runner->main_stack_bytes = bytes;
+}
+#else
+inline void change_stack(Runner &, void **save, void *to, u32, bool) { foggara_twin_switch(save, to); }
+inline void stack_changed() {}
+#endif
+
 u32 pick(const Runner &r, u32 set) { return r.backwards ? 31 - __builtin_clz(set) : __builtin_ctz(set); }
 
 // Goes on with another fiber; `save` is where the running one's stack pointer goes.
-inline __attribute__((always_inline)) void run_another(Runner &r, void **save) {
+inline __attribute__((always_inline)) void run_another(Runner &r, void **save, bool leaving = false) {
     u32 w = r.current / 32;
     if (!r.warps[w].runnable) {
         if (!r.runnable_warps) {
             if (r.alive) stuck(r);
-            foggara_twin_switch(save, r.main_stack_pointer);
+            change_stack(r, save, r.main_stack_pointer, MAX_THREADS, leaving);
             return;
         }
         w = pick(r, r.runnable_warps);
@@ -248,7 +289,7 @@ inline __attribute__((always_inline)) void run_another(Runner &r, void **save) {
     u32 next = w * 32 + pick(r, r.warps[w].runnable);
     r.current = next;
     r.here->thread.x = next;
-    foggara_twin_switch(save, r.fibers[next].stack_pointer);
+    change_stack(r, save, r.fibers[next].stack_pointer, next, leaving);
 }
 
 void open_barrier(Runner &r) {
@@ -269,6 +310,7 @@ void not_runnable(Runner &r, u32 thread) {
 }
 
 void fiber_main() {
+    stack_changed();
     Runner &r = *runner;
     r.kernel->call(r.kernel->function, r.arguments);
     u32 thread = r.current;
@@ -277,7 +319,7 @@ void fiber_main() {
     r.alive--;
     if (r.alive && r.at_barrier == r.alive) open_barrier(r);
     void *gone;
-    run_another(r, &gone);
+    run_another(r, &gone, true);
     __builtin_unreachable();
 }
 
@@ -299,6 +341,7 @@ void run_block(Runner &r) {
     r.runnable_warps = warps == 32 ? 0xffffffffu : (1u << warps) - 1;
     for (u32 i = 0; i < r.threads; i++) {
         Fiber &fiber = r.fibers[i];
+        forget_frames(r.stacks + STACK * i);
         fiber.stack_pointer = first_frame(r.stacks + STACK * (i + 1), fiber_main);
         fiber.group = 0;
         fiber.copies.clear();
