@@ -2,7 +2,8 @@
 //! on what else a device does; within a kernel no row's sum depends on the other rows.
 
 use crate::cuda::{
-    ActType, ActsView, Arg, DeviceError, DeviceMatrix, Groups, Launch, MatrixTable, View, ViewMut, WeightKind,
+    ActType, ActsView, Arg, DeviceError, DeviceMatrix, Gpu, Groups, Launch, MatrixTable, View, ViewMut,
+    WeightKind,
 };
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
@@ -238,6 +239,19 @@ fn whole_rounds(row_bytes: usize, many: bool) -> Option<usize> {
     (warps * 2 >= most).then_some(warps)
 }
 
+/// In place of the last of them on Hopper: its kernels use instructions that no other GPU has.
+const WIDE: Tile = Tile {
+    height: 256,
+    width: 128,
+    threads: 256,
+    stages: [4, 5],
+    kernels: ["wide_bf16", "wide_f16", "wide_f8"],
+};
+/// The compute capability of Hopper.
+const HOPPER: (u32, u32) = (9, 0);
+/// What the kernels of [`WIDE`] have to align their shared memory.
+const WIDE_SPARE: usize = 1024;
+
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         let launch = self.choose();
@@ -311,7 +325,10 @@ impl Product<'_> {
             }
         };
         let fits = |tile: &&Tile| tile.height >= typical;
-        if few { None } else { TILES.iter().find(fits).or(TILES.last()) }
+        let (lower, last) = (&TILES[..TILES.len() - 1], &TILES[TILES.len() - 1]);
+        let gpu = self.out.device().driver().as_any().downcast_ref::<Gpu>();
+        let last = if gpu.is_some_and(|gpu| gpu.capability() == HOPPER) { &WIDE } else { last };
+        if few { None } else { lower.iter().find(fits).or(Some(last)) }
     }
 
     fn tiles(&self, tile: &Tile, slot: usize) -> Launch {
@@ -321,13 +338,14 @@ impl Product<'_> {
             // Every group's last tile may have a single row.
             Which::Group(_, groups, _) => (self.rows / tile.height + groups.count.min(self.rows), 1),
         };
+        let spare = if tile.height == WIDE.height { WIDE_SPARE } else { 0 };
         let (stages, of_w) =
             if self.kind == WeightKind::F8 { (tile.stages[1], 64) } else { (tile.stages[0], 128) };
         Launch {
             kernel: tile.kernels[slot],
             grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, batches as u32],
             threads: tile.threads as u32,
-            shared: (stages * (tile.height * 128 + tile.width * of_w)) as u32,
+            shared: (stages * (tile.height * 128 + tile.width * of_w) + spare) as u32,
         }
     }
 
