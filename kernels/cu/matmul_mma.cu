@@ -53,6 +53,8 @@ FG_DEVICE bool find_tile(const u32 *offsets, u32 count, u32 height, u32 index, u
 FG_DEVICE bool narrow(Product &p, u32 height, u32 &first, u32 &rows) {
     u32 group = blockIdx.z, tile = blockIdx.x;
     first = 0;
+    wait_for_kernel_before();
+    let_next_kernel_begin();
     if (p.offsets) {
         if (!find_tile(p.offsets, p.count, height, blockIdx.x, group, tile)) return false;
         first = p.offsets[group];
@@ -105,9 +107,27 @@ struct Stored<f8> {
     }
 };
 
+#if !defined(FOGGARA_HOST) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000
+#define FOGGARA_CLUSTERS
+// Returns when all threads of the cluster have called it; what they wrote before is there for all.
+FG_DEVICE void cluster_together() {
+    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+// What is in the shared memory of another block of the cluster, where `own` is in that of this one.
+FG_DEVICE float load_of_cluster(const float *own, u32 block) {
+    float x;
+    asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there]; }"
+                 : "=f"(x)
+                 : "r"(shared_address(own)), "r"(block)
+                 : "memory");
+    return x;
+}
+#endif
+
 // A tile of HEIGHT rows and WIDTH outputs, shared by DOWN × ACROSS warps; STAGES - 1 stages are on their way while one is used.
 // Within a stage, inputs are taken in another order than that of memory, the same for x and w: see few_rows in matvec.cu.
-template <class W, u32 HEIGHT, u32 WIDTH, u32 DOWN, u32 ACROSS, u32 STAGES>
+// SPLIT blocks of a cluster share a tile: each takes a part of the inputs, and then adds up the sums of some rows.
+template <class W, u32 HEIGHT, u32 WIDTH, u32 DOWN, u32 ACROSS, u32 STAGES, u32 SPLIT = 1>
 FG_DEVICE void tile(Product p) {
     constexpr u32 THREADS = 32 * DOWN * ACROSS;
     constexpr u32 HIGH = HEIGHT / DOWN / 16, WIDE = WIDTH / ACROSS / 8;  // products of 16 × 8 a warp has
@@ -118,6 +138,7 @@ FG_DEVICE void tile(Product p) {
     u32 first, rows, output = blockIdx.y * WIDTH;
     if (!narrow(p, HEIGHT, first, rows)) return;
     u32 units = (p.k * (W_ROW / 64) + 15) / 16, stages = (p.k + DEPTH - 1) / DEPTH;
+    u32 part = blockIdx.z % SPLIT, begin = stages * part / SPLIT, end = stages * (part + 1) / SPLIT;
     find_rows(p, row_at, HEIGHT, first, rows);
 
     auto load_stage = [&](u32 stage) {
@@ -149,16 +170,16 @@ FG_DEVICE void tile(Product p) {
         }
     }
     FG_UNROLL
-    for (u32 stage = 0; stage < STAGES - 1; stage++) {
-        if (stage < stages) load_stage(stage);
+    for (u32 stage = begin; stage < begin + STAGES - 1; stage++) {
+        if (stage < end) load_stage(stage);
         copy_async_commit();
     }
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 warp_row = warp / ACROSS * (HEIGHT / DOWN), warp_output = warp % ACROSS * (WIDTH / ACROSS);
-    for (u32 stage = 0; stage < stages; stage++) {
+    for (u32 stage = begin; stage < end; stage++) {
         copy_async_wait<STAGES - 2>();
         __syncthreads();  // the stage is there for all, and the one before is no longer read
-        if (stage + STAGES - 1 < stages) load_stage(stage + STAGES - 1);
+        if (stage + STAGES - 1 < end) load_stage(stage + STAGES - 1);
         copy_async_commit();
         const u8 *x = shared + stage % STAGES * STAGE, *w = x + X_BYTES;
         FG_NO_UNROLL
@@ -179,19 +200,49 @@ FG_DEVICE void tile(Product p) {
         }
     }
 
-    FG_UNROLL
-    for (u32 j = 0; j < WIDE; j++) {
+#ifdef FOGGARA_CLUSTERS
+    if constexpr (SPLIT > 1) {
+        constexpr u32 PITCH = WIDTH + 8;
+        static_assert(HEIGHT * PITCH * 4 <= STAGES * STAGE, "sums take the place of the stages");
+        float *parts = (float *)shared;
+        copy_async_wait<0>();
+        __syncthreads();
         FG_UNROLL
-        for (u32 c = 0; c < 2; c++) {
-            u32 o = output + warp_output + j * 8 + 2 * t + c;
-            if (o >= p.n) continue;
-            float scale = p.scales ? p.scales[o] : 1.0f;
+        for (u32 i = 0; i < HIGH; i++) {
             FG_UNROLL
-            for (u32 i = 0; i < HIGH; i++) {
-                u32 row = warp_row + i * 16 + g;
-                float *to = p.out + (first + row) * p.out_stride + o;
-                if (row < rows) to[0] = sums[i][j][c] * scale;
-                if (row + 8 < rows) to[8 * p.out_stride] = sums[i][j][2 + c] * scale;
+            for (u32 j = 0; j < WIDE; j++) {
+                float *to = parts + (warp_row + i * 16 + g) * PITCH + warp_output + j * 8 + 2 * t;
+                to[0] = sums[i][j][0], to[1] = sums[i][j][1];
+                to[8 * PITCH] = sums[i][j][2], to[8 * PITCH + 1] = sums[i][j][3];
+            }
+        }
+        cluster_together();
+        for (u32 i = threadIdx.x; i < HEIGHT / SPLIT * WIDTH; i += THREADS) {
+            u32 row = i / WIDTH * SPLIT + part, o = output + i % WIDTH;
+            if (row >= rows || o >= p.n) continue;
+            float sum = 0.0f;
+            FG_UNROLL
+            for (u32 j = 0; j < SPLIT; j++) sum += load_of_cluster(parts + row * PITCH + i % WIDTH, j);
+            p.out[(first + row) * p.out_stride + o] = p.scales ? sum * p.scales[o] : sum;
+        }
+        cluster_together();  // no block may go while its sums are read
+    }
+#endif
+    if constexpr (SPLIT == 1) {
+        FG_UNROLL
+        for (u32 j = 0; j < WIDE; j++) {
+            FG_UNROLL
+            for (u32 c = 0; c < 2; c++) {
+                u32 o = output + warp_output + j * 8 + 2 * t + c;
+                if (o >= p.n) continue;
+                float scale = p.scales ? p.scales[o] : 1.0f;
+                FG_UNROLL
+                for (u32 i = 0; i < HIGH; i++) {
+                    u32 row = warp_row + i * 16 + g;
+                    float *to = p.out + (first + row) * p.out_stride + o;
+                    if (row < rows) to[0] = sums[i][j][c] * scale;
+                    if (row + 8 < rows) to[8 * p.out_stride] = sums[i][j][2 + c] * scale;
+                }
             }
         }
     }
@@ -209,6 +260,17 @@ FG_KERNEL_MIN(256, 2, tile_64_f8, PRODUCT) { tile<f8, 64, 128, 2, 4, 6>(THE_PROD
 FG_KERNEL_MIN(256, 2, tile_128_bf16, PRODUCT) { tile<bf16, 128, 128, 2, 4, 3>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 2, tile_128_f16, PRODUCT) { tile<f16, 128, 128, 2, 4, 3>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 2, tile_128_f8, PRODUCT) { tile<f8, 128, 128, 2, 4, 4>(THE_PRODUCT); }
+
+#ifdef FOGGARA_CLUSTERS
+// For one matrix with so few outputs that its tiles leave multiprocessors idle: blockIdx.z is the part of the inputs.
+#define SPLIT(name) extern "C" __global__ void __cluster_dims__(1, 1, 4) __launch_bounds__(256, 2) name PRODUCT
+SPLIT(split_64_bf16) { tile<bf16, 64, 128, 2, 4, 4, 4>(THE_PRODUCT); }
+SPLIT(split_64_f16) { tile<f16, 64, 128, 2, 4, 4, 4>(THE_PRODUCT); }
+SPLIT(split_64_f8) { tile<f8, 64, 128, 2, 4, 6, 4>(THE_PRODUCT); }
+SPLIT(split_128_bf16) { tile<bf16, 128, 128, 2, 4, 3, 4>(THE_PRODUCT); }
+SPLIT(split_128_f16) { tile<f16, 128, 128, 2, 4, 3, 4>(THE_PRODUCT); }
+SPLIT(split_128_f8) { tile<f8, 128, 128, 2, 4, 4, 4>(THE_PRODUCT); }
+#endif
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 // On Hopper, its own instructions: tiles of 256 rows and 128 outputs, of which two warpgroups have 64 each. Outputs are the rows

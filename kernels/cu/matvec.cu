@@ -48,6 +48,7 @@ FG_DEVICE bool narrow(Product<A> &p, u32 &first) {
     first = 0;
     u32 group = blockIdx.y;
     if (p.offsets) {
+        wait_for_kernel_before();
         group = group_with_rows(p.offsets, p.count, group);
         if (group == p.count) return false;
         first = p.offsets[group];
@@ -161,6 +162,9 @@ FG_DEVICE void few_rows(Product<bf16> p) {
         Line weights[AHEAD];
         FG_UNROLL
         for (u32 i = 0; i < AHEAD; i++) next_line<KNOWN>(weights[i], lines, false);
+        // Weights are always there, x only now.
+        wait_for_kernel_before();
+        let_next_kernel_begin();
 
         const bf16 *x[EIGHTS];
         u32 xs[2][EIGHTS][ELEMENTS / 2], rows = min(p.rows - pass, ROWS), at = x_begin;
@@ -253,6 +257,8 @@ FG_DEVICE void plain_rows(Product<A> p) {
     if (!narrow(p, first)) return;
     u32 lane = threadIdx.x % 32, output = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (output >= p.n) return;
+    wait_for_kernel_before();
+    let_next_kernel_begin();
     u32 units = (p.k + ELEMENTS - 1) / ELEMENTS;
     const u8 *w = p.w + (u64)output * units * 16;
     float scale = p.scales ? p.scales[output] : 1.0f;

@@ -190,6 +190,8 @@ struct Tile {
     height: usize,
     width: usize,
     threads: usize,
+    /// Blocks that share a tile, each with a part of the inputs.
+    parts: usize,
     /// Stages in shared memory: of 16-bit and of 8-bit weights.
     stages: [usize; 2],
     /// The kernels for bf16, f16 and f8.
@@ -201,6 +203,7 @@ const TILES: [Tile; 4] = [
         height: 16,
         width: 64,
         threads: 128,
+        parts: 1,
         stages: [6, 8],
         kernels: ["tile_16_bf16", "tile_16_f16", "tile_16_f8"],
     },
@@ -208,6 +211,7 @@ const TILES: [Tile; 4] = [
         height: 32,
         width: 64,
         threads: 128,
+        parts: 1,
         stages: [6, 8],
         kernels: ["tile_32_bf16", "tile_32_f16", "tile_32_f8"],
     },
@@ -215,6 +219,7 @@ const TILES: [Tile; 4] = [
         height: 64,
         width: 128,
         threads: 256,
+        parts: 1,
         stages: [4, 6],
         kernels: ["tile_64_bf16", "tile_64_f16", "tile_64_f8"],
     },
@@ -222,6 +227,7 @@ const TILES: [Tile; 4] = [
         height: 128,
         width: 128,
         threads: 256,
+        parts: 1,
         stages: [3, 4],
         kernels: ["tile_128_bf16", "tile_128_f16", "tile_128_f8"],
     },
@@ -244,9 +250,32 @@ const WIDE: Tile = Tile {
     height: 256,
     width: 128,
     threads: 256,
+    parts: 1,
     stages: [4, 5],
     kernels: ["wide_bf16", "wide_f16", "wide_f8"],
 };
+/// On Hopper, for one matrix whose tiles would leave multiprocessors idle.
+const SPLIT: [Tile; 2] = [
+    Tile {
+        height: 64,
+        width: 128,
+        threads: 256,
+        parts: 4,
+        stages: [4, 6],
+        kernels: ["split_64_bf16", "split_64_f16", "split_64_f8"],
+    },
+    Tile {
+        height: 128,
+        width: 128,
+        threads: 256,
+        parts: 4,
+        stages: [3, 4],
+        kernels: ["split_128_bf16", "split_128_f16", "split_128_f8"],
+    },
+];
+/// So many tiles leave so many idle; and so many inputs are worth it.
+const SPLIT_TILES: usize = 66;
+const SPLIT_INPUTS: usize = 1024;
 /// The compute capability of Hopper.
 const HOPPER: (u32, u32) = (9, 0);
 /// What the kernels of [`WIDE`] have to align their shared memory.
@@ -325,10 +354,18 @@ impl Product<'_> {
             }
         };
         let fits = |tile: &&Tile| tile.height >= typical;
-        let (lower, last) = (&TILES[..TILES.len() - 1], &TILES[TILES.len() - 1]);
+        if few {
+            return None;
+        }
         let gpu = self.out.device().driver().as_any().downcast_ref::<Gpu>();
-        let last = if gpu.is_some_and(|gpu| gpu.capability() == HOPPER) { &WIDE } else { last };
-        if few { None } else { lower.iter().find(fits).or(Some(last)) }
+        let hopper = gpu.is_some_and(|gpu| gpu.capability() == HOPPER);
+        let (lower, last) = (&TILES[..TILES.len() - 1], &TILES[TILES.len() - 1]);
+        let split = SPLIT.iter().find(fits).unwrap_or(&SPLIT[1]);
+        let tiles = self.rows.div_ceil(split.height) * self.n.div_ceil(split.width);
+        if hopper && matches!(self.which, Which::One(_)) && tiles <= SPLIT_TILES && self.k >= SPLIT_INPUTS {
+            return Some(split);
+        }
+        lower.iter().find(fits).or(Some(if hopper { &WIDE } else { last }))
     }
 
     fn tiles(&self, tile: &Tile, slot: usize) -> Launch {
@@ -343,7 +380,7 @@ impl Product<'_> {
             if self.kind == WeightKind::F8 { (tile.stages[1], 64) } else { (tile.stages[0], 128) };
         Launch {
             kernel: tile.kernels[slot],
-            grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, batches as u32],
+            grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, (batches * tile.parts) as u32],
             threads: tile.threads as u32,
             shared: (stages * (tile.height * 128 + tile.width * of_w) + spare) as u32,
         }

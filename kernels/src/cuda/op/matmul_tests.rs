@@ -150,6 +150,8 @@ fn tiles_of_every_height_are_right() {
             check_dense(&device, kind, ActType::Bf16, (70, 131, 456), 1);
             check_dense(&device, kind, ActType::Bf16, (129, 20, 64), 0);
             check_dense(&device, kind, ActType::Bf16, (270, 150, 200), 0);
+            check_dense(&device, kind, ActType::Bf16, (20, 150, 1104), 1);
+            check_dense(&device, kind, ActType::Bf16, (90, 40, 1096), 0);
         }
     }
 }
