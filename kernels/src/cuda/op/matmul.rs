@@ -162,6 +162,8 @@ const WAVE: usize = 264;
 const FEW_BYTES: usize = 128 << 10;
 /// Outputs of a block of `plain_rows` there, a warp each.
 const PLAIN_OUTPUTS: usize = 8;
+/// So few outputs have a block each.
+const PLAIN_FEW: usize = 264;
 
 enum Which<'a> {
     One(&'a DeviceMatrix),
@@ -345,7 +347,7 @@ impl Product<'_> {
         }
         let (few, typical) = match &self.which {
             Which::One(_) | Which::Batch(_) => {
-                let whole = whole_rounds(self.kind.row_bytes(self.k), true).is_some();
+                let whole = whole_rounds(self.k * self.kind.bytes(), true).is_some();
                 (self.rows <= FEW_ROWS || self.is_more() && whole, self.rows)
             }
             // How rows fall on groups is not known here: some have twice what there is on average.
@@ -397,7 +399,8 @@ impl Product<'_> {
 
     fn few(&self, slot: usize) -> Launch {
         let (tiles, row_bytes) = (self.n.div_ceil(FEW_OUTPUTS), self.kind.row_bytes(self.k));
-        let whole = if self.aligned() { whole_rounds(row_bytes, tiles < WAVE) } else { None };
+        let tight = self.k * self.kind.bytes();
+        let whole = if self.aligned() { whole_rounds(tight, tiles < WAVE) } else { None };
         let kernels = match (whole, self.aligned()) {
             (Some(_), _) if self.rows > FEW_ROWS && self.is_more() => {
                 ["few_rows_16_bf16", "few_rows_16_f16", "few_rows_16_f8"]
@@ -433,9 +436,10 @@ impl Product<'_> {
             (WeightKind::F16, ..) => "plain_rows_f16",
             (WeightKind::F8, ..) => "plain_rows_f8",
         };
+        let blocks = if self.n <= PLAIN_FEW { self.n } else { self.n.div_ceil(PLAIN_OUTPUTS) };
         Launch {
             kernel,
-            grid: [self.n.div_ceil(PLAIN_OUTPUTS) as u32, self.matrices(), 1],
+            grid: [blocks as u32, self.matrices(), 1],
             threads: 32 * PLAIN_OUTPUTS as u32,
             shared: 0,
         }
