@@ -145,6 +145,19 @@ FG_DEVICE uint4 load_streaming_if(const void *global, bool live) {
         : "l"(global), "r"((u32)live));
     return v;
 }
+// Where a kernel may begin before the one before it has ended (the launch says so; Hopper and later): waits for that end. Nothing
+// that an earlier kernel writes is to be read before, and nothing written.
+FG_DEVICE void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// And from here on the next kernel may begin, where there is room.
+FG_DEVICE void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 // 16 bytes that are read again soon, and that no one writes meanwhile; zeros where `live` is false.
 FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) {
     uint4 v;
@@ -186,6 +199,8 @@ FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
 
 #ifdef FOGGARA_HOST
+FG_DEVICE void wait_for_kernel_before() {}
+FG_DEVICE void let_next_kernel_begin() {}
 FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
     return live ? load_streaming(global) : uint4{0, 0, 0, 0};
 }

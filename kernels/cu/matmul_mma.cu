@@ -48,6 +48,36 @@ FG_DEVICE bool find_tile(const u32 *offsets, u32 count, u32 height, u32 index, u
     return false;
 }
 
+// Makes of the product the matrix that this block's tile of `height` rows meets; false if it has no tile. The tile's first row of
+// out is `first`, and it has `rows`.
+FG_DEVICE bool narrow(Product &p, u32 height, u32 &first, u32 &rows) {
+    u32 group = blockIdx.z, tile = blockIdx.x;
+    first = 0;
+    wait_for_kernel_before();
+    let_next_kernel_begin();
+    if (p.offsets) {
+        if (!find_tile(p.offsets, p.count, height, blockIdx.x, group, tile)) return false;
+        first = p.offsets[group];
+        p.rows = p.offsets[group + 1] - first;
+    }
+    if (p.w_table) p.w = (const u8 *)p.w_table[group];
+    if (p.scale_table) p.scales = (const float *)p.scale_table[group];
+    p.x += group * p.x_batch;
+    p.out += group * p.out_batch;
+    first += tile * height;
+    rows = min(p.rows - tile * height, height);
+    return true;
+}
+
+// Elements of x before each row of the tile; for those past the last one, before that.
+FG_DEVICE void find_rows(const Product &p, u64 *row_at, u32 height, u32 first, u32 rows) {
+    for (u32 i = threadIdx.x; i < height; i += blockDim.x) {
+        u32 row = first + min(i, rows - 1);
+        row_at[i] = (p.x_rows ? p.x_rows[row] : row) * p.x_stride;
+    }
+    __syncthreads();
+}
+
 // Inputs of a stage: 128 bytes of a row of x.
 constexpr u32 DEPTH = 64;
 
@@ -77,9 +107,27 @@ struct Stored<f8> {
     }
 };
 
+#if !defined(FOGGARA_HOST) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000
+#define FOGGARA_CLUSTERS
+// Returns when all threads of the cluster have called it; what they wrote before is there for all.
+FG_DEVICE void cluster_together() {
+    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+// What is in the shared memory of another block of the cluster, where `own` is in that of this one.
+FG_DEVICE float load_of_cluster(const float *own, u32 block) {
+    float x;
+    asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there]; }"
+                 : "=f"(x)
+                 : "r"(shared_address(own)), "r"(block)
+                 : "memory");
+    return x;
+}
+#endif
+
 // A tile of HEIGHT rows and WIDTH outputs, shared by DOWN × ACROSS warps; STAGES - 1 stages are on their way while one is used.
 // Within a stage, inputs are taken in another order than that of memory, the same for x and w: see few_rows in matvec.cu.
-template <class W, u32 HEIGHT, u32 WIDTH, u32 DOWN, u32 ACROSS, u32 STAGES>
+// SPLIT blocks of a cluster share a tile: each takes a part of the inputs, and then adds up the sums of some rows.
+template <class W, u32 HEIGHT, u32 WIDTH, u32 DOWN, u32 ACROSS, u32 STAGES, u32 SPLIT = 1>
 FG_DEVICE void tile(Product p) {
     constexpr u32 THREADS = 32 * DOWN * ACROSS;
     constexpr u32 HIGH = HEIGHT / DOWN / 16, WIDE = WIDTH / ACROSS / 8;  // products of 16 × 8 a warp has
@@ -87,25 +135,11 @@ FG_DEVICE void tile(Product p) {
     FG_SHARED u64 row_at[HEIGHT];  // elements of x before each row
     FG_DYNAMIC_SHARED(shared);
 
-    u32 group = blockIdx.z, row_tile = blockIdx.x, first = 0;
-    if (p.offsets) {
-        if (!find_tile(p.offsets, p.count, HEIGHT, blockIdx.x, group, row_tile)) return;
-        first = p.offsets[group];
-        p.rows = p.offsets[group + 1] - first;
-    }
-    if (p.w_table) p.w = (const u8 *)p.w_table[group];
-    if (p.scale_table) p.scales = (const float *)p.scale_table[group];
-    p.x += group * p.x_batch;
-    p.out += group * p.out_batch;
-    first += row_tile * HEIGHT;
-    u32 rows = min(p.rows - row_tile * HEIGHT, HEIGHT), output = blockIdx.y * WIDTH;
+    u32 first, rows, output = blockIdx.y * WIDTH;
+    if (!narrow(p, HEIGHT, first, rows)) return;
     u32 units = (p.k * (W_ROW / 64) + 15) / 16, stages = (p.k + DEPTH - 1) / DEPTH;
-
-    for (u32 i = threadIdx.x; i < HEIGHT; i += THREADS) {
-        u32 row = first + min(i, rows - 1);
-        row_at[i] = (p.x_rows ? p.x_rows[row] : row) * p.x_stride;
-    }
-    __syncthreads();
+    u32 part = blockIdx.z % SPLIT, begin = stages * part / SPLIT, end = stages * (part + 1) / SPLIT;
+    find_rows(p, row_at, HEIGHT, first, rows);
 
     auto load_stage = [&](u32 stage) {
         u8 *x = shared + stage % STAGES * STAGE, *w = x + X_BYTES;
@@ -136,19 +170,19 @@ FG_DEVICE void tile(Product p) {
         }
     }
     FG_UNROLL
-    for (u32 stage = 0; stage < STAGES - 1; stage++) {
-        if (stage < stages) load_stage(stage);
+    for (u32 stage = begin; stage < begin + STAGES - 1; stage++) {
+        if (stage < end) load_stage(stage);
         copy_async_commit();
     }
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 warp_row = warp / ACROSS * (HEIGHT / DOWN), warp_output = warp % ACROSS * (WIDTH / ACROSS);
-    for (u32 stage = 0; stage < stages; stage++) {
+    for (u32 stage = begin; stage < end; stage++) {
         copy_async_wait<STAGES - 2>();
         __syncthreads();  // the stage is there for all, and the one before is no longer read
-        if (stage + STAGES - 1 < stages) load_stage(stage + STAGES - 1);
+        if (stage + STAGES - 1 < end) load_stage(stage + STAGES - 1);
         copy_async_commit();
         const u8 *x = shared + stage % STAGES * STAGE, *w = x + X_BYTES;
-        FG_UNROLL
+        FG_NO_UNROLL
         for (u32 half = 0; half < 2; half++) {
             u32 b[WIDE][4];
             FG_UNROLL
@@ -166,19 +200,49 @@ FG_DEVICE void tile(Product p) {
         }
     }
 
-    FG_UNROLL
-    for (u32 j = 0; j < WIDE; j++) {
+#ifdef FOGGARA_CLUSTERS
+    if constexpr (SPLIT > 1) {
+        constexpr u32 PITCH = WIDTH + 8;
+        static_assert(HEIGHT * PITCH * 4 <= STAGES * STAGE, "sums take the place of the stages");
+        float *parts = (float *)shared;
+        copy_async_wait<0>();
+        __syncthreads();
         FG_UNROLL
-        for (u32 c = 0; c < 2; c++) {
-            u32 o = output + warp_output + j * 8 + 2 * t + c;
-            if (o >= p.n) continue;
-            float scale = p.scales ? p.scales[o] : 1.0f;
+        for (u32 i = 0; i < HIGH; i++) {
             FG_UNROLL
-            for (u32 i = 0; i < HIGH; i++) {
-                u32 row = warp_row + i * 16 + g;
-                float *to = p.out + (first + row) * p.out_stride + o;
-                if (row < rows) to[0] = sums[i][j][c] * scale;
-                if (row + 8 < rows) to[8 * p.out_stride] = sums[i][j][2 + c] * scale;
+            for (u32 j = 0; j < WIDE; j++) {
+                float *to = parts + (warp_row + i * 16 + g) * PITCH + warp_output + j * 8 + 2 * t;
+                to[0] = sums[i][j][0], to[1] = sums[i][j][1];
+                to[8 * PITCH] = sums[i][j][2], to[8 * PITCH + 1] = sums[i][j][3];
+            }
+        }
+        cluster_together();
+        for (u32 i = threadIdx.x; i < HEIGHT / SPLIT * WIDTH; i += THREADS) {
+            u32 row = i / WIDTH * SPLIT + part, o = output + i % WIDTH;
+            if (row >= rows || o >= p.n) continue;
+            float sum = 0.0f;
+            FG_UNROLL
+            for (u32 j = 0; j < SPLIT; j++) sum += load_of_cluster(parts + row * PITCH + i % WIDTH, j);
+            p.out[(first + row) * p.out_stride + o] = p.scales ? sum * p.scales[o] : sum;
+        }
+        cluster_together();  // no block may go while its sums are read
+    }
+#endif
+    if constexpr (SPLIT == 1) {
+        FG_UNROLL
+        for (u32 j = 0; j < WIDE; j++) {
+            FG_UNROLL
+            for (u32 c = 0; c < 2; c++) {
+                u32 o = output + warp_output + j * 8 + 2 * t + c;
+                if (o >= p.n) continue;
+                float scale = p.scales ? p.scales[o] : 1.0f;
+                FG_UNROLL
+                for (u32 i = 0; i < HIGH; i++) {
+                    u32 row = warp_row + i * 16 + g;
+                    float *to = p.out + (first + row) * p.out_stride + o;
+                    if (row < rows) to[0] = sums[i][j][c] * scale;
+                    if (row + 8 < rows) to[8 * p.out_stride] = sums[i][j][2 + c] * scale;
+                }
             }
         }
     }
@@ -196,3 +260,274 @@ FG_KERNEL_MIN(256, 2, tile_64_f8, PRODUCT) { tile<f8, 64, 128, 2, 4, 6>(THE_PROD
 FG_KERNEL_MIN(256, 2, tile_128_bf16, PRODUCT) { tile<bf16, 128, 128, 2, 4, 3>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 2, tile_128_f16, PRODUCT) { tile<f16, 128, 128, 2, 4, 3>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 2, tile_128_f8, PRODUCT) { tile<f8, 128, 128, 2, 4, 4>(THE_PRODUCT); }
+
+#ifdef FOGGARA_CLUSTERS
+// For one matrix with so few outputs that its tiles leave multiprocessors idle: blockIdx.z is the part of the inputs.
+#define SPLIT(name) extern "C" __global__ void __cluster_dims__(1, 1, 4) __launch_bounds__(256, 2) name PRODUCT
+SPLIT(split_64_bf16) { tile<bf16, 64, 128, 2, 4, 4, 4>(THE_PRODUCT); }
+SPLIT(split_64_f16) { tile<f16, 64, 128, 2, 4, 4, 4>(THE_PRODUCT); }
+SPLIT(split_64_f8) { tile<f8, 64, 128, 2, 4, 6, 4>(THE_PRODUCT); }
+SPLIT(split_128_bf16) { tile<bf16, 128, 128, 2, 4, 3, 4>(THE_PRODUCT); }
+SPLIT(split_128_f16) { tile<f16, 128, 128, 2, 4, 3, 4>(THE_PRODUCT); }
+SPLIT(split_128_f8) { tile<f8, 128, 128, 2, 4, 4, 4>(THE_PRODUCT); }
+#endif
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// On Hopper, its own instructions: tiles of 256 rows and 128 outputs, of which two warpgroups have 64 each. Outputs are the rows
+// of wgmma and rows its columns, so that weights that have to be converted first pass through registers.
+
+// wgmma: d += a (64 outputs × 16 inputs) · b (16 inputs × N rows), by the 128 threads of a warpgroup, done when it is waited for.
+// `a` is described like `b`, or given in registers: as multiply_16x8x16 takes it, 16 outputs a warp.
+#define FG_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define FG_SUMS_16(i) FG_SUMS_4(i), FG_SUMS_4(i + 4), FG_SUMS_4(i + 8), FG_SUMS_4(i + 12)
+FG_DEVICE void multiply_warpgroup(float (&d)[32], u64 a, u64 b) {
+    asm volatile(
+        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
+        "}, %32, %33, more, 1, 1, 0, 0; }"
+        : FG_SUMS_16(0), FG_SUMS_16(16)
+        : "l"(a), "l"(b));
+}
+FG_DEVICE void multiply_warpgroup(float (&d)[32], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
+        "}, {%32, %33, %34, %35}, %36, more, 1, 1, 0; }"
+        : FG_SUMS_16(0), FG_SUMS_16(16)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+FG_DEVICE void multiply_warpgroup(float (&d)[64], u64 a, u64 b) {
+    asm volatile(
+        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
+        "}, %64, %65, more, 1, 1, 0, 0; }"
+        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48)
+        : "l"(a), "l"(b));
+}
+FG_DEVICE void multiply_warpgroup(float (&d)[64], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
+        "}, {%64, %65, %66, %67}, %68, more, 1, 1, 0; }"
+        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+FG_DEVICE void multiply_warpgroup(float (&d)[128], u64 a, u64 b) {
+    asm volatile(
+        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
+        "}, %128, %129, more, 1, 1, 0, 0; }"
+        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96), FG_SUMS_16(112)
+        : "l"(a), "l"(b));
+}
+FG_DEVICE void multiply_warpgroup(float (&d)[128], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
+        "}, {%128, %129, %130, %131}, %132, more, 1, 1, 0; }"
+        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96), FG_SUMS_16(112)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+FG_DEVICE void begin_multiply() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+FG_DEVICE void commit_multiply() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most N of the committed are not done.
+template <int N>
+FG_DEVICE void wait_multiply() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// What threads have written to shared memory is there for wgmma.
+FG_DEVICE void show_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Rows of 128 bytes, eight of which make a pattern of 1024 bytes (its beginning is a multiple of that): unit u of row r is at
+// u ^ (r % 8).
+FG_DEVICE u32 place_wide(u32 row, u32 unit) { return row * 128 + (unit ^ (row % 8)) * 16; }
+FG_DEVICE u64 describe(const u8 *rows) {
+    u64 address = shared_address(rows) >> 4 & 0x3fff;
+    return address | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+// 8-bit weights: rows of 64 bytes, so placed that the same unit of eight rows is in different banks.
+FG_DEVICE u32 place_narrow(u32 row, u32 unit) { return row * 64 + (unit ^ (row / 2 % 4)) * 16; }
+
+template <class W>
+struct Wide {
+    static constexpr u32 ROW = 128, STAGES = 4;
+    FG_DEVICE u32 place(u32 row, u32 unit) { return place_wide(row, unit); }
+    // Inputs 8 · eight + 2t and the next of a row.
+    FG_DEVICE u32 pair(const u8 *tile, u32 row, u32 eight, u32 t) {
+        return Unit<W>::pair(*(const u32 *)(tile + place_wide(row, eight) + t * 4));
+    }
+};
+template <>
+struct Wide<f8> {
+    static constexpr u32 ROW = 64, STAGES = 5;
+    FG_DEVICE u32 place(u32 row, u32 unit) { return place_narrow(row, unit); }
+    FG_DEVICE u32 pair(const u8 *tile, u32 row, u32 eight, u32 t) {
+        u32 four = *(const u32 *)(tile + place_narrow(row, eight / 2) + eight % 2 * 8 + t / 2 * 4), wide;
+        asm("prmt.b32 %0, %1, %1, %2;" : "=r"(wide) : "r"(four), "r"(t % 2 ? 0xb3a2 : 0x9180));
+        return raise_bf16x2(wide << 4 & 0x87f087f0u);
+    }
+};
+template <class W>
+constexpr bool DIRECT = false;
+template <>
+constexpr bool DIRECT<bf16> = true;
+
+constexpr u32 WIDE_ROWS = 256, WIDE_OUTPUTS = 128, WIDE_THREADS = 256;
+
+struct Place {
+    u32 first, rows, output;  // the tile's first row of out, its rows, and its first output
+};
+
+// The tile, for at most N rows.
+template <class W, u32 N>
+FG_DEVICE void wide_tile(const Product &p, const Place &at, const u64 *row_at, u8 *shared) {
+    constexpr u32 X_BYTES = WIDE_ROWS * 128, W_UNITS = Wide<W>::ROW / 16, STAGES = Wide<W>::STAGES;
+    constexpr u32 STAGE = X_BYTES + WIDE_OUTPUTS * Wide<W>::ROW, LOOK = STAGES - 2;
+    u32 units = (p.k * (Wide<W>::ROW / 64) + 15) / 16, stages = (p.k + DEPTH - 1) / DEPTH;
+    u32 group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+
+    auto load_stage = [&](u32 stage) {
+        u8 *x = shared + stage % STAGES * STAGE, *w = x + X_BYTES;
+        FG_UNROLL
+        for (u32 i = 0; i < N * 8 / WIDE_THREADS; i++) {
+            u32 row = i * (WIDE_THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8, from = stage * DEPTH + unit * 8;
+            bool live = row < at.rows && from < p.k;
+            copy_async_16_or_zero(x + place_wide(row, unit), live ? p.x + row_at[row] + from : p.x, live);
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < WIDE_OUTPUTS * W_UNITS / WIDE_THREADS; i++) {
+            u32 row = i * (WIDE_THREADS / W_UNITS) + threadIdx.x / W_UNITS, unit = threadIdx.x % W_UNITS;
+            u32 from = stage * W_UNITS + unit;
+            bool live = at.output + row < p.n && from < units;
+            const u8 *source = live ? p.w + ((u64)(at.output + row) * units + from) * 16 : p.w;
+            copy_async_16_or_zero(w + Wide<W>::place(row, unit), source, live);
+        }
+    };
+
+    float sums[N / 2];
+    FG_UNROLL
+    for (u32 i = 0; i < N / 2; i++) sums[i] = 0.0f;
+    FG_UNROLL
+    for (u32 stage = 0; stage < LOOK; stage++) {
+        if (stage < stages) load_stage(stage);
+        copy_async_commit();
+    }
+    // Returns when the stage is there for all; the one before the last is used by none then.
+    auto await_stage = [&] {
+        copy_async_wait<LOOK - 1>();
+        show_shared();
+        __syncthreads();
+    };
+    if constexpr (DIRECT<W>) {
+        FG_NO_UNROLL
+        for (u32 stage = 0; stage < stages; stage++) {
+            await_stage();
+            const u8 *x = shared + stage % STAGES * STAGE;
+            u64 x_is = describe(x), w_is = describe(x + X_BYTES + group * 64 * 128);
+            begin_multiply();
+            FG_UNROLL
+            for (u32 i = 0; i < 4; i++) multiply_warpgroup(sums, w_is + i * 2, x_is + i * 2);
+            commit_multiply();
+            if (stage + LOOK < stages) load_stage(stage + LOOK);
+            copy_async_commit();
+            wait_multiply<1>();
+        }
+    } else {
+        // While a stage is multiplied, the weights of the next are converted.
+        u32 a[2][4][4];
+        auto convert = [&](u32(&to)[4][4], u32 stage) {
+            const u8 *w = shared + stage % STAGES * STAGE + X_BYTES;
+            u32 row = group * 64 + warp * 16 + g;
+            FG_UNROLL
+            for (u32 i = 0; i < 4; i++) {
+                to[i][0] = Wide<W>::pair(w, row, 2 * i, t), to[i][1] = Wide<W>::pair(w, row + 8, 2 * i, t);
+                to[i][2] = Wide<W>::pair(w, row, 2 * i + 1, t), to[i][3] = Wide<W>::pair(w, row + 8, 2 * i + 1, t);
+            }
+        };
+        await_stage();
+        convert(a[0], 0);
+        FG_NO_UNROLL
+        for (u32 pair = 0; pair < stages; pair += 2) {
+            FG_UNROLL
+            for (u32 turn = 0; turn < 2; turn++) {
+                u32 stage = pair + turn;
+                if (stage == stages) break;
+                u64 x_is = describe(shared + stage % STAGES * STAGE);
+                begin_multiply();
+                FG_UNROLL
+                for (u32 i = 0; i < 4; i++) multiply_warpgroup(sums, a[turn][i], x_is + i * 2);
+                commit_multiply();
+                if (stage + LOOK < stages) load_stage(stage + LOOK);
+                copy_async_commit();
+                await_stage();
+                convert(a[1 - turn], stage + 1);  // past the last one, of what is not used
+                wait_multiply<0>();
+                FG_UNROLL
+                for (u32 i = 0; i < 16; i++) asm volatile("" : "+r"(a[1 - turn][i / 4][i % 4])::"memory");
+            }
+        }
+    }
+    wait_multiply<0>();
+    FG_UNROLL
+    for (u32 i = 0; i < N / 2; i++) asm volatile("" : "+f"(sums[i])::"memory");
+
+    FG_UNROLL
+    for (u32 high = 0; high < 2; high++) {
+        u32 output = at.output + group * 64 + warp * 16 + high * 8 + g;
+        if (output >= p.n) continue;
+        float scale = p.scales ? p.scales[output] : 1.0f;
+        float *to = p.out + (at.first + 2 * t) * p.out_stride + output;
+        FG_UNROLL
+        for (u32 j = 0; j < N / 8; j++) {
+            if (j * 8 + 2 * t < at.rows) to[0] = sums[j * 4 + high * 2] * scale;
+            if (j * 8 + 2 * t + 1 < at.rows) to[p.out_stride] = sums[j * 4 + high * 2 + 1] * scale;
+            to += 8 * p.out_stride;
+        }
+    }
+}
+
+template <class W>
+FG_DEVICE void wide(Product p) {
+    FG_SHARED u64 row_at[WIDE_ROWS];
+    FG_DYNAMIC_SHARED(shared);
+    Place at;
+    if (!narrow(p, WIDE_ROWS, at.first, at.rows)) return;
+    at.output = blockIdx.y * WIDE_OUTPUTS;
+    find_rows(p, row_at, WIDE_ROWS, at.first, at.rows);
+    // The launch gives 1024 bytes more.
+    shared += (1024 - shared_address(shared) % 1024) % 1024;
+    if (at.rows > 128) {
+        wide_tile<W, 256>(p, at, row_at, shared);
+    } else if (at.rows > 64) {
+        wide_tile<W, 128>(p, at, row_at, shared);
+    } else {
+        wide_tile<W, 64>(p, at, row_at, shared);
+    }
+}
+
+FG_KERNEL_MIN(256, 1, wide_bf16, PRODUCT) { wide<bf16>(THE_PRODUCT); }
+FG_KERNEL_MIN(256, 1, wide_f16, PRODUCT) { wide<f16>(THE_PRODUCT); }
+FG_KERNEL_MIN(256, 1, wide_f8, PRODUCT) { wide<f8>(THE_PRODUCT); }
+#endif

@@ -48,6 +48,7 @@ FG_DEVICE bool narrow(Product<A> &p, u32 &first) {
     first = 0;
     u32 group = blockIdx.y;
     if (p.offsets) {
+        wait_for_kernel_before();
         group = group_with_rows(p.offsets, p.count, group);
         if (group == p.count) return false;
         first = p.offsets[group];
@@ -161,6 +162,9 @@ FG_DEVICE void few_rows(Product<bf16> p) {
         Line weights[AHEAD];
         FG_UNROLL
         for (u32 i = 0; i < AHEAD; i++) next_line<KNOWN>(weights[i], lines, false);
+        // Weights are always there, x only now.
+        wait_for_kernel_before();
+        let_next_kernel_begin();
 
         const bf16 *x[EIGHTS];
         u32 xs[2][EIGHTS][ELEMENTS / 2], rows = min(p.rows - pass, ROWS), at = x_begin;
@@ -245,15 +249,21 @@ FG_DEVICE void unpack(float (&out)[16 / sizeof(W)], const uint4 &v) {
     for (u32 i = 0; i < 16 / sizeof(W); i++) out[i] = to_float(unit.each[i]);
 }
 
-// In plain f32, a warp an output: for activations or weights in f32.
+// In plain f32, for activations or weights in f32: a warp an output; or, with as many blocks as outputs, all warps of a block.
 template <class W, class A, u32 R>
 FG_DEVICE void plain_rows(Product<A> p) {
-    constexpr u32 ELEMENTS = 16 / sizeof(W);
+    constexpr u32 ELEMENTS = 16 / sizeof(W), AHEAD = 4;
+    FG_SHARED float parts[2][MAX_WARPS][R];
     u32 first;
     if (!narrow(p, first)) return;
-    u32 lane = threadIdx.x % 32, output = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    bool alone = gridDim.x < p.n;
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    u32 output = alone ? blockIdx.x * warps + warp : blockIdx.x;
     if (output >= p.n) return;
+    wait_for_kernel_before();
+    let_next_kernel_begin();
     u32 units = (p.k + ELEMENTS - 1) / ELEMENTS;
+    u32 begin = alone ? lane : threadIdx.x, step = alone ? 32 : blockDim.x, turn = 0;
     const u8 *w = p.w + (u64)output * units * 16;
     float scale = p.scales ? p.scales[output] : 1.0f;
     for (u32 pass = 0; pass < p.rows; pass += R) {
@@ -265,22 +275,41 @@ FG_DEVICE void plain_rows(Product<A> p) {
             x[r] = p.x + (p.x_rows ? p.x_rows[row] : row) * p.x_stride;
             sums[r] = 0.0f;
         }
-        for (u32 unit = lane; unit < units; unit += 32) {
-            float weights[ELEMENTS];
-            unpack<W>(weights, load_streaming(w + (u64)unit * 16));
+        FG_NO_UNROLL
+        for (u32 next = begin; next < units; next += AHEAD * step) {
+            uint4 weights[AHEAD];
             FG_UNROLL
-            for (u32 i = 0; i < ELEMENTS; i++) {
-                u32 at = unit * ELEMENTS + i;
-                if (at >= p.k) continue;
+            for (u32 a = 0; a < AHEAD; a++) {
+                u32 unit = next + a * step;
+                weights[a] = load_streaming_or_zero(w + (u64)unit * 16, unit < units);
+            }
+            FG_UNROLL
+            for (u32 a = 0; a < AHEAD; a++) {
+                float each[ELEMENTS];
+                unpack<W>(each, weights[a]);
                 FG_UNROLL
-                for (u32 r = 0; r < R; r++) sums[r] += to_float(x[r][at]) * weights[i];
+                for (u32 i = 0; i < ELEMENTS; i++) {
+                    u32 at = (next + a * step) * ELEMENTS + i;
+                    if (at >= p.k) continue;
+                    FG_UNROLL
+                    for (u32 r = 0; r < R; r++) sums[r] += to_float(x[r][at]) * each[i];
+                }
             }
         }
         FG_UNROLL
         for (u32 r = 0; r < R; r++) {
-            float sum = warp_sum(sums[r]) * scale;
-            if (lane == 0 && pass + r < p.rows) p.out[(first + pass + r) * p.out_stride + output] = sum;
+            sums[r] = warp_sum(sums[r]);
+            if (lane == 0) parts[turn % 2][warp][r] = sums[r];
         }
+        if (!alone) __syncthreads();
+        FG_UNROLL
+        for (u32 r = 0; r < R; r++) {
+            if (lane != 0 || pass + r >= p.rows || (!alone && warp != 0)) continue;
+            float sum = alone ? sums[r] : 0.0f;
+            for (u32 j = 0; !alone && j < warps; j++) sum += parts[turn % 2][j][r];
+            p.out[(first + pass + r) * p.out_stride + output] = sum * scale;
+        }
+        turn++;
     }
 }
 

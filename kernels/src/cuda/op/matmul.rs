@@ -2,7 +2,8 @@
 //! on what else a device does; within a kernel no row's sum depends on the other rows.
 
 use crate::cuda::{
-    ActType, ActsView, Arg, DeviceError, DeviceMatrix, Groups, Launch, MatrixTable, View, ViewMut, WeightKind,
+    ActType, ActsView, Arg, DeviceError, DeviceMatrix, Gpu, Groups, Launch, MatrixTable, View, ViewMut,
+    WeightKind,
 };
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
@@ -161,6 +162,8 @@ const WAVE: usize = 264;
 const FEW_BYTES: usize = 128 << 10;
 /// Outputs of a block of `plain_rows` there, a warp each.
 const PLAIN_OUTPUTS: usize = 8;
+/// So few outputs have a block each.
+const PLAIN_FEW: usize = 264;
 
 enum Which<'a> {
     One(&'a DeviceMatrix),
@@ -189,6 +192,8 @@ struct Tile {
     height: usize,
     width: usize,
     threads: usize,
+    /// Blocks that share a tile, each with a part of the inputs.
+    parts: usize,
     /// Stages in shared memory: of 16-bit and of 8-bit weights.
     stages: [usize; 2],
     /// The kernels for bf16, f16 and f8.
@@ -200,6 +205,7 @@ const TILES: [Tile; 4] = [
         height: 16,
         width: 64,
         threads: 128,
+        parts: 1,
         stages: [6, 8],
         kernels: ["tile_16_bf16", "tile_16_f16", "tile_16_f8"],
     },
@@ -207,6 +213,7 @@ const TILES: [Tile; 4] = [
         height: 32,
         width: 64,
         threads: 128,
+        parts: 1,
         stages: [6, 8],
         kernels: ["tile_32_bf16", "tile_32_f16", "tile_32_f8"],
     },
@@ -214,6 +221,7 @@ const TILES: [Tile; 4] = [
         height: 64,
         width: 128,
         threads: 256,
+        parts: 1,
         stages: [4, 6],
         kernels: ["tile_64_bf16", "tile_64_f16", "tile_64_f8"],
     },
@@ -221,6 +229,7 @@ const TILES: [Tile; 4] = [
         height: 128,
         width: 128,
         threads: 256,
+        parts: 1,
         stages: [3, 4],
         kernels: ["tile_128_bf16", "tile_128_f16", "tile_128_f8"],
     },
@@ -237,6 +246,42 @@ fn whole_rounds(row_bytes: usize, many: bool) -> Option<usize> {
     let warps = (1..=most).rev().find(|warps| rounds.is_multiple_of(*warps))?;
     (warps * 2 >= most).then_some(warps)
 }
+
+/// In place of the last of them on Hopper: its kernels use instructions that no other GPU has.
+const WIDE: Tile = Tile {
+    height: 256,
+    width: 128,
+    threads: 256,
+    parts: 1,
+    stages: [4, 5],
+    kernels: ["wide_bf16", "wide_f16", "wide_f8"],
+};
+/// On Hopper, for one matrix whose tiles would leave multiprocessors idle.
+const SPLIT: [Tile; 2] = [
+    Tile {
+        height: 64,
+        width: 128,
+        threads: 256,
+        parts: 4,
+        stages: [4, 6],
+        kernels: ["split_64_bf16", "split_64_f16", "split_64_f8"],
+    },
+    Tile {
+        height: 128,
+        width: 128,
+        threads: 256,
+        parts: 4,
+        stages: [3, 4],
+        kernels: ["split_128_bf16", "split_128_f16", "split_128_f8"],
+    },
+];
+/// So many tiles leave so many idle; and so many inputs are worth it.
+const SPLIT_TILES: usize = 66;
+const SPLIT_INPUTS: usize = 1024;
+/// The compute capability of Hopper.
+const HOPPER: (u32, u32) = (9, 0);
+/// What the kernels of [`WIDE`] have to align their shared memory.
+const WIDE_SPARE: usize = 1024;
 
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
@@ -302,7 +347,7 @@ impl Product<'_> {
         }
         let (few, typical) = match &self.which {
             Which::One(_) | Which::Batch(_) => {
-                let whole = whole_rounds(self.kind.row_bytes(self.k), true).is_some();
+                let whole = whole_rounds(self.k * self.kind.bytes(), true).is_some();
                 (self.rows <= FEW_ROWS || self.is_more() && whole, self.rows)
             }
             // How rows fall on groups is not known here: some have twice what there is on average.
@@ -311,7 +356,18 @@ impl Product<'_> {
             }
         };
         let fits = |tile: &&Tile| tile.height >= typical;
-        if few { None } else { TILES.iter().find(fits).or(TILES.last()) }
+        if few {
+            return None;
+        }
+        let gpu = self.out.device().driver().as_any().downcast_ref::<Gpu>();
+        let hopper = gpu.is_some_and(|gpu| gpu.capability() == HOPPER);
+        let (lower, last) = (&TILES[..TILES.len() - 1], &TILES[TILES.len() - 1]);
+        let split = SPLIT.iter().find(fits).unwrap_or(&SPLIT[1]);
+        let tiles = self.rows.div_ceil(split.height) * self.n.div_ceil(split.width);
+        if hopper && matches!(self.which, Which::One(_)) && tiles <= SPLIT_TILES && self.k >= SPLIT_INPUTS {
+            return Some(split);
+        }
+        lower.iter().find(fits).or(Some(if hopper { &WIDE } else { last }))
     }
 
     fn tiles(&self, tile: &Tile, slot: usize) -> Launch {
@@ -321,13 +377,14 @@ impl Product<'_> {
             // Every group's last tile may have a single row.
             Which::Group(_, groups, _) => (self.rows / tile.height + groups.count.min(self.rows), 1),
         };
+        let spare = if tile.height == WIDE.height { WIDE_SPARE } else { 0 };
         let (stages, of_w) =
             if self.kind == WeightKind::F8 { (tile.stages[1], 64) } else { (tile.stages[0], 128) };
         Launch {
             kernel: tile.kernels[slot],
-            grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, batches as u32],
+            grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, (batches * tile.parts) as u32],
             threads: tile.threads as u32,
-            shared: (stages * (tile.height * 128 + tile.width * of_w)) as u32,
+            shared: (stages * (tile.height * 128 + tile.width * of_w) + spare) as u32,
         }
     }
 
@@ -342,7 +399,8 @@ impl Product<'_> {
 
     fn few(&self, slot: usize) -> Launch {
         let (tiles, row_bytes) = (self.n.div_ceil(FEW_OUTPUTS), self.kind.row_bytes(self.k));
-        let whole = if self.aligned() { whole_rounds(row_bytes, tiles < WAVE) } else { None };
+        let tight = self.k * self.kind.bytes();
+        let whole = if self.aligned() { whole_rounds(tight, tiles < WAVE) } else { None };
         let kernels = match (whole, self.aligned()) {
             (Some(_), _) if self.rows > FEW_ROWS && self.is_more() => {
                 ["few_rows_16_bf16", "few_rows_16_f16", "few_rows_16_f8"]
@@ -378,9 +436,10 @@ impl Product<'_> {
             (WeightKind::F16, ..) => "plain_rows_f16",
             (WeightKind::F8, ..) => "plain_rows_f8",
         };
+        let blocks = if self.n <= PLAIN_FEW { self.n } else { self.n.div_ceil(PLAIN_OUTPUTS) };
         Launch {
             kernel,
-            grid: [self.n.div_ceil(PLAIN_OUTPUTS) as u32, self.matrices(), 1],
+            grid: [blocks as u32, self.matrices(), 1],
             threads: 32 * PLAIN_OUTPUTS as u32,
             shared: 0,
         }

@@ -149,6 +149,9 @@ fn tiles_of_every_height_are_right() {
             check_dense(&device, kind, ActType::Bf16, (16, 20, 3584), 0);
             check_dense(&device, kind, ActType::Bf16, (70, 131, 456), 1);
             check_dense(&device, kind, ActType::Bf16, (129, 20, 64), 0);
+            check_dense(&device, kind, ActType::Bf16, (270, 150, 200), 0);
+            check_dense(&device, kind, ActType::Bf16, (20, 150, 1104), 1);
+            check_dense(&device, kind, ActType::Bf16, (90, 40, 1096), 0);
         }
     }
 }
@@ -293,6 +296,7 @@ fn tiles_of_groups_meet_their_matrices() {
                 (&[7, 0, 40, 16], 70, 64, 72),
                 (&[70, 65], 140, 140, 64),
                 (&[129, 0, 1], 230, 30, 72),
+                (&[1, 300], 301, 140, 456),
                 (&many, 240, 10, 24),
             ] {
                 check_grouped(
