@@ -3,7 +3,7 @@
 //! Rows that are taken alone are cut into parts that are met at the same time; how, depends on the row's position only. Rows that
 //! are taken together share what they read.
 
-use super::attention_forms::{Form, PREFILL_CHUNK, PREFILL_QUERIES, general, prefill};
+use super::attention_forms::{CHUNK, Form, PREFILL_QUERIES, decode, general, prefill};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
 use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
@@ -180,11 +180,16 @@ impl Step<'_, '_> {
         };
         assert!(round > 0, "attention: scratch for {parts} parts of {heads} heads");
         let form = general(self.kv, |most| self.a.heads.chunks(most).widest, false);
+        let decode =
+            decode(self.kv, self.a.heads.chunks(CHUNK).widest).filter(|_| self.q.address().is_multiple_of(8));
         for first in (0..count).step_by(round) {
             let units = round.min(count - first);
             let at = self.rows.alone_at(first);
             let apart = if parts == 1 { 0 } else { scratch.parts.view_mut().address() };
-            self.attend(&form, apart, at, [units, parts], 0)?;
+            match decode {
+                Some(kernel) => self.decode(kernel, apart, at, [units, parts])?,
+                None => self.attend(&form, apart, at, [units, parts], 0)?,
+            }
             if parts == 1 {
                 continue;
             }
@@ -220,7 +225,7 @@ impl Step<'_, '_> {
         }
         let tiles = |tile: usize| rows.iter().map(|rows| rows.div_ceil(tile)).sum();
         if let Some(kernel) = prefill(self.kv).filter(|_| self.q.address().is_multiple_of(8)) {
-            let tile = PREFILL_QUERIES / self.a.heads.chunks(PREFILL_CHUNK).widest;
+            let tile = PREFILL_QUERIES / self.a.heads.chunks(CHUNK).widest;
             return self.prefill(kernel, tiles(tile), tile);
         }
         let form = general(self.kv, |most| self.a.heads.chunks(most).widest, true);
@@ -235,7 +240,7 @@ impl Step<'_, '_> {
         tiles: usize,
         tile: usize,
     ) -> Result<(), DeviceError> {
-        let chunks = self.a.heads.chunks(PREFILL_CHUNK);
+        let chunks = self.a.heads.chunks(CHUNK);
         let launch = Launch {
             kernel,
             grid: [u32_of(chunks.len()), u32_of(tiles), 1],
@@ -254,6 +259,45 @@ impl Step<'_, '_> {
             self.rows.together_at(),
             Arg::U32(u32_of(self.rows.together().len())),
             Arg::U32(u32_of(tile)),
+            Arg::Ptr(chunks.records.view().address()),
+            self.sinks(),
+            Arg::U32(u32_of(self.a.heads.heads)),
+            Arg::U32(u32_of(self.kv.sizes().kv_heads)),
+            Arg::U32(u32_of(self.kv.sizes().block_size)),
+            self.window(),
+            Arg::F32(self.a.scale),
+            Arg::F32(self.a.softcap.unwrap_or(0.0)),
+        ];
+        // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
+        unsafe { self.out.device().launch(&launch, &args) }
+    }
+
+    /// Starts the kernel of tensor cores for so many rows that are taken alone, and parts.
+    fn decode(
+        &self,
+        (kernel, shared): (&'static str, usize),
+        apart: u64,
+        units_at: Arg,
+        [units, parts]: [usize; 2],
+    ) -> Result<(), DeviceError> {
+        let chunks = self.a.heads.chunks(CHUNK);
+        let launch = Launch {
+            kernel,
+            grid: [u32_of(units), u32_of(chunks.len()), u32_of(parts)],
+            threads: 128,
+            shared: u32_of(shared),
+        };
+        let [out, is_bf16] = self.out();
+        let [keys, values] = self.kv.layer(self.layer);
+        let args = [
+            out,
+            is_bf16,
+            Arg::Ptr(apart),
+            Arg::Ptr(self.q.address()),
+            keys,
+            values,
+            self.rows.address(),
+            units_at,
             Arg::Ptr(chunks.records.view().address()),
             self.sinks(),
             Arg::U32(u32_of(self.a.heads.heads)),

@@ -83,11 +83,15 @@ pub(super) fn general(kv: &DeviceKv, widest: impl Fn(usize) -> usize, all: bool)
     Form { most, ..*form }
 }
 
-/// Queries of a block of the kernel of tensor cores, and heads of a chunk at most (`kernels/cu/attention_prefill.cu`).
+/// Query heads of a chunk at most where tensor cores are used.
+pub(super) const CHUNK: usize = 16;
+/// Queries of a block that has many rows (`kernels/cu/attention_prefill.cu`).
 pub(super) const PREFILL_QUERIES: usize = 64;
-pub(super) const PREFILL_CHUNK: usize = 16;
+/// From so many query heads of one head of the cache on, tensor cores are used for rows that are taken alone: with fewer, the
+/// kernel of any shape is no slower, and rounds nothing.
+const DECODE_FROM: usize = 5;
 
-/// The kernel of tensor cores for this cache, if there is one, and bytes of its shared memory.
+/// The kernel of tensor cores for many rows in this cache, if there is one, and bytes of its shared memory.
 pub(super) fn prefill(kv: &DeviceKv) -> Option<(&'static str, usize)> {
     let dim = kv.sizes().key_dim;
     if kv.kind() != KvKind::F16 || kv.sizes().values != Values::Own(dim) {
@@ -103,4 +107,24 @@ pub(super) fn prefill(kv: &DeviceKv) -> Option<(&'static str, usize)> {
         _ => return None,
     };
     Some((kernel, (4 * positions + queries) * (dim + 8) * kv.kind().size()))
+}
+
+/// The kernel of tensor cores for rows that are taken alone, if there is one for this cache and so many heads of a chunk, and
+/// bytes of its shared memory (`kernels/cu/attention_decode.cu`).
+pub(super) fn decode(kv: &DeviceKv, widest: usize) -> Option<(&'static str, usize)> {
+    let dim = kv.sizes().key_dim;
+    if kv.kind() != KvKind::F16 || kv.sizes().values != Values::Own(dim) || widest < DECODE_FROM {
+        return None;
+    }
+    // Stages of each warp, and the queries where they are too many for registers.
+    let (kernel, stages, queries) = match dim {
+        64 => ("attention_decode_64", 3, 0),
+        80 => ("attention_decode_80", 3, 0),
+        96 => ("attention_decode_96", 3, 0),
+        128 => ("attention_decode_128", 3, 0),
+        256 => ("attention_decode_256", 2, CHUNK),
+        _ => return None,
+    };
+    let tiles = (WARPS * stages * 2 * 16 + queries) * (dim + 8) * kv.kind().size();
+    Some((kernel, tiles.max(WARPS * CHUNK * (dim + 2) * size_of::<f32>())))
 }

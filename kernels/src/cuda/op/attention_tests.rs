@@ -232,15 +232,16 @@ fn rows_alone_of_every_shape() {
             (KvKind::F16, 8, vec![1, 2]),
             (KvKind::F16, 20, vec![8]),
             (KvKind::F16, 33, vec![9, 3]),
-            (KvKind::F16, 64, vec![8, 8]),
+            (KvKind::F16, 64, vec![4, 4]),
             (KvKind::F16, 80, vec![1, 1]),
             (KvKind::F16, 96, vec![2]),
             (KvKind::F16, 128, vec![4, 4]),
             (KvKind::F16, 128, vec![1]),
-            (KvKind::F16, 128, vec![16]),
+            (KvKind::F16, 128, vec![3, 1]),
             (KvKind::F16, 256, vec![2, 2]),
             (KvKind::F16, 256, vec![1]),
-            (KvKind::F16, 256, vec![6]),
+            (KvKind::F16, 200, vec![6]),
+            (KvKind::F16, 120, vec![16]),
             (KvKind::F16, 400, vec![3]),
         ] {
             check(&device, &Case::new(kind, &groups, dim, &ALONE), 1e-5);
@@ -285,8 +286,35 @@ fn rows_together_on_tensor_cores() {
             (256, vec![2]),
             (256, vec![5]),
         ] {
-            for runs in [&[(0, 16)][..], &[(0, 80), (37, 1), (100, 19)], &[(50, 33), (129, 70)]] {
+            for runs in [&[(0, 16), (37, 1), (100, 19)][..], &[(50, 33), (129, 70)]] {
                 check(&device, &Case::new(KvKind::F16, &groups, dim, runs), ON_TENSOR_CORES);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_alone_on_tensor_cores() {
+    for device in devices() {
+        for (dim, groups) in [
+            (64, vec![8, 8]),
+            (80, vec![5]),
+            (96, vec![16, 2]),
+            (128, vec![8]),
+            (128, vec![20]),
+            (256, vec![6]),
+        ] {
+            check(&device, &Case::new(KvKind::F16, &groups, dim, &ALONE), ON_TENSOR_CORES);
+        }
+        for dim in [64, 256] {
+            for (window, softcap, sinks) in
+                [(Some(1), None, false), (Some(130), None, true), (None, Some(1.0), true)]
+            {
+                for (block_size, out, fixed) in [(16, ActType::F32, Some(11)), (7, ActType::Bf16, None)] {
+                    let case = Case::new(KvKind::F16, &[8], dim, &ALONE);
+                    let case = Case { window, softcap, sinks, block_size, out, fixed, scratch: 4, ..case };
+                    check(&device, &case, ON_TENSOR_CORES + if out == ActType::Bf16 { 4e-3 } else { 0.0 });
+                }
             }
         }
     }
