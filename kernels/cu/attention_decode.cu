@@ -256,13 +256,14 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
     }
 }
 
-#define DECODE(D)                                                                                                       \
-    FG_KERNEL_MIN(128, 2, attention_decode_##D,                                                                         \
-                  (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values,            \
-                   const u32 *step, u32 units_at, const u32 *chunks, const float *sinks, u32 heads, u32 kv_heads,       \
-                   u32 block_size, u32 window, float scale, float cap)) {                                               \
-        decode<D>(out, is_bf16, parts, q, keys, values, step, units_at, chunks, sinks, heads, kv_heads, block_size,     \
-                  window, scale, cap);                                                                                  \
+// The parameters are those of attention.cu.
+#define DECODE(D)                                                                                                         \
+    FG_KERNEL_MIN(128, 2, attention_decode_##D,                                                                           \
+                  (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values,              \
+                   const u32 *step, u32 units_at, u32, u32, const u32 *chunks, const float *sinks, u32 heads,             \
+                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {          \
+        decode<D>(out, is_bf16, parts, q, keys, values, step, units_at, chunks, sinks, heads, kv_heads, block_size,       \
+                  window, scale, cap);                                                                                    \
     }
 DECODE(64)
 DECODE(80)

@@ -78,10 +78,10 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
     f16 *stages = (f16 *)shared;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
 
-    Span unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.y - 1 - blockIdx.y);  // the longest first
+    Span unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.x - 1 - blockIdx.x);  // the longest first
     if (unit.rows == 0) return;
-    u32 first_head = chunks[3 * blockIdx.x], count = chunks[3 * blockIdx.x + 1];
-    Places places = {step + unit.blocks, kv_heads, chunks[3 * blockIdx.x + 2], block_size, 0, false};
+    u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1];
+    Places places = {step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size, 0, false};
     places.is_power = (block_size & (block_size - 1)) == 0;
     while (places.is_power && (1u << places.shift) < block_size) places.shift++;
 
@@ -256,13 +256,14 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
     }
 }
 
-#define PREFILL(D)                                                                                                       \
-    FG_KERNEL_MIN(128, 2, attention_prefill_##D,                                                                            \
-              (void *out, u32 is_bf16, const float *q, const f16 *keys, const f16 *values, const u32 *step, u32 units_at, \
-               u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32 kv_heads,            \
-               u32 block_size, u32 window, float scale, float cap)) {                                                    \
-        prefill<D>(out, is_bf16, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads, \
-                   block_size, window, scale, cap);                                                                      \
+// The parameters are those of attention.cu.
+#define PREFILL(D)                                                                                                         \
+    FG_KERNEL_MIN(128, 2, attention_prefill_##D,                                                                           \
+                  (void *out, u32 is_bf16, float *, const float *q, const f16 *keys, const f16 *values, const u32 *step,   \
+                   u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
+                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {           \
+        prefill<D>(out, is_bf16, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads,   \
+                   block_size, window, scale, cap);                                                                        \
     }
 PREFILL(64)
 PREFILL(80)

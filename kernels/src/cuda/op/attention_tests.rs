@@ -350,11 +350,29 @@ fn values_within_keys() {
         for (kind, dim, values, heads) in [
             (KvKind::F32, 24, 16, 4),
             (KvKind::F16, 24, 16, 5),
-            (KvKind::F16, 576, 512, 9),
+            (KvKind::F16, 580, 512, 9),
             (KvKind::F32, 576, 512, 4),
         ] {
             let case = Case { values: Values::InKey(values), ..Case::new(kind, &[heads], dim, &runs) };
             check(&device, &case, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn values_within_keys_on_tensor_cores() {
+    let runs = [(0, 1), (5, 16), (250, 2), (600, 1)];
+    for device in devices() {
+        for heads in [3, 16, 40] {
+            let values = Values::InKey(512);
+            let case = Case { values, ..Case::new(KvKind::F16, &[heads], 576, &runs) };
+            check(&device, &case, ON_TENSOR_CORES);
+            if heads == 3 {
+                let case = Case { window: Some(130), softcap: Some(2.0), sinks: true, block_size: 7, ..case };
+                check(&device, &case, ON_TENSOR_CORES);
+                let case = Case { fixed: Some(20), out: ActType::Bf16, scratch: 3, ..case };
+                check(&device, &case, ON_TENSOR_CORES + 4e-3);
+            }
         }
     }
 }
