@@ -45,24 +45,27 @@ struct Places {
     bool is_power;
 };
 
-FG_DEVICE u64 place_of(const Places &p, u32 position) {
+#define NOWHERE 0xffffffffu
+
+// Of positions that are not in begin..end: NOWHERE.
+FG_DEVICE u32 place_of(const Places &p, u32 position, u32 begin, u32 end) {
+    if (position < begin || position >= end) return NOWHERE;
     u32 nth = p.is_power ? position >> p.shift : position / p.block_size;
-    return ((u64)p.table[nth] * p.kv_heads + p.kv_head) * p.block_size + (position - nth * p.block_size);
+    return (p.table[nth] * p.kv_heads + p.kv_head) * p.block_size + (position - nth * p.block_size);
 }
 
-// Asks for the keys and values of positions from..from + TILE, zeros for those that are not in begin..end.
+// Asks for the keys and values of a tile of positions, zeros for those that are nowhere.
 template <int D>
-FG_DEVICE void fetch(f16 *to, const f16 *keys, const f16 *values, const Places &places, u32 from, u32 begin, u32 end) {
+FG_DEVICE void fetch(f16 *to, const f16 *keys, const f16 *values, const u32 *places) {
     using S = Shape<D>;
     constexpr int PIECES = D / 8;
-    static_assert(S::TILE * PIECES % (WARPS * 32) == 0);
+    static_assert(S::TILE * PIECES % (WARPS * 32) == 0, "every thread has as many pieces");
     FG_UNROLL
     for (int i = 0; i < S::TILE * PIECES / (WARPS * 32); i++) {
-        u32 at = i * WARPS * 32 + threadIdx.x, row = at / PIECES, piece = at % PIECES * 8, position = from + row;
-        bool live = position >= begin && position < end;
-        u64 source = live ? place_of(places, position) * D + piece : 0;
-        copy_async_16_or_zero(to + row * S::STRIDE + piece, keys + source, live);
-        copy_async_16_or_zero(to + S::SIDE + row * S::STRIDE + piece, values + source, live);
+        u32 at = i * WARPS * 32 + threadIdx.x, row = at / PIECES, piece = at % PIECES * 8, place = places[row];
+        u64 source = place == NOWHERE ? 0 : (u64)place * D + piece;
+        copy_async_16_or_zero(to + row * S::STRIDE + piece, keys + source, place != NOWHERE);
+        copy_async_16_or_zero(to + S::SIDE + row * S::STRIDE + piece, values + source, place != NOWHERE);
     }
     copy_async_commit();
 }
@@ -78,32 +81,32 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
     f16 *stages = (f16 *)shared;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
 
-    Span unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.y - 1 - blockIdx.y);  // the longest first
+    Span unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.x - 1 - blockIdx.x);  // the longest first
     if (unit.rows == 0) return;
-    u32 first_head = chunks[3 * blockIdx.x], count = chunks[3 * blockIdx.x + 1];
-    Places places = {step + unit.blocks, kv_heads, chunks[3 * blockIdx.x + 2], block_size, 0, false};
+    u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1];
+    Places places = {step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size, 0, false};
     places.is_power = (block_size & (block_size - 1)) == 0;
     while (places.is_power && (1u << places.shift) < block_size) places.shift++;
 
-    // The two queries this thread has a part of; where they are in rows × heads, and what they see.
-    u64 place[2];
-    u32 start[2], len[2], head[2];
-    bool live[2];
+    // The two queries this thread has a part of: how far they see. Where they are in rows × heads is kept in shared memory.
+    FG_SHARED u32 owners[QUERIES];
+    u32 len[2], owner[2];
     FG_UNROLL
     for (int i = 0; i < 2; i++) {
         u32 query = warp * 16 + group + i * 8, row = query / count;
-        live[i] = row < unit.rows;
-        if (!live[i]) row = 0;
-        head[i] = first_head + query % count;
-        place[i] = (u64)(unit.row + row) * heads + head[i];
+        owner[i] = row < unit.rows ? (unit.row + row) * heads + first_head + query % count : NOWHERE;
+        owners[query] = owner[i];
         len[i] = unit.position + row + 1;
-        start[i] = len[i] > window ? len[i] - window : 0;
     }
     u32 end = unit.position + unit.rows, all_len = unit.position + 1;  // all queries see what is before all_len …
     u32 begin = all_len > window ? all_len - window : 0;
     u32 all_start = end > window ? end - window : 0;  // … and from all_start on
     u32 from = begin / S::TILE * S::TILE;
-    fetch<D>(stages, keys, values, places, from, begin, end);
+    FG_SHARED u32 places_of[2][S::TILE];  // of the next tiles
+    if (threadIdx.x < 2 * S::TILE)
+        places_of[threadIdx.x / S::TILE][threadIdx.x % S::TILE] = place_of(places, from + threadIdx.x, begin, end);
+    __syncthreads();
+    fetch<D>(stages, keys, values, places_of[0]);
 
     // Queries in the form that products take.
     u32 a[S::QUERIES_SHARED ? 1 : KS][4];
@@ -114,8 +117,8 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
         FG_UNROLL
         for (int i = 0; i < 4; i++) {
             float x = 0.0f, y = 0.0f;
-            if (live[i % 2]) {
-                float2 xy = *(const float2 *)(q + place[i % 2] * D + k * 16 + i / 2 * 8 + pair);
+            if (owner[i % 2] != NOWHERE) {
+                float2 xy = *(const float2 *)(q + (u64)owner[i % 2] * D + k * 16 + i / 2 * 8 + pair);
                 x = xy.x * scale;
                 y = xy.y * scale;
             }
@@ -139,8 +142,10 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
     u32 value_row = (lane / 8 % 2 * 8 + lane % 8) * S::STRIDE + lane / 16 * 8;
 
     for (u32 stage = 0; from < end; from += S::TILE, stage ^= 1) {
+        u32 place_then = NOWHERE;  // two tiles from here
         if (from + S::TILE < end) {
-            fetch<D>(stages + (stage ^ 1) * 2 * S::SIDE, keys, values, places, from + S::TILE, begin, end);
+            fetch<D>(stages + (stage ^ 1) * 2 * S::SIDE, keys, values, places_of[stage ^ 1]);
+            if (threadIdx.x < S::TILE) place_then = place_of(places, from + 2 * S::TILE + threadIdx.x, begin, end);
             copy_async_wait<1>();
         } else {
             copy_async_wait<0>();
@@ -186,7 +191,8 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
                 FG_UNROLL
                 for (int i = 0; i < 4; i++) {
                     u32 position = from + n * 8 + pair + i % 2;
-                    if (position < start[i / 2] || position >= len[i / 2]) score[n][i] = minus_infinity();
+                    // A window of u32's largest number is none.
+                    if (position >= len[i / 2] || len[i / 2] - position > window) score[n][i] = minus_infinity();
                 }
             }
         }
@@ -212,10 +218,12 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
                 }
             }
             total[r] = total[r] * fix + more;
-            FG_UNROLL
-            for (int d = 0; d < DS; d++) {
-                sum[d][2 * r] *= fix;
-                sum[d][2 * r + 1] *= fix;
+            if (__ballot_sync(0xffffffffu, fix != 1.0f)) {
+                FG_UNROLL
+                for (int d = 0; d < DS; d++) {
+                    sum[d][2 * r] *= fix;
+                    sum[d][2 * r + 1] *= fix;
+                }
             }
         }
         FG_UNROLL
@@ -230,6 +238,7 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
                 multiply_16x8x16_f16(sum[d + 1], weights, b[2], b[3]);
             }
         }
+        if (threadIdx.x < S::TILE) places_of[stage][threadIdx.x] = place_then;
         __syncthreads();  // what was used is written to next
     }
 
@@ -238,10 +247,11 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
         float all = total[r];
         all += __shfl_xor_sync(0xffffffffu, all, 1);
         all += __shfl_xor_sync(0xffffffffu, all, 2);
-        if (!live[r]) continue;
+        u32 mine = owners[warp * 16 + group + r * 8];
+        if (mine == NOWHERE) continue;
         float fix = 1.0f;
         if (sinks) {
-            float sink = sinks[head[r]], top = fmaxf(most[r], sink);
+            float sink = sinks[mine % heads], top = fmaxf(most[r], sink);
             fix = fast_exp2((most[r] - top) * LOG2E);
             all = all * fix + fast_exp2((sink - top) * LOG2E);
         }
@@ -249,23 +259,24 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
         FG_UNROLL
         for (int d = 0; d < DS; d++) {
             float x = sum[d][2 * r] * fix, y = sum[d][2 * r + 1] * fix;
-            u64 to = place[r] * D + d * 8 + pair;
+            u64 to = (u64)mine * D + d * 8 + pair;
             if (is_bf16) *(u32 *)((bf16 *)out + to) = to_bf16x2(x, y);
             else *(float2 *)((float *)out + to) = make_float2(x, y);
         }
     }
 }
 
-#define PREFILL(D)                                                                                                       \
-    FG_KERNEL_MIN(128, 2, attention_prefill_##D,                                                                            \
-              (void *out, u32 is_bf16, const float *q, const f16 *keys, const f16 *values, const u32 *step, u32 units_at, \
-               u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32 kv_heads,            \
-               u32 block_size, u32 window, float scale, float cap)) {                                                    \
-        prefill<D>(out, is_bf16, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads, \
-                   block_size, window, scale, cap);                                                                      \
+// The parameters are those of attention.cu.
+#define PREFILL(D, BLOCKS)                                                                                                         \
+    FG_KERNEL_MIN(128, BLOCKS, attention_prefill_##D,                                                                           \
+                  (void *out, u32 is_bf16, float *, const float *q, const f16 *keys, const f16 *values, const u32 *step,   \
+                   u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
+                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {           \
+        prefill<D>(out, is_bf16, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads,   \
+                   block_size, window, scale, cap);                                                                        \
     }
-PREFILL(64)
-PREFILL(80)
-PREFILL(96)
-PREFILL(128)
-PREFILL(256)
+PREFILL(64, 3)
+PREFILL(80, 3)
+PREFILL(96, 2)
+PREFILL(128, 3)
+PREFILL(256, 2)

@@ -3,7 +3,7 @@
 //! Rows that are taken alone are cut into parts that are met at the same time; how, depends on the row's position only. Rows that
 //! are taken together share what they read.
 
-use super::attention_forms::{Form, PREFILL_CHUNK, PREFILL_QUERIES, general, prefill};
+use super::attention_forms::{Kernel, for_many_rows, for_one_row};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
 use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
@@ -23,10 +23,10 @@ pub struct HeadMap {
 
 /// Query heads in runs that attend to the same head.
 #[derive(Debug)]
-pub(super) struct Chunks {
+struct Chunks {
     records: Buffer<u32>,
     /// Heads of the largest.
-    pub(super) widest: usize,
+    widest: usize,
 }
 
 impl Chunks {
@@ -41,7 +41,7 @@ impl HeadMap {
     /// # Errors
     /// If there is no memory, or the device fails.
     pub fn new(device: &Device, kv_head_of: &[u32]) -> Result<Self, DeviceError> {
-        let chunks = (0..=4).map(|power| {
+        let chunks = (0..=5).map(|power| {
             let (records, widest) = chunks(kv_head_of, 1 << power);
             Ok(Chunks { records: device.upload(&records)?, widest })
         });
@@ -57,7 +57,7 @@ impl HeadMap {
         self.heads
     }
 
-    /// Chunks of at most so many heads, a power of two up to 16.
+    /// Chunks of at most so many heads, a power of two up to 32.
     fn chunks(&self, most: usize) -> &Chunks {
         &self.chunks[most.ilog2() as usize]
     }
@@ -148,6 +148,7 @@ pub fn attention(
             && out.len() >= rows.rows() * heads * sizes.values.dim(),
         "attention: q and out"
     );
+    assert!(q.address().is_multiple_of(8), "attention: queries are read two by two");
     assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
     assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
     let step = Step { out: &mut out, q, kv, layer, rows, a };
@@ -159,13 +160,13 @@ pub fn attention(
 }
 
 /// One call.
-pub(super) struct Step<'a, 'b> {
-    pub(super) out: &'a mut ActsViewMut<'b>,
-    pub(super) q: View<'a, f32>,
-    pub(super) kv: &'a DeviceKv,
-    pub(super) layer: usize,
-    pub(super) rows: &'a StepRows,
-    pub(super) a: &'a Attention<'a>,
+struct Step<'a, 'b> {
+    out: &'a mut ActsViewMut<'b>,
+    q: View<'a, f32>,
+    kv: &'a DeviceKv,
+    layer: usize,
+    rows: &'a StepRows,
+    a: &'a Attention<'a>,
 }
 
 impl Step<'_, '_> {
@@ -179,12 +180,12 @@ impl Step<'_, '_> {
             parts => scratch.parts.len() / (heads * parts * (value_dim + 2)),
         };
         assert!(round > 0, "attention: scratch for {parts} parts of {heads} heads");
-        let form = general(self.kv, |most| self.a.heads.chunks(most).widest, false);
+        let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
         for first in (0..count).step_by(round) {
             let units = round.min(count - first);
             let at = self.rows.alone_at(first);
             let apart = if parts == 1 { 0 } else { scratch.parts.view_mut().address() };
-            self.attend(&form, apart, at, [units, parts], 0)?;
+            self.attend(&kernel, apart, at, [units, parts], 0)?;
             if parts == 1 {
                 continue;
             }
@@ -218,73 +219,30 @@ impl Step<'_, '_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let tiles = |tile: usize| rows.iter().map(|rows| rows.div_ceil(tile)).sum();
-        if let Some(kernel) = prefill(self.kv).filter(|_| self.q.address().is_multiple_of(8)) {
-            let tile = PREFILL_QUERIES / self.a.heads.chunks(PREFILL_CHUNK).widest;
-            return self.prefill(kernel, tiles(tile), tile);
-        }
-        let form = general(self.kv, |most| self.a.heads.chunks(most).widest, true);
-        let tile = form.queries / self.a.heads.chunks(form.most).widest;
-        self.attend(&form, 0, self.rows.together_at(), [tiles(tile), 1], tile)
+        let kernel = for_many_rows(self.kv);
+        let tile = kernel.queries / self.a.heads.chunks(kernel.chunk).widest;
+        let tiles = rows.iter().map(|rows| rows.div_ceil(tile)).sum();
+        self.attend(&kernel, 0, self.rows.together_at(), [tiles, 1], tile)
     }
 
-    /// Starts the kernel of tensor cores for so many tiles of so many rows.
-    fn prefill(
-        &self,
-        (kernel, shared): (&'static str, usize),
-        tiles: usize,
-        tile: usize,
-    ) -> Result<(), DeviceError> {
-        let chunks = self.a.heads.chunks(PREFILL_CHUNK);
-        let launch = Launch {
-            kernel,
-            grid: [u32_of(chunks.len()), u32_of(tiles), 1],
-            threads: 128,
-            shared: u32_of(shared),
-        };
-        let [out, is_bf16] = self.out();
-        let [keys, values] = self.kv.layer(self.layer);
-        let args = [
-            out,
-            is_bf16,
-            Arg::Ptr(self.q.address()),
-            keys,
-            values,
-            self.rows.address(),
-            self.rows.together_at(),
-            Arg::U32(u32_of(self.rows.together().len())),
-            Arg::U32(u32_of(tile)),
-            Arg::Ptr(chunks.records.view().address()),
-            self.sinks(),
-            Arg::U32(u32_of(self.a.heads.heads)),
-            Arg::U32(u32_of(self.kv.sizes().kv_heads)),
-            Arg::U32(u32_of(self.kv.sizes().block_size)),
-            self.window(),
-            Arg::F32(self.a.scale),
-            Arg::F32(self.a.softcap.unwrap_or(0.0)),
-        ];
-        // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
-        unsafe { self.out.device().launch(&launch, &args) }
-    }
-
-    /// Starts the kernel of any shape for so many units (or tiles of units) and parts.
+    /// Starts a kernel for so many units (or tiles of units) and parts.
     fn attend(
         &self,
-        form: &Form,
+        kernel: &Kernel,
         apart: u64,
         units_at: Arg,
         [units, parts]: [usize; 2],
         tile: usize,
     ) -> Result<(), DeviceError> {
         let (kv, sizes) = (self.kv, self.kv.sizes());
-        let chunks = self.a.heads.chunks(form.most);
+        let chunks = self.a.heads.chunks(kernel.chunk);
         let value_dim = sizes.values.dim();
         let value_stride = if kv.in_keys() { kv.key_stride } else { kv.value_stride };
         let launch = Launch {
-            kernel: form.kernel,
+            kernel: kernel.name,
             grid: [u32_of(units), u32_of(chunks.len()), u32_of(parts)],
             threads: 128,
-            shared: u32_of(form.shared(value_stride)),
+            shared: u32_of(kernel.shared),
         };
         let [out, is_bf16] = self.out();
         let [keys, values] = kv.layer(self.layer);

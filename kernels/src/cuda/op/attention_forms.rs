@@ -1,27 +1,25 @@
-//! The kernel that meets keys and values of some shape, for some number of queries.
+//! The kernel of attention that meets keys and values of some shape, for some number of queries.
 
 use super::kv_cache::{DeviceKv, KvKind};
 use crate::op::kv_cache::Values;
 
 /// One instance of the kernel of any shape (`kernels/cu/attention.cu`).
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
-    pub(super) kernel: &'static str,
+struct Form {
+    kernel: &'static str,
     kind: KvKind,
     /// Lanes that share a key, and pieces of 16 bytes of it that each has.
     lanes: usize,
     pieces: usize,
     /// Queries of a block.
-    pub(super) queries: usize,
-    /// Heads of a chunk at most.
-    pub(super) most: usize,
+    queries: usize,
 }
 
 /// Warps of a block.
 const WARPS: usize = 4;
 
 const fn form(kernel: &'static str, kind: KvKind, lanes: usize, pieces: usize, queries: usize) -> Form {
-    Form { kernel, kind, lanes, pieces, queries, most: 0 }
+    Form { kernel, kind, lanes, pieces, queries }
 }
 
 /// From the smallest keys to the largest, from the fewest queries to the most.
@@ -59,18 +57,52 @@ impl Form {
     }
 
     /// Bytes of shared memory: queries first, then sums, maxima and totals of each warp.
-    pub(super) fn shared(&self, value_stride: usize) -> usize {
+    fn shared(&self, value_stride: usize) -> usize {
         let (queries, warps) = (self.queries * self.holds(), WARPS * self.queries * (value_stride + 2));
         queries.max(warps) * size_of::<f32>()
     }
 }
 
-/// The kernel for this cache. `widest(most)`: heads of the widest chunk where chunks have at most so many. With `all`, as many
-/// queries as can be.
+/// How a kernel is to be used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    pub(super) name: &'static str,
+    /// Query heads of a chunk at most.
+    pub(super) chunk: usize,
+    /// Queries of a block.
+    pub(super) queries: usize,
+    /// Bytes of shared memory.
+    pub(super) shared: usize,
+}
+
+/// Query heads of a chunk at most where tensor cores are used.
+const CHUNK: usize = 16;
+/// Queries of a block of `kernels/cu/attention_prefill.cu`.
+const PREFILL_QUERIES: usize = 64;
+/// From so many query heads of one head of the cache on, tensor cores are used for rows that are taken alone: with fewer, the
+/// kernel of any shape is no slower, and rounds nothing.
+const DECODE_FROM: usize = 5;
+
+/// The kernel for rows that are taken alone. `widest(most)`: heads of the widest chunk where chunks have at most so many.
 ///
 /// # Panics
 /// If keys or values are too long.
-pub(super) fn general(kv: &DeviceKv, widest: impl Fn(usize) -> usize, all: bool) -> Form {
+pub(super) fn for_one_row(kv: &DeviceKv, widest: impl Fn(usize) -> usize) -> Kernel {
+    latent(kv, widest(2 * CHUNK) > CHUNK)
+        .or_else(|| decode(kv).filter(|_| widest(CHUNK) >= DECODE_FROM))
+        .unwrap_or_else(|| general(kv, Some(widest)))
+}
+
+/// The kernel for rows that are taken together.
+///
+/// # Panics
+/// If keys or values are too long.
+pub(super) fn for_many_rows(kv: &DeviceKv) -> Kernel {
+    latent(kv, true).or_else(|| prefill(kv)).unwrap_or_else(|| general(kv, None::<fn(usize) -> usize>))
+}
+
+/// The kernel of any shape; for as many queries as can be, unless heads of chunks are given.
+fn general(kv: &DeviceKv, widest: Option<impl Fn(usize) -> usize>) -> Kernel {
     let stride = kv.key_stride.max(kv.value_stride);
     let fits = |form: &&Form| form.kind == kv.kind() && form.holds() >= stride;
     let Some(least) = FORMS.iter().find(fits).map(Form::holds) else {
@@ -78,23 +110,17 @@ pub(super) fn general(kv: &DeviceKv, widest: impl Fn(usize) -> usize, all: bool)
     };
     let forms = || FORMS.iter().filter(fits).filter(|form| form.holds() == least);
     let most = forms().map(|form| form.queries).max().unwrap_or(1);
-    let needed = if all { most } else { widest(most) };
+    let needed = widest.map_or(most, |widest| widest(most));
     let form = forms().find(|form| form.queries >= needed).expect("the largest form has `most` queries");
-    Form { most, ..*form }
+    let value_stride = if kv.in_keys() { kv.key_stride } else { kv.value_stride };
+    Kernel { name: form.kernel, chunk: most, queries: form.queries, shared: form.shared(value_stride) }
 }
 
-/// Queries of a block of the kernel of tensor cores, and heads of a chunk at most (`kernels/cu/attention_prefill.cu`).
-pub(super) const PREFILL_QUERIES: usize = 64;
-pub(super) const PREFILL_CHUNK: usize = 16;
-
-/// The kernel of tensor cores for this cache, if there is one, and bytes of its shared memory.
-pub(super) fn prefill(kv: &DeviceKv) -> Option<(&'static str, usize)> {
-    let dim = kv.sizes().key_dim;
-    if kv.kind() != KvKind::F16 || kv.sizes().values != Values::Own(dim) {
-        return None;
-    }
+/// The kernel of tensor cores for many rows, if there is one for this cache.
+fn prefill(kv: &DeviceKv) -> Option<Kernel> {
+    let dim = same_dim(kv)?;
     // Two tiles of keys and values, and the queries where they are too many for registers.
-    let (kernel, positions, queries) = match dim {
+    let (name, positions, queries) = match dim {
         64 => ("attention_prefill_64", 64, 0),
         80 => ("attention_prefill_80", 64, 0),
         96 => ("attention_prefill_96", 64, 0),
@@ -102,5 +128,41 @@ pub(super) fn prefill(kv: &DeviceKv) -> Option<(&'static str, usize)> {
         256 => ("attention_prefill_256", 32, PREFILL_QUERIES),
         _ => return None,
     };
-    Some((kernel, (4 * positions + queries) * (dim + 8) * kv.kind().size()))
+    let shared = (4 * positions + queries) * (dim + 8) * kv.kind().size();
+    Some(Kernel { name, chunk: CHUNK, queries: PREFILL_QUERIES, shared })
+}
+
+/// The kernel of tensor cores for single rows, if there is one for this cache.
+fn decode(kv: &DeviceKv) -> Option<Kernel> {
+    let dim = same_dim(kv)?;
+    // Stages of each warp, and the queries where they are too many for registers.
+    let (name, stages, queries) = match dim {
+        64 => ("attention_decode_64", 3, 0),
+        80 => ("attention_decode_80", 3, 0),
+        96 => ("attention_decode_96", 3, 0),
+        128 => ("attention_decode_128", 3, 0),
+        256 => ("attention_decode_256", 2, CHUNK),
+        _ => return None,
+    };
+    let tiles = (WARPS * stages * 2 * 16 + queries) * (dim + 8) * kv.kind().size();
+    let sums = WARPS * CHUNK * (dim + 2) * size_of::<f32>();
+    Some(Kernel { name, chunk: CHUNK, queries: CHUNK, shared: tiles.max(sums) })
+}
+
+/// Elements of a key, and of a value of its own, in half precision.
+fn same_dim(kv: &DeviceKv) -> Option<usize> {
+    let dim = kv.sizes().key_dim;
+    (kv.kind() == KvKind::F16 && kv.sizes().values == Values::Own(dim)).then_some(dim)
+}
+
+/// The kernel of tensor cores for values within keys, if there is one for this cache; `many`: for more than 16 queries.
+fn latent(kv: &DeviceKv, many: bool) -> Option<Kernel> {
+    let sizes = kv.sizes();
+    let has = kv.kind() == KvKind::F16
+        && (sizes.key_dim, sizes.kv_heads) == (576, 1)
+        && sizes.values == Values::InKey(512);
+    let (name, queries) = if many { ("attention_latent_2", 32) } else { ("attention_latent_1", 16) };
+    // Queries, two tiles of 32 keys, and the scores of one.
+    let shared = (queries + 2 * 32) * (576 + 8) * kv.kind().size() + queries * 36 * size_of::<f32>();
+    has.then_some(Kernel { name, chunk: queries, queries, shared })
 }

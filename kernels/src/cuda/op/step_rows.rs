@@ -186,3 +186,49 @@ fn rows_words(rows: usize, alone: usize, together: usize) -> usize {
 fn word(x: usize) -> u32 {
     u32::try_from(x).expect("positions and blocks are numbered in 32 bits")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::testing::devices;
+
+    #[test]
+    fn rows_are_where_kernels_look_for_them() {
+        for device in devices() {
+            let long = Run { blocks: &[7, 8, 9], position: 20, rows: 16 };
+            let runs = [
+                Run { blocks: &[5], position: 3, rows: 1 },
+                long,
+                Run { blocks: &[1, 2], position: 17, rows: 2 },
+            ];
+            let mut step = StepRows::new(&device).unwrap();
+            step.set(&runs).unwrap();
+            assert_eq!((step.rows(), step.alone(), step.together()), (19, (3, 19), &[16][..]));
+            let words = step.words.download().unwrap();
+            // 38 words of rows, padded to 40, three rows alone, one run.
+            assert_eq!(words[..4], [3, 56, 20, 57]);
+            assert_eq!(words[34..38], [17, 60, 18, 60]);
+            assert_eq!((step.alone_at(0), step.together_at()), (Arg::U32(40), Arg::U32(52)));
+            assert_eq!(words[40..52], [0, 1, 3, 56, 17, 1, 17, 60, 18, 1, 18, 60]);
+            assert_eq!(words[52..62], [1, 16, 20, 57, 5, 7, 8, 9, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn the_fixed_form_stays_where_it_is() {
+        for device in devices() {
+            let mut step = StepRows::fixed(&device, 3, 4, 50).unwrap();
+            let address = step.address();
+            let run = |blocks, position, rows| Run { blocks, position, rows };
+            assert!(!step.fits(&[run(&[1], 0, 4)]), "rows");
+            assert!(!step.fits(&[run(&[1, 2, 3], 0, 1), run(&[4, 5], 0, 1)]), "blocks");
+            assert!(!step.fits(&[run(&[1], 49, 2)]), "context");
+            step.set(&[run(&[1, 2, 3], 40, 2)]).unwrap();
+            step.set(&[run(&[6, 7], 9, 1)]).unwrap();
+            assert_eq!((step.rows(), step.alone(), step.address()), (3, (3, 50), address));
+            let words = step.words.download().unwrap();
+            assert_eq!(words[..6], [9, 20, NO_ROW, 0, NO_ROW, 0]);
+            assert_eq!(words[8..22], [0, 1, 9, 20, 1, 0, 0, 0, 2, 0, 0, 0, 6, 7]);
+        }
+    }
+}
