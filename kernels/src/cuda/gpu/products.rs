@@ -50,7 +50,7 @@ struct Heuristic {
 
 table! {
     /// What is asked of the library; its answers are `cublasStatus_t`, 0 for success.
-    Functions {
+    struct Functions {
         create: c"cublasLtCreate" fn(*mut Handle) -> c_int;
         destroy: c"cublasLtDestroy" fn(Handle) -> c_int;
         status_text: c"cublasLtGetStatusString" fn(c_int) -> *const c_char;
