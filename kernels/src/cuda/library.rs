@@ -204,7 +204,9 @@ impl Library {
 
 /// Functions of a library: a struct of pointers to them, filled by name.
 macro_rules! table {
-    ($(#[$about:meta])* $vis:vis struct $name:ident { $($field:ident: $symbol:literal fn($($argument:ty),* $(,)?) -> $answer:ty;)* }) => {
+    ($(#[$about:meta])* $vis:vis struct $name:ident {
+        $($field:ident: $symbol:literal fn($($argument:ty),* $(,)?) -> $answer:ty;)*
+    }) => {
         $(#[$about])*
         $vis struct $name {
             $($vis $field: unsafe extern "C" fn($($argument),*) -> $answer,)*
@@ -222,7 +224,10 @@ macro_rules! table {
                     let address = library.symbol($symbol)?;
                     // SAFETY: as the caller says.
                     unsafe {
-                        std::mem::transmute::<*mut std::ffi::c_void, unsafe extern "C" fn($($argument),*) -> $answer>(address)
+                        std::mem::transmute::<
+                            *mut std::ffi::c_void,
+                            unsafe extern "C" fn($($argument),*) -> $answer,
+                        >(address)
                     }
                 },)* })
             }

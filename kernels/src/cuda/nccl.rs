@@ -112,10 +112,14 @@ impl NcclComm {
     /// If the group is broken.
     pub fn all_reduce(&self, buffer: ViewMut<'_, f32>) -> Result<(), DeviceError> {
         let (at, count) = (buffer.address(), buffer.len());
-        self.call("ncclAllReduce", || self.shape(count), |f, comm, stream| {
-            // SAFETY: the buffer has so many elements.
-            unsafe { (f.all_reduce)(at as _, at as _, count, FLOAT32, SUM, comm, stream) }
-        })
+        self.call(
+            "ncclAllReduce",
+            || self.shape(count),
+            |f, comm, stream| {
+                // SAFETY: the buffer has so many elements.
+                unsafe { (f.all_reduce)(at as _, at as _, count, FLOAT32, SUM, comm, stream) }
+            },
+        )
     }
 
     /// What every rank has, in order of ranks.
@@ -128,10 +132,14 @@ impl NcclComm {
     pub fn all_gather(&self, out: ViewMut<'_, f32>, from: View<'_, f32>) -> Result<(), DeviceError> {
         let (to, at, count) = (out.address(), from.address(), from.len());
         assert_eq!(out.len(), count * self.ranks, "elements of {} ranks", self.ranks);
-        self.call("ncclAllGather", || self.shape(count), |f, comm, stream| {
-            // SAFETY: the buffers have so many elements.
-            unsafe { (f.all_gather)(at as _, to as _, count, FLOAT32, comm, stream) }
-        })
+        self.call(
+            "ncclAllGather",
+            || self.shape(count),
+            |f, comm, stream| {
+                // SAFETY: the buffers have so many elements.
+                unsafe { (f.all_gather)(at as _, to as _, count, FLOAT32, comm, stream) }
+            },
+        )
     }
 
     /// This rank's part of the sum over all ranks.
@@ -144,10 +152,14 @@ impl NcclComm {
     pub fn reduce_scatter(&self, out: ViewMut<'_, f32>, from: View<'_, f32>) -> Result<(), DeviceError> {
         let (to, at, count) = (out.address(), from.address(), out.len());
         assert_eq!(from.len(), count * self.ranks, "elements of {} ranks", self.ranks);
-        self.call("ncclReduceScatter", || self.shape(count), |f, comm, stream| {
-            // SAFETY: the buffers have so many elements.
-            unsafe { (f.reduce_scatter)(at as _, to as _, count, FLOAT32, SUM, comm, stream) }
-        })
+        self.call(
+            "ncclReduceScatter",
+            || self.shape(count),
+            |f, comm, stream| {
+                // SAFETY: the buffers have so many elements.
+                unsafe { (f.reduce_scatter)(at as _, to as _, count, FLOAT32, SUM, comm, stream) }
+            },
+        )
     }
 
     /// What `root` has, to all.
@@ -160,10 +172,14 @@ impl NcclComm {
     pub fn broadcast(&self, buffer: ViewMut<'_, f32>, root: usize) -> Result<(), DeviceError> {
         assert!(root < self.ranks, "rank {root} of {}", self.ranks);
         let (at, count) = (buffer.address(), buffer.len());
-        self.call("ncclBroadcast", || format!("{} from rank {root}", self.shape(count)), |f, comm, stream| {
-            // SAFETY: the buffer has so many elements.
-            unsafe { (f.broadcast)(at as _, at as _, count, FLOAT32, root as c_int, comm, stream) }
-        })
+        self.call(
+            "ncclBroadcast",
+            || format!("{} from rank {root}", self.shape(count)),
+            |f, comm, stream| {
+                // SAFETY: the buffer has so many elements.
+                unsafe { (f.broadcast)(at as _, at as _, count, FLOAT32, root as c_int, comm, stream) }
+            },
+        )
     }
 
     /// Sends `sent[r]` elements to each rank `r` (one after the other in `from`) and receives `received[r]` from it.

@@ -10,6 +10,8 @@ use crate::cuda::library::{Wanted, table};
 
 /// A communicator.
 pub(super) type Comm = *mut c_void;
+type In = *const c_void;
+type Out = *mut c_void;
 
 // `ncclResult_t`, `ncclDataType_t` and `ncclRedOp_t`.
 pub(super) const SUCCESS: c_int = 0;
@@ -53,12 +55,12 @@ table! {
         async_error: c"ncclCommGetAsyncError" fn(Comm, *mut c_int) -> c_int;
         error_text: c"ncclGetErrorString" fn(c_int) -> *const c_char;
         last_error: c"ncclGetLastError" fn(Comm) -> *const c_char;
-        all_reduce: c"ncclAllReduce" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, CUstream) -> c_int;
-        all_gather: c"ncclAllGather" fn(*const c_void, *mut c_void, usize, c_int, Comm, CUstream) -> c_int;
-        reduce_scatter: c"ncclReduceScatter" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, CUstream) -> c_int;
-        broadcast: c"ncclBroadcast" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, CUstream) -> c_int;
-        send: c"ncclSend" fn(*const c_void, usize, c_int, c_int, Comm, CUstream) -> c_int;
-        receive: c"ncclRecv" fn(*mut c_void, usize, c_int, c_int, Comm, CUstream) -> c_int;
+        all_reduce: c"ncclAllReduce" fn(In, Out, usize, c_int, c_int, Comm, CUstream) -> c_int;
+        all_gather: c"ncclAllGather" fn(In, Out, usize, c_int, Comm, CUstream) -> c_int;
+        reduce_scatter: c"ncclReduceScatter" fn(In, Out, usize, c_int, c_int, Comm, CUstream) -> c_int;
+        broadcast: c"ncclBroadcast" fn(In, Out, usize, c_int, c_int, Comm, CUstream) -> c_int;
+        send: c"ncclSend" fn(In, usize, c_int, c_int, Comm, CUstream) -> c_int;
+        receive: c"ncclRecv" fn(Out, usize, c_int, c_int, Comm, CUstream) -> c_int;
         group_start: c"ncclGroupStart" fn() -> c_int;
         group_end: c"ncclGroupEnd" fn() -> c_int;
     }

@@ -110,14 +110,16 @@ impl Nvrtc {
         let names = headers.iter().map(|(name, _)| c(name)).collect::<Result<Vec<_>, _>>()?;
         let headers = headers.iter().map(|(_, text)| c(text)).collect::<Result<Vec<_>, _>>()?;
         let options = options.iter().map(|option| c(option)).collect::<Result<Vec<_>, _>>()?;
-        let pointers = |texts: &[CString]| -> Vec<*const c_char> { texts.iter().map(|text| text.as_ptr()).collect() };
+        let pointers =
+            |texts: &[CString]| -> Vec<*const c_char> { texts.iter().map(|text| text.as_ptr()).collect() };
         let (header_pointers, name_pointers) = (pointers(&headers), pointers(&names));
         let pointers = pointers(&options);
         let f = &self.functions;
         let mut program: Program = ptr::null_mut();
         // SAFETY: all texts end with zero and live longer than the call; there are as many names as headers.
         let answer = unsafe {
-            let (count, headers, names) = (headers.len() as c_int, header_pointers.as_ptr(), name_pointers.as_ptr());
+            let (count, headers, names) =
+                (headers.len() as c_int, header_pointers.as_ptr(), name_pointers.as_ptr());
             (f.create)(&raw mut program, text.as_ptr(), name.as_ptr(), count, headers, names)
         };
         self.check("nvrtcCreateProgram", answer)?;
