@@ -14,6 +14,7 @@ use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, Gpu, Lau
 use half::bf16;
 
 type Outcome = Result<String, String>;
+type Part = (&'static str, fn(&Device) -> Outcome);
 
 fn main() -> ExitCode {
     let ordinal = std::env::args().nth(1).and_then(|argument| argument.parse().ok()).unwrap_or(0);
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         }
     };
     println!("ok     open: {} in {:.2} s", device.name(), started.elapsed().as_secs_f64());
-    let parts: [(&str, fn(&Device) -> Outcome); 9] = [
+    let parts: [Part; 9] = [
         ("memory", memory),
         ("round trip", round_trip),
         ("small copies", small_copies),

@@ -121,7 +121,7 @@ fn print(out: &mut impl Write, host: &Host, survey: &Survey) -> std::io::Result<
         embedded => writeln!(out, "kernels   for {}; NVRTC for others", embedded.join(", "))?,
     }
     if !survey.missing.is_empty() {
-        writeln!(out, "\nto use a GPU")?;
+        writeln!(out, "\nto use GPUs")?;
         survey.missing.iter().try_for_each(|missing| writeln!(out, "  {missing}"))?;
     }
     Ok(())
@@ -147,6 +147,8 @@ fn print_gpu(out: &mut impl Write, gpu: &Facts, free: u64) -> std::io::Result<()
 
 #[cfg(test)]
 mod tests {
+    use foggara_kernels::cuda::doctor::Wanted;
+
     use super::*;
 
     fn machine(gpus: Vec<Result<(Facts, u64), String>>, missing: Vec<String>) -> (Host, Survey) {
@@ -154,7 +156,7 @@ mod tests {
         let host = Host { cpu, features, cores: 4, memory: 8 << 30, available: 6 << 30 };
         let driver = if gpus.is_empty() { Err("no driver".into()) } else { Ok("13.0".into()) };
         let found = Err("NCCL not found".into());
-        let libraries = vec![Found { name: "NCCL", purpose: "collectives", found }];
+        let libraries = vec![Found { wanted: Wanted::Nccl, name: "NCCL", purpose: "collectives", found }];
         let embedded = Vec::new();
         (host, Survey { driver, driver_release: Some("580.1".into()), gpus, libraries, embedded, missing })
     }
@@ -166,7 +168,7 @@ mod tests {
         print(&mut out, &host, &survey).expect("memory");
         let text = String::from_utf8_lossy(&out);
         assert!(text.contains("gpu       none: workers compute on the CPU"), "{text}");
-        assert!(text.ends_with("to use a GPU\n  get a driver\n"), "{text}");
+        assert!(text.ends_with("to use GPUs\n  get a driver\n"), "{text}");
         let json = as_json(&host, &survey);
         assert_eq!((&json["cuda_driver"], &json["gpus"]), (&Value::Null, &json!([])));
     }

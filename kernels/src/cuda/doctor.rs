@@ -3,7 +3,7 @@
 
 use super::DeviceError;
 use super::gpu::{self, Facts};
-use super::library::Wanted;
+pub use super::library::Wanted;
 use super::source;
 
 /// What was found.
@@ -19,7 +19,7 @@ pub struct Survey {
     pub libraries: Vec<Found>,
     /// Architectures whose machine code is in the program; for others NVRTC compiles at the first start.
     pub embedded: Vec<&'static str>,
-    /// What should be done before a GPU can be used; empty if nothing.
+    /// What should be done to use the GPUs, or to use them better; empty if nothing.
     pub missing: Vec<String>,
 }
 
@@ -27,6 +27,8 @@ pub struct Survey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Which.
+    pub wanted: Wanted,
+    /// As people call it.
     pub name: &'static str,
     /// What it is for.
     pub purpose: &'static str,
@@ -50,18 +52,22 @@ pub fn survey() -> Survey {
     match &counted {
         Err(error) => missing.push(error.reason.clone()),
         Ok(0) => missing.push("the driver shows no GPU (see CUDA_VISIBLE_DEVICES)".to_owned()),
-        Ok(_) => {
-            // Without any GPU nothing of this is of use; a program with machine code needs no compiler.
-            let wanted = |library: &&Found| library.name != Wanted::Nvrtc.name() || embedded.is_empty();
-            missing.extend(libraries.iter().filter(wanted).filter_map(|l| l.found.clone().err()));
-        }
+        Ok(count) => missing.extend(libraries.iter().filter_map(|library| {
+            let reason = library.found.as_ref().err()?;
+            match library.wanted {
+                // A program with machine code needs no compiler.
+                Wanted::Nvrtc => embedded.is_empty().then(|| reason.clone()),
+                Wanted::CublasLt => Some(format!("for long prompts at full speed: {reason}")),
+                Wanted::Nccl => (*count > 1).then(|| format!("for groups of GPUs: {reason}")),
+            }
+        })),
     }
     Survey { driver, driver_release: driver_release(), gpus, libraries, embedded, missing }
 }
 
 fn found(wanted: Wanted) -> Found {
     let found = wanted.find().and_then(|library| Ok((library.path(), wanted.version(library)?)));
-    Found { name: wanted.name(), purpose: wanted.purpose(), found }
+    Found { wanted, name: wanted.name(), purpose: wanted.purpose(), found }
 }
 
 /// As the kernel's module tells it.
