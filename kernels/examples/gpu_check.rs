@@ -8,11 +8,13 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use foggara_kernels::cuda::nccl::NcclComm;
 use foggara_kernels::cuda::op::residual::add_and_norm;
-use foggara_kernels::cuda::{ActType, Acts, Device, DeviceError, Gpu, Launch, doctor};
+use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, Gpu, Launch, doctor};
 use half::bf16;
 
 type Outcome = Result<String, String>;
+type Part = (&'static str, fn(&Device) -> Outcome);
 
 fn main() -> ExitCode {
     let ordinal = std::env::args().nth(1).and_then(|argument| argument.parse().ok()).unwrap_or(0);
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
         }
     };
     println!("ok     open: {} in {:.2} s", device.name(), started.elapsed().as_secs_f64());
-    let parts: [(&str, fn(&Device) -> Outcome); 9] = [
+    let parts: [Part; 9] = [
         ("memory", memory),
         ("round trip", round_trip),
         ("small copies", small_copies),
@@ -335,8 +337,11 @@ fn refusals(device: &Device) -> Outcome {
     };
     let launch = |kernel, threads, shared| {
         let launch = Launch { kernel, grid: [1, 1, 1], threads, shared };
+        // As many arguments as any of them has: the driver reads them before it refuses.
+        let mut nothing = 0_u64;
+        let mut args = [(&raw mut nothing).cast(); 16];
         // SAFETY: none of these is started.
-        unsafe { device.driver().launch(&launch, &mut []) }
+        unsafe { device.driver().launch(&launch, &mut args) }
     };
     let Err(unknown) = launch("no_such_kernel", 32, 0) else { return Err("an unknown kernel".into()) };
     let Err(wide) = launch("add_and_norm_f32", 2048, 0) else { return Err("2048 threads".into()) };
@@ -351,6 +356,46 @@ fn refusals(device: &Device) -> Outcome {
     Ok("four mistakes were told, and the device goes on".into())
 }
 
-fn nccl(_device: &Device) -> Outcome {
-    Ok("not tried".into())
+/// A group of one: the library, its calls and their order on the stream. More GPUs need more processes.
+fn nccl(device: &Device) -> Outcome {
+    let started = Instant::now();
+    let id = NcclComm::unique_id().map_err(text)?;
+    let comm = NcclComm::join(device, &id, 0, 1, Duration::from_secs(60)).map_err(text)?;
+    let joined = started.elapsed();
+    let there = values(4097, 8);
+    let mut buffer = device.upload(&there).map_err(text)?;
+    let mut out = device.zeros::<f32>(4097).map_err(text)?;
+    comm.all_reduce(buffer.view_mut()).map_err(text)?;
+    comm.broadcast(buffer.view_mut(), 0).map_err(text)?;
+    let same = |out: &Buffer<f32>| out.download().map_err(text).map(|out| out == there);
+    comm.all_gather(out.view_mut(), buffer.view()).map_err(text)?;
+    let gathered = same(&out)?;
+    out.view_mut().fill(0).map_err(text)?;
+    comm.reduce_scatter(out.view_mut(), buffer.view()).map_err(text)?;
+    let scattered = same(&out)?;
+    out.view_mut().fill(0).map_err(text)?;
+    comm.exchange(out.view_mut(), &[4097], buffer.view(), &[4097]).map_err(text)?;
+    let exchanged = same(&out)?;
+    if !(gathered && scattered && exchanged) {
+        return Err(format!("gathered {gathered}, scattered {scattered}, exchanged {exchanged}"));
+    }
+    device.driver().begin_capture().map_err(text)?;
+    let recorded = comm.all_reduce(buffer.view_mut());
+    let captured = device.driver().end_capture().map_err(text)?;
+    recorded.map_err(text)?;
+    // SAFETY: the buffer is still there.
+    unsafe { device.driver().replay(&captured) }.map_err(text)?;
+    if !same(&buffer)? {
+        return Err("recorded, a sum over one rank changed something".into());
+    }
+    drop(captured);
+    comm.health().map_err(text)?;
+    let ending = Instant::now();
+    comm.abort();
+    if comm.all_reduce(buffer.view_mut()).is_ok() {
+        return Err("a group that was ended goes on".into());
+    }
+    device.synchronize().map_err(text)?;
+    let (joined, ended) = (joined.as_secs_f64(), ending.elapsed().as_secs_f64());
+    Ok(format!("one rank: joined in {joined:.2} s, every call, recorded too, ended in {ended:.2} s"))
 }

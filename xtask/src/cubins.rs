@@ -64,8 +64,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     sources.sort();
-    let jobs: Vec<(&PathBuf, &String)> =
-        arguments.targets.iter().flat_map(|target| sources.iter().map(move |source| (source, target))).collect();
+    let jobs: Vec<(&PathBuf, &String)> = arguments
+        .targets
+        .iter()
+        .flat_map(|target| sources.iter().map(move |source| (source, target)))
+        .collect();
     let mut kernels = compile_all(&nvcc, &folder, &jobs)?;
     kernels.sort_by(|a, b| (&a.architecture, &a.source, &a.name).cmp(&(&b.architecture, &b.source, &b.name)));
     print(&kernels);
@@ -79,7 +82,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !spilling.is_empty() {
         bail!("variables that do not fit into registers:\n  {}", spilling.join("\n  "));
     }
-    println!("{} sources for {} are in {}.", sources.len(), arguments.targets.join(", "), place::typed(&folder));
+    println!(
+        "{} sources for {} are in {}.",
+        sources.len(),
+        arguments.targets.join(", "),
+        place::typed(&folder)
+    );
     Ok(())
 }
 
@@ -172,7 +180,9 @@ fn print(kernels: &[Kernel]) {
     for ((source, name), row) in rows {
         let cells = row.iter().map(|kernel| {
             let mut cell = kernel.registers.to_string();
-            for (what, bytes) in [("shared", kernel.shared), ("stack", kernel.stack), ("SPILLS", kernel.spills)] {
+            for (what, bytes) in
+                [("shared", kernel.shared), ("stack", kernel.stack), ("SPILLS", kernel.spills)]
+            {
                 if bytes > 0 {
                     cell = format!("{cell}, {bytes} {what}");
                 }
@@ -212,7 +222,8 @@ fn environment() -> PathBuf {
 /// The nvcc that pip has fetched.
 fn fetched() -> Option<PathBuf> {
     let versions = std::fs::read_dir(environment().join("lib")).ok()?;
-    let places = versions.filter_map(|entry| Some(entry.ok()?.path().join("site-packages/nvidia/cu13/bin/nvcc")));
+    let places =
+        versions.filter_map(|entry| Some(entry.ok()?.path().join("site-packages/nvidia/cu13/bin/nvcc")));
     places.into_iter().find(|nvcc| nvcc.is_file())
 }
 
@@ -234,7 +245,15 @@ ptxas info    : Function properties for two
 ptxas info    : Used 8 registers, used 0 barriers
 ";
         let (source, architecture) = ("x".to_owned(), "sm_90a".to_owned());
-        let one = Kernel { source, architecture, name: "one".into(), registers: 26, spills: 16, stack: 8, shared: 128 };
+        let one = Kernel {
+            source,
+            architecture,
+            name: "one".into(),
+            registers: 26,
+            spills: 16,
+            stack: 8,
+            shared: 128,
+        };
         let two = Kernel { name: "two".into(), registers: 8, spills: 0, stack: 0, shared: 0, ..one.clone() };
         assert_eq!(parse(told, "x", "sm_90a"), [one, two]);
     }

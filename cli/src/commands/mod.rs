@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 pub(crate) mod chat;
 pub(crate) mod coordinator;
+pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod models;
 mod printer;

@@ -1,7 +1,9 @@
-//! What this machine has for GPUs, what is missing, and how to get it. Changes nothing, and makes no context on any GPU.
+//! What this machine has for GPUs, what is missing, and how to get it. Changes nothing; each GPU is opened for a moment, to ask for
+//! its free memory.
 
+use super::DeviceError;
 use super::gpu::{self, Facts};
-use super::library::Wanted;
+pub use super::library::Wanted;
 use super::source;
 
 /// What was found.
@@ -11,13 +13,13 @@ pub struct Survey {
     pub driver: Result<String, String>,
     /// The driver's own version, where the system tells it (`580.95.05`).
     pub driver_release: Option<String>,
-    /// Every GPU, or why it does not answer.
-    pub gpus: Vec<Result<Facts, String>>,
+    /// Every GPU and its free memory in bytes, or why it does not answer.
+    pub gpus: Vec<Result<(Facts, u64), String>>,
     /// Every library.
     pub libraries: Vec<Found>,
     /// Architectures whose machine code is in the program; for others NVRTC compiles at the first start.
     pub embedded: Vec<&'static str>,
-    /// What should be done before a GPU can be used; empty if nothing.
+    /// What should be done to use the GPUs, or to use them better; empty if nothing.
     pub missing: Vec<String>,
 }
 
@@ -25,6 +27,8 @@ pub struct Survey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Which.
+    pub wanted: Wanted,
+    /// As people call it.
     pub name: &'static str,
     /// What it is for.
     pub purpose: &'static str,
@@ -37,8 +41,9 @@ pub fn survey() -> Survey {
     let driver = gpu::driver_version().map(|v| format!("{}.{}", v / 1000, v % 1000 / 10));
     let driver = driver.map_err(|error| error.reason);
     let counted = gpu::count();
-    let gpus: Vec<Result<Facts, String>> = match &counted {
-        Ok(count) => (0..*count).map(|i| gpu::facts(i).map_err(|error| error.to_string())).collect(),
+    let ask = |i| Ok((gpu::facts(i)?, gpu::free_memory(i)?));
+    let gpus: Vec<Result<(Facts, u64), String>> = match &counted {
+        Ok(count) => (0..*count).map(|i| ask(i).map_err(|error: DeviceError| error.to_string())).collect(),
         Err(_) => Vec::new(),
     };
     let libraries: Vec<Found> = Wanted::ALL.into_iter().map(found).collect();
@@ -47,18 +52,22 @@ pub fn survey() -> Survey {
     match &counted {
         Err(error) => missing.push(error.reason.clone()),
         Ok(0) => missing.push("the driver shows no GPU (see CUDA_VISIBLE_DEVICES)".to_owned()),
-        Ok(_) => {
-            // Without any GPU nothing of this is of use; a program with machine code needs no compiler.
-            let wanted = |library: &&Found| library.name != Wanted::Nvrtc.name() || embedded.is_empty();
-            missing.extend(libraries.iter().filter(wanted).filter_map(|l| l.found.clone().err()));
-        }
+        Ok(count) => missing.extend(libraries.iter().filter_map(|library| {
+            let reason = library.found.as_ref().err()?;
+            match library.wanted {
+                // A program with machine code needs no compiler.
+                Wanted::Nvrtc => embedded.is_empty().then(|| reason.clone()),
+                Wanted::CublasLt => Some(format!("for long prompts at full speed: {reason}")),
+                Wanted::Nccl => (*count > 1).then(|| format!("for groups of GPUs: {reason}")),
+            }
+        })),
     }
     Survey { driver, driver_release: driver_release(), gpus, libraries, embedded, missing }
 }
 
 fn found(wanted: Wanted) -> Found {
     let found = wanted.find().and_then(|library| Ok((library.path(), wanted.version(library)?)));
-    Found { name: wanted.name(), purpose: wanted.purpose(), found }
+    Found { wanted, name: wanted.name(), purpose: wanted.purpose(), found }
 }
 
 /// As the kernel's module tells it.
@@ -75,7 +84,6 @@ mod tests {
     fn a_survey_says_something_everywhere() {
         let survey = survey();
         assert_eq!(survey.libraries.len(), 3);
-        assert_eq!(survey.driver.is_err(), survey.gpus.is_empty() && survey.driver.is_err());
         if let Err(reason) = &survey.driver {
             assert!(!reason.is_empty());
             assert_eq!(survey.missing, [reason.clone()]);

@@ -31,7 +31,7 @@ use super::device::{Captured, Driver, Launch, Memory};
 use super::{Device, DeviceError, source};
 
 pub use context::Facts;
-pub(super) use context::{count, driver_version, facts};
+pub(super) use context::{count, driver_version, facts, free_memory};
 
 /// One GPU. Cheap to clone.
 #[derive(Clone)]

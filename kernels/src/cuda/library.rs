@@ -204,10 +204,12 @@ impl Library {
 
 /// Functions of a library: a struct of pointers to them, filled by name.
 macro_rules! table {
-    ($(#[$about:meta])* $name:ident { $($field:ident: $symbol:literal fn($($argument:ty),* $(,)?) -> $answer:ty;)* }) => {
+    ($(#[$about:meta])* $vis:vis struct $name:ident {
+        $($field:ident: $symbol:literal fn($($argument:ty),* $(,)?) -> $answer:ty;)*
+    }) => {
         $(#[$about])*
-        struct $name {
-            $($field: unsafe extern "C" fn($($argument),*) -> $answer,)*
+        $vis struct $name {
+            $($vis $field: unsafe extern "C" fn($($argument),*) -> $answer,)*
         }
         impl $name {
             /// Looks every function up.
@@ -217,12 +219,15 @@ macro_rules! table {
             ///
             /// # Safety
             /// The functions of the library have these types.
-            unsafe fn load(library: &$crate::cuda::library::Library) -> Result<Self, String> {
+            $vis unsafe fn load(library: &$crate::cuda::library::Library) -> Result<Self, String> {
                 Ok(Self { $($field: {
                     let address = library.symbol($symbol)?;
                     // SAFETY: as the caller says.
                     unsafe {
-                        std::mem::transmute::<*mut std::ffi::c_void, unsafe extern "C" fn($($argument),*) -> $answer>(address)
+                        std::mem::transmute::<
+                            *mut std::ffi::c_void,
+                            unsafe extern "C" fn($($argument),*) -> $answer,
+                        >(address)
                     }
                 },)* })
             }

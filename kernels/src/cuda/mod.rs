@@ -15,6 +15,7 @@ mod gpu;
 mod groups;
 mod library;
 mod matrix;
+pub mod nccl;
 pub mod op;
 mod source;
 #[cfg(any(test, feature = "testing"))]

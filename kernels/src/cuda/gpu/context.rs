@@ -56,8 +56,8 @@ fn driver() -> Result<(), DeviceError> {
     let load = || {
         // SAFETY: loads libcuda, whose initialisers are NVIDIA's.
         if !unsafe { sys::is_culib_present() } {
-            let reason = "NVIDIA's driver is not here: the loader finds no libcuda.so.1. It comes with the driver \
-                (Debian: apt-get install nvidia-driver; containers: run them with --gpus all)";
+            let reason = "NVIDIA's driver is not here: the loader finds no libcuda.so.1. It comes with the \
+                driver (Debian: apt-get install nvidia-driver; containers: run them with --gpus all)";
             return Err(refused("CUDA", "libcuda", String::new(), reason));
         }
         // SAFETY: the library is present.
@@ -174,6 +174,20 @@ pub fn facts(ordinal: usize) -> Result<Facts, DeviceError> {
         pci: pci.unwrap_or_default(),
         peers,
     })
+}
+
+/// Bytes of a GPU that nobody has. Opens it for a moment.
+///
+/// # Errors
+/// If it does not answer.
+pub fn free_memory(ordinal: usize) -> Result<u64, DeviceError> {
+    let context = Context::open(ordinal)?;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the context is current on this thread; both pointers are to sizes.
+    let answer = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+    let told = context.check("cuMemGetInfo", answer).map(|()| free as u64);
+    context.release();
+    told
 }
 
 impl Context {

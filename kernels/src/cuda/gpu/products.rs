@@ -50,7 +50,7 @@ struct Heuristic {
 
 table! {
     /// What is asked of the library; its answers are `cublasStatus_t`, 0 for success.
-    Functions {
+    struct Functions {
         create: c"cublasLtCreate" fn(*mut Handle) -> c_int;
         destroy: c"cublasLtDestroy" fn(Handle) -> c_int;
         status_text: c"cublasLtGetStatusString" fn(c_int) -> *const c_char;
@@ -60,14 +60,16 @@ table! {
         layout_create: c"cublasLtMatrixLayoutCreate" fn(*mut Handle, c_int, u64, u64, i64) -> c_int;
         layout_destroy: c"cublasLtMatrixLayoutDestroy" fn(Handle) -> c_int;
         preference_create: c"cublasLtMatmulPreferenceCreate" fn(*mut Handle) -> c_int;
-        preference_set: c"cublasLtMatmulPreferenceSetAttribute" fn(Handle, c_int, *const c_void, usize) -> c_int;
+        preference_set: c"cublasLtMatmulPreferenceSetAttribute" fn(
+            Handle, c_int, *const c_void, usize
+        ) -> c_int;
         preference_destroy: c"cublasLtMatmulPreferenceDestroy" fn(Handle) -> c_int;
         heuristic: c"cublasLtMatmulAlgoGetHeuristic" fn(
             Handle, Handle, Handle, Handle, Handle, Handle, Handle, c_int, *mut Heuristic, *mut c_int
         ) -> c_int;
         matmul: c"cublasLtMatmul" fn(
-            Handle, Handle, *const c_void, *const c_void, Handle, *const c_void, Handle, *const c_void, *const c_void,
-            Handle, *mut c_void, Handle, *const Algorithm, *mut c_void, usize, CUstream
+            Handle, Handle, *const c_void, *const c_void, Handle, *const c_void, Handle, *const c_void,
+            *const c_void, Handle, *mut c_void, Handle, *const Algorithm, *mut c_void, usize, CUstream
         ) -> c_int;
     }
 }

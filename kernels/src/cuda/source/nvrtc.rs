@@ -9,7 +9,7 @@ type Program = *mut c_void;
 
 table! {
     /// What is asked of the compiler; its answers are `nvrtcResult`, 0 for success.
-    Functions {
+    struct Functions {
         version: c"nvrtcVersion" fn(*mut c_int, *mut c_int) -> c_int;
         error_text: c"nvrtcGetErrorString" fn(c_int) -> *const c_char;
         count_architectures: c"nvrtcGetNumSupportedArchs" fn(*mut c_int) -> c_int;
