@@ -358,7 +358,7 @@ impl Rank {
         loading.end(&a.model_path, loaded.bytes());
         let all = self.connect(rank, size, 0, None)?;
         *lock(&self.abort) = Some(all.abort_handle());
-        let comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;
+        let mut comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;
         *lock(&self.abort) = Some(comms.abort_handle());
         if self.cancelled.load(Ordering::SeqCst) {
             return Err("cancelled".to_owned().into());
@@ -377,7 +377,12 @@ impl Rank {
             (Loaded::Device(weights), Some(device)) => {
                 let rows = a.max_step_rows as usize;
                 let decoder = DeviceDecoder::new(device, model.spec(), &plan, rank, weights, cache, rows);
-                Box::new(decoder.map_err(|e| e.to_string())?)
+                let mut decoder = decoder.map_err(|e| e.to_string())?;
+                if let Some(handle) = decoder.connect(&mut comms).map_err(|e| e.to_string())? {
+                    // A device that waits for a rank that is gone must be told, too.
+                    *lock(&self.abort) = Some(AbortHandle::all(vec![comms.abort_handle(), handle]));
+                }
+                Box::new(decoder)
             }
             (Loaded::Device(_), None) => unreachable!("loaded to a device"),
         };

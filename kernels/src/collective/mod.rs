@@ -181,7 +181,7 @@ impl<'a> Joining<'a> {
 pub struct AbortHandle(Arc<dyn Fn(&str) + Send + Sync>);
 
 impl AbortHandle {
-    fn new(abort: impl Fn(&str) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(abort: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(abort))
     }
 

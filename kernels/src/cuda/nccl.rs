@@ -20,6 +20,7 @@ use cudarc::driver::sys::CUstream;
 
 use self::library::{Comm, Config, FLOAT32, Functions, IN_PROGRESS, SUCCESS, SUM, UniqueId};
 use super::{Device, DeviceError, Gpu, View, ViewMut};
+use crate::collective::AbortHandle;
 
 /// How long NCCL gets to end a communicator.
 const ABORT_SECONDS: u64 = 10;
@@ -63,6 +64,11 @@ impl NcclComm {
             SUCCESS => Ok(id.internal),
             answer => Err(error(functions.text(answer, ptr::null_mut()))),
         }
+    }
+
+    /// Whether `device` is one that NCCL connects, and the library is there.
+    pub fn is_for(device: &Device) -> bool {
+        Gpu::of(device).is_some() && Functions::get().is_ok()
     }
 
     /// Joins the group `id` as `rank` of `ranks`, and waits until all have come, `patience` long; later calls wait as long.
@@ -238,6 +244,12 @@ impl NcclComm {
     /// the GPU end. Nothing can be asked of it any more.
     pub fn abort(&self) {
         self.shared.abort();
+    }
+
+    /// [`abort`](Self::abort) for another thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        let shared = Arc::clone(&self.shared);
+        AbortHandle::new(move |_| shared.abort())
     }
 
     fn shape(&self, count: usize) -> String {

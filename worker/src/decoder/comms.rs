@@ -155,6 +155,11 @@ impl Comms {
         self.next.as_deref_mut().map_or(Ok(()), |next| paced(next, allowed).pass(rows))
     }
 
+    /// Whether there is one stage only.
+    pub fn is_one_stage(&self) -> bool {
+        self.previous.is_none() && self.next.is_none()
+    }
+
     /// Whether there is a stage after.
     pub fn has_next(&self) -> bool {
         self.next.is_some()

@@ -94,16 +94,6 @@ impl Scorer {
         Ok(())
     }
 
-    /// The same where `scores` are the whole logits of the rows that want them, all ranks' and in order.
-    pub(super) fn finish(&self, scores: &mut [f32], on_logits: &mut dyn FnMut(usize, &[f32])) {
-        if let Some(cap) = self.softcap {
-            soft_cap(scores, cap);
-        }
-        for (number, logits) in scores.chunks_exact(self.vocab).enumerate() {
-            on_logits(number, logits);
-        }
-    }
-
     fn gather(
         &mut self,
         scores: &[f32],

@@ -12,6 +12,7 @@ mod score;
 mod sum;
 mod weights;
 
+use foggara_kernels::collective::{AbortHandle, CollectiveError};
 use foggara_kernels::cuda::op::attention::HeadMap;
 use foggara_kernels::cuda::op::elementwise::embed;
 use foggara_kernels::cuda::op::kv_cache::{DeviceKv, KvKind};
@@ -55,7 +56,6 @@ pub struct DeviceDecoder {
     buffers: Buffers,
     graphs: Graphs,
     sums: Sums,
-    host_scores: Vec<f32>,
     max_rows: usize,
 }
 
@@ -133,7 +133,6 @@ impl DeviceDecoder {
             rows: Some(StepRows::new(device)?),
             graphs: Graphs::default(),
             sums: Sums::default(),
-            host_scores: Vec::new(),
             max_rows,
             slice,
         })
@@ -247,14 +246,14 @@ impl DeviceDecoder {
         (rows > 0).then(|| Run { blocks: &tables.blocks(segment.slot)[..seen], position, rows })
     }
 
-    /// A step of a rank that is alone, logits of all rows: recorded when it has been run before, then replayed.
+    /// A step for which only the device is needed, logits of all rows: recorded when it has been run before, then replayed.
     fn run_recorded(
         &mut self,
         recorded: &mut Recorded,
+        step: (&StepInput, &BlockTables),
         comms: &mut Comms,
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), ForwardError> {
-        let rows = recorded.rows.rows();
         if recorded.recording.is_none() && recorded.warm {
             let device = self.device.clone();
             recorded.recording = Some(device.record(|| self.run_all(&recorded.rows, comms))?);
@@ -264,11 +263,23 @@ impl DeviceDecoder {
             None => self.run_all(&recorded.rows, comms)?,
         }
         recorded.warm = true;
-        let vocab = self.spec.vocab;
-        self.host_scores.resize(rows * vocab, 0.0);
-        self.buffers.scores.view().slice(0..rows * vocab).download(&mut self.host_scores)?;
-        self.scorer.finish(&mut self.host_scores, on_logits);
-        Ok(())
+        let (rows, scores) = (recorded.rows.rows(), &self.buffers.scores);
+        let own = |wanted: &[Wanted], on_host: &mut Vec<f32>| -> Result<(), ForwardError> {
+            assert_eq!(wanted.len(), rows, "all rows want logits, in one tile");
+            let len = rows * self.slice.vocab.len();
+            on_host.resize(len, 0.0);
+            Ok(scores.view().slice(0..len).download(on_host)?)
+        };
+        self.scorer.score(step, comms, own, on_logits)?;
+        Ok(self.sums.health()?)
+    }
+
+    /// Connects this rank's device with those of the ranks that split tensors with it, if that can be. Every rank calls it.
+    ///
+    /// # Errors
+    /// If the host's collectives fail.
+    pub fn connect(&mut self, comms: &mut Comms) -> Result<Option<AbortHandle>, CollectiveError> {
+        self.sums.connect(&self.device, comms)
     }
 
     /// All layers and the logits of all rows.
@@ -322,10 +333,10 @@ impl Forward for DeviceDecoder {
         assert!(input.tokens.len() <= self.max_rows, "a step of at most {} rows", self.max_rows);
         let runs: Vec<Run<'_>> = input.segments.iter().filter_map(|s| self.run_of(s, tables)).collect();
         self.buffers.tokens.view_mut().slice(0..input.tokens.len()).upload(&input.tokens)?;
-        let alone = comms.size() == 1 && self.device.driver().can_capture();
-        if alone && can_be_recorded(input) {
+        let whole = self.device.driver().can_capture() && self.sums.are_on_device(comms);
+        if whole && can_be_recorded(input) {
             let mut recorded = self.graphs.take(&self.device, &runs, self.cache.sizes().block_size)?;
-            let done = self.run_recorded(&mut recorded, comms, on_logits);
+            let done = self.run_recorded(&mut recorded, (input, tables), comms, on_logits);
             self.graphs.put(recorded);
             return done;
         }
