@@ -42,8 +42,10 @@ impl Functions {
         let mut modules = Vec::with_capacity(sources.len());
         for source in sources {
             let mut module: CUmodule = ptr::null_mut();
+            // What was embedded may begin at an odd address; this does not.
+            let image = source.cubin.to_vec();
             // SAFETY: a whole cubin, whose own header says how long it is; the pointer is to a handle.
-            let answer = unsafe { sys::cuModuleLoadData(&raw mut module, source.cubin.as_ptr().cast()) };
+            let answer = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
             context.check_shaped("cuModuleLoadData", answer, || format!("{}.cu", source.file))?;
             modules.push(module);
         }
