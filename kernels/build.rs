@@ -30,11 +30,22 @@ fn main() {
         for file in files(&folder, "cubin") {
             let name = stem(&file);
             let Some((source, architecture)) = name.rsplit_once('.') else { continue };
+            let made_from = fs::read_to_string(file.with_extension("from")).unwrap_or_default();
+            if made_from != from_now(&root.join("cu"), source) {
+                panic!("{} was made from other sources than these: run `cargo xtask cubins`", file.display());
+            }
             writeln!(text, "    ({source:?}, {architecture:?}, include_bytes!({file:?})),").expect("memory");
         }
     }
     text += "];\n";
     fs::write(out.join("sources.rs"), text).expect("writing sources.rs");
+}
+
+/// Every header in order of names, and the source: what machine code is made from.
+fn from_now(folder: &Path, source: &str) -> String {
+    let mut all = files(folder, "cuh");
+    all.push(folder.join(source).with_extension("cu"));
+    all.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
 }
 
 /// The files of a folder with this extension, in order of their names.

@@ -129,7 +129,27 @@ fn compile(nvcc: &Path, folder: &Path, source: &Path, target: &str) -> Result<Ve
         let told = told.lines().filter(|line| !line.contains("ptxas info")).collect::<Vec<_>>().join("\n");
         bail!("{name}.cu for {target} does not compile:\n{told}");
     }
+    // What it was made from, for the build that takes it up (kernels/build.rs) to compare.
+    std::fs::write(cubin.with_extension("from"), made_from(source)?).context("noting the sources")?;
     Ok(parse(&told, &name, target))
+}
+
+/// Every header in order of names, and the source.
+fn made_from(source: &Path) -> Result<String> {
+    let folder = source.parent().unwrap_or(source);
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).context("reading kernels/cu")? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "cuh") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files.push(source.to_path_buf());
+    let texts = files
+        .iter()
+        .map(|file| std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display())));
+    texts.collect()
 }
 
 /// Reads what `ptxas -v` prints of each kernel.

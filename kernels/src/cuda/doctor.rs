@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(survey.libraries.len(), 3);
         if let Err(reason) = &survey.driver {
             assert!(!reason.is_empty());
-            assert_eq!(survey.missing, [reason.clone()]);
+            assert_eq!(&survey.missing, std::slice::from_ref(reason));
         }
     }
 }

@@ -318,3 +318,14 @@ unsafe impl Driver for Gpu {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Gpu;
+
+    #[test]
+    fn what_is_not_there_is_told_and_not_panicked_about() {
+        let error = Gpu::open(1000).expect_err("there are no thousand GPUs");
+        assert!(!error.reason.is_empty() && !error.lost, "{error}");
+    }
+}

@@ -42,8 +42,10 @@ impl Functions {
         let mut modules = Vec::with_capacity(sources.len());
         for source in sources {
             let mut module: CUmodule = ptr::null_mut();
+            // What was embedded may begin at an odd address; this does not.
+            let image = source.cubin.to_vec();
             // SAFETY: a whole cubin, whose own header says how long it is; the pointer is to a handle.
-            let answer = unsafe { sys::cuModuleLoadData(&raw mut module, source.cubin.as_ptr().cast()) };
+            let answer = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
             context.check_shaped("cuModuleLoadData", answer, || format!("{}.cu", source.file))?;
             modules.push(module);
         }
@@ -63,16 +65,27 @@ impl Functions {
             None => self.look_up(context, launch.kernel)?,
         };
         if launch.shared > function.shared.load(Ordering::Relaxed) {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = i32::try_from(launch.shared).unwrap_or(i32::MAX);
-            // SAFETY: the function is of a module that is loaded.
-            let answer = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, bytes) };
-            context.check_shaped(launch.kernel, answer, || {
-                format!("{bytes} bytes of shared memory, more than this GPU gives a block")
-            })?;
-            function.shared.fetch_max(launch.shared, Ordering::Relaxed);
+            self.allow_shared(context, &function, launch.shared)?;
         }
         Ok(function)
+    }
+
+    /// Lets a kernel have so much dynamic shared memory, or more if it has that already.
+    fn allow_shared(&self, context: &Context, function: &Function, bytes: u32) -> Result<(), DeviceError> {
+        // One at a time: a smaller wish must not overtake a larger one.
+        let _alone = self.found.write().unwrap_or_else(PoisonError::into_inner);
+        if bytes <= function.shared.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let wish = i32::try_from(bytes).unwrap_or(i32::MAX);
+        // SAFETY: the function is of a module that is loaded.
+        let answer = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, wish) };
+        context.check_shaped(function.name, answer, || {
+            format!("{bytes} bytes of shared memory, more than this GPU gives a block")
+        })?;
+        function.shared.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn look_up(&self, context: &Context, name: &'static str) -> Result<Arc<Function>, DeviceError> {
