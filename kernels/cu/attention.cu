@@ -282,12 +282,11 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
             x += warp_sums[(w * Q + query) * value_stride + e] * f;
         }
         if (parts) {
-            u64 slots = (u64)gridDim.x * heads * gridDim.z;
-            u64 slot = ((u64)blockIdx.x * heads + head) * gridDim.z + blockIdx.z;
-            parts[slot * value_dim + e] = x;
+            float *part = parts + (((u64)blockIdx.x * heads + head) * gridDim.z + blockIdx.z) * (value_dim + 2);
+            part[e] = x;
             if (e == 0) {
-                parts[slots * value_dim + 2 * slot] = top;
-                parts[slots * value_dim + 2 * slot + 1] = all;
+                part[value_dim] = top;
+                part[value_dim + 1] = all;
             }
         } else {
             if (sink != minus_infinity()) all += expf(sink - top);
@@ -301,7 +300,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
               (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values, const u32 *step,  \
                u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
                u32 kv_heads, u32 key_dim, u32 value_dim, u32 key_stride, u32 value_stride, u32 in_key, u32 block_size, \
-               u32 window, float scale, float cap)) {                                                                  \
+               u32 window, float scale, float cap, u32)) {                                                                  \
         attend<E, G, P, Q>(out, is_bf16, parts, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, \
                            heads, kv_heads, key_dim, value_dim, key_stride, value_stride, in_key, block_size, window,  \
                            scale, cap);                                                                                \
@@ -332,36 +331,38 @@ ATTEND(f32, 32, 2, 4)
 ATTEND(f32, 32, 5, 1)
 ATTEND(f32, 32, 5, 4)
 
-// One block for a head (blockIdx.y) of a row that was taken alone: its parts together, and the sink.
-FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window)) {
+// One block for a head (blockIdx.y) of a row: its parts together, and the sink. With `run` 0, the row is the unit; otherwise one of
+// all units' rows, of which each part is so many positions from the sequence's first on.
+FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 unit_count, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window, u32 run)) {
     FG_SHARED float weights[PARTS];
     u32 head = blockIdx.y, lane = threadIdx.x % 32;
-    Run unit = unit_at(step + units_at, blockIdx.x);
+    Run unit = tile_of(step + units_at, unit_count, run ? 1 : 0, blockIdx.x);
     u64 to = ((u64)unit.row * heads + head) * value_dim;
     if (unit.rows == 0) {
         for (u32 e = threadIdx.x; e < value_dim; e += blockDim.x) put(out, to + e, 0.0f, is_bf16);
         return;
     }
-    u32 end = unit.position + 1, begin = end > window ? end - window : 0;
-    u32 run = run_of(end - begin), count = (end - begin + run - 1) / run;
-    u64 slots = (u64)gridDim.x * heads * most_parts, slot = ((u64)blockIdx.x * heads + head) * most_parts;
-    const float *about = parts + slots * value_dim + 2 * slot;
+    u32 end = unit.position + 1, begin = end > window ? end - window : 0, first = 0;
+    if (run) first = begin / run, begin = first * run;
+    else run = run_of(end - begin);
+    u32 count = (end - begin + run - 1) / run;
+    const float *part = parts + (((u64)blockIdx.x * heads + head) * most_parts + first) * (value_dim + 2);
     if (threadIdx.x < 32) {
-        float top = lane < count ? about[2 * lane] : minus_infinity(), mine = top;
+        const float *about = part + lane * (value_dim + 2) + value_dim;
+        float top = lane < count ? about[0] : minus_infinity(), mine = top;
         if (sinks) top = fmaxf(top, sinks[head]);
         top = warp_max(top);
         float weight = mine == minus_infinity() ? 0.0f : expf(mine - top);
-        float all = warp_sum(lane < count ? about[2 * lane + 1] * weight : 0.0f);
+        float all = warp_sum(lane < count ? about[1] * weight : 0.0f);
         if (sinks) all += expf(sinks[head] - top);
         weights[lane] = all > 0.0f ? weight / all : 0.0f;
     }
     __syncthreads();
     for (u32 e = threadIdx.x; e < value_dim; e += blockDim.x) {
-        const float *part = parts + slot * value_dim + e;
         float x = 0.0f;
         FG_UNROLL
         for (u32 i = 0; i < PARTS; i++)
-            if (i < count) x += weights[i] * part[(u64)i * value_dim];
+            if (i < count) x += weights[i] * part[(u64)i * (value_dim + 2) + e];
         put(out, to + e, x, is_bf16);
     }
 }

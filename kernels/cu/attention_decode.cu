@@ -240,12 +240,11 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
             x += warp_sums[(w * 16 + query) * D + e] * f;
         }
         if (parts) {
-            u64 slots = (u64)gridDim.x * heads * gridDim.z;
             u64 slot = ((u64)blockIdx.x * heads + first_head + query) * gridDim.z + blockIdx.z;
-            parts[slot * D + e] = x;
+            parts[slot * (D + 2) + e] = x;
             if (e == 0) {
-                parts[slots * D + 2 * slot] = top;
-                parts[slots * D + 2 * slot + 1] = all;
+                parts[slot * (D + 2) + D] = top;
+                parts[slot * (D + 2) + D + 1] = all;
             }
         } else {
             if (sink != minus_infinity()) all += fast_exp2((sink - top) * LOG2E);
@@ -261,7 +260,7 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
     FG_KERNEL_MIN(128, 2, attention_decode_##D,                                                                           \
                   (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values,              \
                    const u32 *step, u32 units_at, u32, u32, const u32 *chunks, const float *sinks, u32 heads,             \
-                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {          \
+                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap, u32)) {          \
         decode<D>(out, is_bf16, parts, q, keys, values, step, units_at, chunks, sinks, heads, kv_heads, block_size,       \
                   window, scale, cap);                                                                                    \
     }

@@ -24,12 +24,12 @@ FG_DEVICE u32 run_of(u32 seen) {
 }
 
 // Rows of a sequence at positions that follow each other.
-struct Span {
+struct Run {
     u32 row, rows, position, blocks;
 };
 
 // The tile'th piece of at most `tile_rows` rows of all units; with `tile_rows` 0, units are met as they are.
-FG_DEVICE Span tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
+FG_DEVICE Run tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
     if (tile_rows == 0) {
         units += 4 * tile;
         return {units[0], units[1], units[2], units[3]};
@@ -75,7 +75,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     float *scores = (float *)(stages + 2 * TILE * STRIDE);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
 
-    Span unit = tile_of(step + units_at, unit_count, tile_rows, tile_rows ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    Run unit = tile_of(step + units_at, unit_count, tile_rows, tile_rows ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
     u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1];
     if (unit.rows == 0) {
         // A row that does not exist.
@@ -232,10 +232,9 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
             u32 query = m * 16 + r * 8 + group, row = query / count, head = first_head + query % count;
             if (row >= unit.rows) continue;
             u64 slot = ((u64)blockIdx.x * heads + head) * gridDim.z + blockIdx.z;
-            u64 to = parts ? slot * VALUE : ((u64)(unit.row + row) * heads + head) * VALUE;
+            u64 to = parts ? slot * (VALUE + 2) : ((u64)(unit.row + row) * heads + head) * VALUE;
             if (parts) {
-                u64 slots = (u64)gridDim.x * heads * gridDim.z;
-                if (warp == 0 && pair == 0) *(float2 *)(parts + slots * VALUE + 2 * slot) = make_float2(top, all);
+                if (warp == 0 && pair == 0) *(float2 *)(parts + to + VALUE) = make_float2(top, all);
             } else {
                 if (sinks) {
                     float sink = sinks[head], greater = fmaxf(top, sink);
@@ -259,7 +258,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     FG_KERNEL_MIN(128, 2, attention_latent_##M,                                                                            \
                   (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *, const u32 *step,    \
                    u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32,     \
-                   u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {                         \
+                   u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap, u32)) {                         \
         attend<M>(out, is_bf16, parts, q, keys, step, units_at, unit_count, tile_rows, chunks, sinks, heads, block_size,   \
                   window, scale, cap);                                                                                     \
     }

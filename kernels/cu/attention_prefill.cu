@@ -2,7 +2,8 @@
 // 2023; the running maximum is that of Milakov and Gimelshein, 2018).
 //
 // A block has 64 queries (all query heads of one head of the cache, of some rows), each warp 16 of them, and meets the positions
-// they see in tiles, of which the next is on its way while one is used. Queries are scaled and rounded to f16, weights are rounded
+// they see in tiles, of which the next is on its way while one is used. Where there are few blocks, positions are cut into parts of
+// `run`, which meet again in attention_combine. Queries are scaled and rounded to f16, weights are rounded
 // to f16, all sums are f32.
 #include "foggara.cuh"
 
@@ -19,23 +20,26 @@ struct Shape {
     static constexpr int SIDE = TILE * STRIDE;          // elements of keys (or values) of a tile
 };
 
-// Rows of a sequence at positions that follow each other.
-struct Span {
-    u32 row, rows, position, blocks;
+// Rows of a sequence at positions that follow each other; the first of them is the nth of all units.
+struct Run {
+    u32 row, rows, position, blocks, nth;
 };
 
 // The tile'th piece of at most `tile_rows` rows of all units.
-FG_DEVICE Span tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
+FG_DEVICE Run tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
+    u32 before = 0;
     for (u32 i = 0; i < count; i++, units += 4) {
         u32 rows = units[1], tiles = (rows + tile_rows - 1) / tile_rows;
         if (tile < tiles) {
             u32 skipped = tile * tile_rows;
             rows -= skipped;
-            return {units[0] + skipped, rows < tile_rows ? rows : tile_rows, units[2] + skipped, units[3]};
+            rows = rows < tile_rows ? rows : tile_rows;
+            return {units[0] + skipped, rows, units[2] + skipped, units[3], before + skipped};
         }
         tile -= tiles;
+        before += rows;
     }
-    return {0, 0, 0, 0};
+    return {0, 0, 0, 0, 0};
 }
 
 // Where positions of a head are in the cache.
@@ -71,9 +75,9 @@ FG_DEVICE void fetch(f16 *to, const f16 *keys, const f16 *values, const u32 *pla
 }
 
 template <int D>
-FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, const f16 *values, const u32 *step,
+FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values, const u32 *step,
                        u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,
-                       u32 kv_heads, u32 block_size, u32 window, float scale, float cap) {
+                       u32 kv_heads, u32 block_size, u32 window, float scale, float cap, u32 run) {
     using S = Shape<D>;
     constexpr float LOG2E = 1.4426950408889634f;
     constexpr int KS = D / 16, NS = S::TILE / 8, DS = D / 8;
@@ -81,26 +85,34 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
     f16 *stages = (f16 *)shared;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
 
-    Span unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.x - 1 - blockIdx.x);  // the longest first
+    Run unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.x - 1 - blockIdx.x);  // the longest first
     if (unit.rows == 0) return;
     u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1];
     Places places = {step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size, 0, false};
     places.is_power = (block_size & (block_size - 1)) == 0;
     while (places.is_power && (1u << places.shift) < block_size) places.shift++;
 
-    // The two queries this thread has a part of: how far they see. Where they are in rows × heads is kept in shared memory.
+    // The two queries this thread has a part of: how far they see. Where they are in rows × heads (where there are parts, in those of
+    // all units) is kept in shared memory.
     FG_SHARED u32 owners[QUERIES];
     u32 len[2], owner[2];
     FG_UNROLL
     for (int i = 0; i < 2; i++) {
         u32 query = warp * 16 + group + i * 8, row = query / count;
         owner[i] = row < unit.rows ? (unit.row + row) * heads + first_head + query % count : NOWHERE;
-        owners[query] = owner[i];
+        owners[query] = parts && owner[i] != NOWHERE ? owner[i] + (unit.nth - unit.row) * heads : owner[i];
         len[i] = unit.position + row + 1;
     }
     u32 end = unit.position + unit.rows, all_len = unit.position + 1;  // all queries see what is before all_len …
     u32 begin = all_len > window ? all_len - window : 0;
     u32 all_start = end > window ? end - window : 0;  // … and from all_start on
+    if (parts) {
+        // Of all positions this block has those of one part, tiles of the cache that are whole.
+        u64 part = (u64)blockIdx.z * run;
+        if (part >= end || part + run <= begin) return;
+        if (begin < part) begin = (u32)part;
+        if (end - part > run) end = (u32)part + run;
+    }
     u32 from = begin / S::TILE * S::TILE;
     FG_SHARED u32 places_of[2][S::TILE];  // of the next tiles
     if (threadIdx.x < 2 * S::TILE)
@@ -250,6 +262,14 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
         u32 mine = owners[warp * 16 + group + r * 8];
         if (mine == NOWHERE) continue;
         float fix = 1.0f;
+        if (parts) {
+            float *part = parts + ((u64)mine * gridDim.z + blockIdx.z) * (D + 2);
+            FG_UNROLL
+            for (int d = 0; d < DS; d++)
+                *(float2 *)(part + d * 8 + pair) = make_float2(sum[d][2 * r], sum[d][2 * r + 1]);
+            if (pair == 0) *(float2 *)(part + D) = make_float2(most[r], all);
+            continue;
+        }
         if (sinks) {
             float sink = sinks[mine % heads], top = fmaxf(most[r], sink);
             fix = fast_exp2((most[r] - top) * LOG2E);
@@ -269,11 +289,11 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, const float *q, const f16 *keys, 
 // The parameters are those of attention.cu.
 #define PREFILL(D, BLOCKS)                                                                                                         \
     FG_KERNEL_MIN(128, BLOCKS, attention_prefill_##D,                                                                           \
-                  (void *out, u32 is_bf16, float *, const float *q, const f16 *keys, const f16 *values, const u32 *step,   \
+                  (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values, const u32 *step,   \
                    u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
-                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {           \
-        prefill<D>(out, is_bf16, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads,   \
-                   block_size, window, scale, cap);                                                                        \
+                   u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap, u32 run)) {           \
+        prefill<D>(out, is_bf16, parts, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads,   \
+                   block_size, window, scale, cap, run);                                                                   \
     }
 PREFILL(64, 3)
 PREFILL(80, 3)

@@ -12,6 +12,12 @@ use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
 const RUN: usize = 128;
 const PARTS: usize = 32;
 
+/// Blocks that rows that are taken together should be at least, if their context can be cut: two or three for each of a GPU's
+/// multiprocessors.
+const FULL: usize = 264;
+/// Positions of a part of theirs: at least so many, and whole tiles.
+const LEAST_RUN: usize = 512;
+
 /// Which head of the cache each query head attends to.
 #[derive(Debug)]
 pub struct HeadMap {
@@ -156,7 +162,7 @@ pub fn attention(
         return Ok(());
     }
     step.alone(scratch)?;
-    step.together()
+    step.together(scratch)
 }
 
 /// One call.
@@ -172,57 +178,80 @@ struct Step<'a, 'b> {
 impl Step<'_, '_> {
     fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
         let (count, context) = self.rows.alone();
-        let heads = self.a.heads.heads;
-        let value_dim = self.kv.sizes().values.dim();
         let parts = parts_of(self.a.window.map_or(context, |window| window.min(context)));
-        let round = match parts {
-            1 => count.max(1),
-            parts => scratch.parts.len() / (heads * parts * (value_dim + 2)),
-        };
-        assert!(round > 0, "attention: scratch for {parts} parts of {heads} heads");
+        let round = if parts == 1 { count.max(1) } else { scratch.parts.len() / (parts * self.part()) };
+        assert!(round > 0, "attention: scratch for {parts} parts of {} heads", self.a.heads.heads);
         let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
         for first in (0..count).step_by(round) {
             let units = round.min(count - first);
             let at = self.rows.alone_at(first);
             let apart = if parts == 1 { 0 } else { scratch.parts.view_mut().address() };
-            self.attend(&kernel, apart, at, [units, parts], 0)?;
-            if parts == 1 {
-                continue;
+            self.attend(&kernel, apart, at, [units, parts], 0, 0)?;
+            if parts > 1 {
+                self.combine(apart, at, [units, parts], 0)?;
             }
-            let launch = Launch {
-                kernel: "attention_combine",
-                grid: [u32_of(units), u32_of(heads), 1],
-                threads: 128,
-                shared: 0,
-            };
-            let [out, is_bf16] = self.out();
-            let args = [
-                out,
-                is_bf16,
-                Arg::Ptr(apart),
-                self.rows.address(),
-                at,
-                Arg::U32(u32_of(parts)),
-                self.sinks(),
-                Arg::U32(u32_of(heads)),
-                Arg::U32(u32_of(value_dim)),
-                self.window(),
-            ];
-            // SAFETY: there is scratch for so many units, and `out` was checked.
-            unsafe { self.out.device().launch(&launch, &args)? };
         }
         Ok(())
     }
 
-    fn together(&self) -> Result<(), DeviceError> {
-        let rows = self.rows.together();
-        if rows.is_empty() {
+    fn together(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
+        let runs = self.rows.together();
+        if runs.is_empty() {
             return Ok(());
         }
         let kernel = for_many_rows(self.kv);
-        let tile = kernel.queries / self.a.heads.chunks(kernel.chunk).widest;
-        let tiles = rows.iter().map(|rows| rows.div_ceil(tile)).sum();
-        self.attend(&kernel, 0, self.rows.together_at(), [tiles, 1], tile)
+        let chunks = self.a.heads.chunks(kernel.chunk);
+        let tile = kernel.queries / chunks.widest;
+        let tiles: usize = runs.iter().map(|(rows, _)| rows.div_ceil(tile)).sum();
+        let rows: usize = runs.iter().map(|(rows, _)| rows).sum();
+        let context = runs.iter().map(|(_, seen)| *seen).max().unwrap_or(0);
+        // Where there are few blocks, and there is scratch, all that is seen is cut.
+        let wanted = (FULL / (tiles * chunks.len())).min(PARTS);
+        let parts = wanted.min(scratch.parts.len() / (rows * self.part()));
+        let run = context.div_ceil(parts.max(1)).next_multiple_of(LEAST_RUN);
+        let parts = context.div_ceil(run);
+        let at = self.rows.together_at();
+        if parts == 1 || !kernel.cuts || self.a.window.is_some() {
+            return self.attend(&kernel, 0, at, [tiles, 1], tile, 0);
+        }
+        let apart = scratch.parts.view_mut().address();
+        self.attend(&kernel, apart, at, [tiles, parts], tile, run)?;
+        self.combine(apart, at, [rows, parts], run)
+    }
+
+    /// Scratch for one part of a row: of each head the weighted sum of values, the greatest score, and the sum of weights.
+    fn part(&self) -> usize {
+        self.a.heads.heads * (self.kv.sizes().values.dim() + 2)
+    }
+
+    /// Puts the parts of so many rows together.
+    fn combine(
+        &self,
+        apart: u64,
+        units_at: Arg,
+        [rows, parts]: [usize; 2],
+        run: usize,
+    ) -> Result<(), DeviceError> {
+        let heads = u32_of(self.a.heads.heads);
+        let launch =
+            Launch { kernel: "attention_combine", grid: [u32_of(rows), heads, 1], threads: 128, shared: 0 };
+        let [out, is_bf16] = self.out();
+        let args = [
+            out,
+            is_bf16,
+            Arg::Ptr(apart),
+            self.rows.address(),
+            units_at,
+            Arg::U32(u32_of(self.rows.together().len())),
+            Arg::U32(u32_of(parts)),
+            self.sinks(),
+            Arg::U32(heads),
+            Arg::U32(u32_of(self.kv.sizes().values.dim())),
+            self.window(),
+            Arg::U32(u32_of(run)),
+        ];
+        // SAFETY: there is scratch for so many rows and parts, and `out` was checked.
+        unsafe { self.out.device().launch(&launch, &args) }
     }
 
     /// Starts a kernel for so many units (or tiles of units) and parts.
@@ -233,6 +262,7 @@ impl Step<'_, '_> {
         units_at: Arg,
         [units, parts]: [usize; 2],
         tile: usize,
+        run: usize,
     ) -> Result<(), DeviceError> {
         let (kv, sizes) = (self.kv, self.kv.sizes());
         let chunks = self.a.heads.chunks(kernel.chunk);
@@ -270,6 +300,7 @@ impl Step<'_, '_> {
             self.window(),
             Arg::F32(self.a.scale),
             Arg::F32(self.a.softcap.unwrap_or(0.0)),
+            Arg::U32(u32_of(run)),
         ];
         // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
         unsafe { self.out.device().launch(&launch, &args) }

@@ -73,6 +73,8 @@ pub(super) struct Kernel {
     pub(super) queries: usize,
     /// Bytes of shared memory.
     pub(super) shared: usize,
+    /// Whether what rows see together can be cut into parts.
+    pub(super) cuts: bool,
 }
 
 /// Query heads of a chunk at most where tensor cores are used.
@@ -113,7 +115,13 @@ fn general(kv: &DeviceKv, widest: Option<impl Fn(usize) -> usize>) -> Kernel {
     let needed = widest.map_or(most, |widest| widest(most));
     let form = forms().find(|form| form.queries >= needed).expect("the largest form has `most` queries");
     let value_stride = if kv.in_keys() { kv.key_stride } else { kv.value_stride };
-    Kernel { name: form.kernel, chunk: most, queries: form.queries, shared: form.shared(value_stride) }
+    Kernel {
+        name: form.kernel,
+        chunk: most,
+        queries: form.queries,
+        shared: form.shared(value_stride),
+        cuts: false,
+    }
 }
 
 /// The kernel of tensor cores for many rows, if there is one for this cache.
@@ -129,7 +137,7 @@ fn prefill(kv: &DeviceKv) -> Option<Kernel> {
         _ => return None,
     };
     let shared = (4 * positions + queries) * (dim + 8) * kv.kind().size();
-    Some(Kernel { name, chunk: CHUNK, queries: PREFILL_QUERIES, shared })
+    Some(Kernel { name, chunk: CHUNK, queries: PREFILL_QUERIES, shared, cuts: true })
 }
 
 /// The kernel of tensor cores for single rows, if there is one for this cache.
@@ -146,7 +154,7 @@ fn decode(kv: &DeviceKv) -> Option<Kernel> {
     };
     let tiles = (WARPS * stages * 2 * 16 + queries) * (dim + 8) * kv.kind().size();
     let sums = WARPS * CHUNK * (dim + 2) * size_of::<f32>();
-    Some(Kernel { name, chunk: CHUNK, queries: CHUNK, shared: tiles.max(sums) })
+    Some(Kernel { name, chunk: CHUNK, queries: CHUNK, shared: tiles.max(sums), cuts: false })
 }
 
 /// Elements of a key, and of a value of its own, in half precision.
@@ -164,5 +172,5 @@ fn latent(kv: &DeviceKv, many: bool) -> Option<Kernel> {
     let (name, queries) = if many { ("attention_latent_2", 32) } else { ("attention_latent_1", 16) };
     // Queries, two tiles of 32 keys, and the scores of one.
     let shared = (queries + 2 * 32) * (576 + 8) * kv.kind().size() + queries * 36 * size_of::<f32>();
-    has.then_some(Kernel { name, chunk: queries, queries, shared })
+    has.then_some(Kernel { name, chunk: queries, queries, shared, cuts: false })
 }

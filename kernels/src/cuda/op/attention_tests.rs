@@ -343,6 +343,21 @@ fn windows_caps_and_sinks_on_tensor_cores() {
 }
 
 #[test]
+fn few_rows_together_with_a_long_context_are_cut() {
+    for device in devices() {
+        let runs = [(1500, 17), (3, 1), (490, 30), (2, 16)];
+        for (dim, sinks, out, scratch) in
+            [(64, false, ActType::F32, 64), (80, true, ActType::Bf16, 64), (64, true, ActType::F32, 6)]
+        {
+            let case = Case { sinks, out, scratch, ..Case::new(KvKind::F16, &[3, 1], dim, &runs) };
+            check(&device, &case, ON_TENSOR_CORES + if out == ActType::Bf16 { 4e-3 } else { 0.0 });
+            let combined = device.driver().launches().iter().any(|(name, _)| *name == "attention_combine");
+            assert!(combined, "{case:?}");
+        }
+    }
+}
+
+#[test]
 fn values_within_keys() {
     let runs = [(0, 1), (5, 16), (250, 2), (600, 1)];
     for device in devices() {

@@ -35,8 +35,8 @@ pub struct StepRows {
     rows: usize,
     /// Rows that are taken one by one (in the fixed form, all there can be).
     alone: usize,
-    /// Rows of each run that is taken together.
-    together: Vec<usize>,
+    /// (Rows, positions that the last sees) of each run that is taken together.
+    together: Vec<(usize, usize)>,
     /// No row that is taken alone sees more positions.
     context: usize,
 }
@@ -100,7 +100,8 @@ impl StepRows {
         assert!(self.fits(runs), "rows of a step: {} runs", runs.len());
         let live: usize = runs.iter().map(|run| run.rows).sum();
         let is_shared = |run: &Run<'_>| self.fixed.is_none() && run.rows >= SHARED;
-        self.together = runs.iter().filter(|run| is_shared(run)).map(|run| run.rows).collect();
+        self.together =
+            runs.iter().filter(|run| is_shared(run)).map(|run| (run.rows, run.position + run.rows)).collect();
         match self.fixed {
             Some(fixed) => (self.rows, self.alone, self.context) = (fixed.rows, fixed.rows, fixed.context),
             None => {
@@ -168,8 +169,8 @@ impl StepRows {
         Arg::U32(u32_of((self.rows * 2).next_multiple_of(4) + 4 * nth))
     }
 
-    /// Rows of each run that is taken together.
-    pub(super) fn together(&self) -> &[usize] {
+    /// Rows of each run that is taken together, and positions that the last of them sees.
+    pub(super) fn together(&self) -> &[(usize, usize)] {
         &self.together
     }
 
@@ -203,7 +204,7 @@ mod tests {
             ];
             let mut step = StepRows::new(&device).unwrap();
             step.set(&runs).unwrap();
-            assert_eq!((step.rows(), step.alone(), step.together()), (19, (3, 19), &[16][..]));
+            assert_eq!((step.rows(), step.alone(), step.together()), (19, (3, 19), &[(16, 36)][..]));
             let words = step.words.download().unwrap();
             // 38 words of rows, padded to 40, three rows alone, one run.
             assert_eq!(words[..4], [3, 56, 20, 57]);
