@@ -107,8 +107,7 @@ fn check(device: &Device, folder: &Path, shape: Shape, rank: usize, name: &str) 
     let all: Box<dyn Collective> = match shape.ranks() {
         1 => Box::<Solo>::default(),
         ranks => {
-            let config =
-                shm::ShmConfig { spin: SpinPolicy::Park, ..shm::ShmConfig::new(name.into(), rank, ranks) };
+            let config = shm::ShmConfig { spin: SpinPolicy::Park, ..shm::ShmConfig::new(name, rank, ranks) };
             shm::connect(&config)?
         }
     };
