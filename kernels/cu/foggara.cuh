@@ -237,7 +237,7 @@ struct Unit<f16> {
 template <>
 struct Unit<f8> {
     static constexpr u32 ELEMENTS = 16;
-    // Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a product, which also makes subnormals right.
+    // Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a product, and so are subnormals.
     template <int PART>
     FG_DEVICE u32 pair(u32 four) {
         return raise_bf16x2(widen_bytes<PART>(four) << 4 & 0x87f087f0u);

@@ -52,8 +52,8 @@ pub fn matmul(
 }
 
 /// `out[r][o] = Σ_i x[x_rows[r]][i] · w_g[o][i]` for the rows `r` of every group `g`; without `x_rows`, row `r` of `x`. Rows from
-/// `groups.offsets[groups.count]` on are left alone. Rows of `x` follow each other without gaps, and every one that `x_rows` names
-/// is there.
+/// `groups.offsets[groups.count]` on are left alone. Rows of `x` follow each other without gaps, and every one that `x_rows`
+/// names is there.
 ///
 /// # Errors
 /// If the device fails.
@@ -286,6 +286,10 @@ const WIDE_SPARE: usize = 1024;
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         let launch = self.choose();
+        self.start(&launch)
+    }
+
+    fn start(self, launch: &Launch) -> Result<(), DeviceError> {
         let (one, table, offsets, x_rows, count) = match &self.which {
             Which::One(w) => (Some(*w), None, 0, 0, 1),
             Which::Batch(w) => (None, Some(*w), 0, 0, w.count()),
@@ -314,7 +318,7 @@ impl Product<'_> {
         ];
         // SAFETY: the callers have checked the lengths of `out` and `x`; matrices, tables and groups are of the lengths that the
         // kernels read.
-        unsafe { self.out.device().launch(&launch, &args) }
+        unsafe { self.out.device().launch(launch, &args) }
     }
 
     /// The kernel, and its blocks.

@@ -308,6 +308,48 @@ fn tiles_of_groups_meet_their_matrices() {
     }
 }
 
+/// Whether what only Hopper has runs there: on it, and on the host.
+fn has_wide(device: &Device) -> bool {
+    device.driver().as_any().downcast_ref::<Gpu>().is_none_or(|gpu| gpu.capability() == HOPPER)
+}
+
+#[test]
+fn tiles_of_hopper_are_right() {
+    for device in devices().iter().filter(|device| has_wide(device)) {
+        for (slot, kind) in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8].into_iter().enumerate() {
+            for (rows, n, k) in
+                [(256, 128, 64), (300, 150, 136), (100, 40, 456), (64, 70, 328), (3, 131, 200)]
+            {
+                let mut random = Random::new(17);
+                let w = weights(device, &mut random, kind, ActType::Bf16, n, k);
+                let x = activations(&mut random, ActType::Bf16, rows * k);
+                let acts = upload_acts(device, ActType::Bf16, &x);
+                let mut out = poisoned(device, rows * n);
+                let product = Product {
+                    out: out.view_mut(),
+                    out_stride: n,
+                    out_batch: 0,
+                    x: acts.view(),
+                    x_stride: k,
+                    x_batch: 0,
+                    kind,
+                    n,
+                    k,
+                    rows,
+                    which: Which::One(&w.matrix),
+                };
+                let launch = product.tiles(&WIDE, slot);
+                product.start(&launch).expect("product");
+                let found = out.download().expect("download");
+                for r in 0..rows {
+                    let what = format!("{kind:?}, row {r} of {rows}, {n} × {k}");
+                    assert_product(&found[r * n..(r + 1) * n], &x[r * k..(r + 1) * k], &w.numbers, k, &what);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn batches_meet_their_matrices() {
     for device in devices() {
