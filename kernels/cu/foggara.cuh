@@ -158,12 +158,12 @@ FG_DEVICE void let_next_kernel_begin() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-// 16 bytes that are read again soon, and that no one writes meanwhile; zeros where `live` is false.
+// 16 bytes that are read again soon; zeros where `live` is false.
 FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) {
     uint4 v;
     asm volatile(
         "{ .reg .pred live; setp.ne.u32 live, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0; "
-        "@live ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+        "@live ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
         : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
         : "l"(global), "r"((u32)live));
     return v;
@@ -237,7 +237,7 @@ struct Unit<f16> {
 template <>
 struct Unit<f8> {
     static constexpr u32 ELEMENTS = 16;
-    // Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a product, which also makes subnormals right.
+    // Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a product, and so are subnormals.
     template <int PART>
     FG_DEVICE u32 pair(u32 four) {
         return raise_bf16x2(widen_bytes<PART>(four) << 4 & 0x87f087f0u);

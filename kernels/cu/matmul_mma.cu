@@ -111,7 +111,7 @@ struct Stored<f8> {
 #define FOGGARA_CLUSTERS
 // Returns when all threads of the cluster have called it; what they wrote before is there for all.
 FG_DEVICE void cluster_together() {
-    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive; barrier.cluster.wait;" ::: "memory");
 }
 // What is in the shared memory of another block of the cluster, where `own` is in that of this one.
 FG_DEVICE float load_of_cluster(const float *own, u32 block) {
@@ -272,12 +272,60 @@ SPLIT(split_128_f16) { tile<f16, 128, 128, 2, 4, 3, 4>(THE_PRODUCT); }
 SPLIT(split_128_f8) { tile<f8, 128, 128, 2, 4, 4, 4>(THE_PRODUCT); }
 #endif
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
 // On Hopper, its own instructions: tiles of 256 rows and 128 outputs, of which two warpgroups have 64 each. Outputs are the rows
 // of wgmma and rows its columns, so that weights that have to be converted first pass through registers.
 
 // wgmma: d += a (64 outputs × 16 inputs) · b (16 inputs × N rows), by the 128 threads of a warpgroup, done when it is waited for.
-// `a` is described like `b`, or given in registers: as multiply_16x8x16 takes it, 16 outputs a warp.
+// `a` is described like `b`, or given in registers: as multiply_16x8x16 takes it, 16 outputs a warp. Described are the first of
+// rows that lie as place_wide says; 2 more are the next 16 inputs.
+#ifdef FOGGARA_HOST
+FG_DEVICE u64 describe(const u8 *rows) {
+    if ((u64)rows % 1024) twin::fail("describes rows that do not begin at a multiple of 1024 bytes");
+    return (u64)rows >> 4;
+}
+FG_DEVICE u32 described(u64 rows, u32 row, u32 pair) {
+    u64 at = (rows << 4) + row * 128 + pair * 4;
+    return *(const u32 *)(at ^ (at >> 7 & 7) << 4);
+}
+// Pair `pair` of inputs of outputs g and g + 8 of a warp is `a[high][pair]`.
+template <u32 SUMS>
+FG_DEVICE void multiply_by_hand(float (&d)[SUMS], const u32 (&a)[2][8], u64 b) {
+    for (u32 i = 0; i < SUMS; i++) {
+        u32 column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+        for (u32 pair = 0; pair < 8; pair++) {
+            u32 w = a[i / 2 % 2][pair], x = described(b, column, pair);
+            d[i] += low_bf16(w) * low_bf16(x) + high_bf16(w) * high_bf16(x);
+        }
+    }
+}
+template <u32 SUMS>
+FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], u64 a, u64 b) {
+    u32 rows[2][8], row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    for (u32 i = 0; i < 16; i++) rows[i / 8][i % 8] = described(a, row + i / 8 * 8, i % 8);
+    multiply_by_hand(d, rows, b);
+}
+template <u32 SUMS>
+FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], const u32 (&a)[4], u64 b) {
+    u32 rows[2][8];
+    for (u32 i = 0; i < 16; i++) {
+        u32 from = threadIdx.x % 32 / 4 * 4 + i % 4;
+        rows[i / 8][i % 8] = __shfl_sync(0xffffffffu, a[i % 8 / 4 * 2 + i / 8], from);
+    }
+    multiply_by_hand(d, rows, b);
+}
+FG_DEVICE void begin_multiply() {}
+FG_DEVICE void commit_multiply() {}
+template <int N>
+FG_DEVICE void wait_multiply() {}
+FG_DEVICE void show_shared() {}
+template <class T>
+FG_DEVICE void pin(T &) {}
+#else
+FG_DEVICE u64 describe(const u8 *rows) {
+    u64 address = shared_address(rows) >> 4 & 0x3fff;
+    return address | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
 #define FG_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FG_SUMS_16(i) FG_SUMS_4(i), FG_SUMS_4(i + 4), FG_SUMS_4(i + 8), FG_SUMS_4(i + 12)
 FG_DEVICE void multiply_warpgroup(float (&d)[32], u64 a, u64 b) {
@@ -332,7 +380,8 @@ FG_DEVICE void multiply_warpgroup(float (&d)[128], u64 a, u64 b) {
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
         "}, %128, %129, more, 1, 1, 0, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96), FG_SUMS_16(112)
+        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96),
+          FG_SUMS_16(112)
         : "l"(a), "l"(b));
 }
 FG_DEVICE void multiply_warpgroup(float (&d)[128], const u32 (&a)[4], u64 b) {
@@ -347,7 +396,8 @@ FG_DEVICE void multiply_warpgroup(float (&d)[128], const u32 (&a)[4], u64 b) {
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
         "}, {%128, %129, %130, %131}, %132, more, 1, 1, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96), FG_SUMS_16(112)
+        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96),
+          FG_SUMS_16(112)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 FG_DEVICE void begin_multiply() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -359,14 +409,14 @@ FG_DEVICE void wait_multiply() {
 }
 // What threads have written to shared memory is there for wgmma.
 FG_DEVICE void show_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The value is what it is from here on: not earlier, when wgmma may still be at work.
+FG_DEVICE void pin(float &x) { asm volatile("" : "+f"(x)::"memory"); }
+FG_DEVICE void pin(u32 &x) { asm volatile("" : "+r"(x)::"memory"); }
+#endif
 
 // Rows of 128 bytes, eight of which make a pattern of 1024 bytes (its beginning is a multiple of that): unit u of row r is at
 // u ^ (r % 8).
 FG_DEVICE u32 place_wide(u32 row, u32 unit) { return row * 128 + (unit ^ (row % 8)) * 16; }
-FG_DEVICE u64 describe(const u8 *rows) {
-    u64 address = shared_address(rows) >> 4 & 0x3fff;
-    return address | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
 // 8-bit weights: rows of 64 bytes, so placed that the same unit of eight rows is in different banks.
 FG_DEVICE u32 place_narrow(u32 row, u32 unit) { return row * 64 + (unit ^ (row / 2 % 4)) * 16; }
 
@@ -384,9 +434,8 @@ struct Wide<f8> {
     static constexpr u32 ROW = 64, STAGES = 5;
     FG_DEVICE u32 place(u32 row, u32 unit) { return place_narrow(row, unit); }
     FG_DEVICE u32 pair(const u8 *tile, u32 row, u32 eight, u32 t) {
-        u32 four = *(const u32 *)(tile + place_narrow(row, eight / 2) + eight % 2 * 8 + t / 2 * 4), wide;
-        asm("prmt.b32 %0, %1, %1, %2;" : "=r"(wide) : "r"(four), "r"(t % 2 ? 0xb3a2 : 0x9180));
-        return raise_bf16x2(wide << 4 & 0x87f087f0u);
+        u32 four = *(const u32 *)(tile + place_narrow(row, eight / 2) + eight % 2 * 8 + t / 2 * 4);
+        return Unit<f8>::pair<0>(four >> t % 2 * 16);
     }
 };
 template <class W>
@@ -485,13 +534,13 @@ FG_DEVICE void wide_tile(const Product &p, const Place &at, const u64 *row_at, u
                 convert(a[1 - turn], stage + 1);  // past the last one, of what is not used
                 wait_multiply<0>();
                 FG_UNROLL
-                for (u32 i = 0; i < 16; i++) asm volatile("" : "+r"(a[1 - turn][i / 4][i % 4])::"memory");
+                for (u32 i = 0; i < 16; i++) pin(a[1 - turn][i / 4][i % 4]);
             }
         }
     }
     wait_multiply<0>();
     FG_UNROLL
-    for (u32 i = 0; i < N / 2; i++) asm volatile("" : "+f"(sums[i])::"memory");
+    for (u32 i = 0; i < N / 2; i++) pin(sums[i]);
 
     FG_UNROLL
     for (u32 high = 0; high < 2; high++) {
@@ -517,7 +566,7 @@ FG_DEVICE void wide(Product p) {
     at.output = blockIdx.y * WIDE_OUTPUTS;
     find_rows(p, row_at, WIDE_ROWS, at.first, at.rows);
     // The launch gives 1024 bytes more.
-    shared += (1024 - shared_address(shared) % 1024) % 1024;
+    shared += (1024 - (u64)shared % 1024) % 1024;
     if (at.rows > 128) {
         wide_tile<W, 256>(p, at, row_at, shared);
     } else if (at.rows > 64) {

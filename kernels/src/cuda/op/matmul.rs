@@ -52,8 +52,8 @@ pub fn matmul(
 }
 
 /// `out[r][o] = Σ_i x[x_rows[r]][i] · w_g[o][i]` for the rows `r` of every group `g`; without `x_rows`, row `r` of `x`. Rows from
-/// `groups.offsets[groups.count]` on are left alone. Rows of `x` follow each other without gaps, and every one that `x_rows` names
-/// is there.
+/// `groups.offsets[groups.count]` on are left alone. Rows of `x` follow each other without gaps, and every one that `x_rows`
+/// names is there.
 ///
 /// # Errors
 /// If the device fails.
@@ -235,16 +235,28 @@ const TILES: [Tile; 4] = [
     },
 ];
 
-/// The warps of a block that read rows of so many bytes in whole rounds of [`AHEAD`] lines each: most of them (`many`), or the
-/// most that have two rounds. None if that would leave most of a block's warps out.
-fn whole_rounds(row_bytes: usize, many: bool) -> Option<usize> {
+/// The warps of a block that read rows of so many bytes in whole rounds of [`AHEAD`] lines each, `most` at most. None if that
+/// would leave most of them out.
+fn whole_rounds(row_bytes: usize, most: usize) -> Option<usize> {
     if row_bytes == 0 || !row_bytes.is_multiple_of(LINE * AHEAD) {
         return None;
     }
     let rounds = row_bytes / (LINE * AHEAD);
-    let most = if many { rounds } else { rounds.div_ceil(2) }.min(FEW_WARPS);
+    let most = most.min(rounds);
     let warps = (1..=most).rev().find(|warps| rounds.is_multiple_of(*warps))?;
     (warps * 2 >= most).then_some(warps)
+}
+
+/// The most warps a block should have: so many that all tiles are on a large GPU at once, and are read by all the warps it has
+/// room for. Where they are more anyway, each warp has two rounds, to ask for one while it uses the other.
+fn most_warps(row_bytes: usize, tiles: usize) -> usize {
+    if tiles <= WAVE {
+        FEW_WARPS
+    } else if tiles <= 2 * WAVE {
+        FEW_WARPS / 2
+    } else {
+        (row_bytes / (LINE * AHEAD)).div_ceil(2).clamp(1, FEW_WARPS)
+    }
 }
 
 /// In place of the last of them on Hopper: its kernels use instructions that no other GPU has.
@@ -286,6 +298,10 @@ const WIDE_SPARE: usize = 1024;
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         let launch = self.choose();
+        self.start(&launch)
+    }
+
+    fn start(self, launch: &Launch) -> Result<(), DeviceError> {
         let (one, table, offsets, x_rows, count) = match &self.which {
             Which::One(w) => (Some(*w), None, 0, 0, 1),
             Which::Batch(w) => (None, Some(*w), 0, 0, w.count()),
@@ -314,7 +330,7 @@ impl Product<'_> {
         ];
         // SAFETY: the callers have checked the lengths of `out` and `x`; matrices, tables and groups are of the lengths that the
         // kernels read.
-        unsafe { self.out.device().launch(&launch, &args) }
+        unsafe { self.out.device().launch(launch, &args) }
     }
 
     /// The kernel, and its blocks.
@@ -347,8 +363,7 @@ impl Product<'_> {
         }
         let (few, typical) = match &self.which {
             Which::One(_) | Which::Batch(_) => {
-                let whole = whole_rounds(self.k * self.kind.bytes(), true).is_some();
-                (self.rows <= FEW_ROWS || self.is_more() && whole, self.rows)
+                (self.rows <= FEW_ROWS || self.is_more() && self.whole().is_some(), self.rows)
             }
             // How rows fall on groups is not known here: some have twice what there is on average.
             Which::Group(_, groups, _) => {
@@ -399,8 +414,7 @@ impl Product<'_> {
 
     fn few(&self, slot: usize) -> Launch {
         let (tiles, row_bytes) = (self.n.div_ceil(FEW_OUTPUTS), self.kind.row_bytes(self.k));
-        let tight = self.k * self.kind.bytes();
-        let whole = if self.aligned() { whole_rounds(tight, tiles < WAVE) } else { None };
+        let whole = if self.aligned() { self.whole() } else { None };
         let kernels = match (whole, self.aligned()) {
             (Some(_), _) if self.rows > FEW_ROWS && self.is_more() => {
                 ["few_rows_16_bf16", "few_rows_16_f16", "few_rows_16_f8"]
@@ -419,6 +433,12 @@ impl Product<'_> {
             threads: warps as u32 * 32,
             shared: 0,
         }
+    }
+
+    /// The warps of a block that reads its rows of a matrix in whole rounds.
+    fn whole(&self) -> Option<usize> {
+        let (row_bytes, tiles) = (self.k * self.kind.bytes(), self.n.div_ceil(FEW_OUTPUTS));
+        whole_rounds(row_bytes, most_warps(row_bytes, tiles)).or_else(|| whole_rounds(row_bytes, FEW_WARPS))
     }
 
     /// Whether it is up to [`MORE_ROWS`] rows that meet each matrix, and they stay in the first-level cache.
