@@ -7,7 +7,7 @@
 // meet again in attention_combine; how a row is cut depends on its own position only.
 #include "foggara.cuh"
 
-#define RUN 128    // positions of a part, or twice that, and so on, so that there are at most
+#define RUN 256    // positions of a part, or twice that, and so on, so that there are at most
 #define PARTS 32   // parts (attention.rs counts them too)
 #define WARPS 4
 

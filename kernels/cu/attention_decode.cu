@@ -5,7 +5,7 @@
 // at the end only. Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32.
 #include "foggara.cuh"
 
-#define RUN 128
+#define RUN 256
 #define PARTS 32
 #define WARPS 4
 

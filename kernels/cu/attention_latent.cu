@@ -7,7 +7,7 @@
 // scaled and rounded to f16, weights are rounded to f16, all sums are f32.
 #include "foggara.cuh"
 
-#define RUN 128
+#define RUN 256
 #define PARTS 32
 #define KEY 576
 #define VALUE 512

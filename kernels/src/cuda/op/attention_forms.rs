@@ -81,9 +81,9 @@ pub(super) struct Kernel {
 const CHUNK: usize = 16;
 /// Queries of a block of `kernels/cu/attention_prefill.cu`.
 const PREFILL_QUERIES: usize = 64;
-/// From so many query heads of one head of the cache on, tensor cores are used for rows that are taken alone: with fewer, the
-/// kernel of any shape is no slower, and rounds nothing.
-const DECODE_FROM: usize = 5;
+/// From so many query heads of one head of the cache on, tensor cores are used for rows that are taken alone: the kernel of any shape
+/// rounds nothing, but has to do more for each byte it reads the more heads there are.
+const DECODE_FROM: usize = 3;
 
 /// The kernel for rows that are taken alone. `widest(most)`: heads of the widest chunk where chunks have at most so many.
 ///
