@@ -1,13 +1,13 @@
 // Softmax attention over the paged cache, of any shape: one pass with a running maximum (Milakov and Gimelshein, "Online
 // normalizer calculation for softmax", 2018).
 //
-// A block has up to Q queries (some query heads of one head of the cache, of one row or of some rows of a sequence) and a part of
-// the positions they see. Of a warp, G lanes share a key: each has P pieces of 16 bytes of it, and the same pieces of the value and
-// of every query. So 32 / G positions are met at once, U times that before anything depends on them. Parts of a row's positions
-// meet again in attention_combine; how a row is cut depends on its own position only.
+// A block has up to Q queries (some query heads of one head of the cache, of one row or of some rows of a sequence) and a part
+// of the positions they see. Of a warp, G lanes share a key: each has P pieces of 16 bytes of it, and the same pieces of the
+// value and of every query. So 32 / G positions are met at once, U times that before anything depends on them. Parts of a row's
+// positions meet again in attention_combine; how a row is cut depends on its own position only.
 #include "foggara.cuh"
 
-#define RUN 128    // positions of a part, or twice that, and so on, so that there are at most
+#define RUN 256    // positions of a part, or twice that, and so on, so that there are at most
 #define PARTS 32   // parts (attention.rs counts them too)
 #define WARPS 4
 
@@ -308,15 +308,12 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
 typedef float f32;
 ATTEND(f16, 8, 1, 1)
 ATTEND(f16, 8, 1, 2)
-ATTEND(f16, 8, 1, 4)
 ATTEND(f16, 8, 1, 8)
 ATTEND(f16, 16, 1, 1)
 ATTEND(f16, 16, 1, 2)
-ATTEND(f16, 16, 1, 4)
 ATTEND(f16, 16, 1, 8)
 ATTEND(f16, 32, 1, 1)
 ATTEND(f16, 32, 1, 2)
-ATTEND(f16, 32, 1, 4)
 ATTEND(f16, 32, 1, 8)
 ATTEND(f16, 32, 3, 1)
 ATTEND(f16, 32, 3, 4)
@@ -331,8 +328,8 @@ ATTEND(f32, 32, 2, 4)
 ATTEND(f32, 32, 5, 1)
 ATTEND(f32, 32, 5, 4)
 
-// One block for a head (blockIdx.y) of a row: its parts together, and the sink. With `run` 0, the row is the unit; otherwise one of
-// all units' rows, of which each part is so many positions from the sequence's first on.
+// One block for a head (blockIdx.y) of a row: its parts together, and the sink. With `run` 0, the row is the unit; otherwise
+// one of all units' rows, of which each part is so many positions from the sequence's first on.
 FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 unit_count, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window, u32 run)) {
     FG_SHARED float weights[PARTS];
     u32 head = blockIdx.y, lane = threadIdx.x % 32;

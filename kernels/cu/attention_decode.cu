@@ -1,11 +1,11 @@
-// Softmax attention of single rows over a paged cache in half precision, on tensor cores: for many query heads of one head of the
-// cache, which are at most 16 of a product. (See attention.cu, whose parts and combination of parts these are, too.)
+// Softmax attention of single rows over a paged cache in half precision, on tensor cores: for many query heads of one head of
+// the cache, which are at most 16 of a product. (See attention.cu, whose parts and combination of parts these are, too.)
 //
-// Each warp has its own positions, 16 at a time, of which the next STAGES - 1 times 16 are on their way: warps wait for each other
-// at the end only. Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32.
+// Each warp has its own positions, 16 at a time, of which the next STAGES - 1 times 16 are on their way: warps wait for each
+// other at the end only. Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32.
 #include "foggara.cuh"
 
-#define RUN 128
+#define RUN 256
 #define PARTS 32
 #define WARPS 4
 

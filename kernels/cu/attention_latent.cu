@@ -1,13 +1,13 @@
-// Softmax attention over keys of latent attention (DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2), on tensor cores: one key of 576
-// elements at each position for all query heads, of which the first 512 are the value, in half precision. (See attention.cu, whose
-// parts and combination of parts these are, too.)
+// Softmax attention over keys of latent attention (DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2), on tensor cores: one key
+// of 576 elements at each position for all query heads, of which the first 512 are the value, in half precision. (See
+// attention.cu, whose parts and combination of parts these are, too.)
 //
-// A block has M times 16 queries and meets the positions they see in tiles of 32, of which the next is on its way while one is used.
-// Of a tile, each of four warps makes the scores of 8 positions, then all together their 128 elements of the values. Queries are
-// scaled and rounded to f16, weights are rounded to f16, all sums are f32.
+// A block has M times 16 queries and meets the positions they see in tiles of 32, of which the next is on its way while one is
+// used. Of a tile, each of four warps makes the scores of 8 positions, then all together their 128 elements of the values.
+// Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32.
 #include "foggara.cuh"
 
-#define RUN 128
+#define RUN 256
 #define PARTS 32
 #define KEY 576
 #define VALUE 512

@@ -1,10 +1,10 @@
 // Softmax attention of many rows of a sequence over a paged cache in half precision, on tensor cores (Dao, "FlashAttention-2",
 // 2023; the running maximum is that of Milakov and Gimelshein, 2018).
 //
-// A block has 64 queries (all query heads of one head of the cache, of some rows), each warp 16 of them, and meets the positions
-// they see in tiles, of which the next is on its way while one is used. Where there are few blocks, positions are cut into parts of
-// `run`, which meet again in attention_combine. Queries are scaled and rounded to f16, weights are rounded
-// to f16, all sums are f32.
+// A block has 64 queries (all query heads of one head of the cache, of some rows), each warp 16 of them, and meets the
+// positions they see in tiles, of which the next is on its way while one is used. Where there are few blocks, positions are cut
+// into parts of `run`, which meet again in attention_combine. Queries are scaled and rounded to f16, weights are rounded to
+// f16, all sums are f32.
 #include "foggara.cuh"
 
 #define WARPS 4
@@ -92,8 +92,8 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
     places.is_power = (block_size & (block_size - 1)) == 0;
     while (places.is_power && (1u << places.shift) < block_size) places.shift++;
 
-    // The two queries this thread has a part of: how far they see. Where they are in rows × heads (where there are parts, in those of
-    // all units) is kept in shared memory.
+    // The two queries this thread has a part of: how far they see. Where they are in rows × heads (where there are parts, in
+    // those of all units) is kept in shared memory.
     FG_SHARED u32 owners[QUERIES];
     u32 len[2], owner[2];
     FG_UNROLL

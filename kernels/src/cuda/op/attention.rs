@@ -9,7 +9,7 @@ use super::step_rows::StepRows;
 use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
 
 /// Positions of a part, or twice that, and so on, so that there are at most [`PARTS`] (`kernels/cu/attention.cu`).
-const RUN: usize = 128;
+const RUN: usize = 256;
 const PARTS: usize = 32;
 
 /// Blocks that rows that are taken together should be at least, if their context can be cut: two or three for each of a GPU's
@@ -154,7 +154,11 @@ pub fn attention(
             && out.len() >= rows.rows() * heads * sizes.values.dim(),
         "attention: q and out"
     );
-    assert!(q.address().is_multiple_of(8), "attention: queries are read two by two");
+    let pair = 2 * if matches!(out, ActsViewMut::F32(_)) { 4 } else { 2 };
+    assert!(
+        q.address().is_multiple_of(8) && out.address().is_multiple_of(pair),
+        "attention: queries and results are met two by two"
+    );
     assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
     assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
     let step = Step { out: &mut out, q, kv, layer, rows, a };

@@ -215,8 +215,8 @@ fn check(device: &Device, case: &Case, tolerance: f64) {
     assert!(error <= tolerance, "{case:?}: off by {error:.2e}, allowed {tolerance:.0e}");
 }
 
-/// Rows that are taken one by one at every kind of place: the first, around parts of 128, beyond 32 of them.
-const ALONE: [(usize, usize); 6] = [(0, 1), (15, 3), (127, 1), (128, 2), (300, 1), (1000, 1)];
+/// Rows that are taken one by one at every kind of place: the first, around the ends of parts of 256.
+const ALONE: [(usize, usize); 6] = [(0, 1), (15, 3), (255, 1), (256, 2), (300, 1), (1000, 1)];
 
 #[test]
 fn rows_alone_of_every_shape() {
@@ -232,12 +232,13 @@ fn rows_alone_of_every_shape() {
             (KvKind::F16, 8, vec![1, 2]),
             (KvKind::F16, 20, vec![8]),
             (KvKind::F16, 33, vec![9, 3]),
-            (KvKind::F16, 64, vec![4, 4]),
+            (KvKind::F16, 64, vec![2, 2]),
+            (KvKind::F16, 72, vec![4, 4]),
             (KvKind::F16, 80, vec![1, 1]),
             (KvKind::F16, 96, vec![2]),
-            (KvKind::F16, 128, vec![4, 4]),
+            (KvKind::F16, 128, vec![2, 2]),
             (KvKind::F16, 128, vec![1]),
-            (KvKind::F16, 128, vec![3, 1]),
+            (KvKind::F16, 128, vec![2, 1]),
             (KvKind::F16, 256, vec![2, 2]),
             (KvKind::F16, 256, vec![1]),
             (KvKind::F16, 200, vec![6]),
@@ -300,7 +301,7 @@ fn rows_alone_on_tensor_cores() {
             (64, vec![8, 8]),
             (80, vec![5]),
             (96, vec![16, 2]),
-            (128, vec![8]),
+            (128, vec![4, 1]),
             (128, vec![20]),
             (256, vec![6]),
         ] {
@@ -439,7 +440,7 @@ fn blocks_of_any_size() {
 #[test]
 fn results_in_bf16_rows_missing_and_little_scratch() {
     for device in devices() {
-        let case = Case::new(KvKind::F16, &[4, 4], 64, &[(0, 1), (15, 1), (400, 3)]);
+        let case = Case::new(KvKind::F16, &[4, 4], 72, &[(0, 1), (15, 1), (400, 3)]);
         check(&device, &Case { fixed: Some(9), ..case.clone() }, 1e-5);
         check(&device, &Case { scratch: 2, ..case.clone() }, 1e-5);
         check(&device, &Case { fixed: Some(5), scratch: 1, ..case.clone() }, 1e-5);
@@ -451,9 +452,9 @@ fn results_in_bf16_rows_missing_and_little_scratch() {
 #[test]
 fn a_long_context_is_cut_into_longer_parts() {
     for device in devices() {
-        let runs = [(4095, 1), (4096, 1), (9000, 1)];
+        let runs = [(8191, 1), (8192, 1), (9000, 1)];
         check(&device, &Case::new(KvKind::F16, &[2], 16, &runs), 1e-5);
-        check(&device, &Case { window: Some(4500), ..Case::new(KvKind::F16, &[1], 16, &runs) }, 1e-5);
+        check(&device, &Case { window: Some(8300), ..Case::new(KvKind::F16, &[1], 16, &runs) }, 1e-5);
     }
 }
 
@@ -499,13 +500,15 @@ fn out_in_runs_of(device: &Device, case: &Case, each: usize) -> Vec<f32> {
 #[test]
 fn a_row_has_the_same_bits_whatever_else_there_is() {
     for device in devices() {
-        let alone = |runs: &[(usize, usize)], scratch, fixed| {
-            let case = Case { scratch, fixed, ..Case::new(KvKind::F16, &[4], 64, runs) };
-            bits_of_first(&device, &case)
-        };
-        let one = alone(&[(700, 1)], 1, None);
-        assert_eq!(one, alone(&[(700, 1), (2000, 3), (1, 1)], 64, None));
-        assert_eq!(one, alone(&[(700, 1), (900, 1)], 1, Some(7)));
+        for heads in [2, 4] {
+            let alone = |runs: &[(usize, usize)], scratch, fixed| {
+                let case = Case { scratch, fixed, ..Case::new(KvKind::F16, &[heads], 64, runs) };
+                bits_of_first(&device, &case)
+            };
+            let one = alone(&[(700, 1)], 1, None);
+            assert_eq!(one, alone(&[(700, 1), (2000, 3), (1, 1)], 64, None));
+            assert_eq!(one, alone(&[(700, 1), (900, 1)], 1, Some(7)));
+        }
     }
 }
 

@@ -44,13 +44,14 @@ impl DeviceKv {
     /// If there is no memory.
     ///
     /// # Panics
-    /// If a size is 0, or a value within a key is longer than the key.
+    /// If a size is 0, a value within a key is longer than the key, or a layer has 2³² positions of all heads.
     pub fn new(device: &Device, sizes: KvSizes, kind: KvKind) -> Result<Self, DeviceError> {
         let most = sizes.key_dim;
         assert!(sizes.block_size > 0 && sizes.kv_heads > 0 && most > 0, "KV cache: {sizes:?}");
         assert!(!matches!(sizes.values, Values::InKey(dim) if dim > most), "KV cache: {sizes:?}");
         let [key_stride, value_stride] = strides(&sizes, kind);
-        let positions = sizes.layers * sizes.blocks * sizes.kv_heads * sizes.block_size;
+        // Kernels number them so.
+        let positions = sizes.layers * u32_of(sizes.blocks * sizes.kv_heads * sizes.block_size) as usize;
         let keys = device.zeros(positions * key_stride * kind.size())?;
         let values = device.zeros(positions * value_stride * kind.size())?;
         Ok(Self { kind, sizes, key_stride, value_stride, keys, values })

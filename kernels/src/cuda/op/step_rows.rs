@@ -65,7 +65,8 @@ impl StepRows {
     }
 
     /// The fixed form: `rows` rows, each alone, with `blocks` blocks altogether, none of which sees more than `context`
-    /// positions.
+    /// positions. Attention starts blocks for `context` positions of every row, and those that find nothing there end at once: a bound
+    /// of many times what rows see costs time.
     ///
     /// # Errors
     /// If there is no memory, or the device fails.
