@@ -14,20 +14,39 @@ use crate::{place, process};
 /// Only what changed is compiled. Tests that are run by `cargo xtask test` have this done for them.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also check every access to memory and undefined behaviour, into target/cuda-host-sanitized/; slow.
-    ///
-    /// Tests use it with FOGGARA_TWIN=…/libfoggara_twin.so, LD_PRELOAD="$(g++ -print-file-name=libasan.so)" and
-    /// ASAN_OPTIONS=detect_leaks=0.
-    #[arg(long)]
-    sanitize: bool,
+    /// Also look for mistakes that are not seen otherwise, into a folder of its own; slow. Prints how tests use it.
+    #[arg(long, value_enum)]
+    find: Option<Mistakes>,
+}
+
+/// What can be looked for.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Mistakes {
+    /// Accesses outside of what a thread has, and undefined behaviour.
+    Memory,
+    /// Threads that write what others read or write, with no barrier between them.
+    Races,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let build = if arguments.sanitize { Build::SANITIZED } else { Build::PLAIN };
+    let (build, sanitizer, options) = match arguments.find {
+        None => (Build::PLAIN, "", ""),
+        Some(Mistakes::Memory) => (Build::MEMORY, "asan", "ASAN_OPTIONS=detect_leaks=0"),
+        Some(Mistakes::Races) => {
+            (Build::RACES, "tsan", "TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 setarch -R")
+        }
+    };
     if build.todo()? {
         build.run()?;
     }
-    println!("{} is built.", place::typed(&build.library()));
+    let library = build.library();
+    println!("{} is built.", place::typed(&library));
+    if arguments.find.is_some() {
+        println!(
+            "FOGGARA_TWIN={} LD_PRELOAD=$(g++ -print-file-name=lib{sanitizer}.so) {options} TESTS --test-threads=1",
+            library.display()
+        );
+    }
     Ok(())
 }
 
@@ -61,10 +80,12 @@ fn at_once() -> usize {
 
 impl Build {
     pub const PLAIN: Self = Self { folder: "target/cuda-host", flags: &[] };
-    const SANITIZED: Self = Self {
-        folder: "target/cuda-host-sanitized",
+    const MEMORY: Self = Self {
+        folder: "target/cuda-host-memory",
         flags: &["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
     };
+    const RACES: Self =
+        Self { folder: "target/cuda-host-races", flags: &["-fsanitize=thread", "-DFOGGARA_RACES"] };
 
     fn folder(&self) -> PathBuf {
         place::root().join(self.folder)
@@ -110,7 +131,12 @@ impl Build {
         let include = place::root().join("kernels/cu");
         let commands = stale.into_iter().map(|(source, object)| {
             let mut command = compiler();
-            command.args(FLAGS).args(self.flags).arg("-I").arg(&include).args(["-x", "c++", "-c"]);
+            command.args(FLAGS).args(self.flags);
+            if source.extension().is_some_and(|extension| extension == "cpp") {
+                // Threads are played here: what it does is no thread's own, and it says itself what is.
+                command.arg("-fno-sanitize=thread");
+            }
+            command.arg("-I").arg(&include).args(["-x", "c++", "-c"]);
             command.arg(source).arg("-o").arg(object);
             command
         });

@@ -17,6 +17,18 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#ifdef FOGGARA_RACES
+#include <sanitizer/tsan_interface.h>
+extern "C" void *__tsan_get_current_fiber();
+extern "C" void *__tsan_create_fiber(unsigned flags);
+extern "C" void __tsan_destroy_fiber(void *fiber);
+extern "C" void __tsan_switch_to_fiber(void *fiber, unsigned flags);
+extern "C" void AnnotateIgnoreReadsBegin(const char *file, int line);
+extern "C" void AnnotateIgnoreReadsEnd(const char *file, int line);
+extern "C" void AnnotateIgnoreWritesBegin(const char *file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char *file, int line);
+#endif
+
 namespace twin {
 
 __thread Here here;
@@ -44,7 +56,8 @@ struct Copy {
 
 struct Fiber {
     void *stack_pointer;
-    u32 group;  // of copies, that the next one belongs to
+    void *known_as;  // to the finder of races
+    u32 group;       // of copies, that the next one belongs to
     std::vector<Copy> copies;
 };
 
@@ -64,11 +77,14 @@ struct Runner {
     const Kernel *kernel = nullptr;
     void **arguments;
     void *main_stack_pointer;
+    void *main_known_as;
     const void *main_stack;
     size_t main_stack_bytes;
     u32 current;
     u32 runnable_warps;
     u32 threads, alive, at_barrier;
+    u32 openings;
+    u64 opened[2];
     bool backwards;
     u32 launches;
     u32 shared;
@@ -95,6 +111,10 @@ void forget_frames([[maybe_unused]] u8 *stack) {
 void end_runner(void *pointer) {
     Runner *r = (Runner *)pointer;
     for (u32 i = 0; i < MAX_THREADS; i++) forget_frames(r->stacks + STACK * i);
+#ifdef FOGGARA_RACES
+    for (Fiber &fiber : r->fibers)
+        if (fiber.known_as) __tsan_destroy_fiber(fiber.known_as);
+#endif
     munmap(r->stacks, STACK * MAX_THREADS);
     u64 bytes = round_up(MAX_SHARED, PAGE);
     munmap(r->shared_end - bytes, bytes + PAGE);
@@ -144,6 +164,9 @@ Runner *this_runner() {
     r->stacks = map(STACK * MAX_THREADS);
     for (u32 i = 0; i < MAX_THREADS; i++) *stack_canary(*r, i) = CANARY;
     r->shared_end = shared + bytes;
+#ifdef FOGGARA_RACES
+    r->main_known_as = __tsan_get_current_fiber();
+#endif
     r->here = &here;
     runner = r;
     pthread_setspecific(runner_key, r);
@@ -268,9 +291,37 @@ void stack_changed() {
     runner->main_stack = from;
     runner->main_stack_bytes = bytes;
 }
+#elif defined(FOGGARA_RACES)
+inline void change_stack(Runner &r, void **save, void *to, u32 thread, bool) {
+    __tsan_switch_to_fiber(thread < MAX_THREADS ? r.fibers[thread].known_as : r.main_known_as, 1);
+    foggara_twin_switch(save, to);
+}
+inline void stack_changed() {}
 #else
 inline void change_stack(Runner &, void **save, void *to, u32, bool) { foggara_twin_switch(save, to); }
 inline void stack_changed() {}
+#endif
+
+// What the finder of races takes for order between threads: a block's begin and end, __syncthreads and __syncwarp; not
+// shuffles, votes and products, which order nothing in memory.
+#ifdef FOGGARA_RACES
+void leave_to(void *place) { __tsan_release(place); }
+void take_from(void *place) { __tsan_acquire(place); }
+void known_fiber(Fiber &fiber) {
+    if (!fiber.known_as) fiber.known_as = __tsan_create_fiber(0);
+}
+void exchange_unseen(Exchange exchange, u32 mask, void **operands) {
+    AnnotateIgnoreReadsBegin("", 0);
+    AnnotateIgnoreWritesBegin("", 0);
+    exchange(mask, operands);
+    AnnotateIgnoreWritesEnd("", 0);
+    AnnotateIgnoreReadsEnd("", 0);
+}
+#else
+inline void leave_to(void *) {}
+inline void take_from(void *) {}
+inline void known_fiber(Fiber &) {}
+inline void exchange_unseen(Exchange exchange, u32 mask, void **operands) { exchange(mask, operands); }
 #endif
 
 u32 pick(const Runner &r, u32 set) { return r.backwards ? 31 - __builtin_clz(set) : __builtin_ctz(set); }
@@ -293,6 +344,8 @@ inline __attribute__((always_inline)) void run_another(Runner &r, void **save, b
 }
 
 void open_barrier(Runner &r) {
+    take_from(&r.at_barrier);
+    leave_to(&r.opened[r.openings++ % 2]);
     r.at_barrier = 0;
     for (u32 w = 0; w * 32 < r.threads; w++) {
         Warp &warp = r.warps[w];
@@ -312,9 +365,11 @@ void not_runnable(Runner &r, u32 thread) {
 void fiber_main() {
     stack_changed();
     Runner &r = *runner;
+    take_from(&r.threads);
     r.kernel->call(r.kernel->function, r.arguments);
     u32 thread = r.current;
     if (*stack_canary(r, thread) != CANARY) fail("used more stack than there is");
+    leave_to(&r.alive);
     not_runnable(r, thread);
     r.alive--;
     if (r.alive && r.at_barrier == r.alive) open_barrier(r);
@@ -342,12 +397,15 @@ void run_block(Runner &r) {
     for (u32 i = 0; i < r.threads; i++) {
         Fiber &fiber = r.fibers[i];
         forget_frames(r.stacks + STACK * i);
+        known_fiber(fiber);
         fiber.stack_pointer = first_frame(r.stacks + STACK * (i + 1), fiber_main);
         fiber.group = 0;
         fiber.copies.clear();
     }
     r.current = pick(r, r.runnable_warps) * 32;
+    leave_to(&r.threads);
     run_another(r, &r.main_stack_pointer);
+    take_from(&r.alive);
     for (u8 *at = here.dynamic_shared + r.shared; at < r.shared_end; at++)
         if (*at != 0xff) fail("wrote behind its dynamic shared memory");
 }
@@ -405,10 +463,17 @@ extern "C" __attribute__((visibility("default"))) void __ubsan_on_report() {
 void block_together() {
     Runner &r = *runner;
     u32 thread = r.current;
-    if (++r.at_barrier == r.alive) return open_barrier(r);
-    r.warps[thread / 32].at_barrier |= 1u << thread % 32;
-    not_runnable(r, thread);
-    run_another(r, &r.fibers[thread].stack_pointer);
+    // Who is ahead at the next barrier must not be heard from at this one: there are two places, by turns.
+    u64 *opened = &r.opened[r.openings % 2];
+    leave_to(&r.at_barrier);
+    if (++r.at_barrier == r.alive) {
+        open_barrier(r);
+    } else {
+        r.warps[thread / 32].at_barrier |= 1u << thread % 32;
+        not_runnable(r, thread);
+        run_another(r, &r.fibers[thread].stack_pointer);
+    }
+    take_from(opened);
 }
 
 void warp_together(u32 mask, const char *what, Exchange exchange, void *operand) {
@@ -426,7 +491,7 @@ void warp_together(u32 mask, const char *what, Exchange exchange, void *operand)
         for (u32 other = 0; other < 32; other++)
             if (mask >> other & 1) same &= warp.mask[other] == mask && warp.exchange[other] == exchange;
         if (same) {
-            if (exchange) exchange(mask, warp.operand);
+            if (exchange) exchange_unseen(exchange, mask, warp.operand);
             warp.together &= ~mask;
             warp.runnable |= mask;
             return;
@@ -449,6 +514,7 @@ void copy_async(void *shared, const void *global) {
     check_shared(shared);
     if ((u64)global % 16) fail("copies from an address that is not aligned to 16");
     memset(shared, 0xff, 16);
+    writes_16(shared);
     Fiber &fiber = runner->fibers[runner->current];
     fiber.copies.push_back({shared, global, fiber.group});
 }
@@ -460,6 +526,8 @@ void copy_async_wait(u32 left) {
     u64 done = 0;
     while (done < fiber.copies.size() && fiber.copies[done].group + left < fiber.group) {
         const Copy &copy = fiber.copies[done++];
+        if (copy.from) reads_16(copy.from);
+        writes_16(copy.to);
         if (copy.from) memcpy(copy.to, copy.from, 16);
         else memset(copy.to, 0, 16);
     }
@@ -531,7 +599,24 @@ void multiplication_f16_exchange(u32, void **operands) { multiply(operands, true
 
 }  // namespace twin
 
+#ifdef FOGGARA_RACES
+// Each lane has a place of its own to hear from: who is ahead by then has left something newer in a common one.
+static void syncwarp_exchange(u32 mask, void **operands) {
+    using namespace twin;
+    take_from(&runner->warps[runner->current / 32].together);
+    for (u32 lane = 0; lane < 32; lane++)
+        if (mask >> lane & 1) leave_to(operands[lane]);
+}
+void fg_syncwarp(u32 mask) {
+    using namespace twin;
+    u64 place;
+    leave_to(&runner->warps[runner->current / 32].together);
+    warp_together(mask, "__syncwarp", syncwarp_exchange, &place);
+    take_from(&place);
+}
+#else
 void fg_syncwarp(u32 mask) { twin::warp_together(mask, "__syncwarp", nullptr, nullptr); }
+#endif
 
 // What kernels/src/cuda/twin.rs calls.
 

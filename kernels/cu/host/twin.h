@@ -31,6 +31,17 @@ void block_together();
 // Ends the process if 16 bytes there are not in shared memory, or not aligned.
 void check_shared(const void *pointer);
 
+// Tells the finder of races, where there is one, what it does not see by itself: 16 bytes are read or written by this thread.
+#ifdef FOGGARA_RACES
+extern "C" void __tsan_read16(void *pointer);
+extern "C" void __tsan_write16(void *pointer);
+inline void reads_16(const void *pointer) { __tsan_read16((void *)pointer); }
+inline void writes_16(void *pointer) { __tsan_write16(pointer); }
+#else
+inline void reads_16(const void *) {}
+inline void writes_16(void *) {}
+#endif
+
 void copy_async(void *shared, const void *global);  // from null: zeros
 void copy_async_commit();
 void copy_async_wait(u32 left);
@@ -185,23 +196,33 @@ FG_DEVICE int __any_sync(u32 mask, int value) { return __ballot_sync(mask, value
 FG_DEVICE int __all_sync(u32 mask, int value) { return __ballot_sync(mask, value) == mask; }
 FG_DEVICE u32 __activemask() { twin::fail("__activemask means nothing here"); }
 
-// Atomic operations. Only one fiber runs at a time, and no two host threads use a device's memory at once.
+// Atomic operations.
+template <class T, class F>
+FG_DEVICE T fg_atomic(T *at, F next) {
+    T old, now;
+    __atomic_load(at, &old, __ATOMIC_RELAXED);
+    do now = next(old);
+    while (!__atomic_compare_exchange(at, &old, &now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return old;
+}
 #define FG_ATOMIC(type)                                                                                               \
-    FG_DEVICE type atomicAdd(type *at, type x) { type old = *at; *at = old + x; return old; }                         \
-    FG_DEVICE type atomicMax(type *at, type x) { type old = *at; *at = old > x ? old : x; return old; }               \
-    FG_DEVICE type atomicMin(type *at, type x) { type old = *at; *at = old < x ? old : x; return old; }               \
-    FG_DEVICE type atomicExch(type *at, type x) { type old = *at; *at = x; return old; }                              \
-    FG_DEVICE type atomicOr(type *at, type x) { type old = *at; *at = old | x; return old; }                          \
-    FG_DEVICE type atomicAnd(type *at, type x) { type old = *at; *at = old & x; return old; }                         \
-    FG_DEVICE type atomicCAS(type *at, type is, type x) { type old = *at; if (old == is) *at = x; return old; }
+    FG_DEVICE type atomicAdd(type *at, type x) { return fg_atomic(at, [=](type old) { return old + x; }); }           \
+    FG_DEVICE type atomicMax(type *at, type x) { return fg_atomic(at, [=](type old) { return old > x ? old : x; }); } \
+    FG_DEVICE type atomicMin(type *at, type x) { return fg_atomic(at, [=](type old) { return old < x ? old : x; }); } \
+    FG_DEVICE type atomicExch(type *at, type x) { return fg_atomic(at, [=](type) { return x; }); }                    \
+    FG_DEVICE type atomicOr(type *at, type x) { return fg_atomic(at, [=](type old) { return old | x; }); }            \
+    FG_DEVICE type atomicAnd(type *at, type x) { return fg_atomic(at, [=](type old) { return old & x; }); }           \
+    FG_DEVICE type atomicCAS(type *at, type is, type x) {                                                             \
+        return fg_atomic(at, [=](type old) { return old == is ? x : old; });                                          \
+    }
 FG_ATOMIC(int)
 FG_ATOMIC(u32)
 FG_ATOMIC(u64)
-FG_DEVICE u32 atomicSub(u32 *at, u32 x) { u32 old = *at; *at = old - x; return old; }
-FG_DEVICE u32 atomicInc(u32 *at, u32 top) { u32 old = *at; *at = old >= top ? 0 : old + 1; return old; }
-FG_DEVICE float atomicAdd(float *at, float x) { float old = *at; *at = old + x; return old; }
-FG_DEVICE double atomicAdd(double *at, double x) { double old = *at; *at = old + x; return old; }
-FG_DEVICE float atomicExch(float *at, float x) { float old = *at; *at = x; return old; }
+FG_DEVICE u32 atomicSub(u32 *at, u32 x) { return fg_atomic(at, [=](u32 old) { return old - x; }); }
+FG_DEVICE u32 atomicInc(u32 *at, u32 top) { return fg_atomic(at, [=](u32 old) { return old >= top ? 0 : old + 1; }); }
+FG_DEVICE float atomicAdd(float *at, float x) { return fg_atomic(at, [=](float old) { return old + x; }); }
+FG_DEVICE double atomicAdd(double *at, double x) { return fg_atomic(at, [=](double old) { return old + x; }); }
+FG_DEVICE float atomicExch(float *at, float x) { return fg_atomic(at, [=](float) { return x; }); }
 
 // Arithmetic of CUDA that C does not have.
 template <class T>
@@ -305,10 +326,12 @@ FG_DEVICE void copy_async_wait() { twin::copy_async_wait(N); }
 
 FG_DEVICE void load_matrices(u32 (&out)[4], const void *row) {
     twin::Matrices mine = {out, row};
+    twin::reads_16(row);
     twin::warp_together(0xffffffffu, "load_matrices", &twin::matrices_exchange, &mine);
 }
 FG_DEVICE void load_matrices_transposed(u32 (&out)[4], const void *row) {
     twin::Matrices mine = {out, row};
+    twin::reads_16(row);
     twin::warp_together(0xffffffffu, "load_matrices_transposed", &twin::matrices_transposed_exchange, &mine);
 }
 FG_DEVICE void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
