@@ -5,6 +5,7 @@
 template <class W>
 FG_DEVICE void embed(float *out, const u32 *tokens, const u8 *table, const float *scales, u64 row_bytes, u32 table_rows,
                      u32 first, u32 width, float scale) {
+    begin_after_others();
     u32 row = tokens[blockIdx.x] - first;  // huge for tokens before the first
     bool live = row < table_rows;
     const W *from = (const W *)(table + (live ? row : 0) * row_bytes);
@@ -46,6 +47,7 @@ constexpr u32 EACH = 4;
 template <class A>
 FG_DEVICE void gated(A *out, const float *gate_up, const float *bias, const u32 *group_of_row, const u32 *total, u32 width,
                      u32 activation, float alpha, float limit) {
+    begin_after_others();
     u64 row = blockIdx.x;
     if (total && row >= *total) return;
     const float *gate = gate_up + row * width * 2;
@@ -74,6 +76,7 @@ GATED(gated_bf16, bf16)
 
 // Blocks: rows × parts of a row.
 FG_KERNEL(256, add_bias, (float *x, const float *bias, u64 stride, u32 width)) {
+    begin_after_others();
     u32 i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i < width) x[blockIdx.x * stride + i] += bias[i];
 }
@@ -81,6 +84,7 @@ FG_KERNEL(256, add_bias, (float *x, const float *bias, u64 stride, u32 width)) {
 // One block a row of `words` pieces: out[r] = x[rows[r]], or zeros where there is no such row.
 template <class T>
 FG_DEVICE void gather_rows(T *out, const T *x, const u32 *rows, u32 x_rows, u32 words, T zero) {
+    begin_after_others();
     u32 row = rows[blockIdx.x];
     const T *from = x + (u64)row * words;
     out += (u64)blockIdx.x * words;

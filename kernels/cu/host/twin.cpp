@@ -45,6 +45,7 @@ struct Copy {
 struct Fiber {
     void *stack_pointer;
     u32 group;  // of copies, that the next one belongs to
+    bool waited;  // for the kernel before
     std::vector<Copy> copies;
 };
 
@@ -315,6 +316,7 @@ void fiber_main() {
     r.kernel->call(r.kernel->function, r.arguments);
     u32 thread = r.current;
     if (*stack_canary(r, thread) != CANARY) fail("used more stack than there is");
+    if (!r.fibers[thread].waited) fail("ends without wait_for_kernel_before");
     not_runnable(r, thread);
     r.alive--;
     if (r.alive && r.at_barrier == r.alive) open_barrier(r);
@@ -344,6 +346,7 @@ void run_block(Runner &r) {
         forget_frames(r.stacks + STACK * i);
         fiber.stack_pointer = first_frame(r.stacks + STACK * (i + 1), fiber_main);
         fiber.group = 0;
+        fiber.waited = false;
         fiber.copies.clear();
     }
     r.current = pick(r, r.runnable_warps) * 32;
@@ -452,6 +455,8 @@ void copy_async(void *shared, const void *global) {
     Fiber &fiber = runner->fibers[runner->current];
     fiber.copies.push_back({shared, global, fiber.group});
 }
+
+void wait_for_kernel_before() { runner->fibers[runner->current].waited = true; }
 
 void copy_async_commit() { runner->fibers[runner->current].group++; }
 

@@ -31,6 +31,8 @@ void block_together();
 // Ends the process if 16 bytes there are not in shared memory, or not aligned.
 void check_shared(const void *pointer);
 
+void wait_for_kernel_before();  // remembers that it was called
+
 void copy_async(void *shared, const void *global);  // from null: zeros
 void copy_async_commit();
 void copy_async_wait(u32 left);
