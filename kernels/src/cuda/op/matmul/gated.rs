@@ -96,3 +96,7 @@ impl Product<'_> {
             && (self.rows <= super::FEW_ROWS || !self.is_more())
     }
 }
+
+#[cfg(test)]
+#[path = "gated_tests.rs"]
+mod tests;
