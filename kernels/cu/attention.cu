@@ -92,6 +92,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                       const u32 *step, u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks,
                       const float *sinks, u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, u32 key_stride,
                       u32 value_stride, u32 in_key, u32 block_size, u32 window, float scale, float cap) {
+    begin_after_others();
     constexpr int V = 16 / (int)sizeof(E);                  // elements of a piece
     constexpr int S = 32 / G;                               // positions at once
     constexpr int U = P > 2 ? (G / Q < 2 ? G / Q : 2) : (G / Q < 4 ? G / Q : 4);
@@ -331,6 +332,7 @@ ATTEND(f32, 32, 5, 4)
 // One block for a head (blockIdx.y) of a row: its parts together, and the sink. With `run` 0, the row is the unit; otherwise
 // one of all units' rows, of which each part is so many positions from the sequence's first on.
 FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 unit_count, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window, u32 run)) {
+    begin_after_others();
     FG_SHARED float weights[PARTS];
     u32 head = blockIdx.y, lane = threadIdx.x % 32;
     Run unit = tile_of(step + units_at, unit_count, run ? 1 : 0, blockIdx.x);

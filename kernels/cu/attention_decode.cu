@@ -56,6 +56,7 @@ template <int D>
 FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values,
                       const u32 *step, u32 units_at, const u32 *chunks, const float *sinks, u32 heads, u32 kv_heads,
                       u32 block_size, u32 window, float scale, float cap) {
+    begin_after_others();
     using S = Shape<D>;
     constexpr float LOG2E = 1.4426950408889634f;
     constexpr int KS = D / 16, DS = D / 8;

@@ -68,6 +68,7 @@ template <int M>
 FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const u32 *step, u32 units_at,
                       u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32 block_size,
                       u32 window, float scale, float cap) {
+    begin_after_others();
     constexpr float LOG2E = 1.4426950408889634f;
     constexpr int DS = VALUE / 4 / 8;
     FG_DYNAMIC_SHARED(shared);

@@ -78,6 +78,7 @@ template <int D>
 FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values, const u32 *step,
                        u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,
                        u32 kv_heads, u32 block_size, u32 window, float scale, float cap, u32 run) {
+    begin_after_others();
     using S = Shape<D>;
     constexpr float LOG2E = 1.4426950408889634f;
     constexpr int KS = D / 16, NS = S::TILE / 8, DS = D / 8;

@@ -3,6 +3,7 @@
 
 template <class A>
 FG_DEVICE void convert(A *out, const float *x, u64 count) {
+    begin_after_others();
     u64 step = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) store(out + i, x[i]);
 }

@@ -3,6 +3,7 @@
 
 // Eight numbers of each thread: what shuffles and votes bring it.
 FG_KERNEL(1024, dialect_shuffles, (u32 *out, const u32 *values)) {
+    begin_after_others();
     u32 all = 0xffffffffu, thread = threadIdx.x, value = values[thread];
     u64 wide = (u64)value << 32 | thread;
     out += thread * 8;
@@ -20,6 +21,7 @@ FG_KERNEL(1024, dialect_shuffles, (u32 *out, const u32 *values)) {
 
 // Thread i < live gets the value of its neighbour on the left, through shared memory, again and again; others leave early.
 FG_KERNEL(1024, dialect_barriers, (u32 *values, u32 live, u32 rounds)) {
+    begin_after_others();
     FG_SHARED u32 shared[1024];
     u32 thread = threadIdx.x;
     if (thread >= live) return;
@@ -34,6 +36,7 @@ FG_KERNEL(1024, dialect_barriers, (u32 *values, u32 live, u32 rounds)) {
 }
 
 FG_KERNEL(1024, dialect_block_sum, (float *out, const float *values)) {
+    begin_after_others();
     u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
     float sum = block_sum(values[thread]);
     out[thread] = sum + block_sum(1.0f);
@@ -42,6 +45,7 @@ FG_KERNEL(1024, dialect_block_sum, (float *out, const float *values)) {
 // out (16×16) = a (16×16) · b, one warp. b is 16 columns of 16, or 16 rows of 16 if `transposed`. Through shared memory, with
 // rows 24 elements apart.
 FG_KERNEL(32, dialect_multiply, (float *out, const u16 *a, const u16 *b, u32 transposed)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(memory);
     u16 *shared_a = (u16 *)memory, *shared_b = shared_a + 16 * 24;
     u32 lane = threadIdx.x, row = lane / 2, column = lane % 2 * 8;
@@ -67,6 +71,7 @@ FG_KERNEL(32, dialect_multiply, (float *out, const u16 *a, const u16 *b, u32 tra
 
 // Each thread's copies arrive in the order of their groups; what is not live becomes zeros.
 FG_KERNEL(256, dialect_copies, (uint4 *out, const uint4 *values, u32 live)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(memory);
     u32 threads = blockDim.x, thread = threadIdx.x;
     uint4 *shared = (uint4 *)memory;
@@ -86,6 +91,7 @@ FG_KERNEL(256, dialect_copies, (uint4 *out, const uint4 *values, u32 live)) {
 
 // Of each number its f16 and its bf16 (alone, and as the upper one of a pair); and of each f16 and E4M3 its number.
 FG_KERNEL(256, dialect_to_halves, (u16 *out, const float *values, u32 count)) {
+    begin_after_others();
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
         out[i * 3] = to_f16(values[i]).bits;
         out[i * 3 + 1] = to_bf16(values[i]).bits;
@@ -93,6 +99,7 @@ FG_KERNEL(256, dialect_to_halves, (u16 *out, const float *values, u32 count)) {
     }
 }
 FG_KERNEL(256, dialect_from_halves, (float *out)) {
+    begin_after_others();
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < 65536; i += gridDim.x * blockDim.x) {
         out[i * 3] = to_float(f16{(u16)i});
         out[i * 3 + 1] = to_float(bf16{(u16)i});
@@ -101,6 +108,7 @@ FG_KERNEL(256, dialect_from_halves, (float *out)) {
 }
 
 FG_KERNEL(256, dialect_atomics, (u32 *sum, u64 *wide, float *parts, u32 *largest, u32 *places)) {
+    begin_after_others();
     u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
     atomicAdd(sum, thread);
     atomicAdd(wide, (u64)thread << 20);

@@ -5,6 +5,7 @@
 template <class W>
 FG_DEVICE void embed(float *out, const u32 *tokens, const u8 *table, const float *scales, u64 row_bytes, u32 table_rows,
                      u32 first, u32 width, float scale) {
+    begin_after_others();
     u32 row = tokens[blockIdx.x] - first;  // huge for tokens before the first
     bool live = row < table_rows;
     const W *from = (const W *)(table + (live ? row : 0) * row_bytes);
@@ -23,21 +24,6 @@ EMBED(embed_bf16, bf16)
 EMBED(embed_f16, f16)
 EMBED(embed_f8, f8)
 
-// Noam Shazeer, "GLU variants improve transformer", 2020. Comparisons, not fminf: what is no number stays so.
-enum Activation { SILU, GELU_TANH, CLAMPED_SWIGLU };
-
-// x · sigmoid(by)
-FG_DEVICE float swish(float x, float by) { return x / (1.0f + expf(-by)); }
-
-FG_DEVICE float activate(u32 activation, float gate, float up, float alpha, float limit) {
-    if (activation == SILU) return swish(gate, gate) * up;
-    // (1 + tanh(x)) / 2 = sigmoid(2x), which loses nothing where tanh is close to -1.
-    if (activation == GELU_TANH) return swish(gate, 1.595769f * (0.044715f * gate * gate * gate + gate)) * up;
-    gate = gate > limit ? limit : gate;
-    up = up > limit ? limit : up < -limit ? -limit : up;
-    return swish(gate, alpha * gate) * (up + 1.0f);
-}
-
 // Elements of a row that each thread works at, so that several loads are on their way.
 constexpr u32 EACH = 4;
 
@@ -46,6 +32,7 @@ constexpr u32 EACH = 4;
 template <class A>
 FG_DEVICE void gated(A *out, const float *gate_up, const float *bias, const u32 *group_of_row, const u32 *total, u32 width,
                      u32 activation, float alpha, float limit) {
+    begin_after_others();
     u64 row = blockIdx.x;
     if (total && row >= *total) return;
     const float *gate = gate_up + row * width * 2;
@@ -74,6 +61,7 @@ GATED(gated_bf16, bf16)
 
 // Blocks: rows × parts of a row.
 FG_KERNEL(256, add_bias, (float *x, const float *bias, u64 stride, u32 width)) {
+    begin_after_others();
     u32 i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i < width) x[blockIdx.x * stride + i] += bias[i];
 }
@@ -81,6 +69,7 @@ FG_KERNEL(256, add_bias, (float *x, const float *bias, u64 stride, u32 width)) {
 // One block a row of `words` pieces: out[r] = x[rows[r]], or zeros where there is no such row.
 template <class T>
 FG_DEVICE void gather_rows(T *out, const T *x, const u32 *rows, u32 x_rows, u32 words, T zero) {
+    begin_after_others();
     u32 row = rows[blockIdx.x];
     const T *from = x + (u64)row * words;
     out += (u64)blockIdx.x * words;

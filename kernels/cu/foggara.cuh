@@ -120,13 +120,14 @@ FG_DEVICE float fast_exp2(float x) {
 // 16 bytes that are read once: past the first-level cache.
 FG_DEVICE uint4 load_streaming(const void *global) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(global));
     return v;
 }
 
-// The same, but zeros where `live` is false (nothing is read then). In one piece, so that no one waits for the bytes here.
+// The same of what no kernel of a step writes: weights. Zeros where `live` is false (nothing is read then). In one piece, so that
+// no one waits for the bytes here.
 FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
     uint4 v;
     asm volatile(
@@ -136,7 +137,7 @@ FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
         : "l"(global), "r"((u32)live));
     return v;
 }
-// The same as load_streaming, but anything where `live` is false (nothing is read then).
+// The same, but anything where `live` is false.
 FG_DEVICE uint4 load_streaming_if(const void *global, bool live) {
     uint4 v;
     asm volatile(
@@ -145,20 +146,24 @@ FG_DEVICE uint4 load_streaming_if(const void *global, bool live) {
         : "l"(global), "r"((u32)live));
     return v;
 }
-// Where a kernel may begin before the one before it has ended (the launch says so; Hopper and later): waits for that end. Nothing
-// that an earlier kernel writes is to be read before, and nothing written.
+// A kernel may begin before those before it have ended (the launch says so; Hopper and later). This waits for their end. Before,
+// only what no kernel of a step writes (weights, tables of their addresses) may be read, and nothing may be written: those before
+// may still be reading it. Every thread of every kernel calls it, also one with nothing to do, for the kernel after this one waits
+// for this one only: that all before it have ended it takes from this call. (The host twin sees to it.)
 FG_DEVICE void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// And from here on the next kernel may begin, where there is room.
+// From here on the next kernel may begin: when all blocks have come here, or ended, and where there is room. What that one does
+// before it waits is all that comes of it.
 FG_DEVICE void let_next_kernel_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-// 16 bytes that are read again soon; zeros where `live` is false.
+// 16 bytes that are read again soon; zeros where `live` is false. (Not by way of the cache of constants: what is there may be of
+// before the kernel waited for others.)
 FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) {
     uint4 v;
     asm volatile(
@@ -167,6 +172,12 @@ FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) {
         : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
         : "l"(global), "r"((u32)live));
     return v;
+}
+// What was there for all of the device when this is read, past what a cache may have kept.
+FG_DEVICE u32 load_latest(const u32 *global) {
+    u32 x;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(global) : "memory");
+    return x;
 }
 // Each of two bf16 times 2^120.
 FG_DEVICE u32 raise_bf16x2(u32 pair) {
@@ -199,8 +210,9 @@ FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
 
 #ifdef FOGGARA_HOST
-FG_DEVICE void wait_for_kernel_before() {}
+FG_DEVICE void wait_for_kernel_before() { twin::wait_for_kernel_before(); }
 FG_DEVICE void let_next_kernel_begin() {}
+FG_DEVICE u32 load_latest(const u32 *global) { return *global; }
 FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
     return live ? load_streaming(global) : uint4{0, 0, 0, 0};
 }
@@ -216,6 +228,12 @@ FG_DEVICE u32 widen_bytes(u32 four) {
     return (low & 0xffff) | high << 16;
 }
 #endif
+
+// How kernels begin that have nothing to do before others have ended.
+FG_DEVICE void begin_after_others() {
+    let_next_kernel_begin();
+    wait_for_kernel_before();
+}
 
 // What one thread takes of a row of weights with one load of 16 bytes, as pairs of bf16 in order: the form in which
 // multiply_16x8x16 wants it. E4M3 loses nothing; f16 is rounded.
@@ -287,4 +305,19 @@ FG_DEVICE float block_sum(float x) {
     u32 warps = (blockDim.x + 31) / 32;
     float mine = threadIdx.x % 32 < warps ? parts[threadIdx.x % 32] : 0.0f;
     return warp_sum(mine);
+}
+
+// Gated activations: Noam Shazeer, "GLU variants improve transformer", 2020. Comparisons, not fminf: what is no number stays so.
+enum Activation { SILU, GELU_TANH, CLAMPED_SWIGLU };
+
+// x · sigmoid(by)
+FG_DEVICE float swish(float x, float by) { return x / (1.0f + expf(-by)); }
+
+FG_DEVICE float activate(u32 activation, float gate, float up, float alpha, float limit) {
+    if (activation == SILU) return swish(gate, gate) * up;
+    // (1 + tanh(x)) / 2 = sigmoid(2x), which loses nothing where tanh is close to -1.
+    if (activation == GELU_TANH) return swish(gate, 1.595769f * (0.044715f * gate * gate * gate + gate)) * up;
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up < -limit ? -limit : up;
+    return swish(gate, alpha * gate) * (up + 1.0f);
 }

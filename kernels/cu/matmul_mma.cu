@@ -14,14 +14,15 @@ struct Product {
     const float *scales;
     const u64 *w_table, *scale_table;
     const u32 *offsets;
-    u32 count, rows, n, k;
+    u32 count, rows, n, k, known;
 };
 #define PRODUCT                                                                                                           \
     (float *out, u64 out_stride, u64 out_batch, const bf16 *x, u64 x_stride, u64 x_batch, const u32 *x_rows, const u8 *w, \
      const float *scales, const u64 *w_table, const u64 *scale_table, const u32 *offsets, u32 count, u32 rows, u32 n,     \
-     u32 k)
+     u32 k, u32 known)
 #define THE_PRODUCT \
-    {out, out_stride, out_batch, x, x_stride, x_batch, x_rows, w, scales, w_table, scale_table, offsets, count, rows, n, k}
+    {out, out_stride, out_batch, x, x_stride, x_batch, x_rows, w, scales, w_table, scale_table, offsets, count, rows, n, k, \
+     known}
 
 // The group of the `index`-th of all groups' tiles of `height` rows, and which of the group's tiles it is; false if there are
 // fewer. The whole warp asks for the same.
@@ -54,7 +55,7 @@ FG_DEVICE bool narrow(Product &p, u32 height, u32 &first, u32 &rows) {
     u32 group = blockIdx.z, tile = blockIdx.x;
     first = 0;
     wait_for_kernel_before();
-    let_next_kernel_begin();
+    let_next_kernel_begin();  // not before: see `known` in matvec.cu
     if (p.offsets) {
         if (!find_tile(p.offsets, p.count, height, blockIdx.x, group, tile)) return false;
         first = p.offsets[group];

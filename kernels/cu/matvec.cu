@@ -5,6 +5,10 @@
 // One of three: one matrix `w`; one matrix a batch (`w_table`, no `offsets`), where blockIdx.y is the batch and all rows meet
 // it; or one a group (`offsets`), where blockIdx.y counts the groups that have rows, and rows offsets[g]..offsets[g + 1] of out
 // meet matrix g. Row r of out reads row x_rows[r] of x if there are x_rows, and row r otherwise.
+//
+// `known`: after the offsets were written, another product of these groups was started before this one. Such products let the next
+// kernel begin only when they themselves have waited, so the offsets were there before this one began, and matrices are asked for
+// before it waits.
 template <class A>
 struct Product {
     float *out;
@@ -16,21 +20,31 @@ struct Product {
     const float *scales;
     const u64 *w_table, *scale_table;
     const u32 *offsets;
-    u32 count, rows, n, k;
+    u32 count, rows, n, k, known;
 };
 #define PRODUCT(A)                                                                                                      \
     (float *out, u64 out_stride, u64 out_batch, const A *x, u64 x_stride, u64 x_batch, const u32 *x_rows, const u8 *w,  \
      const float *scales, const u64 *w_table, const u64 *scale_table, const u32 *offsets, u32 count, u32 rows, u32 n,   \
-     u32 k)
+     u32 k, u32 known)
 #define THE_PRODUCT \
-    {out, out_stride, out_batch, x, x_stride, x_batch, x_rows, w, scales, w_table, scale_table, offsets, count, rows, n, k}
+    {out, out_stride, out_batch, x, x_stride, x_batch, x_rows, w, scales, w_table, scale_table, offsets, count, rows, n, k, \
+     known}
+
+struct Gate {
+    u32 activation;
+    float alpha, limit;
+};
+#define GATED_PRODUCT                                                                                                   \
+    (float *out, u64 out_stride, u64 out_batch, const bf16 *x, u64 x_stride, u64 x_batch, const u32 *x_rows,            \
+     const u8 *w, const float *scales, const u64 *w_table, const u64 *scale_table, const u32 *offsets, u32 count,       \
+     u32 rows, u32 n, u32 k, u32 known, u32 activation, float alpha, float limit)
 
 // The `index`-th of the groups that have rows; `count` if there are fewer.
 FG_DEVICE u32 group_with_rows(const u32 *offsets, u32 count, u32 index) {
     u32 lane = threadIdx.x % 32;
     for (u32 base = 0; base < count; base += 32) {
         u32 group = base + lane;
-        bool some = group < count && offsets[group + 1] > offsets[group];
+        bool some = group < count && load_latest(offsets + group + 1) > load_latest(offsets + group);
         u32 all = __ballot_sync(0xffffffffu, some);
         u32 here = __popc(all);
         if (index < here) {
@@ -48,11 +62,11 @@ FG_DEVICE bool narrow(Product<A> &p, u32 &first) {
     first = 0;
     u32 group = blockIdx.y;
     if (p.offsets) {
-        wait_for_kernel_before();
+        if (!p.known) wait_for_kernel_before();
         group = group_with_rows(p.offsets, p.count, group);
         if (group == p.count) return false;
-        first = p.offsets[group];
-        p.rows = p.offsets[group + 1] - first;
+        first = load_latest(p.offsets + group);
+        p.rows = load_latest(p.offsets + group + 1) - first;
     }
     if (p.w_table) p.w = (const u8 *)p.w_table[group];
     if (p.scale_table) p.scales = (const float *)p.scale_table[group];
@@ -103,20 +117,24 @@ struct Lines {
     u32 tile, end;
 };
 
+// `GATED`: a tile has 8 outputs and the 8 that are n / 2 after them.
+template <bool GATED>
 FG_DEVICE void begin_tile(Lines &lines) {
     u32 g = threadIdx.x % 32 / 4, unit = threadIdx.x / 32 * LINE_UNITS + threadIdx.x % 4;
-    u32 output = min(lines.tile, lines.end - 1) * OUTPUTS + g;
-    lines.low = lines.w + ((u64)min(output, lines.n - 1) * lines.units + unit) * 16;
-    lines.high = lines.w + ((u64)min(output + 8, lines.n - 1) * lines.units + unit) * 16;
+    u32 tile = min(lines.tile, lines.end - 1);
+    u32 low = GATED ? min(tile * 8 + g, lines.n / 2 - 1) : min(tile * OUTPUTS + g, lines.n - 1);
+    u32 high = GATED ? lines.n / 2 + low : min(tile * OUTPUTS + g + 8, lines.n - 1);
+    lines.low = lines.w + ((u64)low * lines.units + unit) * 16;
+    lines.high = lines.w + ((u64)high * lines.units + unit) * 16;
     lines.step = 0;
 }
 
 // `turns`: whether this may be the first line of a tile.
-template <u32 KNOWN>
+template <u32 KNOWN, bool GATED>
 FG_DEVICE void next_line(Line &to, Lines &lines, bool turns) {
     if (turns && lines.step == lines.steps) {
         lines.tile++;
-        begin_tile(lines);
+        begin_tile<GATED>(lines);
     }
     u32 warps = blockDim.x / 32, unit = (lines.step * warps + threadIdx.x / 32) * LINE_UNITS + threadIdx.x % 4;
     FG_UNROLL
@@ -139,17 +157,26 @@ FG_DEVICE void next_line(Line &to, Lines &lines, bool turns) {
 // Weights go from memory to the registers of the tensor cores directly. Lane 4g + t has unit t of outputs g and g + 8 and of
 // row g of x: the order of the inputs within multiply_16x8x16 is not that of memory, but the same for both sides. Eight rows
 // cost what one does, and each row's sum has nothing to do with the others. EIGHTS · 8 rows share a reading of the matrix; AHEAD
-// lines are on their way to a warp.
-template <class W, u32 KNOWN, u32 EIGHTS, u32 AHEAD>
-FG_DEVICE void few_rows(Product<bf16> p) {
+// lines are on their way to a warp, the first of them before the kernel before has ended.
+//
+// `GATED`: the activation of outputs o and o + n / 2 goes to out, in bf16.
+template <class W, u32 KNOWN, u32 EIGHTS, u32 AHEAD, bool GATED = false>
+FG_DEVICE void few_rows(Product<bf16> p, Gate gate = {}) {
     constexpr u32 ELEMENTS = Unit<W>::ELEMENTS, ROWS = 8 * EIGHTS;
     FG_SHARED float parts[2][MAX_WARPS * ROWS * PITCH];
     u32 first;
-    if (!narrow(p, first)) return;
+    if (!p.offsets) let_next_kernel_begin();
+    if (!narrow(p, first)) {
+        wait_for_kernel_before();
+        return;
+    }
     u32 warp = threadIdx.x / 32, warps = blockDim.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS, each = (tiles + gridDim.x - 1) / gridDim.x;
     u32 begin = min(blockIdx.x * each, tiles), end = min(begin + each, tiles);
-    if (begin == end) return;
+    if (begin == end) {
+        wait_for_kernel_before();
+        return;
+    }
     u32 units = (p.k + ELEMENTS - 1) / ELEMENTS, a_round = LINE_UNITS * warps * AHEAD;
     Lines lines = {p.w, units, p.n, nullptr, nullptr, (units + a_round - 1) / a_round * AHEAD, 0, begin, end};
     u32 x_begin = (warp * LINE_UNITS + t) * ELEMENTS, x_step = warps * LINE_UNITS * ELEMENTS;
@@ -158,10 +185,10 @@ FG_DEVICE void few_rows(Product<bf16> p) {
     FG_NO_UNROLL
     for (u32 pass = 0; pass < p.rows; pass += ROWS) {
         lines.tile = begin;
-        begin_tile(lines);
+        begin_tile<GATED>(lines);
         Line weights[AHEAD];
         FG_UNROLL
-        for (u32 i = 0; i < AHEAD; i++) next_line<KNOWN>(weights[i], lines, false);
+        for (u32 i = 0; i < AHEAD; i++) next_line<KNOWN, GATED>(weights[i], lines, false);
         // Weights are always there, x only now.
         wait_for_kernel_before();
         let_next_kernel_begin();
@@ -203,7 +230,7 @@ FG_DEVICE void few_rows(Product<bf16> p) {
                             }
                         }
                     }
-                    next_line<KNOWN>(weights[i], lines, i == 0);
+                    next_line<KNOWN, GATED>(weights[i], lines, i == 0);
                 }
             }
 
@@ -216,15 +243,33 @@ FG_DEVICE void few_rows(Product<bf16> p) {
                 mine[8] = sums[e][2], mine[PITCH + 8] = sums[e][3];
             }
             __syncthreads();
-            FG_NO_UNROLL
-            for (u32 i = threadIdx.x; i < rows * OUTPUTS; i += blockDim.x) {
-                u32 r = i / OUTPUTS, o = tile * OUTPUTS + i % OUTPUTS;
-                if (o >= p.n) continue;
-                float sum = 0.0f;
+            if constexpr (GATED) {
                 FG_NO_UNROLL
-                for (u32 j = 0; j < warps; j++) sum += all[(j * ROWS + r) * PITCH + i % OUTPUTS];
-                if (p.scales) sum *= p.scales[o];
-                p.out[(first + pass + r) * p.out_stride + o] = sum;
+                for (u32 i = threadIdx.x; i < rows * 8; i += blockDim.x) {
+                    u32 r = i / 8, width = p.n / 2, o = tile * 8 + i % 8;
+                    if (o >= width) continue;
+                    float sum = 0.0f, up = 0.0f;
+                    FG_NO_UNROLL
+                    for (u32 j = 0; j < warps; j++) {
+                        const float *two = all + (j * ROWS + r) * PITCH + i % 8;
+                        sum += two[0], up += two[8];
+                    }
+                    // Rounded, as they are where the activation is a kernel by itself.
+                    if (p.scales) sum = __fmul_rn(sum, p.scales[o]), up = __fmul_rn(up, p.scales[width + o]);
+                    float x = activate(gate.activation, sum, up, gate.alpha, gate.limit);
+                    store((bf16 *)p.out + (first + pass + r) * p.out_stride + o, x);
+                }
+            } else {
+                FG_NO_UNROLL
+                for (u32 i = threadIdx.x; i < rows * OUTPUTS; i += blockDim.x) {
+                    u32 r = i / OUTPUTS, o = tile * OUTPUTS + i % OUTPUTS;
+                    if (o >= p.n) continue;
+                    float sum = 0.0f;
+                    FG_NO_UNROLL
+                    for (u32 j = 0; j < warps; j++) sum += all[(j * ROWS + r) * PITCH + i % OUTPUTS];
+                    if (p.scales) sum *= p.scales[o];
+                    p.out[(first + pass + r) * p.out_stride + o] = sum;
+                }
             }
         }
     }
@@ -238,6 +283,15 @@ FG_DEVICE void few_rows(Product<bf16> p) {
 FEW_ROWS(bf16, 4)
 FEW_ROWS(f16, 2)
 FEW_ROWS(f8, 4)
+
+// The same, with the gated activation of what comes out: out is in bf16, and n / 2 wide.
+#define GATED(type)                                                                                                   \
+    FG_KERNEL_MIN(256, 2, gated_rows_##type, GATED_PRODUCT) {                                                         \
+        few_rows<type, WHOLE, 1, 4, true>(THE_PRODUCT, {activation, alpha, limit});                                   \
+    }
+GATED(bf16)
+GATED(f16)
+GATED(f8)
 
 template <class W>
 FG_DEVICE void unpack(float (&out)[16 / sizeof(W)], const uint4 &v) {
@@ -255,13 +309,13 @@ FG_DEVICE void plain_rows(Product<A> p) {
     constexpr u32 ELEMENTS = 16 / sizeof(W), AHEAD = 4;
     FG_SHARED float parts[2][MAX_WARPS][R];
     u32 first;
+    wait_for_kernel_before();
+    let_next_kernel_begin();
     if (!narrow(p, first)) return;
     bool alone = gridDim.x < p.n;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     u32 output = alone ? blockIdx.x * warps + warp : blockIdx.x;
     if (output >= p.n) return;
-    wait_for_kernel_before();
-    let_next_kernel_begin();
     u32 units = (p.k + ELEMENTS - 1) / ELEMENTS;
     u32 begin = alone ? lane : threadIdx.x, step = alone ? 32 : blockDim.x, turn = 0;
     const u8 *w = p.w + (u64)output * units * 16;

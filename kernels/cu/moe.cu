@@ -170,6 +170,7 @@ FG_DEVICE void choose_experts(u64 *keys, const Router &r, u32 row) {
 
 // A warp for each row. Shared: scores · 8 bytes for each warp.
 FG_KERNEL(256, moe_route, (ROUTER_PARAMS)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
     Router r = ROUTER(nullptr);
@@ -272,6 +273,7 @@ FG_DEVICE void sort_tile(u32 *shared, u32 *offsets, const Sort &s, u64 *counts) 
 }
 
 FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row, u32 *offsets, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, groups, words};
     sort_tile((u32 *)shared, offsets, s, counts);
@@ -280,6 +282,7 @@ FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row,
 // One block: a step's rows are chosen for, `per_pass` at once, and sorted. Shared: scores · 8 bytes for each row of a pass; what
 // sorting needs; copies of `local` and of the chosen.
 FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, const u32 *live, u32 local_groups, u32 words)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
     u32 *masks = (u32 *)(keys + (u64)per_pass * scores), *places = masks + local_groups * (words + 1);
@@ -299,6 +302,7 @@ FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions
 
 // A block for each tile: how many of its rows go to each group.
 FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u32 *masks = (u32 *)shared;
     Sort s = {nullptr, nullptr, nullptr, ids, local, live, rows, top_k, groups, words};
@@ -310,6 +314,7 @@ FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const
 
 // One block: counts become how many are in the tiles before, and offsets where each group begins.
 FG_KERNEL(1024, moe_offsets, (u32 *offsets, u32 *tile_counts, u32 tiles, u32 groups)) {
+    begin_after_others();
     sums_before(offsets, nullptr, groups, [&](u32 group) {
         u32 sum = 0;
         // So many are on their way at once.
@@ -331,6 +336,7 @@ FG_KERNEL(1024, moe_offsets, (u32 *offsets, u32 *tile_counts, u32 tiles, u32 gro
 
 // A block for each tile: where its pairs go.
 FG_KERNEL(1024, moe_scatter, (u32 *positions, u32 *group_of_row, u32 *token_of_row, const u32 *offsets, const u32 *tile_counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u32 *masks = (u32 *)shared, *starts = masks + groups * words;
     Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, groups, words};
@@ -355,6 +361,7 @@ FG_DEVICE void add_weighted(float4 &sum, float weight, float4 y, float4 bias) {
 template <class V>
 FG_DEVICE void combine(V *out, const V *y, const V *bias, const u32 *positions, const float *weights,
                        const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add, V zero) {
+    begin_after_others();
     u32 at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (at >= width) return;
     V *to = out + (u64)row * width + at;

@@ -19,6 +19,7 @@ FG_DEVICE float random_number(u64 seed, u64 counter) {
 // Blocks: x a row each, y parts of it. `pitch`: elements from one row to the next.
 template <class W>
 FG_DEVICE void fill_random(W *out, u32 columns, u32 pitch, u64 seed, float scale) {
+    begin_after_others();
     u64 row = blockIdx.x;
     for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < columns; i += gridDim.y * blockDim.x) {
         store(out + row * pitch + i, random_number(seed, row * columns + i) * scale);
@@ -36,6 +37,7 @@ FG_KERNEL(256, random_f16, (f16 *out, u32 columns, u32 pitch, u64 seed, float sc
 }
 // Any code but those of NaN; the scales make the deviation.
 FG_KERNEL(256, random_f8, (u8 *out, u32 columns, u32 pitch, u64 seed)) {
+    begin_after_others();
     u64 row = blockIdx.x;
     for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < columns; i += gridDim.y * blockDim.x) {
         u64 element = row * columns + i;

@@ -6,6 +6,7 @@
 template <class A>
 FG_DEVICE void add_and_norm(A *out, float *x, const float *added, const float *post_norm, const float *weight,
                             u32 width, float eps) {
+    begin_after_others();
     u64 row = (u64)blockIdx.x * width;
     float scale = 1.0f;
     if (added && post_norm) {

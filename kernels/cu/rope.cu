@@ -7,6 +7,7 @@
 
 // For each row and pair cosine and sine. The angle is a f32 product, its sine and cosine are taken in f64.
 FG_KERNEL(256, rope_angles, (float *turns, const u32 *step, const float *inv_freq, u32 rows, u32 pairs, float scale)) {
+    begin_after_others();
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (u64)rows * pairs) return;
     u32 position = step[2 * (i / pairs)];
@@ -36,6 +37,7 @@ template <class E>
 FG_DEVICE void rope_and_write(float *q, E *keys, E *values, const u32 *step, const float *qkv, const float *bias,
                               const float *q_norm, const float *k_norm, const float *turns, float eps, u32 pairs,
                               u32 half, u32 heads, u32 kv_heads, u32 dim, u32 stride, u32 block_size) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 row = blockIdx.x, head = blockIdx.y * (blockDim.x / 32) + warp, all = heads + 2 * kv_heads;
@@ -86,6 +88,7 @@ FG_KERNEL(128, rope_and_write_f16, (float *q, f16 *keys, f16 *values, const u32 
 
 // One thread a pair: heads of 2 · pairs elements, from `x` to `out`, which may be the same.
 FG_KERNEL(128, rope_rows, (float *out, const float *x, const float *turns, u32 pairs, u32 half, u32 heads, u64 out_row, u64 out_head, u64 x_row, u64 x_head)) {
+    begin_after_others();
     u32 row = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i >= heads * pairs) return;
     u32 head = i / pairs, pair = i % pairs;
@@ -103,6 +106,7 @@ template <class E>
 FG_DEVICE void latent_write(E *keys, const u32 *step, const float *x, const float *bias, const float *norm,
                             const float *turns, float eps, u32 pairs, u32 half, u32 width, u32 stride,
                             u32 block_size) {
+    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     float *key = (float *)shared;
     u32 row = blockIdx.x, rank = width - 2 * pairs, position = step[2 * row];
@@ -134,6 +138,7 @@ FG_KERNEL(128, latent_write_f16, (f16 *keys, const u32 *step, const float *x, co
 
 // One block a row: the first `width` elements by their root mean square, times `weight`, in place.
 FG_KERNEL(256, norm_heads, (float *x, const float *weight, u32 width, u64 row_stride, float eps)) {
+    begin_after_others();
     x += blockIdx.x * row_stride;
     float squares = 0.0f;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) squares += x[i] * x[i];

@@ -47,6 +47,7 @@ FG_DEVICE u64 block_max(u64 x) {
 
 // Of each chunk of each row the best. What is not a number is less than anything.
 FG_KERNEL(256, sample_argmax_parts, (u64 *parts, const float *logits, u32 vocab, u64 stride)) {
+    begin_after_others();
     u64 best = 0;
     each_of_chunk(logits + blockIdx.y * stride, vocab, [&](float x, u32 place) { best = max(best, key_of(x, 1, place)); });
     best = block_max(best);
@@ -55,6 +56,7 @@ FG_KERNEL(256, sample_argmax_parts, (u64 *parts, const float *logits, u32 vocab,
 
 // A block for each row: the best of its chunks.
 FG_KERNEL(256, sample_argmax, (u32 *tokens, float *values, const u64 *parts, const float *logits, u32 chunks, u64 stride)) {
+    begin_after_others();
     u64 row = blockIdx.x, best = 0;
     for (u32 i = threadIdx.x; i < chunks; i += blockDim.x) best = max(best, parts[row * chunks + i]);
     best = block_max(best);
@@ -66,6 +68,7 @@ FG_KERNEL(256, sample_argmax, (u32 *tokens, float *values, const u64 *parts, con
 
 // Of each chunk of each row its greatest, and Σ e^(scale · (x - greatest)).
 FG_KERNEL(256, sample_sum_parts, (float2 *parts, const float *logits, const float *scales, u32 vocab, u64 stride)) {
+    begin_after_others();
     FG_SHARED float greatest_of_warp[8];
     const float *row = logits + blockIdx.y * stride;
     float greatest = -INFINITE;
@@ -85,6 +88,7 @@ FG_KERNEL(256, sample_sum_parts, (float2 *parts, const float *logits, const floa
 
 // A warp for each row: ln Σ e^(scale · x) of all of it.
 FG_KERNEL(32, sample_sum, (float *sums, const float2 *parts, const float *scales, u32 chunks)) {
+    begin_after_others();
     parts += (u64)blockIdx.x * chunks;
     float greatest = -INFINITE;
     for (u32 i = threadIdx.x; i < chunks; i += 32) greatest = fmaxf(greatest, parts[i].x);
@@ -124,6 +128,7 @@ FG_DEVICE void sort_keys(u64 *keys) {
 
 // The best `count` of each chunk of each row, sorted. What is not a number is as little as -∞.
 FG_KERNEL(1024, sample_top_first, (u64 *best, const float *logits, u32 vocab, u64 stride, u32 count)) {
+    begin_after_others();
     FG_SHARED u64 keys[CHUNK];
     const float *row = logits + blockIdx.y * stride;
     for (u32 i = threadIdx.x; i < CHUNK; i += blockDim.x) {
@@ -137,6 +142,7 @@ FG_KERNEL(1024, sample_top_first, (u64 *best, const float *logits, u32 vocab, u6
 
 // The same of what was left of each row: `len` keys.
 FG_KERNEL(1024, sample_top_next, (u64 *best, const u64 *from, u32 len, u32 count)) {
+    begin_after_others();
     FG_SHARED u64 keys[CHUNK];
     from += (u64)blockIdx.y * len;
     for (u32 i = threadIdx.x; i < CHUNK; i += blockDim.x) {
@@ -150,6 +156,7 @@ FG_KERNEL(1024, sample_top_next, (u64 *best, const u64 *from, u32 len, u32 count
 
 // A block for each row: places and logits of its best.
 FG_KERNEL(256, sample_top_write, (u32 *places, float *values, const u64 *best, const float *logits, u64 stride, u32 count)) {
+    begin_after_others();
     u64 row = blockIdx.x;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
         u32 place = place_of(best[row * count + i]);

@@ -58,6 +58,7 @@ struct Fiber {
     void *stack_pointer;
     void *known_as;  // to the finder of races
     u32 group;       // of copies, that the next one belongs to
+    bool waited;  // for the kernel before
     std::vector<Copy> copies;
 };
 
@@ -369,6 +370,7 @@ void fiber_main() {
     r.kernel->call(r.kernel->function, r.arguments);
     u32 thread = r.current;
     if (*stack_canary(r, thread) != CANARY) fail("used more stack than there is");
+    if (!r.fibers[thread].waited) fail("ends without wait_for_kernel_before");
     leave_to(&r.alive);
     not_runnable(r, thread);
     r.alive--;
@@ -400,6 +402,7 @@ void run_block(Runner &r) {
         known_fiber(fiber);
         fiber.stack_pointer = first_frame(r.stacks + STACK * (i + 1), fiber_main);
         fiber.group = 0;
+        fiber.waited = false;
         fiber.copies.clear();
     }
     r.current = pick(r, r.runnable_warps) * 32;
@@ -518,6 +521,8 @@ void copy_async(void *shared, const void *global) {
     Fiber &fiber = runner->fibers[runner->current];
     fiber.copies.push_back({shared, global, fiber.group});
 }
+
+void wait_for_kernel_before() { runner->fibers[runner->current].waited = true; }
 
 void copy_async_commit() { runner->fibers[runner->current].group++; }
 

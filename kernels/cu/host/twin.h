@@ -41,6 +41,7 @@ inline void writes_16(void *pointer) { __tsan_write16(pointer); }
 inline void reads_16(const void *) {}
 inline void writes_16(void *) {}
 #endif
+void wait_for_kernel_before();  // remembers that it was called
 
 void copy_async(void *shared, const void *global);  // from null: zeros
 void copy_async_commit();

@@ -10,6 +10,7 @@ mod context;
 mod functions;
 mod graph;
 mod memory;
+mod overlap;
 mod products;
 mod staging;
 
@@ -18,13 +19,14 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{self, CUstream};
+use cudarc::driver::sys::{self, CUlaunchConfig, CUstream};
 
 use self::api::{Named, refused};
 use self::context::Context;
 use self::functions::Functions;
 use self::graph::{Graph, Recorder};
 use self::memory::Memory as Pool;
+use self::overlap::Overlap;
 use self::products::Products;
 use self::staging::{Down, Up};
 use super::device::{Captured, Driver, Launch, Memory};
@@ -45,6 +47,7 @@ struct Inner {
     up: Mutex<Up>,
     down: Mutex<Down>,
     recorder: Recorder,
+    overlap: Overlap,
     products: Mutex<Products>,
 }
 
@@ -82,6 +85,7 @@ impl Gpu {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current on this thread since it was opened; the pointer is to a handle.
         context.check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut stream, flags) })?;
+        let overlap = Overlap::new(context.capability)?;
         let inner = Inner {
             context,
             stream,
@@ -90,6 +94,7 @@ impl Gpu {
             up: Mutex::default(),
             down: Mutex::default(),
             recorder: Recorder::default(),
+            overlap,
             products: Mutex::default(),
         };
         Ok(Device::new(Arc::new(Self(Arc::new(inner)))))
@@ -110,9 +115,10 @@ impl Gpu {
         self.0.context.multiprocessors
     }
 
-    /// Makes its context that of the calling thread, as libraries expect, and gives the stream.
+    /// Makes its context that of the calling thread, as libraries expect, and gives the stream, on which they then put something.
     pub(super) fn bind(&self) -> Result<CUstream, DeviceError> {
         self.0.context.bind()?;
+        self.0.overlap.interrupt();
         Ok(self.0.stream)
     }
 }
@@ -199,12 +205,14 @@ unsafe impl Driver for Gpu {
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
         self.0.context.bind()?;
         self.0.not_recording("upload", from.len())?;
+        self.0.overlap.interrupt();
         lock(&self.0.up).copy(&self.0, to, from)
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError> {
         self.0.context.bind()?;
         self.0.not_recording("download", to.len())?;
+        self.0.overlap.interrupt();
         lock(&self.0.down).copy(&self.0, from, to)
     }
 
@@ -213,6 +221,7 @@ unsafe impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
+        self.0.overlap.interrupt();
         // SAFETY: both have so many bytes, as the caller says.
         let answer = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0.stream) };
         self.0.context.check_shaped("cuMemcpyDtoDAsync", answer, || format!("{bytes} bytes"))
@@ -223,6 +232,7 @@ unsafe impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
+        self.0.overlap.interrupt();
         // SAFETY: there is room for so many bytes, as the caller says.
         let answer = unsafe { sys::cuMemsetD8Async(to, value, bytes, self.0.stream) };
         self.0.context.check_shaped("cuMemsetD8Async", answer, || format!("{bytes} bytes"))
@@ -232,24 +242,24 @@ unsafe impl Driver for Gpu {
         self.0.context.bind()?;
         let function = self.0.functions.get(&self.0.context, launch)?;
         let [x, y, z] = launch.grid;
-        let args = args.as_mut_ptr();
-        // SAFETY: the arguments are of the kernel's types, as the caller says; the function is of a module that is loaded.
-        let answer = unsafe {
-            let (stream, extra) = (self.0.stream, ptr::null_mut());
-            sys::cuLaunchKernel(
-                function.handle(),
-                x,
-                y,
-                z,
-                launch.threads,
-                1,
-                1,
-                launch.shared,
-                stream,
-                args,
-                extra,
-            )
+        let mut early = overlap::attribute();
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.0.stream,
+            attrs: &raw mut early,
+            numAttrs: self.0.overlap.next_kernel().into(),
         };
+        let args = args.as_mut_ptr();
+        // SAFETY: the arguments are of the kernel's types, as the caller says; the function is of a module that is loaded; there
+        // is one attribute at least. A kernel that begins early waits by itself for those before it.
+        let answer =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, function.handle(), args, ptr::null_mut()) };
         let shape =
             || format!("grid {x}×{y}×{z}, {} threads, {} bytes shared", launch.threads, launch.shared);
         self.0.context.check_shaped(launch.kernel, answer, shape)?;
@@ -262,6 +272,7 @@ unsafe impl Driver for Gpu {
     fn synchronize(&self) -> Result<(), DeviceError> {
         self.0.context.bind()?;
         self.0.not_recording("synchronize", 0)?;
+        self.0.overlap.interrupt();
         self.0.wait()
     }
 
@@ -271,11 +282,13 @@ unsafe impl Driver for Gpu {
 
     fn begin_capture(&self) -> Result<(), DeviceError> {
         self.0.context.bind()?;
+        self.0.overlap.interrupt();
         self.0.recorder.begin(&self.0)
     }
 
     fn end_capture(&self) -> Result<Captured, DeviceError> {
         self.0.context.bind()?;
+        self.0.overlap.interrupt();
         Ok(Box::new(Graph::end(self)?))
     }
 
@@ -289,6 +302,7 @@ unsafe impl Driver for Gpu {
                 "recorded by another kind of driver",
             ));
         };
+        self.0.overlap.interrupt();
         graph.launch(self)
     }
 
@@ -305,6 +319,7 @@ unsafe impl Driver for Gpu {
         if let Err(error) = self.0.context.bind() {
             return Some(Err(error));
         }
+        self.0.overlap.interrupt();
         let product = products::Product { out, out_stride, x, w, rows, n, k };
         // SAFETY: the addresses have so many elements, as the caller says.
         unsafe { lock(&self.0.products).multiply(&self.0, &product) }

@@ -17,6 +17,8 @@ mod library;
 mod matrix;
 pub mod nccl;
 pub mod op;
+#[cfg(test)]
+mod overlap_tests;
 mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -77,11 +77,7 @@ pub fn gated(
         ActType::F32 => "gated_f32",
         ActType::Bf16 => "gated_bf16",
     };
-    let (activation, alpha, limit) = match activation {
-        GatedActivation::Silu => (0, 0.0, 0.0),
-        GatedActivation::GeluTanh => (1, 0.0, 0.0),
-        GatedActivation::ClampedSwiglu { alpha, limit } => (2, alpha, limit),
-    };
+    let [activation, alpha, limit] = activation_args(activation);
     let threads = row_threads(width).min(256);
     // Each thread works at four elements: EACH in the kernel.
     let parts = width.div_ceil(threads as usize * 4) as u32;
@@ -94,12 +90,22 @@ pub fn gated(
         Arg::Ptr(groups.map_or(0, |groups| groups.group_of_row.view().address())),
         Arg::Ptr(total.map_or(0, |total| total.address())),
         Arg::U32(width as u32),
-        Arg::U32(activation),
-        Arg::F32(alpha),
-        Arg::F32(limit),
+        activation,
+        alpha,
+        limit,
     ];
     // SAFETY: the kernel's parameters; the lengths are checked above, and a live row's group is one of the groups.
     unsafe { out.device().launch(&launch, &args) }
+}
+
+/// A kernel's arguments `activation`, `alpha` and `limit`.
+pub(super) fn activation_args(activation: GatedActivation) -> [Arg; 3] {
+    let (number, alpha, limit) = match activation {
+        GatedActivation::Silu => (0, 0.0, 0.0),
+        GatedActivation::GeluTanh => (1, 0.0, 0.0),
+        GatedActivation::ClampedSwiglu { alpha, limit } => (2, alpha, limit),
+    };
+    [Arg::U32(number), Arg::F32(alpha), Arg::F32(limit)]
 }
 
 /// Adds `bias` to each of `rows` rows that begin `stride` elements apart in `x`.

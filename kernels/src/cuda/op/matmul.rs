@@ -1,10 +1,16 @@
 //! Products with weight matrices. Which kernel does one depends on sizes and types only, so a request's numbers do not depend
 //! on what else a device does; within a kernel no row's sum depends on the other rows.
 
+use super::elementwise::activation_args;
 use crate::cuda::{
-    ActType, ActsView, Arg, DeviceError, DeviceMatrix, Gpu, Groups, Launch, MatrixTable, View, ViewMut,
-    WeightKind,
+    ActType, ActsView, Arg, Device, DeviceError, DeviceMatrix, Gpu, Groups, Launch, MatrixTable, View,
+    ViewMut, WeightKind,
 };
+use crate::op::gated::GatedActivation;
+
+mod gated;
+
+pub use gated::{gated_matmul, grouped_gated_matmul};
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
 /// one row of `out` to the next.
@@ -36,7 +42,8 @@ pub fn matmul(
         }
     }
     let product = Product {
-        out,
+        out: out.address(),
+        device: out.device(),
         out_stride,
         out_batch: 0,
         x,
@@ -47,6 +54,8 @@ pub fn matmul(
         k,
         rows,
         which: Which::One(w),
+        known: false,
+        gate: None,
     };
     product.launch()
 }
@@ -68,22 +77,46 @@ pub fn grouped_matmul(
     w: &MatrixTable,
     groups: &Groups,
 ) -> Result<(), DeviceError> {
+    grouped(out, out_stride, x, x_rows, w, groups, false)
+}
+
+/// The same, after another grouped product of these groups: weights are asked for before what comes between has ended.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// As [`grouped_matmul`]. That the other product was started after `groups` were written is for the caller to see to.
+pub fn grouped_matmul_next(
+    out: ViewMut<'_, f32>,
+    out_stride: usize,
+    x: ActsView<'_>,
+    x_rows: Option<View<'_, u32>>,
+    w: &MatrixTable,
+    groups: &Groups,
+) -> Result<(), DeviceError> {
+    grouped(out, out_stride, x, x_rows, w, groups, true)
+}
+
+/// `known`: the groups were there before the kernel before began.
+fn grouped(
+    out: ViewMut<'_, f32>,
+    out_stride: usize,
+    x: ActsView<'_>,
+    x_rows: Option<View<'_, u32>>,
+    w: &MatrixTable,
+    groups: &Groups,
+    known: bool,
+) -> Result<(), DeviceError> {
     let (n, k, rows) = (w.rows(), w.cols(), groups.max_rows);
     if rows == 0 || n == 0 {
         return Ok(());
     }
-    assert!(groups.count <= w.count(), "{} groups and {} matrices", groups.count, w.count());
-    assert!(groups.offsets.len() > groups.count, "offsets of {} groups", groups.count);
-    let of_x = match x_rows {
-        Some(x_rows) => {
-            assert!(x_rows.len() >= rows, "{} rows named of {rows}", x_rows.len());
-            k
-        }
-        None => rows * k,
-    };
+    let of_x = check_groups(x_rows.as_ref(), w, groups);
     check_lengths(&out, (rows - 1) * out_stride + n, &x, of_x);
     let product = Product {
-        out,
+        out: out.address(),
+        device: out.device(),
         out_stride,
         out_batch: 0,
         x,
@@ -94,8 +127,24 @@ pub fn grouped_matmul(
         k,
         rows,
         which: Which::Group(w, groups, x_rows),
+        known,
+        gate: None,
     };
     product.launch()
+}
+
+/// How much of the input groups read.
+fn check_groups(x_rows: Option<&View<'_, u32>>, w: &MatrixTable, groups: &Groups) -> usize {
+    let rows = groups.max_rows;
+    assert!(groups.count <= w.count(), "{} groups and {} matrices", groups.count, w.count());
+    assert!(groups.offsets.len() > groups.count, "offsets of {} groups", groups.count);
+    match x_rows {
+        Some(x_rows) => {
+            assert!(x_rows.len() >= rows, "{} rows named of {rows}", x_rows.len());
+            w.cols()
+        }
+        None => rows * w.cols(),
+    }
 }
 
 /// `out[b · out_batch + r · out_stride + o] = Σ_i x[b · x_batch + r · x_stride + i] · w_b[o][i]` for every matrix `b` and `rows`
@@ -124,7 +173,8 @@ pub fn batched_matmul(
     let of_out = last * out_batch + (rows - 1) * out_stride + n;
     check_lengths(&out, of_out, &x, last * x_batch + (rows - 1) * x_stride + k);
     let product = Product {
-        out,
+        out: out.address(),
+        device: out.device(),
         out_stride,
         out_batch,
         x,
@@ -135,6 +185,8 @@ pub fn batched_matmul(
         k,
         rows,
         which: Which::Batch(w),
+        known: false,
+        gate: None,
     };
     product.launch()
 }
@@ -173,7 +225,9 @@ enum Which<'a> {
 
 /// A product whose lengths have been checked.
 struct Product<'a> {
-    out: ViewMut<'a, f32>,
+    /// The address of the result: f32, or bf16 where it is gated.
+    out: u64,
+    device: &'a Device,
     out_stride: usize,
     out_batch: usize,
     x: ActsView<'a>,
@@ -185,6 +239,10 @@ struct Product<'a> {
     /// Of each batch; of all groups at most.
     rows: usize,
     which: Which<'a>,
+    /// Another product of the same groups was started after these were written.
+    known: bool,
+    /// The result is this of the two halves of the outputs.
+    gate: Option<GatedActivation>,
 }
 
 /// Tiles of `kernels/cu/matmul_mma.cu`.
@@ -310,8 +368,8 @@ impl Product<'_> {
                 (None, Some(*w), groups.offsets.view().address(), x_rows, groups.count)
             }
         };
-        let args = [
-            Arg::Ptr(self.out.address()),
+        let mut args = vec![
+            Arg::Ptr(self.out),
             Arg::U64(self.out_stride as u64),
             Arg::U64(self.out_batch as u64),
             Arg::Ptr(self.x.address()),
@@ -327,10 +385,12 @@ impl Product<'_> {
             Arg::U32(self.rows as u32),
             Arg::U32(self.n as u32),
             Arg::U32(self.k as u32),
+            Arg::U32(self.known.into()),
         ];
+        args.extend(self.gate.into_iter().flat_map(activation_args));
         // SAFETY: the callers have checked the lengths of `out` and `x`; matrices, tables and groups are of the lengths that the
         // kernels read.
-        unsafe { self.out.device().launch(launch, &args) }
+        unsafe { self.device.launch(launch, &args) }
     }
 
     /// The kernel, and its blocks.
@@ -374,7 +434,7 @@ impl Product<'_> {
         if few {
             return None;
         }
-        let gpu = self.out.device().driver().as_any().downcast_ref::<Gpu>();
+        let gpu = self.device.driver().as_any().downcast_ref::<Gpu>();
         let hopper = gpu.is_some_and(|gpu| gpu.capability() == HOPPER);
         let (lower, last) = (&TILES[..TILES.len() - 1], &TILES[TILES.len() - 1]);
         let split = SPLIT.iter().find(fits).unwrap_or(&SPLIT[1]);
@@ -416,6 +476,7 @@ impl Product<'_> {
         let (tiles, row_bytes) = (self.n.div_ceil(FEW_OUTPUTS), self.kind.row_bytes(self.k));
         let whole = if self.aligned() { self.whole() } else { None };
         let kernels = match (whole, self.aligned()) {
+            _ if self.gate.is_some() => ["gated_rows_bf16", "gated_rows_f16", "gated_rows_f8"],
             (Some(_), _) if self.rows > FEW_ROWS && self.is_more() => {
                 ["few_rows_16_bf16", "few_rows_16_f16", "few_rows_16_f8"]
             }

@@ -48,6 +48,8 @@ pub fn random_matrix(
     let launch = Launch { kernel, grid: [rows as u32, parts as u32, 1], threads: THREADS as u32, shared: 0 };
     // SAFETY: of the kernel's types; the matrix has so many rows, so far apart, and no one else has it yet.
     unsafe { device.launch(&launch, &args)? };
+    // Products ask for weights before the kernels before them have ended.
+    device.synchronize()?;
     Ok(matrix)
 }
 

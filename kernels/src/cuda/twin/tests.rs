@@ -25,7 +25,7 @@ fn pointer<T: bytemuck::Pod>(buffer: &Buffer<T>) -> Arg {
 }
 
 /// What ends the process, and what it says then.
-const FATAL: [(&str, &str); 10] = [
+const FATAL: [(&str, &str); 11] = [
     ("read_behind", "fault_read, block (0, 0, 0), thread 0 of 64: no memory at"),
     ("read_before", ": 0 bytes from there"),
     ("shuffle", "warp 0: lanes 0000ffff in __shfl_xor_sync with mask ffffffff"),
@@ -35,6 +35,7 @@ const FATAL: [(&str, &str); 10] = [
     ("copy_unaligned", "copies from an address that is not aligned to 16"),
     ("wide_unaligned", "fault_wide, block (0, 0, 0), thread 0 of 64:"),
     ("index", "index 16 out of bounds"),
+    ("order", "fault_order, block (1, 0, 0), thread 5 of 64: ends without wait_for_kernel_before"),
     ("slack", "byte 16 of a buffer of 16 bytes was written"),
 ];
 
@@ -77,6 +78,7 @@ fn die(how: &str) {
         "shared_slack" => launch(&device, "fault_shared", 96, &[out, Arg::U32(40)]),
         "copy_unaligned" => launch(&device, "fault_copy", 1024, &[out, v, Arg::U32(4)]),
         "wide_unaligned" => launch(&device, "fault_wide", 0, &[out, v, Arg::U32(1)]),
+        "order" => launch(&device, "fault_order", 0, &[out]),
         "index" => launch(&device, "fault_index", 0, &[out, Arg::U32(13)]),
         "slack" => {
             let small = device.alloc::<u32>(4).unwrap();

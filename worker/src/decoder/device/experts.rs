@@ -1,7 +1,9 @@
 //! MLPs and experts on a device.
 
 use foggara_kernels::cuda::op::elementwise::gated;
-use foggara_kernels::cuda::op::matmul::{grouped_matmul, matmul};
+use foggara_kernels::cuda::op::matmul::{
+    gated_matmul, grouped_gated_matmul, grouped_matmul, grouped_matmul_next, matmul,
+};
 use foggara_kernels::cuda::op::moe::{self, Onto, Placement, Router, combine, route_and_sort};
 use foggara_kernels::cuda::{Buffer, DeviceError};
 use foggara_kernels::op::gated::GatedActivation;
@@ -34,14 +36,23 @@ pub(super) fn run_mlp(
         return b.partial.view_mut().slice(0..rows * hidden).fill(0);
     }
     let (both, width) = (2 * w.width, w.width);
-    for column in &w.gate_up {
-        let out = b.gate_up.view_mut().slice(column.at..rows * both);
-        let x = b.normed.view().slice(0..rows * hidden);
-        matmul(out, both, x, &column.weights, rows)?;
+    let at_once = match &w.gate_up[..] {
+        [all] if w.gate_up_bias.is_none() && all.weights.rows() == both => {
+            let x = b.normed.view().slice(0..rows * hidden);
+            gated_matmul(b.gated.view_mut().slice(0..rows * width), x, &all.weights, rows, activation)?
+        }
+        _ => false,
+    };
+    if !at_once {
+        for column in &w.gate_up {
+            let out = b.gate_up.view_mut().slice(column.at..rows * both);
+            let x = b.normed.view().slice(0..rows * hidden);
+            matmul(out, both, x, &column.weights, rows)?;
+        }
+        let bias = w.gate_up_bias.as_ref().map(Buffer::view);
+        let out = b.gated.view_mut().slice(0..rows * width);
+        gated(out, b.gate_up.view().slice(0..rows * both), bias, None, rows, width, activation)?;
     }
-    let bias = w.gate_up_bias.as_ref().map(Buffer::view);
-    let out = b.gated.view_mut().slice(0..rows * width);
-    gated(out, b.gate_up.view().slice(0..rows * both), bias, None, rows, width, activation)?;
     let partial = b.partial.view_mut().slice(0..rows * hidden);
     matmul(partial, hidden, b.gated.view().slice(0..rows * width), &w.down, rows)?;
     bias_rows(b.partial.view_mut().slice(0..rows * hidden), hidden, rows, &w.down_bias)
@@ -100,18 +111,29 @@ fn run_held(
     let Some(moe) = &b.moe else { unreachable!("a layer with experts has buffers") };
     let (both, width, sorted) = (2 * held.width, held.width, moe.max_sorted(rows));
     let groups = &moe.groups;
-    for (at, table) in &held.gate_up {
-        let out = b.gate_up.view_mut().slice(*at..sorted * both);
-        let x = b.normed.view().slice(0..rows * hidden);
-        grouped_matmul(out, both, x, Some(groups.token_of_row.view()), table, groups)?;
+    let tokens = groups.token_of_row.view();
+    let at_once = match &held.gate_up[..] {
+        [(_, all)] if held.gate_up_bias.is_none() && all.rows() == both => {
+            let x = b.normed.view().slice(0..rows * hidden);
+            let out = b.gated.view_mut().slice(0..sorted * width);
+            grouped_gated_matmul(out, x, Some(tokens), all, groups, activation)?
+        }
+        _ => false,
+    };
+    if !at_once {
+        for (at, table) in &held.gate_up {
+            let out = b.gate_up.view_mut().slice(*at..sorted * both);
+            let x = b.normed.view().slice(0..rows * hidden);
+            grouped_matmul(out, both, x, Some(tokens), table, groups)?;
+        }
+        let bias = held.gate_up_bias.as_ref().map(Buffer::view);
+        let out = b.gated.view_mut().slice(0..sorted * width);
+        let gate_up = b.gate_up.view().slice(0..sorted * both);
+        gated(out, gate_up, bias, Some(groups), sorted, width, activation)?;
     }
-    let bias = held.gate_up_bias.as_ref().map(Buffer::view);
-    let out = b.gated.view_mut().slice(0..sorted * width);
-    let gate_up = b.gate_up.view().slice(0..sorted * both);
-    gated(out, gate_up, bias, Some(groups), sorted, width, activation)?;
     let results = b.results.view_mut().slice(0..sorted * hidden);
     let x = b.gated.view().slice(0..sorted * width);
-    grouped_matmul(results, hidden, x, None, &held.down, groups)
+    grouped_matmul_next(results, hidden, x, None, &held.down, groups)
 }
 
 /// The kernels' name of a choice of experts.
