@@ -16,8 +16,6 @@ pub(super) struct Runner {
     device: Device,
     tables: BlockTables,
     comms: Comms,
-    /// Blocks of each sequence.
-    blocks_each: usize,
     vocab: usize,
 }
 
@@ -33,7 +31,7 @@ impl Runner {
         })?;
         let vocab = decoder.spec().vocab;
         let tables = BlockTables::new(1, cache.blocks);
-        let mut runner = Self { decoder, device, tables, comms, blocks_each, vocab };
+        let mut runner = Self { decoder, device, tables, comms, vocab };
         let sequences = cache.blocks / blocks_each;
         let blocks = |slot: usize| (slot * blocks_each..(slot + 1) * blocks_each).map(|b| b as u32).collect();
         let grants = (0..sequences).map(|slot| (slot as u32, blocks(slot))).collect();

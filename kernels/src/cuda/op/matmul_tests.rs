@@ -330,7 +330,8 @@ fn tiles_of_hopper_are_right() {
                 let acts = upload_acts(device, ActType::Bf16, &x);
                 let mut out = poisoned(device, rows * n);
                 let product = Product {
-                    out: out.view_mut(),
+                    out: out.view_mut().address(),
+                    device,
                     out_stride: n,
                     out_batch: 0,
                     x: acts.view(),
@@ -341,6 +342,8 @@ fn tiles_of_hopper_are_right() {
                     k,
                     rows,
                     which: Which::One(&w.matrix),
+                    known: false,
+                    gate: None,
                 };
                 let launch = product.tiles(&WIDE, slot);
                 product.start(&launch).expect("product");

@@ -1,6 +1,6 @@
 //! Products of few rows with the gates and the others of an MLP, and the activation of both, in one kernel.
 
-use super::{FEW_OUTPUTS, Product, WAVE, Which, check_groups, whole_rounds};
+use super::{Product, Which, check_groups};
 use crate::cuda::{
     ActType, ActsView, ActsViewMut, DeviceError, DeviceMatrix, Groups, MatrixTable, View, WeightKind,
 };
