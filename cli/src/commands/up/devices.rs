@@ -38,11 +38,7 @@ impl Devices {
 ///
 /// # Errors
 /// If GPUs were asked for and cannot be used.
-pub(super) fn choose(
-    asked: Asked,
-    workers: u32,
-    look: impl FnOnce() -> Usable,
-) -> anyhow::Result<Devices> {
+pub(super) fn choose(asked: Asked, workers: u32, look: impl FnOnce() -> Usable) -> anyhow::Result<Devices> {
     if asked == Asked::Cpu {
         return Ok(Devices { asked, gpus: 0, note: None });
     }
@@ -51,9 +47,11 @@ pub(super) fn choose(
         Some(reason) if asked == Asked::Cuda => bail!("device: {reason}"),
         // No GPU is nothing to be said.
         Some(_) if gpus == 0 => Ok(Devices { asked, gpus, note: None }),
-        Some(reason) => {
-            Ok(Devices { asked, gpus: 0, note: Some(format!("computing on the CPU, not on {}: {reason}", of(gpus))) })
-        }
+        Some(reason) => Ok(Devices {
+            asked,
+            gpus: 0,
+            note: Some(format!("computing on the CPU, not on {}: {reason}", of(gpus))),
+        }),
         None => {
             let shared = workers as usize > gpus;
             let note = shared.then(|| format!("{workers} workers on {}: some share one", of(gpus)));
