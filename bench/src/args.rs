@@ -239,7 +239,7 @@ pub(crate) struct LoadArgs {
     /// Parts over which experts are spread.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) ep: usize,
-    /// Quantize at load: none, q8_0, q4_0 or q4_k.
+    /// Quantize at load: none, q8_0, q4_0 or q4_k (fp8 is for GPUs, and loading is measured on the CPU).
     #[arg(long, value_name = "TYPE", default_value = "none")]
     pub(crate) quantize: String,
     /// Machine-readable.

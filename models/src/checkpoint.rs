@@ -155,7 +155,7 @@ impl Checkpoint {
         let finest = |role: LayerRole, l: usize, so_far: &mut usize| -> Result<(), ModelError> {
             let tensor = self.tensor(TensorRole::Layer(l, role))?;
             let loaded = quantize.loaded(TensorRole::Layer(l, role), &tensor);
-            *so_far = (*so_far).max(loaded.column_granularity());
+            *so_far = (*so_far).max(loaded.column_granularity(tensor.dtype, tensor.cols));
             Ok(())
         };
         for (l, layer) in self.0.spec.layers.iter().enumerate() {

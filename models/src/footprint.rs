@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::error::ModelError;
 use crate::expected::expected;
 use crate::hf;
-use crate::quantize::Quantize;
+use crate::quantize::{Loaded, Quantize};
 use crate::roles::{LayerRole, TensorRole};
 use crate::spec::{ArchSpec, Mlp};
 
@@ -21,8 +21,8 @@ pub struct Size {
 }
 
 impl Size {
-    fn add(&mut self, rows: usize, cols: usize, dtype: DType) {
-        self.bytes += (rows * dtype.row_bytes(cols.next_multiple_of(dtype.block_elems()))) as u64;
+    fn add(&mut self, rows: usize, cols: usize, loaded: Loaded) {
+        self.bytes += loaded.bytes(rows, cols) as u64;
         self.params += (rows * cols) as u64;
     }
 }
@@ -82,7 +82,7 @@ impl Footprint {
 
     fn collect(
         spec: &ArchSpec,
-        loaded: impl Fn(TensorRole) -> Result<DType, ModelError>,
+        loaded: impl Fn(TensorRole) -> Result<Loaded, ModelError>,
     ) -> Result<Self, ModelError> {
         let layer = |mlp: &Mlp| match mlp {
             Mlp::Dense { .. } => LayerFootprint::default(),
@@ -173,5 +173,17 @@ mod tests {
         assert_eq!(footprint.bytes() + vectors, model.total_bytes());
         assert_eq!(footprint.layers[0].expert.params, 3 * 64 * 96);
         assert_eq!((footprint.layers[2].experts, footprint.layers[2].top_k), (8, 2));
+    }
+
+    #[test]
+    fn fp8_takes_a_byte_a_weight_and_a_scale_a_row() {
+        let model = Checkpoint::open(&golden("mixtral")).expect("a valid checkpoint");
+        let at = |quantize| Footprint::of(&model, quantize).expect("every tensor is there");
+        let (plain, small) = (at(Quantize::None), at(Quantize::Fp8));
+        let rows = 2 * 96 + 64;
+        assert_eq!(small.layers[0].expert.bytes, 3 * 64 * 96 + 4 * rows);
+        assert_eq!((small.embedding, small.output), (plain.embedding, plain.output));
+        let router = 8 * 64 * 4;
+        assert_eq!(small.layers[0].dense.bytes, router, "routers stay as they are stored");
     }
 }

@@ -28,7 +28,7 @@ pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::ModelError;
 pub use kv::KvFormat;
-pub use quantize::Quantize;
+pub use quantize::{Loaded, Quantize};
 pub use roles::{LayerRole, TensorRole};
 pub use slice::{TensorInfo, TensorSlice};
 pub use slices::{Cut, ExpertMap, RankSlice, Shape, SlicePlan, plan_slices};

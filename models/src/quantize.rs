@@ -20,11 +20,47 @@ pub enum Quantize {
     Q4_0,
     /// 4 bits with finer scales; embedding and output 8. Rows that are not whole blocks of 256 become Q4_0.
     Q4_K,
+    /// 8 bits as floats, with a scale for each row; embedding and output as stored. On GPUs only.
+    Fp8,
+}
+
+/// How a tensor is held once it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loaded {
+    /// In a type of checkpoints.
+    As(DType),
+    /// In E4M3 (OCP 8-bit floating point, 2023), with one `f32` a row that its elements are to be multiplied by.
+    F8,
+}
+
+impl Loaded {
+    /// Columns of F8 that begin where loads of a GPU begin.
+    const F8_RUN: usize = 16;
+
+    /// Bytes of `rows` rows of `cols` elements.
+    pub const fn bytes(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::As(dtype) => rows * dtype.row_bytes(cols.next_multiple_of(dtype.block_elems())),
+            Self::F8 => rows * (cols + size_of::<f32>()),
+        }
+    }
+
+    /// Columns at which rows of `cols` elements may be cut that are stored in `stored`.
+    pub const fn column_granularity(self, stored: DType, cols: usize) -> usize {
+        match self {
+            Self::As(dtype) => dtype.column_granularity(),
+            // What is quantized is cut at whole runs of 32, which are whole runs here, too.
+            Self::F8 if stored.is_quantized() || !cols.is_multiple_of(Self::F8_RUN) => {
+                stored.column_granularity()
+            }
+            Self::F8 => Self::F8_RUN,
+        }
+    }
 }
 
 impl Quantize {
     /// Every choice.
-    pub const ALL: [Self; 4] = [Self::None, Self::Q8_0, Self::Q4_0, Self::Q4_K];
+    pub const ALL: [Self; 5] = [Self::None, Self::Q8_0, Self::Q4_0, Self::Q4_K, Self::Fp8];
 
     /// Its name on command lines.
     pub const fn name(self) -> &'static str {
@@ -33,33 +69,48 @@ impl Quantize {
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
             Self::Q4_K => "q4_k",
+            Self::Fp8 => "fp8",
         }
     }
 
-    /// The type in which a tensor is held once loaded. Norms, biases, routers and what is quantized already stay as they are,
-    /// and so does what does not come in whole runs of 32.
-    pub fn loaded(self, role: TensorRole, tensor: &TensorInfo) -> DType {
+    /// Whether only GPUs compute with it.
+    pub const fn needs_gpu(self) -> bool {
+        matches!(self, Self::Fp8)
+    }
+
+    /// Every name, for messages.
+    pub fn names() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+
+    /// How a tensor is held once loaded. Norms, biases and routers stay as they are. So does what is quantized already or does
+    /// not come in whole runs of 32, but for F8.
+    pub fn loaded(self, role: TensorRole, tensor: &TensorInfo) -> Loaded {
         self.loaded_as(role, tensor.dtype, tensor.cols)
     }
 
     /// As [`loaded`](Self::loaded), of a matrix stored in `dtype` whose rows are `cols` long.
-    pub fn loaded_as(self, role: TensorRole, dtype: DType, cols: usize) -> DType {
+    pub fn loaded_as(self, role: TensorRole, dtype: DType, cols: usize) -> Loaded {
         let matrix = match role {
             TensorRole::Embedding | TensorRole::Output => true,
             TensorRole::FinalNorm => false,
             TensorRole::Layer(_, role) => is_large(role),
         };
-        if dtype.is_quantized() || !matrix || !cols.is_multiple_of(32) {
-            return dtype;
-        }
         let ends = matches!(role, TensorRole::Embedding | TensorRole::Output);
-        match self {
-            Self::None => dtype,
+        if self == Self::Fp8 && matrix && !ends {
+            // Also of what is quantized already: on a GPU it would take two bytes an element.
+            return Loaded::F8;
+        }
+        if dtype.is_quantized() || !matrix || !cols.is_multiple_of(32) {
+            return Loaded::As(dtype);
+        }
+        Loaded::As(match self {
+            Self::None | Self::Fp8 => dtype,
             Self::Q8_0 => DType::Q8_0,
             Self::Q4_0 | Self::Q4_K if ends => DType::Q8_0,
             Self::Q4_K if cols.is_multiple_of(256) => DType::Q4_K,
             Self::Q4_0 | Self::Q4_K => DType::Q4_0,
-        }
+        })
     }
 }
 
@@ -97,6 +148,6 @@ impl FromStr for Quantize {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|choice| choice.name() == text);
-        known.ok_or_else(|| format!("quantize `{text}` is not one of none, q8_0, q4_0, q4_k"))
+        known.ok_or_else(|| format!("quantize `{text}` is not one of {}", Self::names()))
     }
 }

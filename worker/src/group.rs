@@ -9,18 +9,19 @@ use std::time::{Duration, Instant};
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
-use foggara_kernels::cuda::{Device, DeviceMatrix};
+use foggara_kernels::cuda::{Device, DeviceError, DeviceMatrix};
 use foggara_models::{Checkpoint, Cut, ExpertMap, Quantize, Shape};
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
 use crate::capabilities::available_memory;
 use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Forward, Part};
-use crate::engine::{Engine, EngineEvent, OwnUse, Told, follow, kv_type, lead};
+use crate::engine::{Engine, EngineError, EngineEvent, OwnUse, Told, follow, kv_type, lead};
 use crate::loading::Loading;
 use crate::models::{Models, OpenError};
-use crate::weights::{OnDevice, RankWeights};
+use crate::weights::{LoadError, OnDevice, RankWeights};
 
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,6 +69,8 @@ pub(crate) struct GroupHost {
     threads: usize,
     /// What computes; `None` is the CPU.
     device: Option<Device>,
+    /// Why nothing on the device works any more, once that is so.
+    lost: watch::Sender<Option<DeviceError>>,
     models: Models,
     read_speed: u64,
 }
@@ -84,7 +87,19 @@ impl GroupHost {
         news: UnboundedSender<wire::WorkerMessage>,
     ) -> Self {
         let (held, ending, listener) = (Arc::default(), Arc::default(), Arc::new(listener));
-        Self { held, ending, news, listener, threads, device, models, read_speed }
+        let lost = watch::Sender::new(None);
+        Self { held, ending, news, listener, threads, device, lost, models, read_speed }
+    }
+
+    /// Waits until the device is lost: this process can do nothing with it any more, another one may.
+    pub(crate) async fn device_lost(&self) -> DeviceError {
+        let mut lost = self.lost.subscribe();
+        // The sender is this host's own, so there is always one.
+        let error = lost.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        match error {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
     }
 
     /// What is held, for a coordinator that does not know.
@@ -246,19 +261,46 @@ fn failed(assign: &wire::Assign, failure: &Failure) -> wire::worker_message::Mes
 /// Why a rank ended.
 struct Failure {
     reason: String,
-    /// Whether it is for want of the model's files.
+    /// Whether this worker, of all, cannot hold such a rank: it lacks the model's files or what computes with such weights.
     files: bool,
+    /// The device, if it is lost.
+    lost: Option<DeviceError>,
 }
 
 impl From<String> for Failure {
     fn from(reason: String) -> Self {
-        Self { reason, files: false }
+        Self { reason, files: false, lost: None }
     }
 }
 
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
-        Self { reason: error.to_string(), files: matches!(error, OpenError::Files(_)) }
+        Self { files: matches!(error, OpenError::Files(_)), ..Self::from(error.to_string()) }
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Self { lost: Some(error.clone()).filter(|error| error.lost), ..Self::from(error.to_string()) }
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Device(error) => error.into(),
+            LoadError::NeedsGpu => Self { files: true, ..Self::from(error.to_string()) },
+            other => other.to_string().into(),
+        }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Device(error) => error.into(),
+            other => other.to_string().into(),
+        }
     }
 }
 
@@ -291,6 +333,7 @@ impl Rank {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(events)));
         let panicked = || Failure::from("this rank panicked; its log says where".to_owned());
         let outcome = outcome.unwrap_or_else(|_| Err(panicked()));
+        let lost = outcome.as_ref().err().and_then(|failure| failure.lost.clone());
         let mut slot = lock(&self.host.held);
         let still_held = slot.as_ref().is_some_and(|held| held.is(self.assign.group, self.assign.epoch));
         if still_held && !self.cancelled.load(Ordering::SeqCst) {
@@ -301,12 +344,16 @@ impl Rank {
             tracing::error!(group = self.assign.group, rank = self.assign.rank, reason, "rank failed");
             self.host.tell(failed(&self.assign, &failure));
         }
+        // Also where nobody waits for this rank any more. After the news, which are to be sent before the end.
+        if let Some(error) = lost {
+            self.host.lost.send_replace(Some(error));
+        }
     }
 
     fn run(&self, events: &mpsc::Receiver<EngineEvent>) -> Result<(), Failure> {
         let started = Instant::now();
         let mut engine = self.prepare()?;
-        engine.check().map_err(|e| e.to_string())?;
+        engine.check()?;
         let seconds = started.elapsed().as_secs_f64();
         {
             let mut slot = lock(&self.host.held);
@@ -319,7 +366,7 @@ impl Rank {
         tracing::info!(group = self.assign.group, rank = self.assign.rank, seconds, "ready");
         self.host.tell(ready(&self.assign));
         let outcome = if self.assign.rank == 0 { lead(engine, events) } else { follow(engine) };
-        Ok(outcome.map_err(|e| e.to_string())?)
+        Ok(outcome?)
     }
 
     /// Loads the slice and connects the group.
@@ -332,6 +379,12 @@ impl Rank {
         let goes_on = || !self.cancelled.load(Ordering::SeqCst);
         let model = self.host.models.open(&a.manifest, Path::new(&a.model_path), &goes_on)?;
         let quantize: Quantize = if a.quantize.is_empty() { Quantize::None } else { a.quantize.parse()? };
+        if quantize.needs_gpu() && self.host.device.is_none() {
+            return Err(LoadError::NeedsGpu.into());
+        }
+        if self.host.device.is_some() && !matches!(quantize, Quantize::None | Quantize::Fp8) {
+            tracing::info!(%quantize, "a GPU holds such weights in bf16: no memory is saved; fp8 would halve it");
+        }
         let plan = model.slices(&cut_of(a, &model)?, quantize).map_err(|e| e.to_string())?;
         if plan.shape.ranks() != size {
             let reason = format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks());
@@ -354,7 +407,7 @@ impl Rank {
                 weights.map(Loaded::Device)
             }
         };
-        let loaded = loaded.map_err(|e| e.to_string())?;
+        let loaded = loaded?;
         loading.end(&a.model_path, loaded.bytes());
         let all = self.connect(rank, size, 0, None)?;
         *lock(&self.abort) = Some(all.abort_handle());
@@ -377,7 +430,7 @@ impl Rank {
             (Loaded::Device(weights), Some(device)) => {
                 let rows = a.max_step_rows as usize;
                 let decoder = DeviceDecoder::new(device, model.spec(), &plan, rank, weights, cache, rows);
-                let mut decoder = decoder.map_err(|e| e.to_string())?;
+                let mut decoder = decoder?;
                 if let Some(handle) = decoder.connect(&mut comms).map_err(|e| e.to_string())? {
                     // A device that waits for a rank that is gone must be told, too.
                     *lock(&self.abort) = Some(AbortHandle::all(vec![comms.abort_handle(), handle]));
@@ -398,18 +451,18 @@ impl Rank {
     }
 
     /// Memory of the cache is taken as blocks are first used: what does not fit must be said now, not found out then.
-    fn check_memory(&self, needed: Option<usize>) -> Result<(), String> {
+    fn check_memory(&self, needed: Option<usize>) -> Result<(), Failure> {
         let a = &self.assign;
         let available = match &self.host.device {
             None => available_memory(),
-            Some(device) => device.driver().memory().map_err(|e| e.to_string())?.free,
+            Some(device) => device.driver().memory()?.free,
         };
         if needed.is_some_and(|needed| available == 0 || needed as u64 <= available) {
             return Ok(());
         }
         let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
         let needed = needed.map_or("more bytes than there are".into(), |needed| format!("{needed} bytes"));
-        Err(format!("{blocks} take {needed}, and {available} are available: lower the KV tokens"))
+        Err(format!("{blocks} take {needed}, and {available} are available: lower the KV tokens").into())
     }
 
     /// Spinning only pays while every waiting thread has a core to itself.

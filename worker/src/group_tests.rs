@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use foggara_kernels::cuda::testing::losing_twin;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -14,9 +15,13 @@ fn model() -> PathBuf {
 }
 
 fn host() -> (GroupHost, UnboundedReceiver<wire::WorkerMessage>) {
+    host_on(None)
+}
+
+fn host_on(device: Option<Device>) -> (GroupHost, UnboundedReceiver<wire::WorkerMessage>) {
     let (news, received) = unbounded_channel();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    (GroupHost::new(listener, 1, None, Models::default(), 0, news), received)
+    (GroupHost::new(listener, 1, device, Models::default(), 0, news), received)
 }
 
 fn assign(group: u64, size: u32) -> wire::Assign {
@@ -103,6 +108,8 @@ fn what_cannot_be_held_is_told_with_the_reason() {
             wire::Assign { model_path: missing.to_string_lossy().into_owned(), ..assign(1, 1) },
             "/no/such/model",
         ),
+        (wire::Assign { quantize: "q3".into(), ..assign(1, 1) }, "none, q8_0"),
+        (wire::Assign { quantize: "fp8".into(), ..assign(1, 1) }, "on GPUs only; use q8_0"),
         (wire::Assign { kv_dtype: "int3".into(), ..assign(1, 1) }, "`int3`"),
         (wire::Assign { rank: 2, ..assign(1, 2) }, "rank 2 of 2"),
         (wire::Assign { size: 0, ..assign(1, 1) }, "rank 0 of 0"),
@@ -152,4 +159,30 @@ fn a_rank_that_waits_for_others_is_let_go_at_once() {
     host.assign(assign(3, 1));
     assert!(is_ready(&hear(&mut news), 3));
     host.shut_down();
+}
+
+/// A device that is lost while weights are loaded, in the check of the group, or between.
+#[tokio::test]
+async fn a_lost_device_is_told_and_ends_the_worker() {
+    let enough = 1 << 40;
+    let (device, left) = losing_twin(enough);
+    let (host, mut news) = host_on(Some(device));
+    host.assign(assign(1, 1));
+    assert!(is_ready(&hear(&mut news), 1));
+    let needed = enough - left.load(Ordering::SeqCst);
+    assert!(needed > 100, "{needed} calls of the device");
+    let soon = Duration::from_millis(50);
+    assert!(tokio::time::timeout(soon, host.device_lost()).await.is_err(), "it works");
+    host.shut_down();
+    for calls in [0, needed / 2, needed - 1] {
+        let (host, mut news) = host_on(Some(losing_twin(calls).0));
+        host.assign(assign(1, 1));
+        let wire::worker_message::Message::Failed(failed) = hear(&mut news) else {
+            panic!("not told after {calls} of {needed} calls")
+        };
+        assert!(failed.reason.contains("illegal memory access") && !failed.files, "{}", failed.reason);
+        let lost = tokio::time::timeout(PATIENCE, host.device_lost()).await.expect("the worker hears of it");
+        assert!(lost.lost && lost.to_string().contains("illegal memory access"), "{lost}");
+        host.shut_down();
+    }
 }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use foggara_kernels::cuda::{Device, DeviceError};
 use foggara_proto::auth::ClusterToken;
@@ -19,6 +20,9 @@ use crate::group::GroupHost;
 use crate::models::Models;
 use crate::rpc::{FilesService, MAX_MESSAGE_BYTES, RankService};
 use crate::session::{Session, hello};
+
+/// How long a worker whose device is lost goes on, for the coordinator to hear of it.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How to run a worker.
 #[derive(Debug, Clone)]
@@ -63,6 +67,9 @@ pub enum WorkerError {
     /// The device that was asked for cannot be used.
     #[error("--device: {0}")]
     Device(DeviceError),
+    /// The device stopped for good. Another process may use it again.
+    #[error("the GPU is lost to this process, which must be started anew: {0}")]
+    DeviceLost(DeviceError),
     /// The service broke down.
     #[error("serving: {0}")]
     Serve(String),
@@ -76,7 +83,7 @@ pub enum WorkerError {
     },
 }
 
-/// Runs a worker until `shutdown` completes or the cluster refuses it.
+/// Runs a worker until `shutdown` completes, the cluster refuses it or its device is lost.
 ///
 /// # Errors
 /// Why it could not run.
@@ -142,11 +149,22 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
     // acknowledgement of the one before, 40 ms.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serve = Server::builder().add_service(service).add_service(files).serve_with_incoming(incoming);
+    let lost = async {
+        let error = group.device_lost().await;
+        tracing::error!(%error, "the GPU is lost; this worker ends");
+        tokio::time::sleep(LAST_WORDS).await;
+        error
+    };
     let outcome = tokio::select! {
         served = serve => served.map_err(|e| WorkerError::Serve(e.to_string())),
         refused = session.keep() => Err(refused),
+        error = lost => Err(WorkerError::DeviceLost(error)),
         () = shutdown => Ok(()),
     };
+    if matches!(outcome, Err(WorkerError::DeviceLost(_))) {
+        // What is left of ranks may wait for the device for ever.
+        return outcome;
+    }
     // Joins the rank's thread, which may be in the middle of a step.
     tokio::task::spawn_blocking(move || group.shut_down()).await.ok();
     outcome

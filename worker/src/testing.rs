@@ -57,13 +57,14 @@ pub(crate) fn group<R: Send>(
     ty: KvType,
     f: impl Fn(Engine) -> R + Sync,
 ) -> Vec<R> {
-    group_on(model, shape, kind, ty, &|_| None, f)
+    group_on(model, shape, Quantize::None, kind, ty, &|_| None, f)
 }
 
-/// The same with a device for each rank: `None` is the CPU.
+/// The same with a device for each rank: `None` is the CPU. `quantize` says how weights are held.
 pub(crate) fn group_on<R: Send>(
     model: &Checkpoint,
     shape: Shape,
+    quantize: Quantize,
     kind: Kind,
     ty: KvType,
     device: &(dyn Fn(usize) -> Option<Device> + Sync),
@@ -72,7 +73,7 @@ pub(crate) fn group_on<R: Send>(
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!("foggara-worker-test-{}-{number}", std::process::id());
-    let plan = model.slices(&Cut::even(shape), Quantize::None).expect("can be cut");
+    let plan = model.slices(&Cut::even(shape), quantize).expect("can be cut");
     let listeners: Vec<_> =
         (0..shape.ranks()).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().expect("bound")).collect();
@@ -113,14 +114,13 @@ pub(crate) fn group_on<R: Send>(
                     let decoder: Box<dyn Forward> = match device(rank) {
                         None => {
                             let weights =
-                                RankWeights::load(model, plan, rank, Quantize::None, &pool, &mut |_, _| true)
+                                RankWeights::load(model, plan, rank, quantize, &pool, &mut |_, _| true)
                                     .expect("loads");
                             let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
                             Box::new(decoder.expect("fits in memory"))
                         }
                         Some(device) => {
                             let store = OnDevice(device.clone());
-                            let quantize = Quantize::None;
                             let weights = RankWeights::load_to(
                                 &store,
                                 model,

@@ -57,8 +57,8 @@ pub(crate) struct ShapeArguments {
     /// Precision of the KV cache: q8_0 takes half the memory of f16
     #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "f16", "q8_0"], value_name = "TYPE")]
     pub(crate) kv_dtype: String,
-    /// Quantize weights when they are loaded: for models that are stored unquantized
-    #[arg(long, default_value = "none", value_parser = ["none", "q8_0", "q4_0", "q4_k"], value_name = "TYPE")]
+    /// Quantize weights when they are loaded: for models that are stored unquantized; fp8 is computed on GPUs only
+    #[arg(long, default_value = "none", value_parser = ["none", "q8_0", "q4_0", "q4_k", "fp8"], value_name = "TYPE")]
     pub(crate) quantize: String,
     /// How ranks exchange activations: shared memory on one host, TCP across hosts
     #[arg(long, default_value = "auto", value_parser = ["auto", "shm", "tcp"], value_name = "KIND")]

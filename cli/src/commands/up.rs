@@ -1,5 +1,6 @@
 //! `foggara up`
 
+mod devices;
 mod plan;
 mod ready;
 
@@ -57,6 +58,9 @@ pub(crate) struct Arguments {
     /// Threads of each worker [default: cores / workers, at least 1]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// What workers compute on: auto (GPUs, if there are any), cpu or cuda. Worker i takes GPU (i - 1) modulo their number
+    #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
+    device: devices::Asked,
     /// Requests that may wait for one group
     #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_QUEUE, value_name = "N")]
     queue: usize,
@@ -111,6 +115,7 @@ async fn supervise(plan: &plan::Plan) -> anyhow::Result<()> {
         plan.workers.len(),
         plan.logs.display()
     );
+    plan.notes.iter().for_each(|note| eprintln!("{note}"));
     let (coordinators, workers) = (start(&plan.coordinators), start(&plan.workers));
     let serve = async {
         ready::wait(plan).await?;

@@ -83,7 +83,7 @@ impl Registry {
         self.lock().progress.clone()
     }
 
-    /// Workers that were found without the files of a deployment a short while ago, and why.
+    /// Workers that were found unable to hold a deployment (without its files, or a GPU for its weights) a short while ago, and why.
     pub(super) fn unfit(&self) -> BTreeMap<(String, u64), String> {
         let mut inner = self.lock();
         inner.unfit.retain(|_, (_, since)| since.elapsed() < UNFIT);

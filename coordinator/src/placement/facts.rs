@@ -99,13 +99,16 @@ impl Bits {
     const Q8_0: f64 = 8.5;
     /// q4_0 takes 18 bytes for 32 parameters, q4_k 144 for 256.
     const Q4: f64 = 4.5;
+    /// A byte, and four for each row: rows are of some thousand parameters.
+    const FP8: f64 = 8.02;
 
-    /// After quantization to `name` at load; embedding and output of four-bit models are kept at q8_0. What takes less
-    /// already stays as it is.
+    /// After quantization to `name` at load; embedding and output of four-bit models are kept at q8_0, those of fp8 as they are
+    /// stored. What takes less already stays as it is.
     pub fn quantized(self, name: &str) -> Self {
         let (layers, embedding) = match name {
             "q8_0" => (Self::Q8_0, Self::Q8_0),
             "q4_0" | "q4_k" => (Self::Q4, Self::Q8_0),
+            "fp8" => (Self::FP8, self.embedding),
             _ => return self,
         };
         Self { layers: layers.min(self.layers), embedding: embedding.min(self.embedding) }

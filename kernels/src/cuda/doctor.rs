@@ -51,7 +51,7 @@ pub fn survey() -> Survey {
     let mut missing = Vec::new();
     match &counted {
         Err(error) => missing.push(error.reason.clone()),
-        Ok(0) => missing.push("the driver shows no GPU (see CUDA_VISIBLE_DEVICES)".to_owned()),
+        Ok(0) => missing.push(NO_GPU.to_owned()),
         Ok(count) => missing.extend(libraries.iter().filter_map(|library| {
             let reason = library.found.as_ref().err()?;
             match library.wanted {
@@ -64,6 +64,28 @@ pub fn survey() -> Survey {
     }
     Survey { driver, driver_release: driver_release(), gpus, libraries, embedded, missing }
 }
+
+/// The GPUs that workers could compute on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usable {
+    /// How many the driver shows; 0 without a driver.
+    pub gpus: usize,
+    /// Why they cannot be used, or why there is none.
+    pub missing: Option<String>,
+}
+
+/// Counts the GPUs. Opens none, so that it takes no memory of them.
+pub fn usable() -> Usable {
+    let (gpus, missing) = match gpu::count() {
+        Err(error) => (0, Some(error.reason)),
+        Ok(0) => (0, Some(NO_GPU.to_owned())),
+        Ok(gpus) if source::embedded_architectures().is_empty() => (gpus, Wanted::Nvrtc.find().err()),
+        Ok(gpus) => (gpus, None),
+    };
+    Usable { gpus, missing }
+}
+
+const NO_GPU: &str = "the driver shows no GPU (see CUDA_VISIBLE_DEVICES)";
 
 fn found(wanted: Wanted) -> Found {
     let found = wanted.find().and_then(|library| Ok((library.path(), wanted.version(library)?)));
@@ -78,7 +100,7 @@ fn driver_release() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::survey;
+    use super::{survey, usable};
 
     #[test]
     fn a_survey_says_something_everywhere() {
@@ -87,6 +109,7 @@ mod tests {
         if let Err(reason) = &survey.driver {
             assert!(!reason.is_empty());
             assert_eq!(&survey.missing, std::slice::from_ref(reason));
+            assert_eq!(usable(), super::Usable { gpus: 0, missing: Some(reason.clone()) });
         }
     }
 }

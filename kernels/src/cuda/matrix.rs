@@ -166,10 +166,11 @@ impl DeviceMatrix {
             WeightKind::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
             WeightKind::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
             WeightKind::F8 => {
+                let mut bytes = Vec::with_capacity(values.len());
                 let rows = values.chunks_exact(self.cols.max(1));
-                let scales: Vec<f32> = rows.clone().map(scale_of).collect();
+                let scales: Vec<f32> = rows.map(|row| row_to_f8(row, &mut bytes)).collect();
                 self.put_scales(from, &scales)?;
-                rows.zip(&scales).flat_map(|(row, scale)| row.iter().map(|v| to_f8(*v / *scale))).collect()
+                bytes
             }
         };
         self.put_rows(from, &bytes)
@@ -291,6 +292,13 @@ impl MatrixTable {
     pub fn scale_addresses(&self) -> Option<View<'_, u64>> {
         self.scales.as_ref().map(Buffer::view)
     }
+}
+
+/// Adds a row in E4M3 to `bytes`, and says what its elements are to be multiplied by.
+pub fn row_to_f8(row: &[f32], bytes: &mut Vec<u8>) -> f32 {
+    let scale = scale_of(row);
+    bytes.extend(row.iter().map(|value| to_f8(*value / scale)));
+    scale
 }
 
 /// What the largest element of a row is to be divided by to become 448.

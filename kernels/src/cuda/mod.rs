@@ -30,4 +30,4 @@ pub use device::{Arg, Captured, Device, Driver, Launch, Memory, Recording};
 pub use error::DeviceError;
 pub use gpu::{Facts, Gpu};
 pub use groups::Groups;
-pub use matrix::{DeviceMatrix, MatrixTable, WeightKind, from_f8, to_f8};
+pub use matrix::{DeviceMatrix, MatrixTable, WeightKind, from_f8, row_to_f8, to_f8};

@@ -5,7 +5,7 @@ use foggara_kernels::op::softmax::{argmax, log_sum_exp};
 use foggara_models::testing::{
     GOLDEN_DENSE, GOLDEN_WITH_EXPERTS, tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors,
 };
-use foggara_models::{Checkpoint, DType};
+use foggara_models::{Checkpoint, DType, Quantize};
 
 use super::*;
 use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, group_on, numbers, tokens};
@@ -20,14 +20,14 @@ pub(super) fn logits(
     ty: KvType,
     chunk: usize,
 ) -> Vec<Vec<Vec<f32>>> {
-    logits_on(model, sequences, shape, (kind, ty), chunk, &|_| None)
+    logits_on(model, sequences, (shape, Quantize::None), (kind, ty), chunk, &|_| None)
 }
 
 /// The same on devices: `device` gives each rank's.
 pub(super) fn logits_on(
     model: &Checkpoint,
     sequences: &[Vec<u32>],
-    shape: Shape,
+    (shape, quantize): (Shape, Quantize),
     (kind, ty): (Kind, KvType),
     chunk: usize,
     device: &(dyn Fn(usize) -> Option<Device> + Sync),
@@ -35,7 +35,7 @@ pub(super) fn logits_on(
     // Sequences take turns on the parts of the batch.
     let each = BLOCKS / sequences.len().div_ceil(shape.dp);
     assert!(sequences.iter().all(|tokens| tokens.len() <= each * BLOCK_SIZE), "the blocks are enough");
-    let results = group_on(model, shape, kind, ty, device, |mut engine| {
+    let results = group_on(model, shape, quantize, kind, ty, device, |mut engine| {
         let mut rows = vec![Vec::new(); sequences.len()];
         let longest = sequences.iter().map(Vec::len).max().expect("at least one sequence");
         for (step, start) in (0..longest).step_by(chunk).enumerate() {
@@ -94,7 +94,7 @@ pub(super) fn agrees_on(
     let cases = expected["cases"].as_array().expect("cases");
     let whole = |case: &serde_json::Value| [tokens(&case["prompt"]), tokens(&case["greedy"])].concat();
     let sequences: Vec<_> = cases.iter().map(whole).collect();
-    let all = logits_on(model, &sequences, shape, (Kind::Shm, KvType::F32), chunk, device);
+    let all = logits_on(model, &sequences, (shape, Quantize::None), (Kind::Shm, KvType::F32), chunk, device);
     for (case, rows) in cases.iter().zip(all) {
         let (prompt, greedy) = (tokens(&case["prompt"]), tokens(&case["greedy"]));
         let last = prompt.len() - 1;

@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 use foggara_kernels::op::dequantize::dequantize;
 use foggara_kernels::op::quantize_weights::quantize_row;
 use foggara_kernels::{ThreadPool, WeightType};
-use foggara_models::{Checkpoint, DType, LayerRole, ModelError, Quantize, TensorRole, TensorSlice};
+use foggara_models::{Checkpoint, DType, LayerRole, Loaded, ModelError, Quantize, TensorRole, TensorSlice};
 
-use super::store::{Store, Stored};
+use super::store::{Hold, Store, Stored};
 use super::{LoadError, Progress, weight_type};
 
 /// Bytes that are read between two looks at whether to go on.
@@ -21,8 +21,8 @@ const MADE_AT_ONCE: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Part {
     slice: TensorSlice,
-    /// The type it is held in.
-    loaded: DType,
+    /// How it is held.
+    loaded: Loaded,
     /// Columns read before the wanted ones, so that whole blocks are quantized.
     skip: usize,
     cols: usize,
@@ -60,7 +60,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         let tensor = self.model.tensor(role)?;
         let loaded = self.quantize.loaded(role, &tensor);
         // A type that is stored is cut inside its blocks; one that is made must be made of whole ones.
-        let block = if loaded == tensor.dtype { 1 } else { loaded.block_elems() };
+        let block = made_of(loaded, tensor.dtype).map_or(1, DType::block_elems);
         let from = cols.start / block * block;
         let to = if cols.is_empty() { from } else { cols.end.next_multiple_of(block).min(tensor.cols) };
         let slice = tensor.slice(rows, from..to)?;
@@ -96,12 +96,13 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
     pub(super) fn matrix(&mut self, parts: &[Part]) -> Result<S::Matrix, LoadError> {
         let first = &parts[0];
         let rows = parts.iter().map(|part| part.slice.rows).sum();
-        let (stored, skip) = match first.loaded == first.slice.dtype {
-            true => (first.slice.cols_stored, first.slice.col_skip),
-            false => (first.slice.cols, first.skip),
+        let (ty, cols_stored, col_skip) = match first.made() {
+            None => (first.slice.dtype, first.slice.cols_stored, first.slice.col_skip),
+            Some(made) => (made, first.slice.cols, first.skip),
         };
-        let ty = weight_type(first.loaded);
-        let stored = Stored { ty, rows, cols_stored: stored, col_skip: skip, cols: first.cols };
+        let hold = if first.loaded == Loaded::F8 { Hold::F8 } else { Hold::AsGiven };
+        let (ty, cols) = (weight_type(ty), first.cols);
+        let stored = Stored { ty, rows, cols_stored, col_skip, cols, hold };
         let mut packer = self.store.begin(stored)?;
         for part in parts.iter().filter(|part| part.slice.row_bytes() > 0) {
             part.slice.advise_will_need();
@@ -133,7 +134,8 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
         let row_bytes = ty.row_bytes(cols);
-        let mut packer = self.store.begin(Stored { ty, rows, cols_stored: cols, col_skip: 0, cols })?;
+        let hold = Hold::AsGiven;
+        let mut packer = self.store.begin(Stored { ty, rows, cols_stored: cols, col_skip: 0, cols, hold })?;
         self.store.push(&mut packer, self.pool, rows, |i| &bytes[i * row_bytes..][..row_bytes])?;
         self.store.finish(packer)
     }
@@ -185,15 +187,28 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
     }
 }
 
+/// The type that rows stored in `stored` are converted to before a store gets them; `None` if it gets them as they are.
+fn made_of(loaded: Loaded, stored: DType) -> Option<DType> {
+    match loaded {
+        Loaded::As(dtype) if dtype != stored => Some(dtype),
+        Loaded::As(_) | Loaded::F8 => None,
+    }
+}
+
 impl Part {
     /// Bytes in the file.
     pub(super) fn bytes(&self) -> usize {
         self.slice.bytes()
     }
 
-    /// The type it is held in.
-    pub(super) fn loaded(&self) -> DType {
+    /// How it is held.
+    pub(super) fn loaded(&self) -> Loaded {
         self.loaded
+    }
+
+    /// See [`made_of`].
+    fn made(&self) -> Option<DType> {
+        made_of(self.loaded, self.slice.dtype)
     }
 
     /// The type it is stored in.
@@ -203,16 +218,17 @@ impl Part {
 
     /// Rows `rows` as they will be held, one after the other, where they do not lie in the file like that.
     fn made_rows(&self, rows: Range<usize>) -> Result<Vec<u8>, LoadError> {
-        let mut made = Vec::with_capacity(rows.len() * self.loaded.row_bytes(self.slice.cols_stored));
+        let ty = self.made().unwrap_or(self.slice.dtype);
+        let mut made = Vec::with_capacity(rows.len() * ty.row_bytes(self.slice.cols_stored));
         let (mut stored, mut values) = (Vec::new(), vec![0.0; self.slice.cols]);
         for i in rows {
             let row = self.slice.row(i, &mut stored);
-            if self.loaded == self.slice.dtype {
+            if self.made().is_none() {
                 made.extend_from_slice(row);
                 continue;
             }
             dequantize(weight_type(self.slice.dtype), row, &mut values)?;
-            quantize_row(weight_type(self.loaded), &values, &mut made)?;
+            quantize_row(weight_type(ty), &values, &mut made)?;
         }
         Ok(made)
     }
@@ -226,7 +242,7 @@ impl Part {
         pool: &ThreadPool,
     ) -> Result<(), LoadError> {
         let as_stored = |i: usize| self.slice.contiguous_row(rows.start + i);
-        if self.loaded == self.slice.dtype && as_stored(0).is_some() {
+        if self.made().is_none() && as_stored(0).is_some() {
             // All rows of a slice lie like the first.
             return store.push(packer, pool, rows.len(), |i| as_stored(i).unwrap_or(&[]));
         }

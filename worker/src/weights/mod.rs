@@ -17,7 +17,7 @@ pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
 pub use mlp::{ExpertsWeights, MlpWeights};
 pub use on_device::OnDevice;
-pub use store::{Held, Panels, Store, Stored};
+pub use store::{Held, Hold, Panels, Store, Stored};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ pub enum LoadError {
     /// The device they go to.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Weights in 8-bit floats, and no device.
+    #[error("fp8 weights are computed on GPUs only; use q8_0")]
+    NeedsGpu,
     /// Someone asked to stop.
     #[error("loading was cancelled")]
     Cancelled,

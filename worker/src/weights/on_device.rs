@@ -1,13 +1,14 @@
-//! Weights on a device: rows as they are stored where they are floats, else rounded to bf16.
+//! Weights on a device: rows as they are stored where they are floats, else rounded to bf16; or all of them in E4M3, where that
+//! is asked for.
 
 use std::sync::OnceLock;
 
-use foggara_kernels::cuda::{Device, DeviceMatrix, WeightKind};
+use foggara_kernels::cuda::{Device, DeviceMatrix, WeightKind, row_to_f8};
 use foggara_kernels::op::dequantize::dequantize;
 use foggara_kernels::{KernelError, ThreadPool, WeightType};
 
 use super::LoadError;
-use super::store::{Held, Store, Stored};
+use super::store::{Held, Hold, Store, Stored};
 
 /// Rows that one task converts.
 const ROWS_AT_ONCE: usize = 16;
@@ -35,12 +36,21 @@ impl Held for DeviceMatrix {
 }
 
 /// The type a stored one is held in.
-fn kind(ty: WeightType) -> WeightKind {
-    match ty {
-        WeightType::F32 => WeightKind::F32,
-        WeightType::F16 => WeightKind::F16,
-        _ => WeightKind::Bf16,
+fn kind(stored: Stored) -> WeightKind {
+    match (stored.hold, stored.ty) {
+        (Hold::F8, _) => WeightKind::F8,
+        (Hold::AsGiven, WeightType::F32) => WeightKind::F32,
+        (Hold::AsGiven, WeightType::F16) => WeightKind::F16,
+        (Hold::AsGiven, _) => WeightKind::Bf16,
     }
+}
+
+/// Some rows as they are held.
+#[derive(Default)]
+struct Rows {
+    bytes: Vec<u8>,
+    /// One a row where there are any.
+    scales: Vec<f32>,
 }
 
 impl Store for OnDevice {
@@ -48,7 +58,7 @@ impl Store for OnDevice {
     type Packer = DevicePacker;
 
     fn begin(&self, stored: Stored) -> Result<DevicePacker, LoadError> {
-        let matrix = DeviceMatrix::empty(&self.0, kind(stored.ty), stored.rows, stored.cols)?;
+        let matrix = DeviceMatrix::empty(&self.0, kind(stored), stored.rows, stored.cols)?;
         Ok(DevicePacker { matrix, stored, next: 0 })
     }
 
@@ -70,18 +80,23 @@ impl Store for OnDevice {
             return Err(KernelError::new("upload", reason).into());
         }
         let runs = count.div_ceil(ROWS_AT_ONCE);
-        let made: Vec<OnceLock<Result<Vec<u8>, KernelError>>> = (0..runs).map(|_| OnceLock::new()).collect();
+        let made: Vec<OnceLock<Result<Rows, KernelError>>> = (0..runs).map(|_| OnceLock::new()).collect();
         pool.run(runs, |run| {
             let rows = run * ROWS_AT_ONCE..count.min((run + 1) * ROWS_AT_ONCE);
-            let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
-            let converted = rows.into_iter().try_for_each(|i| convert(stored, row(i), &mut bytes));
+            let mut held = Rows { bytes: Vec::with_capacity(rows.len() * row_bytes), scales: Vec::new() };
+            let converted = rows.into_iter().try_for_each(|i| convert(stored, row(i), &mut held));
             // Each run is made once.
-            made[run].set(converted.map(|()| bytes)).ok();
+            made[run].set(converted.map(|()| held)).ok();
         });
-        for bytes in made.into_iter().filter_map(OnceLock::into_inner) {
-            let bytes = bytes?;
-            packer.matrix.put_rows(packer.next, &bytes)?;
-            packer.next += bytes.len() / row_bytes;
+        let (first, mut scales) = (packer.next, Vec::new());
+        for held in made.into_iter().filter_map(OnceLock::into_inner) {
+            let held = held?;
+            packer.matrix.put_rows(packer.next, &held.bytes)?;
+            packer.next += held.bytes.len() / row_bytes;
+            scales.extend(held.scales);
+        }
+        if !scales.is_empty() {
+            packer.matrix.put_scales(first, &scales)?;
         }
         Ok(())
     }
@@ -96,19 +111,34 @@ impl Store for OnDevice {
 }
 
 /// Adds the wanted columns of a stored row, as they are held.
-fn convert(s: Stored, row: &[u8], bytes: &mut Vec<u8>) -> Result<(), KernelError> {
+fn convert(s: Stored, row: &[u8], held: &mut Rows) -> Result<(), KernelError> {
     if row.len() != s.ty.row_bytes(s.cols_stored) {
         let reason = format!("a row of {} bytes for {} columns of {:?}", row.len(), s.cols_stored, s.ty);
         return Err(KernelError::new("upload", reason));
     }
-    if matches!(s.ty, WeightType::F32 | WeightType::F16 | WeightType::BF16) {
+    if s.hold == Hold::AsGiven && matches!(s.ty, WeightType::F32 | WeightType::F16 | WeightType::BF16) {
         let size = s.ty.row_bytes(1);
-        bytes.extend_from_slice(&row[s.col_skip * size..][..s.cols * size]);
+        held.bytes.extend_from_slice(&row[s.col_skip * size..][..s.cols * size]);
         return Ok(());
     }
     let mut values = vec![0.0; s.cols_stored];
     dequantize(s.ty, row, &mut values)?;
     let wanted = &values[s.col_skip..][..s.cols];
-    bytes.extend(wanted.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()));
+    match s.hold {
+        Hold::AsGiven => {
+            held.bytes.extend(wanted.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()));
+        }
+        // What is not a number has no place in E4M3: its scale would take every other element of the row along.
+        Hold::F8 => match wanted.iter().position(|v| !v.is_finite()) {
+            Some(i) => {
+                return Err(KernelError::new("quantize", format!("element {i} of a row is {}", wanted[i])));
+            }
+            None => held.scales.push(row_to_f8(wanted, &mut held.bytes)),
+        },
+    }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "on_device_tests.rs"]
+mod tests;

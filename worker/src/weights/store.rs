@@ -6,6 +6,15 @@ use foggara_kernels::{ThreadPool, WeightType};
 
 use super::LoadError;
 
+/// What a store is to make of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// What suits it best, with the numbers that are given.
+    AsGiven,
+    /// E4M3 with a scale for each row. On devices only.
+    F8,
+}
+
 /// A matrix as it comes from a checkpoint: rows of a stored type, of whose columns a part is wanted.
 #[derive(Debug, Clone, Copy)]
 pub struct Stored {
@@ -19,6 +28,8 @@ pub struct Stored {
     pub col_skip: usize,
     /// Columns that are wanted.
     pub cols: usize,
+    /// What becomes of them.
+    pub hold: Hold,
 }
 
 /// A matrix that is held.
@@ -80,6 +91,9 @@ impl Store for Panels {
     type Packer = WeightPacker;
 
     fn begin(&self, s: Stored) -> Result<WeightPacker, LoadError> {
+        if s.hold == Hold::F8 {
+            return Err(LoadError::NeedsGpu);
+        }
         Ok(WeightMatrix::packer(s.ty, s.rows, s.cols_stored, s.col_skip, s.cols)?)
     }
 

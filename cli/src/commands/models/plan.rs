@@ -3,9 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use clap::Args;
 use foggara_coordinator::model_facts;
-use foggara_coordinator::placement::{self, facts::Reach, facts::Wish, rate};
+use foggara_coordinator::placement::facts::{Kind, Reach, Wish, WorkerFacts};
+use foggara_coordinator::placement::{self, rate};
+use foggara_models::Quantize;
 use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 use serde_json::{Value, json};
@@ -74,6 +77,7 @@ fn offline(
     sequence_tokens: u64,
 ) -> anyhow::Result<wire::PlanDeploymentResponse> {
     let (workers, links) = nodes::read(file)?;
+    let workers = able(workers, &deployment.quantize)?;
     deployment.shape().check()?;
     let path = std::path::Path::new(&deployment.model_path);
     let model = model_facts::facts_at(path, &deployment.kv_dtype, &deployment.quantize);
@@ -86,6 +90,16 @@ fn offline(
     };
     let proposal = placement::propose_on(&model, &wish, deployment.replicas, workers, &links);
     Ok(proposal.into())
+}
+
+/// The workers that can compute with weights that are quantized so.
+fn able(mut workers: Vec<WorkerFacts>, quantize: &str) -> anyhow::Result<Vec<WorkerFacts>> {
+    let quantize: Quantize = quantize.parse().map_err(|reason: String| anyhow::anyhow!(reason))?;
+    if quantize.needs_gpu() {
+        workers.retain(|worker| worker.kind == Kind::Gpu);
+        ensure!(!workers.is_empty(), "quantize: {quantize} weights are computed on GPUs only; use q8_0");
+    }
+    Ok(workers)
 }
 
 fn as_json(answer: &wire::PlanDeploymentResponse) -> Value {

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
+use foggara_kernels::cuda::doctor::usable;
+use foggara_models::Quantize;
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 
-use super::Arguments;
+use super::{Arguments, devices};
 use crate::supervisor::Spec;
 
 /// Between the ports of one coordinator and of the next.
@@ -28,6 +30,8 @@ pub(super) struct Plan {
     http: SocketAddr,
     pub(super) token: ClusterToken,
     pub(super) logs: PathBuf,
+    /// What is to be said before the start.
+    pub(super) notes: Vec<String>,
     /// Removed at the end.
     temporary: Option<PathBuf>,
 }
@@ -60,6 +64,12 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let experts = model.spec().moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
         shape.check_model(model.spec().layers.len(), experts)?;
     }
+    let devices = devices::choose(a.device, workers, usable)?;
+    let quantize: Quantize = a.shape.quantize.parse().map_err(|reason: String| anyhow!(reason))?;
+    ensure!(
+        devices.gpus > 0 || !quantize.needs_gpu(),
+        "quantize: {quantize} weights are computed on GPUs only, and there is none to use; use q8_0"
+    );
     let addresses = addresses(a)?;
     let temporary = a.data_dir.is_none();
     let folder = match &a.data_dir {
@@ -103,6 +113,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     let workers = (1..=workers).map(|i| {
         let mut flags = words(&["--listen", &listen, "--threads", &threads]);
         flags.extend(models.iter().cloned());
+        flags.extend(devices.of(i).into_iter().flat_map(|device| ["--device".to_owned(), device]));
         spec(format!("worker {i}"), words(&["worker", "--join", &join.join(",")]), flags)
     });
     Ok(Plan {
@@ -113,6 +124,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         http: a.http,
         token: ClusterToken::new(a.cluster_token.as_deref()),
         logs,
+        notes: devices.note.iter().cloned().collect(),
         temporary: temporary.then_some(folder),
     })
 }

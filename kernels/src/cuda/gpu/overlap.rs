@@ -12,7 +12,8 @@ use cudarc::driver::sys::{CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttrib
 use super::context::driver_version;
 use crate::cuda::DeviceError;
 
-/// `0`: kernels begin when those before have ended. For measurements, and to find out whether an error comes from here.
+/// `0`: kernels begin when those before have ended; names with commas between them: only those whose own begin so begin early. For
+/// measurements, and to find out whether an error comes from here.
 const SWITCH: &str = "FOGGARA_CUDA_OVERLAP";
 /// Hopper is the first whose kernels can wait by themselves.
 const LEAST_CAPABILITY: u32 = 9;
@@ -22,6 +23,8 @@ const LEAST_DRIVER: u32 = 12_030;
 /// Whether the next kernel may begin early.
 pub(super) struct Overlap {
     allowed: bool,
+    /// Only these, where there are any.
+    only: Vec<String>,
     /// The last thing on the stream is a kernel of ours.
     after_kernel: AtomicBool,
 }
@@ -29,9 +32,13 @@ pub(super) struct Overlap {
 impl Overlap {
     /// That of a GPU of this compute capability.
     pub fn new(capability: (u32, u32)) -> Result<Self, DeviceError> {
-        let wanted = std::env::var_os(SWITCH).is_none_or(|value| value != "0");
-        let allowed = wanted && capability.0 >= LEAST_CAPABILITY && driver_version()? >= LEAST_DRIVER;
-        Ok(Self { allowed, after_kernel: AtomicBool::new(false) })
+        let switch = std::env::var(SWITCH).unwrap_or_default();
+        let only = match switch.as_str() {
+            "" | "0" | "1" => Vec::new(),
+            names => names.split(',').map(str::to_owned).collect(),
+        };
+        let allowed = switch != "0" && capability.0 >= LEAST_CAPABILITY && driver_version()? >= LEAST_DRIVER;
+        Ok(Self { allowed, only, after_kernel: AtomicBool::new(false) })
     }
 
     /// Something else than a kernel of ours comes next on the stream.
@@ -39,9 +46,10 @@ impl Overlap {
         self.after_kernel.store(false, Ordering::Relaxed);
     }
 
-    /// A kernel comes next; whether it may begin early.
-    pub fn next_kernel(&self) -> bool {
-        self.after_kernel.swap(true, Ordering::Relaxed) && self.allowed
+    /// A kernel of this name comes next; whether it may begin early.
+    pub fn next_kernel(&self, name: &str) -> bool {
+        let named = self.only.is_empty() || self.only.iter().any(|only| name.starts_with(only));
+        self.after_kernel.swap(true, Ordering::Relaxed) && self.allowed && named
     }
 }
 

@@ -22,7 +22,7 @@ impl KvKind {
     }
 }
 
-/// Keys and values of all layers: [layer][block][head][position in the block][element], each key and each value padded with
+/// Keys and values of all layers: `[layer][block][head][position in the block][element]`, each key and each value padded with
 /// zeros to whole 16 bytes.
 #[derive(Debug)]
 pub struct DeviceKv {

@@ -1,0 +1,122 @@
+//! What comes to a device is what the checkpoint holds, in the type that was asked for.
+
+use foggara_kernels::cuda::from_f8;
+use foggara_kernels::cuda::testing::host_twin;
+use foggara_models::testing::tiny_gguf;
+use foggara_models::{Checkpoint, Cut, DType, Quantize, Shape};
+
+use super::super::{AttentionWeights, MlpKind, MlpWeights, RankWeights};
+use super::*;
+use crate::testing::golden;
+
+fn rank(model: &Checkpoint, tp: usize, rank: usize, quantize: Quantize) -> RankWeights<DeviceMatrix> {
+    let plan = model.slices(&Cut::even(Shape::tensor(tp)), quantize).expect("can be cut");
+    let (store, pool) = (OnDevice(host_twin()), ThreadPool::new(2));
+    RankWeights::load_to(&store, model, &plan, rank, quantize, &pool, &mut |_, _| true).expect("loads")
+}
+
+/// The matrices that are quantized.
+fn matrices(weights: &RankWeights<DeviceMatrix>) -> Vec<&DeviceMatrix> {
+    fn of_mlp(mlp: &MlpWeights<DeviceMatrix>) -> Vec<&DeviceMatrix> {
+        mlp.gate_up.iter().map(|column| &column.weights).chain([&mlp.down]).collect()
+    }
+    let mut all = Vec::new();
+    for layer in &weights.layers {
+        if let AttentionWeights::Grouped(w) = &layer.attention {
+            all.extend(w.qkv.iter().map(|column| &column.weights).chain([&w.o]));
+        }
+        match &layer.mlp {
+            MlpKind::Dense(mlp) => all.extend(of_mlp(mlp)),
+            MlpKind::Experts(w) => all.extend(w.held.iter().flat_map(|(_, mlp)| of_mlp(mlp))),
+        }
+    }
+    all
+}
+
+/// Its numbers, row after row, and how much each may be off that was rounded to it.
+fn numbers(matrix: &DeviceMatrix) -> Vec<(f32, f32)> {
+    let mut bytes = vec![0_u8; matrix.rows() * matrix.row_bytes()];
+    matrix.data().download(&mut bytes).expect("downloads");
+    let mut scales = vec![1.0_f32; matrix.rows()];
+    if let Some(own) = matrix.scales() {
+        own.download(&mut scales).expect("downloads");
+    }
+    let mut all = Vec::new();
+    for (row, scale) in bytes.chunks_exact(matrix.row_bytes()).zip(scales) {
+        for element in row.chunks_exact(matrix.kind().bytes()).take(matrix.cols()) {
+            all.push(match *element {
+                [code] => {
+                    let value = from_f8(code);
+                    // Half the distance to the next number further from zero: 3 bits behind the first one.
+                    let step = 2.0_f32.powi((value.abs().log2().floor() as i32).max(-6) - 3);
+                    (value * scale, 0.5001 * step * scale)
+                }
+                [a, b] => (half::bf16::from_le_bytes([a, b]).to_f32(), 0.0),
+                [a, b, c, d] => (f32::from_le_bytes([a, b, c, d]), 0.0),
+                _ => panic!("elements of 1, 2 or 4 bytes"),
+            });
+        }
+    }
+    all
+}
+
+#[test]
+fn weights_in_fp8_are_within_half_a_step_of_what_is_stored() {
+    for name in ["llama", "mixtral"] {
+        let (model, _) = golden(name);
+        for (tp, number) in [(1, 0), (2, 1)] {
+            let (exact, rounded) =
+                (rank(&model, tp, number, Quantize::None), rank(&model, tp, number, Quantize::Fp8));
+            assert!(rounded.bytes() < exact.bytes(), "{name}");
+            for (exact, rounded) in matrices(&exact).into_iter().zip(matrices(&rounded)) {
+                assert_eq!((exact.kind(), rounded.kind()), (WeightKind::F32, WeightKind::F8), "{name}");
+                assert_eq!((exact.rows(), exact.cols()), (rounded.rows(), rounded.cols()), "{name}");
+                for ((exact, _), (rounded, half)) in numbers(exact).into_iter().zip(numbers(rounded)) {
+                    let off = (exact - rounded).abs();
+                    assert!(off <= half, "{name}: {rounded} for {exact}, off by {off} of {half}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn embedding_output_and_routers_stay_as_they_are_stored() {
+    let (model, _) = golden("mixtral");
+    let weights = rank(&model, 1, 0, Quantize::Fp8);
+    for end in weights.embedding.iter().chain(&weights.output) {
+        assert_eq!(end.kind(), WeightKind::F32);
+    }
+    for layer in &weights.layers {
+        let MlpKind::Experts(experts) = &layer.mlp else { continue };
+        assert_eq!(experts.router.kind(), WeightKind::F32);
+    }
+}
+
+/// Also from blocks of 256, of which a rank of two holds a part.
+#[test]
+fn what_is_quantized_already_becomes_fp8_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tiny.gguf");
+    for stored in [DType::BF16, DType::F16, DType::Q4_K, DType::Q8_0] {
+        std::fs::write(&path, tiny_gguf(stored).bytes()).expect("written");
+        let model = Checkpoint::open(&path).expect("a valid file");
+        for number in 0..2 {
+            let weights = rank(&model, 2, number, Quantize::Fp8);
+            for matrix in matrices(&weights) {
+                assert_eq!(matrix.kind(), WeightKind::F8, "{stored}");
+                assert!(numbers(matrix).iter().any(|(value, _)| *value != 0.0), "{stored}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_cpu_refuses_fp8_by_name() {
+    let (model, _) = golden("llama");
+    let plan = model.slices(&Cut::even(Shape::default()), Quantize::Fp8).expect("can be cut");
+    let loaded =
+        RankWeights::load(&model, &plan, 0, Quantize::Fp8, &ThreadPool::new(1), &mut |_, _| true).map(drop);
+    let told = loaded.expect_err("refused").to_string();
+    assert_eq!(told, "fp8 weights are computed on GPUs only; use q8_0");
+}
