@@ -297,7 +297,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
 }
 
 #define ATTEND(E, G, P, Q)                                                                                             \
-    FG_KERNEL(128, attention_##E##_##G##_##P##_##Q,                                                                    \
+    FG_KERNEL_MIN(128, 1, attention_##E##_##G##_##P##_##Q,                                                             \
               (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values, const u32 *step,  \
                u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
                u32 kv_heads, u32 key_dim, u32 value_dim, u32 key_stride, u32 value_stride, u32 in_key, u32 block_size, \

@@ -289,7 +289,7 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
 
 // The parameters are those of attention.cu.
 #define PREFILL(D, BLOCKS)                                                                                                         \
-    FG_KERNEL_MIN(128, BLOCKS, attention_prefill_##D,                                                                           \
+    FG_KERNEL_MIN(128, FG_FEWER_ON_BLACKWELL(BLOCKS), attention_prefill_##D,                                                                           \
                   (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values, const u32 *step,   \
                    u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
                    u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap, u32 run)) {           \

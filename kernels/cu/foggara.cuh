@@ -14,6 +14,13 @@ struct bf16 { u16 bits; };
 struct f16 { u16 bits; };
 struct f8 { u8 bits; };  // E4M3 (OCP 8-bit floating point, 2023): no infinities, one NaN, largest 448
 
+// Blocks on a multiprocessor: one fewer where the compiler needs more registers for the same.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define FG_FEWER_ON_BLACKWELL(blocks) ((blocks) - 1)
+#else
+#define FG_FEWER_ON_BLACKWELL(blocks) (blocks)
+#endif
+
 #ifdef FOGGARA_HOST
 #include "host/twin.h"
 #else

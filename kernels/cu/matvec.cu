@@ -277,7 +277,7 @@ FG_DEVICE void few_rows(Product<bf16> p, Gate gate = {}) {
 
 #define FEW_ROWS(type, ahead)                                                                                       \
     FG_KERNEL_MIN(256, 2, few_rows_##type, PRODUCT(bf16)) { few_rows<type, WHOLE, 1, 4>(THE_PRODUCT); }             \
-    FG_KERNEL_MIN(256, 2, few_rows_16_##type, PRODUCT(bf16)) { few_rows<type, WHOLE, 2, ahead>(THE_PRODUCT); }      \
+    FG_KERNEL_MIN(256, FG_FEWER_ON_BLACKWELL(2), few_rows_16_##type, PRODUCT(bf16)) { few_rows<type, WHOLE, 2, ahead>(THE_PRODUCT); }      \
     FG_KERNEL_MIN(256, 1, few_rows_aligned_##type, PRODUCT(bf16)) { few_rows<type, ALIGNED, 1, 2>(THE_PRODUCT); }   \
     FG_KERNEL_MIN(256, 1, few_rows_any_##type, PRODUCT(bf16)) { few_rows<type, ANY, 1, 2>(THE_PRODUCT); }
 FEW_ROWS(bf16, 4)

@@ -29,11 +29,21 @@ const PACKAGES: &[&str] = &[
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Architectures, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_90a,sm_100")]
+    #[arg(long, value_delimiter = ',', default_value = TARGETS)]
     targets: Vec<String>,
     /// Only sources whose name contains this
     #[arg(long)]
     only: Option<String>,
+}
+
+/// What kernels are compiled for.
+const TARGETS: &str = "sm_80,sm_90a,sm_100";
+
+impl Arguments {
+    /// Everything, for everything.
+    pub fn all() -> Self {
+        Self { targets: TARGETS.split(',').map(str::to_owned).collect(), only: None }
+    }
 }
 
 /// What ptxas says of a kernel.

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::cubins;
 use crate::place;
 use crate::process::{build, cargo, run as run_command};
 use crate::setup::{self, Purpose};
@@ -40,6 +41,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         setup::run(Purpose::Test)?;
     }
     let filter = arguments.filter.as_deref();
+    if filter.is_none() {
+        println!("\nkernels as machine code, for every GPU they are made for:");
+        cubins::run(&cubins::Arguments::all())?;
+    }
     let parts = [
         part("unit tests", "of each crate", &["--lib", "--bins"], filter)?,
         part("documentation tests", "of each library", &["--doc"], filter)?,
