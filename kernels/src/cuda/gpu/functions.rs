@@ -16,10 +16,18 @@ use crate::cuda::{DeviceError, Launch};
 /// Dynamic shared memory that every kernel may have without asking, less what it declares itself.
 const SHARED_UNASKED: u32 = 48 << 10;
 
+/// Per cent of a multiprocessor's memory that kernels with little shared memory leave to others as shared memory; by default the
+/// driver decides. It changes only where no kernel runs: one that needs much of it cannot begin beside one that left little.
+const SHARED_SWITCH: &str = "FOGGARA_CUDA_SHARED";
+/// Little.
+const SHARED_LITTLE: u32 = 24 << 10;
+
 /// All machine code of a GPU.
 pub(super) struct Functions {
     modules: Vec<CUmodule>,
     found: RwLock<HashMap<&'static str, Arc<Function>>>,
+    /// See [`SHARED_SWITCH`].
+    shared_left: Option<i32>,
 }
 
 /// One kernel.
@@ -54,7 +62,8 @@ impl Functions {
         if driver_version()? >= 12040 {
             modules.iter().for_each(|module| load_all(*module));
         }
-        Ok(Self { modules, found: RwLock::default() })
+        let shared_left = std::env::var(SHARED_SWITCH).ok().and_then(|percent| percent.parse().ok());
+        Ok(Self { modules, found: RwLock::default(), shared_left })
     }
 
     /// The kernel of a launch, with as much shared memory as it wants.
@@ -62,7 +71,7 @@ impl Functions {
         let known = self.found.read().unwrap_or_else(PoisonError::into_inner).get(launch.kernel).cloned();
         let function = match known {
             Some(function) => function,
-            None => self.look_up(context, launch.kernel)?,
+            None => self.look_up(context, launch.kernel, launch.shared)?,
         };
         if launch.shared > function.shared.load(Ordering::Relaxed) {
             self.allow_shared(context, &function, launch.shared)?;
@@ -88,7 +97,12 @@ impl Functions {
         Ok(())
     }
 
-    fn look_up(&self, context: &Context, name: &'static str) -> Result<Arc<Function>, DeviceError> {
+    fn look_up(
+        &self,
+        context: &Context,
+        name: &'static str,
+        wanted: u32,
+    ) -> Result<Arc<Function>, DeviceError> {
         let text = CString::new(name).unwrap_or_default();
         for module in &self.modules {
             let mut handle: CUfunction = ptr::null_mut();
@@ -103,7 +117,14 @@ impl Functions {
             // SAFETY: the function was just given; the pointer is to an integer.
             let answer = unsafe { sys::cuFuncGetAttribute(&raw mut own, attribute, handle) };
             context.check_shaped("cuFuncGetAttribute", answer, || name.to_owned())?;
-            let shared = SHARED_UNASKED.saturating_sub(u32::try_from(own).unwrap_or_default()).into();
+            let own = u32::try_from(own).unwrap_or_default();
+            if let Some(percent) = self.shared_left.filter(|_| own + wanted <= SHARED_LITTLE) {
+                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+                // SAFETY: the function was just given.
+                let answer = unsafe { sys::cuFuncSetAttribute(handle, attribute, percent) };
+                context.check_shaped("cuFuncSetAttribute", answer, || format!("{name}: {percent} %"))?;
+            }
+            let shared = SHARED_UNASKED.saturating_sub(own).into();
             let function = Arc::new(Function { handle, name, shared, launches: AtomicU64::new(0) });
             let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
             // Another thread may have been faster; its counter counts.
