@@ -4,8 +4,9 @@ use foggara_kernels::cuda::testing::devices;
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 
 use super::*;
+use crate::decoder::score::tests::wants_are_met;
 use crate::decoder::tests::agrees_on;
-use crate::testing::golden;
+use crate::testing::{Kind, golden};
 
 /// Each kind of device, as what gives every rank one of its own.
 fn kinds() -> Vec<impl Fn(usize) -> Option<Device> + Sync> {
@@ -47,6 +48,18 @@ fn what_is_replayed_agrees_as_well() {
         for name in ["llama", "mixtral", "deepseek-v3", "gpt-oss", "gemma2"] {
             let (model, expected) = golden(name);
             agrees_on(name, &model, &expected, shape(1, 1, 1), 1, &device);
+        }
+    }
+}
+
+/// One position at a time is recorded where there is one rank.
+#[test]
+fn every_row_is_given_what_it_wants() {
+    for device in kinds() {
+        for name in ["llama", "gemma2", "mixtral"] {
+            for (shape, chunk) in [(shape(1, 1, 1), 1), (shape(1, 1, 1), 7), (shape(2, 1, 1), 4)] {
+                wants_are_met(name, shape, Kind::Shm, chunk, &device);
+            }
         }
     }
 }
