@@ -277,6 +277,12 @@ FG_DEVICE void store(float *to, float x) { *to = x; }
 FG_DEVICE void store(bf16 *to, float x) { *to = to_bf16(x); }
 FG_DEVICE void store(f16 *to, float x) { *to = to_f16(x); }
 
+#ifdef FOGGARA_HOST
+FG_DEVICE float sum_of(float a, float b) { return a + b; }
+FG_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
+FG_DEVICE float warp_sum(float x) { return twin::butterfly<float, sum_of>(x, "warp_sum"); }
+FG_DEVICE float warp_max(float x) { return twin::butterfly<float, max_of>(x, "warp_max"); }
+#else
 FG_DEVICE float warp_sum(float x) {
     FG_UNROLL
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
@@ -287,6 +293,7 @@ FG_DEVICE float warp_max(float x) {
     for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
     return x;
 }
+#endif
 FG_DEVICE u32 warp_max(u32 x) {
 #ifdef FOGGARA_HOST
     for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));

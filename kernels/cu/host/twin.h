@@ -104,6 +104,23 @@ T shuffle(u32 mask, T value, u32 from, const char *what) {
     return mine.out;
 }
 
+// What five shuffles to lanes 16, 8, 4, 2 and 1 away give, in the same order, with one meeting.
+template <class T, T F(T, T)>
+void butterfly_exchange(u32, void **operands) {
+    T all[32], next[32];
+    for (u32 lane = 0; lane < 32; lane++) all[lane] = *(T *)operands[lane];
+    for (u32 step = 16; step > 0; step /= 2) {
+        for (u32 lane = 0; lane < 32; lane++) next[lane] = F(all[lane], all[lane ^ step]);
+        memcpy(all, next, sizeof all);
+    }
+    for (u32 lane = 0; lane < 32; lane++) *(T *)operands[lane] = all[lane];
+}
+template <class T, T F(T, T)>
+T butterfly(T value, const char *what) {
+    warp_together(0xffffffffu, what, &butterfly_exchange<T, F>, &value);
+    return value;
+}
+
 struct Vote {
     bool value;
     u32 out;
