@@ -90,7 +90,8 @@ mod tests {
         for name in ["llama", "mixtral", "deepseek-v3"] {
             std::fs::copy(golden(name).join("config.json"), folder.path().join("config.json"))
                 .expect("copied");
-            for (kv_dtype, quantize) in [("auto", "none"), ("f16", "q8_0"), ("q8_0", "none")] {
+            for (kv_dtype, quantize) in [("auto", "none"), ("f16", "q8_0"), ("f16", "fp8"), ("q8_0", "none")]
+            {
                 let whole = facts_at(&golden(name), kv_dtype, quantize).expect("a checkpoint");
                 let alone = facts_at(folder.path(), kv_dtype, quantize).expect("a configuration");
                 assert_eq!(whole, alone, "{name}");
@@ -108,6 +109,9 @@ mod tests {
         let whole = facts(&model, "auto", "none").expect("complete");
         // All but norms, which are small.
         assert!(whole.weight_bytes().abs_diff(model.total_bytes()) < model.total_bytes() / 50);
+        let small = facts(&model, "auto", "fp8").expect("complete").bits;
+        assert!(small.layers > 8.0 && small.layers < 9.0, "a byte and a scale for each row: {small:?}");
+        assert!((small.embedding - whole.bits.embedding).abs() < 1e-9, "{small:?}");
         assert_eq!(whole.kv_bytes, (model.spec().kv_heads() * model.spec().key_dim() * 2 * 4) as u64, "f32");
     }
 }

@@ -264,7 +264,7 @@ struct Failure {
     /// Whether this worker, of all, cannot hold such a rank: it lacks the model's files or what computes with such weights.
     files: bool,
     /// The device, if it is lost.
-    lost: Option<DeviceError>,
+    lost: Option<Box<DeviceError>>,
 }
 
 impl From<String> for Failure {
@@ -281,7 +281,8 @@ impl From<OpenError> for Failure {
 
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
-        Self { lost: Some(error.clone()).filter(|error| error.lost), ..Self::from(error.to_string()) }
+        let failure = Self::from(error.to_string());
+        Self { lost: error.lost.then(|| Box::new(error)), ..failure }
     }
 }
 
@@ -346,7 +347,7 @@ impl Rank {
         }
         // Also where nobody waits for this rank any more. After the news, which are to be sent before the end.
         if let Some(error) = lost {
-            self.host.lost.send_replace(Some(error));
+            self.host.lost.send_replace(Some(*error));
         }
     }
 

@@ -113,11 +113,20 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
     table(out, &["id", "role", "grpc", "http", "pid"], &rows)?;
     writeln!(out, "\nworkers")?;
     let rows: Vec<_> = status.workers.iter().map(worker_row).collect();
-    table(
-        out,
-        &["id", "state", "group", "rank", "addr", "pid", "threads", "memory", "bandwidth", "compute"],
-        &rows,
-    )?;
+    const WORKER: [&str; 11] = [
+        "id",
+        "state",
+        "group",
+        "rank",
+        "addr",
+        "pid",
+        "threads",
+        "memory",
+        "bandwidth",
+        "compute",
+        "computes on",
+    ];
+    table(out, &WORKER, &rows)?;
     writeln!(out, "\ngroups")?;
     let rows: Vec<_> = status.groups.iter().map(group_row).collect();
     table(
@@ -173,6 +182,8 @@ fn worker_row(w: &wire::Worker) -> Vec<String> {
         bytes(c.memory_bytes),
         format!("{:.1} GB/s", c.read_bytes_per_second as f64 / 1e9),
         format!("{:.0} GFLOP/s", c.flops as f64 / 1e9),
+        // A GPU comes before the processor beside it.
+        c.cpu.split_once("; ").map_or(c.cpu.as_str(), |(gpu, _)| gpu).to_owned(),
     ]
 }
 

@@ -240,12 +240,15 @@ impl<M: Held> GroupedWeights<M> {
     }
 }
 
+/// Keys' matrices and values', a head each.
+type ByHead<M> = (Vec<M>, Vec<M>);
+
 /// The key and value projections of each head, those of keys transposed.
 fn by_head<S: Store>(
     loader: &mut Loader<'_, '_, S>,
     up: &UpParts,
     a: Latent,
-) -> Result<(Vec<S::Matrix>, Vec<S::Matrix>), LoadError> {
+) -> Result<ByHead<S::Matrix>, LoadError> {
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     match up {
         UpParts::Joined(part) => {

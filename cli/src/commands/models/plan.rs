@@ -170,6 +170,24 @@ mod tests {
     }
 
     #[test]
+    fn fp8_is_planned_on_gpus_only() {
+        let worker = |id, kind| WorkerFacts {
+            id,
+            host: "a".into(),
+            kind,
+            memory_bytes: 1,
+            bytes_per_second: 1,
+            flops: 1,
+        };
+        let both = || vec![worker(1, Kind::Cpu), worker(2, Kind::Gpu)];
+        let ids = |workers: Vec<WorkerFacts>| workers.iter().map(|w| w.id).collect::<Vec<_>>();
+        assert_eq!(ids(able(both(), "fp8").expect("one is a GPU")), [2]);
+        assert_eq!(ids(able(both(), "q8_0").expect("any")), [1, 2]);
+        let refused = able(vec![worker(1, Kind::Cpu)], "fp8").expect_err("no GPU");
+        assert_eq!(refused.to_string(), "quantize: fp8 weights are computed on GPUs only; use q8_0");
+    }
+
+    #[test]
     fn a_plan_prints_its_ranks_and_reasons() {
         let rank = wire::PlannedRank { worker: 7, host: "a".into(), end_layer: 4, ..Default::default() };
         let replica = wire::PlannedReplica {
