@@ -514,6 +514,24 @@ struct Place {
     u32 first, rows, output;  // the tile's first row of out, its rows, and its first output
 };
 
+template <u32 N, u32 SUMS>
+FG_DEVICE void store_wide(const Product &p, const Place &at, const float (&sums)[SUMS]) {
+    u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    FG_UNROLL
+    for (u32 high = 0; high < 2; high++) {
+        u32 output = at.output + warp * 16 + high * 8 + g;
+        if (output >= p.n) continue;
+        float scale = p.scales ? p.scales[output] : 1.0f;
+        float *to = p.out + (at.first + 2 * t) * p.out_stride + output;
+        FG_UNROLL
+        for (u32 j = 0; j < N / 8; j++) {
+            if (j * 8 + 2 * t < at.rows) to[0] = sums[j * 4 + high * 2] * scale;
+            if (j * 8 + 2 * t + 1 < at.rows) to[p.out_stride] = sums[j * 4 + high * 2 + 1] * scale;
+            to += 8 * p.out_stride;
+        }
+    }
+}
+
 // The activation of a tile's sums goes to out in bf16, by way of shared memory, which nothing else uses now: there the gates of a
 // row are one part, and the others another. So the code is short, and what is written at a time lies side by side.
 template <u32 N, u32 OUTPUTS, u32 SUMS>
@@ -653,21 +671,8 @@ FG_DEVICE void wide_tile(const Product &p, const Place &at, const Gate &gate, co
     for (u32 i = 0; i < N / 2; i++) pin(sums[i]);
     if constexpr (GATED) {
         store_gated<N, WIDE_OUTPUTS>(p, at, gate, shared, sums);
-        return;
-    }
-
-    FG_UNROLL
-    for (u32 high = 0; high < 2; high++) {
-        u32 output = at.output + group * 64 + warp * 16 + high * 8 + g;
-        if (output >= p.n) continue;
-        float scale = p.scales ? p.scales[output] : 1.0f;
-        float *to = p.out + (at.first + 2 * t) * p.out_stride + output;
-        FG_UNROLL
-        for (u32 j = 0; j < N / 8; j++) {
-            if (j * 8 + 2 * t < at.rows) to[0] = sums[j * 4 + high * 2] * scale;
-            if (j * 8 + 2 * t + 1 < at.rows) to[p.out_stride] = sums[j * 4 + high * 2 + 1] * scale;
-            to += 8 * p.out_stride;
-        }
+    } else {
+        store_wide<N>(p, at, sums);
     }
 }
 

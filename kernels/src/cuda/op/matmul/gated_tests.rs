@@ -196,7 +196,8 @@ fn check_tiles(device: &Device, kind: WeightKind, sizes: &[u32], width: usize, k
                 gate: Some(activation),
             };
             let slot = [WeightKind::Bf16, WeightKind::F16, WeightKind::F8].iter().position(|of| *of == kind);
-            product.start(&product.tiles(&WIDE, slot.expect("a kind"))).expect("product");
+            let launch = product.tiles(&WIDE, slot.expect("a kind"));
+            product.start(&launch).expect("product");
         } else {
             let done = grouped_gated_matmul(out.view_mut(), x.view(), x_rows(), &w, &groups, activation);
             assert!(done.expect("product"), "{what}: not done");
