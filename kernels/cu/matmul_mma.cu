@@ -499,7 +499,7 @@ constexpr bool DIRECT = false;
 template <>
 constexpr bool DIRECT<bf16> = true;
 
-constexpr u32 WIDE_ROWS = 256, WIDE_OUTPUTS = 128, WIDE_THREADS = 256;
+constexpr u32 WIDE_ROWS = 256;
 
 FG_DEVICE void unpack_four(float (&out)[4], const float *from) {
     union {
@@ -576,25 +576,27 @@ FG_DEVICE void store_gated(const Product &p, const Place &at, const Gate &gate, 
     }
 }
 
-// The tile, for at most N rows.
-template <class W, u32 N, bool GATED>
+// The tile, for at most N rows: 64 outputs a warpgroup.
+template <class W, u32 N, u32 OUTPUTS, bool GATED>
 FG_DEVICE void wide_tile(const Product &p, const Place &at, const Gate &gate, const u64 *row_at, u8 *shared) {
     constexpr u32 X_BYTES = WIDE_ROWS * 128, W_UNITS = Wide<W>::ROW / 16, STAGES = Wide<W>::STAGES;
-    constexpr u32 STAGE = X_BYTES + WIDE_OUTPUTS * Wide<W>::ROW, LOOK = STAGES - 2;
+    constexpr u32 STAGE = X_BYTES + OUTPUTS * Wide<W>::ROW, LOOK = STAGES - 2, THREADS = OUTPUTS * 2;
+    static_assert(OUTPUTS % 64 == 0 && (!GATED || N * (OUTPUTS + 4) * 4 <= STAGES * STAGE), "sums take the place of the stages");
     u32 units = (p.k * (Wide<W>::ROW / 64) + 15) / 16, stages = (p.k + DEPTH - 1) / DEPTH;
     u32 group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
     auto load_stage = [&](u32 stage) {
         u8 *x = shared + stage % STAGES * STAGE, *w = x + X_BYTES;
         FG_UNROLL
-        for (u32 i = 0; i < N * 8 / WIDE_THREADS; i++) {
-            u32 row = i * (WIDE_THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8, from = stage * DEPTH + unit * 8;
+        for (u32 i = 0; i < (N * 8 + THREADS - 1) / THREADS; i++) {
+            u32 row = i * (THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8, from = stage * DEPTH + unit * 8;
+            if (N * 8 % THREADS != 0 && row >= N) break;
             bool live = row < at.rows && from < p.k;
             copy_async_16_or_zero(x + place_wide(row, unit), live ? p.x + row_at[row] + from : p.x, live);
         }
         FG_UNROLL
-        for (u32 i = 0; i < WIDE_OUTPUTS * W_UNITS / WIDE_THREADS; i++) {
-            u32 row = i * (WIDE_THREADS / W_UNITS) + threadIdx.x / W_UNITS, unit = threadIdx.x % W_UNITS;
+        for (u32 i = 0; i < OUTPUTS * W_UNITS / THREADS; i++) {
+            u32 row = i * (THREADS / W_UNITS) + threadIdx.x / W_UNITS, unit = threadIdx.x % W_UNITS;
             u32 from = stage * W_UNITS + unit;
             u32 o = output_of<GATED>(p.n, at.output, row);
             bool live = o < p.n && from < units;
@@ -670,35 +672,37 @@ FG_DEVICE void wide_tile(const Product &p, const Place &at, const Gate &gate, co
     FG_UNROLL
     for (u32 i = 0; i < N / 2; i++) pin(sums[i]);
     if constexpr (GATED) {
-        store_gated<N, WIDE_OUTPUTS>(p, at, gate, shared, sums);
+        store_gated<N, OUTPUTS>(p, at, gate, shared, sums);
     } else {
         store_wide<N>(p, at, sums);
     }
 }
 
-template <class W, bool GATED = false>
+template <class W, u32 OUTPUTS = 128, bool GATED = false>
 FG_DEVICE void wide(Product p, Gate gate = {}) {
     FG_SHARED u64 row_at[WIDE_ROWS];
     FG_DYNAMIC_SHARED(shared);
     Place at;
     if (!narrow(p, WIDE_ROWS, at.first, at.rows)) return;
-    at.output = blockIdx.y * WIDE_OUTPUTS;
+    at.output = blockIdx.y * OUTPUTS;
     find_rows(p, row_at, WIDE_ROWS, at.first, at.rows);
     // The launch gives 1024 bytes more.
     shared += (1024 - (u64)shared % 1024) % 1024;
     if (at.rows > 128) {
-        wide_tile<W, 256, GATED>(p, at, gate, row_at, shared);
+        wide_tile<W, 256, OUTPUTS, GATED>(p, at, gate, row_at, shared);
     } else if (at.rows > 64) {
-        wide_tile<W, 128, GATED>(p, at, gate, row_at, shared);
+        wide_tile<W, 128, OUTPUTS, GATED>(p, at, gate, row_at, shared);
     } else {
-        wide_tile<W, 64, GATED>(p, at, gate, row_at, shared);
+        wide_tile<W, 64, OUTPUTS, GATED>(p, at, gate, row_at, shared);
     }
 }
 
 FG_KERNEL_MIN(256, 1, wide_bf16, PRODUCT) { wide<bf16>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 1, wide_f16, PRODUCT) { wide<f16>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 1, wide_f8, PRODUCT) { wide<f8>(THE_PRODUCT); }
-FG_KERNEL_MIN(256, 1, gated_wide_bf16, GATED_PRODUCT) { wide<bf16, true>(THE_PRODUCT, THE_GATE); }
-FG_KERNEL_MIN(256, 1, gated_wide_f16, GATED_PRODUCT) { wide<f16, true>(THE_PRODUCT, THE_GATE); }
-FG_KERNEL_MIN(256, 1, gated_wide_f8, GATED_PRODUCT) { wide<f8, true>(THE_PRODUCT, THE_GATE); }
+// Where no registers are needed to convert weights, three warpgroups share the rows of a tile: of what a tile reads, and the second
+// level of the cache cannot give much faster, they make more.
+FG_KERNEL_MIN(384, 1, gated_wide_bf16, GATED_PRODUCT) { wide<bf16, 192, true>(THE_PRODUCT, THE_GATE); }
+FG_KERNEL_MIN(256, 1, gated_wide_f16, GATED_PRODUCT) { wide<f16, 128, true>(THE_PRODUCT, THE_GATE); }
+FG_KERNEL_MIN(256, 1, gated_wide_f8, GATED_PRODUCT) { wide<f8, 128, true>(THE_PRODUCT, THE_GATE); }
 #endif

@@ -333,6 +333,8 @@ const WIDE: Tile = Tile {
     kernels: ["wide_bf16", "wide_f16", "wide_f8"],
     gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
 };
+/// The same for gated products in bf16, whose weights are not converted: there are registers for more.
+const WIDE_GATED: Tile = Tile { width: 192, threads: 384, ..WIDE };
 /// On Hopper, for one matrix whose tiles would leave multiprocessors idle.
 const SPLIT: [Tile; 2] = [
     Tile {
@@ -451,7 +453,12 @@ impl Product<'_> {
         if hopper && matches!(self.which, Which::One(_)) && tiles <= SPLIT_TILES && self.k >= SPLIT_INPUTS {
             return Some(split);
         }
-        lower.iter().find(fits).or(Some(if hopper { &WIDE } else { last }))
+        lower.iter().find(fits).or(Some(if hopper { self.wide() } else { last }))
+    }
+
+    /// The tiles for many rows on Hopper.
+    fn wide(&self) -> &'static Tile {
+        if self.gate.is_some() && self.kind == WeightKind::Bf16 { &WIDE_GATED } else { &WIDE }
     }
 
     fn tiles(&self, tile: &Tile, slot: usize) -> Launch {

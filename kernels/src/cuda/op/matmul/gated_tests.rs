@@ -3,7 +3,7 @@ use half::bf16;
 use super::*;
 use crate::cuda::op::elementwise::gated as activate;
 use crate::cuda::op::matmul::tests::has_wide;
-use crate::cuda::op::matmul::{WIDE, grouped_matmul, grouped_matmul_next, matmul};
+use crate::cuda::op::matmul::{grouped_matmul, grouped_matmul_next, matmul};
 use crate::cuda::testing::{Random, devices};
 use crate::cuda::{Acts, Buffer, Device, Gpu};
 
@@ -196,7 +196,7 @@ fn check_tiles(device: &Device, kind: WeightKind, sizes: &[u32], width: usize, k
                 gate: Some(activation),
             };
             let slot = [WeightKind::Bf16, WeightKind::F16, WeightKind::F8].iter().position(|of| *of == kind);
-            let launch = product.tiles(&WIDE, slot.expect("a kind"));
+            let launch = product.tiles(product.wide(), slot.expect("a kind"));
             product.start(&launch).expect("product");
         } else {
             let done = grouped_gated_matmul(out.view_mut(), x.view(), x_rows(), &w, &groups, activation);
@@ -223,6 +223,7 @@ fn gated_tiles_of_hopper_are_products_and_their_activation() {
         for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
             check_tiles(device, kind, &[3, 0, 65], 64, 136, true);
             check_tiles(device, kind, &[257], 102, 328, true);
+            check_tiles(device, kind, &[70], 96, 64, true);
             check_tiles(device, kind, &[129, 1], 33, 72, true);
         }
     }
