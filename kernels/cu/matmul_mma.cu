@@ -24,6 +24,25 @@ struct Product {
     {out, out_stride, out_batch, x, x_stride, x_batch, x_rows, w, scales, w_table, scale_table, offsets, count, rows, n, k, \
      known}
 
+struct Gate {
+    u32 activation;
+    float alpha, limit;
+};
+#define GATED_PRODUCT                                                                                                     \
+    (float *out, u64 out_stride, u64 out_batch, const bf16 *x, u64 x_stride, u64 x_batch, const u32 *x_rows, const u8 *w, \
+     const float *scales, const u64 *w_table, const u64 *scale_table, const u32 *offsets, u32 count, u32 rows, u32 n,     \
+     u32 k, u32 known, u32 activation, float alpha, float limit)
+#define THE_GATE {activation, alpha, limit}
+
+// The output that is row `row` of the weights of a tile whose first one is `first`; n or more if there is none. `GATED`: eights
+// of the first n / 2 outputs take turns with those n / 2 after them, so that a thread that has one has the other.
+template <bool GATED>
+FG_DEVICE u32 output_of(u32 n, u32 first, u32 row) {
+    if (!GATED) return first + row;
+    u32 gate = first / 2 + row / 16 * 8 + row % 8;
+    return gate < n / 2 ? gate + row / 8 % 2 * (n / 2) : n;
+}
+
 // The group of the `index`-th of all groups' tiles of `height` rows, and which of the group's tiles it is; false if there are
 // fewer. The whole warp asks for the same.
 FG_DEVICE bool find_tile(const u32 *offsets, u32 count, u32 height, u32 index, u32 &group, u32 &tile) {
@@ -128,8 +147,9 @@ FG_DEVICE float load_of_cluster(const float *own, u32 block) {
 // A tile of HEIGHT rows and WIDTH outputs, shared by DOWN × ACROSS warps; STAGES - 1 stages are on their way while one is used.
 // Within a stage, inputs are taken in another order than that of memory, the same for x and w: see few_rows in matvec.cu.
 // SPLIT blocks of a cluster share a tile: each takes a part of the inputs, and then adds up the sums of some rows.
-template <class W, u32 HEIGHT, u32 WIDTH, u32 DOWN, u32 ACROSS, u32 STAGES, u32 SPLIT = 1>
-FG_DEVICE void tile(Product p) {
+// `GATED`: the activation of outputs o and o + n / 2 goes to out, in bf16.
+template <class W, u32 HEIGHT, u32 WIDTH, u32 DOWN, u32 ACROSS, u32 STAGES, u32 SPLIT = 1, bool GATED = false>
+FG_DEVICE void tile(Product p, Gate gate = {}) {
     constexpr u32 THREADS = 32 * DOWN * ACROSS;
     constexpr u32 HIGH = HEIGHT / DOWN / 16, WIDE = WIDTH / ACROSS / 8;  // products of 16 × 8 a warp has
     constexpr u32 X_BYTES = HEIGHT * 128, W_ROW = Stored<W>::ROW, W_UNITS = W_ROW / 16, STAGE = X_BYTES + WIDTH * W_ROW;
@@ -155,8 +175,9 @@ FG_DEVICE void tile(Product p) {
         for (u32 i = 0; i < (WIDTH * W_UNITS + THREADS - 1) / THREADS; i++) {
             u32 at = i * THREADS + threadIdx.x, row = at / W_UNITS, unit = at % W_UNITS, from = stage * W_UNITS + unit;
             if (WIDTH * W_UNITS % THREADS != 0 && row >= WIDTH) break;
-            bool live = output + row < p.n && from < units;
-            const u8 *source = live ? p.w + ((u64)(output + row) * units + from) * 16 : p.w;
+            u32 o = output_of<GATED>(p.n, output, row);
+            bool live = o < p.n && from < units;
+            const u8 *source = live ? p.w + ((u64)o * units + from) * 16 : p.w;
             copy_async_16_or_zero(w + Stored<W>::place(row, unit), source, live);
         }
     };
@@ -229,7 +250,26 @@ FG_DEVICE void tile(Product p) {
         cluster_together();  // no block may go while its sums are read
     }
 #endif
-    if constexpr (SPLIT == 1) {
+    if constexpr (GATED) {
+        FG_UNROLL
+        for (u32 j = 0; j < WIDE; j += 2) {
+            FG_UNROLL
+            for (u32 c = 0; c < 2; c++) {
+                u32 o = output_of<true>(p.n, output, warp_output + j * 8 + 2 * t + c), width = p.n / 2;
+                if (o >= width) continue;
+                float scale = p.scales ? p.scales[o] : 1.0f, up_scale = p.scales ? p.scales[width + o] : 1.0f;
+                FG_UNROLL
+                for (u32 i = 0; i < HIGH * 2; i++) {
+                    u32 row = warp_row + i * 8 + g;
+                    if (row >= rows) continue;
+                    float sum = __fmul_rn(sums[i / 2][j][i % 2 * 2 + c], scale);
+                    float up = __fmul_rn(sums[i / 2][j + 1][i % 2 * 2 + c], up_scale);
+                    float x = activate(gate.activation, sum, up, gate.alpha, gate.limit);
+                    store((bf16 *)p.out + (first + row) * p.out_stride + o, x);
+                }
+            }
+        }
+    } else if constexpr (SPLIT == 1) {
         FG_UNROLL
         for (u32 j = 0; j < WIDE; j++) {
             FG_UNROLL
@@ -261,6 +301,21 @@ FG_KERNEL_MIN(256, 2, tile_64_f8, PRODUCT) { tile<f8, 64, 128, 2, 4, 6>(THE_PROD
 FG_KERNEL_MIN(256, 2, tile_128_bf16, PRODUCT) { tile<bf16, 128, 128, 2, 4, 3>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 2, tile_128_f16, PRODUCT) { tile<f16, 128, 128, 2, 4, 3>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 2, tile_128_f8, PRODUCT) { tile<f8, 128, 128, 2, 4, 4>(THE_PRODUCT); }
+
+// The same, with the gated activation of what comes out: out is in bf16, and n / 2 wide.
+#define GATED_TILES(type, stages_low, stages_high)                                                                       \
+    FG_KERNEL_MIN(128, 3, gated_16_##type, GATED_PRODUCT) {                                                              \
+        tile<type, 16, 64, 1, 4, stages_low, 1, true>(THE_PRODUCT, THE_GATE);                                            \
+    }                                                                                                                    \
+    FG_KERNEL_MIN(128, 3, gated_32_##type, GATED_PRODUCT) {                                                              \
+        tile<type, 32, 64, 1, 4, stages_low, 1, true>(THE_PRODUCT, THE_GATE);                                            \
+    }                                                                                                                    \
+    FG_KERNEL_MIN(256, 2, gated_64_##type, GATED_PRODUCT) {                                                              \
+        tile<type, 64, 128, 2, 4, stages_high, 1, true>(THE_PRODUCT, THE_GATE);                                          \
+    }
+GATED_TILES(bf16, 6, 4)
+GATED_TILES(f16, 6, 4)
+GATED_TILES(f8, 8, 6)
 
 #ifdef FOGGARA_CLUSTERS
 // For one matrix with so few outputs that its tiles leave multiprocessors idle: blockIdx.z is the part of the inputs.
@@ -444,34 +499,108 @@ constexpr bool DIRECT = false;
 template <>
 constexpr bool DIRECT<bf16> = true;
 
-constexpr u32 WIDE_ROWS = 256, WIDE_OUTPUTS = 128, WIDE_THREADS = 256;
+constexpr u32 WIDE_ROWS = 256;
+
+FG_DEVICE void unpack_four(float (&out)[4], const float *from) {
+    union {
+        uint4 all;
+        float each[4];
+    } four = {*(const uint4 *)from};
+    FG_UNROLL
+    for (u32 i = 0; i < 4; i++) out[i] = four.each[i];
+}
 
 struct Place {
     u32 first, rows, output;  // the tile's first row of out, its rows, and its first output
 };
 
-// The tile, for at most N rows.
-template <class W, u32 N>
-FG_DEVICE void wide_tile(const Product &p, const Place &at, const u64 *row_at, u8 *shared) {
+template <u32 N, u32 SUMS>
+FG_DEVICE void store_wide(const Product &p, const Place &at, const float (&sums)[SUMS]) {
+    u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    FG_UNROLL
+    for (u32 high = 0; high < 2; high++) {
+        u32 output = at.output + warp * 16 + high * 8 + g;
+        if (output >= p.n) continue;
+        float scale = p.scales ? p.scales[output] : 1.0f;
+        float *to = p.out + (at.first + 2 * t) * p.out_stride + output;
+        FG_UNROLL
+        for (u32 j = 0; j < N / 8; j++) {
+            if (j * 8 + 2 * t < at.rows) to[0] = sums[j * 4 + high * 2] * scale;
+            if (j * 8 + 2 * t + 1 < at.rows) to[p.out_stride] = sums[j * 4 + high * 2 + 1] * scale;
+            to += 8 * p.out_stride;
+        }
+    }
+}
+
+// The activation of a tile's sums goes to out in bf16, by way of shared memory, which nothing else uses now: there the gates of a
+// row are one part, and the others another. So the code is short, and what is written at a time lies side by side.
+template <u32 N, u32 OUTPUTS, u32 SUMS>
+FG_DEVICE void store_gated(const Product &p, const Place &at, const Gate &gate, u8 *shared, const float (&sums)[SUMS]) {
+    constexpr u32 WIDTH = OUTPUTS / 2, PITCH = OUTPUTS + 4, FOURS = WIDTH / 4;
+    u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    u32 width = p.n / 2, begin = at.output / 2;
+    float *all = (float *)shared;
+    __syncthreads();
+    FG_UNROLL
+    for (u32 high = 0; high < 2; high++) {
+        u32 o = begin + warp * 8 + g;
+        float scale = p.scales && o < width ? p.scales[high * width + o] : 1.0f;
+        FG_UNROLL
+        for (u32 j = 0; j < N / 8; j++) {
+            float *to = all + (j * 8 + 2 * t) * PITCH + high * WIDTH + warp * 8 + g;
+            to[0] = __fmul_rn(sums[j * 4 + high * 2], scale), to[PITCH] = __fmul_rn(sums[j * 4 + high * 2 + 1], scale);
+        }
+    }
+    __syncthreads();
+    FG_NO_UNROLL
+    for (u32 i = threadIdx.x; i < at.rows * FOURS; i += blockDim.x) {
+        u32 row = i / FOURS, four = i % FOURS * 4;
+        float gates[4], ups[4];
+        unpack_four(gates, all + row * PITCH + four);
+        unpack_four(ups, all + row * PITCH + WIDTH + four);
+        bf16 *to = (bf16 *)p.out + (at.first + row) * p.out_stride + begin + four;
+        u32 few = begin + four < width ? min(width - begin - four, 4u) : 0;
+        u32 bits[4];
+        FG_UNROLL
+        for (u32 c = 0; c < 4; c++) {
+            bits[c] = to_bf16(activate(gate.activation, gates[c], ups[c], gate.alpha, gate.limit)).bits;
+        }
+        if (few == 4 && (u64)to % 8 == 0) {
+            *(uint2 *)to = uint2{bits[0] | bits[1] << 16, bits[2] | bits[3] << 16};
+        } else {
+            FG_UNROLL
+            for (u32 c = 0; c < 4; c++) {
+                if (c < few) to[c].bits = (u16)bits[c];
+            }
+        }
+    }
+}
+
+// The tile, for at most N rows: 64 outputs a warpgroup.
+template <class W, u32 N, u32 OUTPUTS, bool GATED>
+FG_DEVICE void wide_tile(const Product &p, const Place &at, const Gate &gate, const u64 *row_at, u8 *shared) {
     constexpr u32 X_BYTES = WIDE_ROWS * 128, W_UNITS = Wide<W>::ROW / 16, STAGES = Wide<W>::STAGES;
-    constexpr u32 STAGE = X_BYTES + WIDE_OUTPUTS * Wide<W>::ROW, LOOK = STAGES - 2;
+    constexpr u32 STAGE = X_BYTES + OUTPUTS * Wide<W>::ROW, LOOK = STAGES - 2, THREADS = OUTPUTS * 2;
+    static_assert(OUTPUTS % 64 == 0 && (!GATED || N * (OUTPUTS + 4) * 4 <= STAGES * STAGE), "sums take the place of the stages");
     u32 units = (p.k * (Wide<W>::ROW / 64) + 15) / 16, stages = (p.k + DEPTH - 1) / DEPTH;
     u32 group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
     auto load_stage = [&](u32 stage) {
         u8 *x = shared + stage % STAGES * STAGE, *w = x + X_BYTES;
         FG_UNROLL
-        for (u32 i = 0; i < N * 8 / WIDE_THREADS; i++) {
-            u32 row = i * (WIDE_THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8, from = stage * DEPTH + unit * 8;
+        for (u32 i = 0; i < (N * 8 + THREADS - 1) / THREADS; i++) {
+            u32 row = i * (THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8, from = stage * DEPTH + unit * 8;
+            if (N * 8 % THREADS != 0 && row >= N) break;
             bool live = row < at.rows && from < p.k;
             copy_async_16_or_zero(x + place_wide(row, unit), live ? p.x + row_at[row] + from : p.x, live);
         }
         FG_UNROLL
-        for (u32 i = 0; i < WIDE_OUTPUTS * W_UNITS / WIDE_THREADS; i++) {
-            u32 row = i * (WIDE_THREADS / W_UNITS) + threadIdx.x / W_UNITS, unit = threadIdx.x % W_UNITS;
+        for (u32 i = 0; i < OUTPUTS * W_UNITS / THREADS; i++) {
+            u32 row = i * (THREADS / W_UNITS) + threadIdx.x / W_UNITS, unit = threadIdx.x % W_UNITS;
             u32 from = stage * W_UNITS + unit;
-            bool live = at.output + row < p.n && from < units;
-            const u8 *source = live ? p.w + ((u64)(at.output + row) * units + from) * 16 : p.w;
+            u32 o = output_of<GATED>(p.n, at.output, row);
+            bool live = o < p.n && from < units;
+            const u8 *source = live ? p.w + ((u64)o * units + from) * 16 : p.w;
             copy_async_16_or_zero(w + Wide<W>::place(row, unit), source, live);
         }
     };
@@ -542,42 +671,38 @@ FG_DEVICE void wide_tile(const Product &p, const Place &at, const u64 *row_at, u
     wait_multiply<0>();
     FG_UNROLL
     for (u32 i = 0; i < N / 2; i++) pin(sums[i]);
-
-    FG_UNROLL
-    for (u32 high = 0; high < 2; high++) {
-        u32 output = at.output + group * 64 + warp * 16 + high * 8 + g;
-        if (output >= p.n) continue;
-        float scale = p.scales ? p.scales[output] : 1.0f;
-        float *to = p.out + (at.first + 2 * t) * p.out_stride + output;
-        FG_UNROLL
-        for (u32 j = 0; j < N / 8; j++) {
-            if (j * 8 + 2 * t < at.rows) to[0] = sums[j * 4 + high * 2] * scale;
-            if (j * 8 + 2 * t + 1 < at.rows) to[p.out_stride] = sums[j * 4 + high * 2 + 1] * scale;
-            to += 8 * p.out_stride;
-        }
+    if constexpr (GATED) {
+        store_gated<N, OUTPUTS>(p, at, gate, shared, sums);
+    } else {
+        store_wide<N>(p, at, sums);
     }
 }
 
-template <class W>
-FG_DEVICE void wide(Product p) {
+template <class W, u32 OUTPUTS = 128, bool GATED = false>
+FG_DEVICE void wide(Product p, Gate gate = {}) {
     FG_SHARED u64 row_at[WIDE_ROWS];
     FG_DYNAMIC_SHARED(shared);
     Place at;
     if (!narrow(p, WIDE_ROWS, at.first, at.rows)) return;
-    at.output = blockIdx.y * WIDE_OUTPUTS;
+    at.output = blockIdx.y * OUTPUTS;
     find_rows(p, row_at, WIDE_ROWS, at.first, at.rows);
     // The launch gives 1024 bytes more.
     shared += (1024 - (u64)shared % 1024) % 1024;
     if (at.rows > 128) {
-        wide_tile<W, 256>(p, at, row_at, shared);
+        wide_tile<W, 256, OUTPUTS, GATED>(p, at, gate, row_at, shared);
     } else if (at.rows > 64) {
-        wide_tile<W, 128>(p, at, row_at, shared);
+        wide_tile<W, 128, OUTPUTS, GATED>(p, at, gate, row_at, shared);
     } else {
-        wide_tile<W, 64>(p, at, row_at, shared);
+        wide_tile<W, 64, OUTPUTS, GATED>(p, at, gate, row_at, shared);
     }
 }
 
 FG_KERNEL_MIN(256, 1, wide_bf16, PRODUCT) { wide<bf16>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 1, wide_f16, PRODUCT) { wide<f16>(THE_PRODUCT); }
 FG_KERNEL_MIN(256, 1, wide_f8, PRODUCT) { wide<f8>(THE_PRODUCT); }
+// Where no registers are needed to convert weights, three warpgroups share the rows of a tile: of what it reads, and the second
+// level of the cache cannot give much faster, they make more.
+FG_KERNEL_MIN(384, 1, gated_wide_bf16, GATED_PRODUCT) { wide<bf16, 192, true>(THE_PRODUCT, THE_GATE); }
+FG_KERNEL_MIN(256, 1, gated_wide_f16, GATED_PRODUCT) { wide<f16, 128, true>(THE_PRODUCT, THE_GATE); }
+FG_KERNEL_MIN(256, 1, gated_wide_f8, GATED_PRODUCT) { wide<f8, 128, true>(THE_PRODUCT, THE_GATE); }
 #endif

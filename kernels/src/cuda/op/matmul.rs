@@ -256,6 +256,8 @@ struct Tile {
     stages: [usize; 2],
     /// The kernels for bf16, f16 and f8.
     kernels: [&'static str; 3],
+    /// Those that do the gated activation of what comes out, too.
+    gated: Option<[&'static str; 3]>,
 }
 
 const TILES: [Tile; 4] = [
@@ -266,6 +268,7 @@ const TILES: [Tile; 4] = [
         parts: 1,
         stages: [6, 8],
         kernels: ["tile_16_bf16", "tile_16_f16", "tile_16_f8"],
+        gated: Some(["gated_16_bf16", "gated_16_f16", "gated_16_f8"]),
     },
     Tile {
         height: 32,
@@ -274,6 +277,7 @@ const TILES: [Tile; 4] = [
         parts: 1,
         stages: [6, 8],
         kernels: ["tile_32_bf16", "tile_32_f16", "tile_32_f8"],
+        gated: Some(["gated_32_bf16", "gated_32_f16", "gated_32_f8"]),
     },
     Tile {
         height: 64,
@@ -282,6 +286,7 @@ const TILES: [Tile; 4] = [
         parts: 1,
         stages: [4, 6],
         kernels: ["tile_64_bf16", "tile_64_f16", "tile_64_f8"],
+        gated: Some(["gated_64_bf16", "gated_64_f16", "gated_64_f8"]),
     },
     Tile {
         height: 128,
@@ -290,6 +295,7 @@ const TILES: [Tile; 4] = [
         parts: 1,
         stages: [3, 4],
         kernels: ["tile_128_bf16", "tile_128_f16", "tile_128_f8"],
+        gated: None,
     },
 ];
 
@@ -325,7 +331,10 @@ const WIDE: Tile = Tile {
     parts: 1,
     stages: [4, 5],
     kernels: ["wide_bf16", "wide_f16", "wide_f8"],
+    gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
 };
+/// The same for gated products in bf16, whose weights are not converted: there are registers for more.
+const WIDE_GATED: Tile = Tile { width: 192, threads: 384, ..WIDE };
 /// On Hopper, for one matrix whose tiles would leave multiprocessors idle.
 const SPLIT: [Tile; 2] = [
     Tile {
@@ -335,6 +344,7 @@ const SPLIT: [Tile; 2] = [
         parts: 4,
         stages: [4, 6],
         kernels: ["split_64_bf16", "split_64_f16", "split_64_f8"],
+        gated: None,
     },
     Tile {
         height: 128,
@@ -343,6 +353,7 @@ const SPLIT: [Tile; 2] = [
         parts: 4,
         stages: [3, 4],
         kernels: ["split_128_bf16", "split_128_f16", "split_128_f8"],
+        gated: None,
     },
 ];
 /// So many tiles leave so many idle; and so many inputs are worth it.
@@ -442,7 +453,12 @@ impl Product<'_> {
         if hopper && matches!(self.which, Which::One(_)) && tiles <= SPLIT_TILES && self.k >= SPLIT_INPUTS {
             return Some(split);
         }
-        lower.iter().find(fits).or(Some(if hopper { &WIDE } else { last }))
+        lower.iter().find(fits).or(Some(if hopper { self.wide() } else { last }))
+    }
+
+    /// The tiles for many rows on Hopper.
+    fn wide(&self) -> &'static Tile {
+        if self.gate.is_some() && self.kind == WeightKind::Bf16 { &WIDE_GATED } else { &WIDE }
     }
 
     fn tiles(&self, tile: &Tile, slot: usize) -> Launch {
@@ -455,8 +471,12 @@ impl Product<'_> {
         let spare = if tile.height == WIDE.height { WIDE_SPARE } else { 0 };
         let (stages, of_w) =
             if self.kind == WeightKind::F8 { (tile.stages[1], 64) } else { (tile.stages[0], 128) };
+        let kernels = match (&self.gate, tile.gated) {
+            (Some(_), Some(gated)) => gated,
+            _ => tile.kernels,
+        };
         Launch {
-            kernel: tile.kernels[slot],
+            kernel: kernels[slot],
             grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, (batches * tile.parts) as u32],
             threads: tile.threads as u32,
             shared: (stages * (tile.height * 128 + tile.width * of_w) + spare) as u32,

@@ -313,7 +313,7 @@ fn tiles_of_groups_meet_their_matrices() {
 }
 
 /// Whether what only Hopper has runs there: on it, and on the host.
-fn has_wide(device: &Device) -> bool {
+pub(super) fn has_wide(device: &Device) -> bool {
     device.driver().as_any().downcast_ref::<Gpu>().is_none_or(|gpu| gpu.capability() == HOPPER)
 }
 

@@ -1,4 +1,4 @@
-//! Products of few rows with the gates and the others of an MLP, and the activation of both, in one kernel.
+//! Products with the gates and the others of an MLP, and the activation of both, in one kernel.
 
 use super::{Product, Which, check_groups};
 use crate::cuda::{
@@ -8,7 +8,8 @@ use crate::op::gated::GatedActivation;
 
 /// `out[r][i]` = the activation of `Σ_j x[r][j] · w[i][j]` and of `Σ_j x[r][j] · w[width + i][j]` for `rows` rows, where `w` has
 /// `2 · width` rows: the numbers of [`matmul`](super::matmul) and [`gated`](crate::cuda::op::elementwise::gated). False, and
-/// nothing is done, where no kernel does it at once: for many rows, or other types than bf16 for `out` and `x`.
+/// nothing is done, where no kernel does it at once: for other types than bf16 for `out` and `x`, some sizes, or many rows of one
+/// matrix in bf16, which the vendor's library may do faster.
 ///
 /// # Errors
 /// If the device fails.
@@ -87,12 +88,16 @@ fn gated(
 impl Product<'_> {
     /// Whether there is a kernel that does the activation, too.
     fn can_be_gated(&self) -> bool {
-        self.x.ty() == ActType::Bf16
-            && self.kind != WeightKind::F32
-            && self.aligned()
-            && self.tile().is_none()
-            && self.whole().is_some()
-            && (self.rows <= super::FEW_ROWS || !self.is_more())
+        if self.x.ty() != ActType::Bf16 || self.kind == WeightKind::F32 || !self.aligned() {
+            return false;
+        }
+        match self.tile() {
+            Some(tile) => {
+                let library = matches!(self.which, Which::One(_)) && self.kind == WeightKind::Bf16;
+                tile.gated.is_some() && !library
+            }
+            None => self.whole().is_some() && (self.rows <= super::FEW_ROWS || !self.is_more()),
+        }
     }
 }
 

@@ -2,9 +2,10 @@ use half::bf16;
 
 use super::*;
 use crate::cuda::op::elementwise::gated as activate;
+use crate::cuda::op::matmul::tests::has_wide;
 use crate::cuda::op::matmul::{grouped_matmul, grouped_matmul_next, matmul};
 use crate::cuda::testing::{Random, devices};
-use crate::cuda::{Acts, Buffer, Device};
+use crate::cuda::{Acts, Buffer, Device, Gpu};
 
 const ACTIVATIONS: [GatedActivation; 3] = [
     GatedActivation::Silu,
@@ -139,5 +140,99 @@ fn a_gate_is_rounded_once() {
         assert!(gated_matmul(out.view_mut(), x.view(), &w, 1, GatedActivation::Silu).expect("product"));
         let exact = 2.0 / (1.0 + (-2.0f32).exp()) * 2.0;
         assert_eq!(out.download().expect("download"), [bf16::from_f32(exact).to_f32()]);
+    }
+}
+
+/// Groups of so many rows each, which have at most `max_rows`, of `tokens` rows of x.
+fn groups(device: &Device, random: &mut Random, sizes: &[u32], max_rows: usize, tokens: usize) -> Groups {
+    let (mut offsets, mut of_row) = (vec![0], Vec::new());
+    for (group, size) in sizes.iter().enumerate() {
+        offsets.push(offsets[group] + size);
+        of_row.extend(vec![group as u32; *size as usize]);
+    }
+    of_row.resize(max_rows, 0);
+    let from: Vec<u32> = (0..max_rows).map(|_| random.below(tokens) as u32).collect();
+    Groups {
+        count: sizes.len(),
+        offsets: device.upload(&offsets).expect("upload"),
+        max_rows,
+        group_of_row: device.upload(&of_row).expect("upload"),
+        token_of_row: device.upload(&from).expect("upload"),
+    }
+}
+
+/// Expects of tiles, of Hopper's if `wide`, what a product and its activation are.
+fn check_tiles(device: &Device, kind: WeightKind, sizes: &[u32], width: usize, k: usize, wide: bool) {
+    let mut random = Random::new((width * 31 + k) as u64);
+    let (tokens, used) = (7, sizes.iter().sum::<u32>() as usize);
+    let max_rows = used + 2;
+    let groups = groups(device, &mut random, sizes, max_rows, tokens);
+    let matrices = sizes.iter().map(|_| matrix(device, &mut random, kind, 2 * width, k)).collect();
+    let w = MatrixTable::new(matrices).expect("table");
+    let x = acts(device, &mut random, tokens * k);
+    let x_rows = || Some(groups.token_of_row.view());
+    let mut both: Buffer<f32> = device.zeros(max_rows * 2 * width).expect("alloc");
+    grouped_matmul(both.view_mut(), 2 * width, x.view(), x_rows(), &w, &groups).expect("product");
+    for activation in ACTIVATIONS {
+        let what = format!("{kind:?}, groups of {sizes:?}, {width} × {k}, {activation:?}, wide {wide}");
+        let (mut out, mut expected) = (nothing(device, max_rows * width), nothing(device, max_rows * width));
+        let (to, of) = (expected.view_mut(), both.view());
+        activate(to, of, None, Some(&groups), max_rows, width, activation).expect("activation");
+        if wide {
+            let product = Product {
+                out: out.view_mut().address(),
+                device,
+                out_stride: width,
+                out_batch: 0,
+                x: x.view(),
+                x_stride: k,
+                x_batch: 0,
+                kind,
+                n: 2 * width,
+                k,
+                rows: max_rows,
+                which: Which::Group(&w, &groups, x_rows()),
+                known: false,
+                gate: Some(activation),
+            };
+            let slot = [WeightKind::Bf16, WeightKind::F16, WeightKind::F8].iter().position(|of| *of == kind);
+            let launch = product.tiles(product.wide(), slot.expect("a kind"));
+            product.start(&launch).expect("product");
+        } else {
+            let done = grouped_gated_matmul(out.view_mut(), x.view(), x_rows(), &w, &groups, activation);
+            assert!(done.expect("product"), "{what}: not done");
+        }
+        assert_same(&out, &expected, &what);
+    }
+}
+
+#[test]
+fn gated_tiles_are_products_and_their_activation() {
+    for device in devices() {
+        for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
+            check_tiles(&device, kind, &[9, 0], 36, 136, false);
+            check_tiles(&device, kind, &[20, 3], 33, 72, false);
+            check_tiles(&device, kind, &[70, 0, 2], 70, 200, false);
+        }
+    }
+}
+
+#[test]
+fn gated_tiles_of_hopper_are_products_and_their_activation() {
+    for device in devices().iter().filter(|device| has_wide(device)) {
+        for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
+            check_tiles(device, kind, &[3, 0, 65], 64, 136, true);
+            check_tiles(device, kind, &[257], 102, 328, true);
+            check_tiles(device, kind, &[70], 96, 64, true);
+            check_tiles(device, kind, &[129, 1], 33, 72, true);
+        }
+    }
+}
+
+#[test]
+fn gated_tiles_of_one_matrix() {
+    for device in devices().iter().filter(|device| device.driver().as_any().downcast_ref::<Gpu>().is_none()) {
+        check(device, WeightKind::F8, 40, 36, 136);
+        check(device, WeightKind::F16, 17, 21, 72);
     }
 }
