@@ -36,7 +36,7 @@ use experts::Pending;
 use graphs::{Graphs, Recorded, can_be_recorded};
 use score::{score_all, score_wanted};
 use sum::Sums;
-use weights::{DeviceExperts, DeviceMlpKind, DeviceWeights};
+use weights::{DeviceMlpKind, DeviceWeights};
 
 /// One rank of the forward pass on a device.
 pub struct DeviceDecoder {
@@ -205,10 +205,11 @@ impl DeviceDecoder {
             Pending::Nothing => None,
             Pending::Partial => Some(b.partial.view().slice(0..rows * hidden)),
             Pending::Experts(layer, onto) => {
-                let DeviceMlpKind::Experts(DeviceExperts { held: Some(held), .. }) = &layers[layer].mlp
-                else {
-                    unreachable!("its experts have run")
+                let held = match &layers[layer].mlp {
+                    DeviceMlpKind::Experts(w) => w.held.as_ref(),
+                    DeviceMlpKind::Dense(_) => None,
                 };
+                let Some(held) = held else { unreachable!("its experts have run") };
                 let results = experts::results(&b.results, b.moe.as_ref(), held, hidden);
                 let partial = b.partial.view_mut().slice(0..rows * hidden);
                 let norm = Norm { out, x, added: None, post_norm, weight, rows, width: hidden, eps };
