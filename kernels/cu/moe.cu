@@ -1,4 +1,4 @@
-// Experts: which a row goes to, its pairs of row and expert sorted by expert, and what experts give added up.
+// Experts: which a row goes to, and its pairs of row and expert sorted by expert. (What they give is added up in residual.cu.)
 //
 // Choosing is done in f64 and by keys: integers that are ordered as the numbers are, so that a choice is the same here and on the
 // host. Nothing depends on what else is in the batch, nor on the order in which threads come.
@@ -187,8 +187,8 @@ FG_KERNEL(256, moe_route, (ROUTER_PARAMS)) {
 
 struct Sort {
     u32 *positions, *group_of_row, *token_of_row;
-    const u32 *ids, *local, *live;
-    u32 rows, top_k, groups, words;
+    const u32 *ids, *local;
+    u32 live, rows, top_k, groups, words;
 };
 
 FG_DEVICE u32 rows_of_tile(u32 rows, const Sort &s, u32 first) {
@@ -199,7 +199,7 @@ FG_DEVICE u32 rows_of_tile(u32 rows, const Sort &s, u32 first) {
 FG_DEVICE void mark(u32 *masks, const Sort &s, u32 first, u64 *counts) {
     for (u32 i = threadIdx.x; i < s.groups * s.words; i += blockDim.x) masks[i] = 0;
     __syncthreads();
-    u32 rows = rows_of_tile(min(s.rows, *s.live), s, first);
+    u32 rows = rows_of_tile(min(s.rows, s.live), s, first);
     for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
         u32 row = i / s.top_k, expert = s.ids[(u64)first * s.top_k + i], group = s.local[expert];
         if (counts) atomicAdd(counts + expert, 1ull);
@@ -216,11 +216,11 @@ FG_DEVICE u32 rows_of(const u32 *masks, u32 group, u32 words) {
 
 // Writes where each pair of the tile goes; `starts`: where the tile's rows of each group begin.
 FG_DEVICE void scatter(const u32 *masks, const u32 *starts, const Sort &s, u32 first) {
-    u32 rows = rows_of_tile(s.rows, s, first), live = *s.live;
+    u32 rows = rows_of_tile(s.rows, s, first);
     for (u32 i = threadIdx.x; i < rows * s.top_k; i += blockDim.x) {
         u32 row = i / s.top_k, position = NOWHERE;
         u64 pair = (u64)first * s.top_k + i;
-        u32 group = first + row < live ? s.local[s.ids[pair]] : NOWHERE;
+        u32 group = first + row < s.live ? s.local[s.ids[pair]] : NOWHERE;
         if (group < s.groups) {
             const u32 *mask = masks + group * s.words;
             position = starts[group] + ones(mask[row / 32] & ((1u << row % 32) - 1));
@@ -275,37 +275,143 @@ FG_DEVICE void sort_tile(u32 *shared, u32 *offsets, const Sort &s, u64 *counts) 
 FG_KERNEL(1024, moe_sort, (u32 *positions, u32 *group_of_row, u32 *token_of_row, u32 *offsets, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
     begin_after_others();
     FG_DYNAMIC_SHARED(shared);
-    Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, groups, words};
+    Sort s = {positions, group_of_row, token_of_row, ids, local, *live, rows, top_k, groups, words};
     sort_tile((u32 *)shared, offsets, s, counts);
 }
 
-// One block: a step's rows are chosen for, `per_pass` at once, and sorted. Shared: scores · 8 bytes for each row of a pass; what
-// sorting needs; copies of `local` and of the chosen.
-FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, const u32 *live, u32 local_groups, u32 words)) {
+// By one block: a step's rows are chosen for, `per_pass` at once, and sorted.
+FG_DEVICE void route_and_sort(u64 *keys, u32 *masks, const Router &r, u32 per_pass, u32 *offsets, const Sort &s, u64 *counts) {
+    u32 warp = threadIdx.x / 32;
+    for (u32 first = 0; first < r.rows; first += per_pass) {
+        u32 here = min(r.rows - first, per_pass);
+        write_keys(keys, r, first, here);
+        __syncthreads();
+        if (warp < here) choose_experts(keys + (u64)warp * r.scores, r, first + warp);
+        __syncthreads();
+    }
+    sort_tile(masks, offsets, s, counts);
+}
+
+#define SORT_PARAMS                                                                                                    \
+    u32 *positions, u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local, const u32 *live, \
+        u32 local_groups, u32 words
+
+// Shared: scores · 8 bytes for each row of a pass; what sorting needs; copies of `local` and of the chosen.
+FG_KERNEL(1024, moe_route_and_sort, (ROUTER_PARAMS, u32 per_pass, SORT_PARAMS)) {
     begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u64 *keys = (u64 *)shared;
     u32 *masks = (u32 *)(keys + (u64)per_pass * scores), *places = masks + local_groups * (words + 1);
     Router r = ROUTER(places + experts);
-    u32 warp = threadIdx.x / 32;
     for (u32 i = threadIdx.x; i < experts; i += blockDim.x) places[i] = local[i];
-    for (u32 first = 0; first < rows; first += per_pass) {
-        u32 here = min(rows - first, per_pass);
-        write_keys(keys, r, first, here);
-        __syncthreads();
-        if (warp < here) choose_experts(keys + (u64)warp * scores, r, first + warp);
-        __syncthreads();
-    }
-    Sort s = {positions, group_of_row, token_of_row, r.kept, places, live, rows, top_k, local_groups, words};
-    sort_tile(masks, offsets, s, counts);
+    Sort s = {positions, group_of_row, token_of_row, r.kept, places, *live, rows, top_k, local_groups, words};
+    route_and_sort(keys, masks, r, per_pass, offsets, s, counts);
 }
+
+// Eight numbers in a row, as they are loaded.
+template <class T>
+struct Eight {
+    static constexpr u32 PIECES = sizeof(T) / 2;
+    union {
+        uint4 pieces[PIECES];
+        T each[8];
+    };
+};
+
+// logits[r][e] = Σ x[r][i] · w[e][i] + bias[e] of up to R rows, by a whole block; `w` is asked for before the kernel waits for
+// others. A row of `w` is cut into `split` parts, of each of which a warp takes the sum; that of a row is the same whatever R is.
+// `parts`: [split][rows][experts].
+template <class W, class A, u32 R>
+FG_DEVICE void router_product(float *logits, float *parts, const A *x, const W *w, const float *bias, u32 rows, u32 experts,
+                              u32 k, u32 split) {
+    constexpr u32 AHEAD = R == 1 && sizeof(W) == 2 ? 4 : 2;
+    u32 lane = threadIdx.x % 32, all = k / 8, each = (all + split - 1) / split;
+    FG_NO_UNROLL
+    for (u32 task = threadIdx.x / 32; task < experts * split; task += blockDim.x / 32) {
+        u32 expert = task % experts, part = task / experts, end = min((part + 1) * each, all);
+        float sums[R];
+        FG_UNROLL
+        for (u32 r = 0; r < R; r++) sums[r] = 0.0f;
+        FG_NO_UNROLL
+        for (u32 at = part * each + lane; at - lane < end; at += AHEAD * 32) {
+            Eight<W> weights[AHEAD];
+            FG_UNROLL
+            for (u32 a = 0; a < AHEAD; a++) {
+                const W *from = w + ((u64)expert * all + at + a * 32) * 8;
+                FG_UNROLL
+                for (u32 i = 0; i < Eight<W>::PIECES; i++) {
+                    weights[a].pieces[i] = load_streaming_or_zero((const uint4 *)from + i, at + a * 32 < end);
+                }
+            }
+            wait_for_kernel_before();
+            FG_UNROLL
+            for (u32 r = 0; r < R; r++) {
+                if (r >= rows) break;
+                Eight<A> xs[AHEAD];
+                FG_UNROLL
+                for (u32 a = 0; a < AHEAD; a++) {
+                    const A *from = x + ((u64)r * all + at + a * 32) * 8;
+                    FG_UNROLL
+                    for (u32 i = 0; i < Eight<A>::PIECES; i++) {
+                        xs[a].pieces[i] = load_cached_or_zero((const uint4 *)from + i, at + a * 32 < end);
+                    }
+                }
+                FG_UNROLL
+                for (u32 a = 0; a < AHEAD; a++) {
+                    FG_UNROLL
+                    for (u32 i = 0; i < 8; i++) sums[r] += to_float(xs[a].each[i]) * to_float(weights[a].each[i]);
+                }
+            }
+        }
+        FG_UNROLL
+        for (u32 r = 0; r < R; r++) {
+            if (r >= rows) break;
+            float sum = warp_sum(sums[r]);
+            if (lane == 0) parts[((u64)part * rows + r) * experts + expert] = sum;
+        }
+    }
+    wait_for_kernel_before();  // who had nothing to do
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < rows * experts; i += blockDim.x) {
+        float sum = 0.0f;
+        for (u32 part = 0; part < split; part++) sum += parts[part * rows * experts + i];
+        logits[i] = bias ? sum + bias[i % experts] : sum;
+    }
+    __syncthreads();
+}
+
+// The router's product with up to R rows as well. Shared: as above, of all rows; then logits, and their `split` parts.
+#define PRODUCT_ROUTE_AND_SORT(W, A, R)                                                                                \
+    FG_KERNEL(1024, moe_product_route_and_sort_##W##_##A##_##R,                                                        \
+              (ROUTER_PARAMS, const A *x, const W *w, u32 k, u32 split, SORT_PARAMS)) {                                \
+        let_next_kernel_begin();                                                                                       \
+        FG_DYNAMIC_SHARED(shared);                                                                                     \
+        u64 *keys = (u64 *)shared;                                                                                     \
+        u32 *masks = (u32 *)(keys + (u64)rows * scores), *places = masks + local_groups * (words + 1);                 \
+        u32 *kept = places + experts;                                                                                  \
+        float *sums = (float *)(kept + rows * top_k);                                                                  \
+        for (u32 i = threadIdx.x; i < experts; i += blockDim.x) places[i] = local[i];                                  \
+        router_product<W, A, R>(sums, sums + rows * experts, x, w, bias, rows, experts, k, split);                     \
+        logits = sums, bias = nullptr;                                                                                 \
+        Router r = ROUTER(kept);                                                                                       \
+        Sort s = {positions, group_of_row, token_of_row, kept, places, *live, rows, top_k, local_groups, words};       \
+        route_and_sort(keys, masks, r, rows, offsets, s, counts);                                                      \
+    }
+PRODUCT_ROUTE_AND_SORT(bf16, bf16, 1)
+PRODUCT_ROUTE_AND_SORT(bf16, bf16, 8)
+PRODUCT_ROUTE_AND_SORT(f16, bf16, 1)
+PRODUCT_ROUTE_AND_SORT(f16, bf16, 8)
+PRODUCT_ROUTE_AND_SORT(float, bf16, 1)
+PRODUCT_ROUTE_AND_SORT(float, bf16, 8)
+PRODUCT_ROUTE_AND_SORT(float, float, 1)
+PRODUCT_ROUTE_AND_SORT(float, float, 8)
 
 // A block for each tile: how many of its rows go to each group.
 FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {
     begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u32 *masks = (u32 *)shared;
-    Sort s = {nullptr, nullptr, nullptr, ids, local, live, rows, top_k, groups, words};
+    Sort s = {nullptr, nullptr, nullptr, ids, local, *live, rows, top_k, groups, words};
     mark(masks, s, blockIdx.x * 32 * words, counts);
     for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
         tile_counts[(u64)blockIdx.x * groups + group] = rows_of(masks, group, words);
@@ -339,60 +445,10 @@ FG_KERNEL(1024, moe_scatter, (u32 *positions, u32 *group_of_row, u32 *token_of_r
     begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u32 *masks = (u32 *)shared, *starts = masks + groups * words;
-    Sort s = {positions, group_of_row, token_of_row, ids, local, live, rows, top_k, groups, words};
+    Sort s = {positions, group_of_row, token_of_row, ids, local, *live, rows, top_k, groups, words};
     for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
         starts[group] = offsets[group] + tile_counts[(u64)blockIdx.x * groups + group];
     }
     mark(masks, s, blockIdx.x * 32 * words, nullptr);
     scatter(masks, starts, s, blockIdx.x * 32 * words);
-}
-
-// Combining.
-
-FG_DEVICE void add_weighted(float &sum, float weight, float y, float bias) { sum += weight * (y + bias); }
-FG_DEVICE void add_weighted(float4 &sum, float weight, float4 y, float4 bias) {
-    sum.x += weight * (y.x + bias.x);
-    sum.y += weight * (y.y + bias.y);
-    sum.z += weight * (y.z + bias.z);
-    sum.w += weight * (y.w + bias.w);
-}
-
-// A thread for each element (of one float or four) of a row; `width` and `stride` in elements. `zero` is one of 0.
-template <class V>
-FG_DEVICE void combine(V *out, const V *y, const V *bias, const u32 *positions, const float *weights,
-                       const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add, V zero) {
-    begin_after_others();
-    u32 at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
-    if (at >= width) return;
-    V *to = out + (u64)row * width + at;
-    V sum = add ? *to : zero;
-    positions += (u64)row * top_k;
-    weights += (u64)row * top_k;
-    // So many are on their way at once.
-    const u32 ahead = 8;
-    for (u32 base = 0; base < top_k; base += ahead) {
-        u32 position[ahead];
-        V value[ahead], more[ahead];
-        FG_UNROLL
-        for (u32 i = 0; i < ahead; i++) position[i] = base + i < top_k ? positions[base + i] : NOWHERE;
-        FG_UNROLL
-        for (u32 i = 0; i < ahead; i++) {
-            bool here = position[i] != NOWHERE;
-            value[i] = here ? y[(u64)position[i] * stride + at] : zero;
-            more[i] = here && bias ? bias[(u64)group_of_row[position[i]] * width + at] : zero;
-        }
-        FG_UNROLL
-        for (u32 i = 0; i < ahead; i++) {
-            if (position[i] != NOWHERE) add_weighted(sum, weights[base + i], value[i], more[i]);
-        }
-    }
-    *to = sum;
-}
-
-FG_KERNEL(256, moe_combine_1, (float *out, const float *y, const float *bias, const u32 *positions, const float *weights, const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add)) {
-    combine(out, y, bias, positions, weights, group_of_row, width, stride, top_k, add, 0.0f);
-}
-FG_KERNEL(256, moe_combine_4, (float4 *out, const float4 *y, const float4 *bias, const u32 *positions, const float *weights, const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add)) {
-    float4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
-    combine(out, y, bias, positions, weights, group_of_row, width, stride, top_k, add, zero);
 }

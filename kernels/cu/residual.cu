@@ -1,4 +1,5 @@
-// The residual stream: what layers add to it, and its norms (Zhang and Sennrich, "Root mean square layer normalization", 2019).
+// The residual stream: what layers and their experts add to it, and its norms (Zhang and Sennrich, "Root mean square layer
+// normalization", 2019).
 #include "foggara.cuh"
 
 // One block a row. With `added`, x += added first (added · inverse root mean square · post_norm where there is a post_norm).
@@ -36,3 +37,181 @@ FG_KERNEL(1024, add_and_norm_f32, (float *out, float *x, const float *added, con
 FG_KERNEL(1024, add_and_norm_bf16, (bf16 *out, float *x, const float *added, const float *post_norm, const float *weight, u32 width, float eps)) {
     add_and_norm(out, x, added, post_norm, weight, width, eps);
 }
+
+#define NOWHERE 0xffffffffu
+
+// What experts give, added up.
+
+FG_DEVICE void add_weighted(float &sum, float weight, float y, float bias) { sum += weight * (y + bias); }
+FG_DEVICE void add_weighted(float4 &sum, float weight, float4 y, float4 bias) {
+    sum.x += weight * (y.x + bias.x);
+    sum.y += weight * (y.y + bias.y);
+    sum.z += weight * (y.z + bias.z);
+    sum.w += weight * (y.w + bias.w);
+}
+
+// A thread for each element (of one float or four) of a row; `width` and `stride` in elements. `zero` is one of 0.
+template <class V>
+FG_DEVICE void combine(V *out, const V *y, const V *bias, const u32 *positions, const float *weights,
+                       const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add, V zero) {
+    begin_after_others();
+    u32 at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
+    if (at >= width) return;
+    V *to = out + (u64)row * width + at;
+    V sum = add ? *to : zero;
+    positions += (u64)row * top_k;
+    weights += (u64)row * top_k;
+    // So many are on their way at once.
+    const u32 ahead = 8;
+    for (u32 base = 0; base < top_k; base += ahead) {
+        u32 position[ahead];
+        V value[ahead], more[ahead];
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) position[i] = base + i < top_k ? positions[base + i] : NOWHERE;
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            bool here = position[i] != NOWHERE;
+            value[i] = here ? y[(u64)position[i] * stride + at] : zero;
+            more[i] = here && bias ? bias[(u64)group_of_row[position[i]] * width + at] : zero;
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            if (position[i] != NOWHERE) add_weighted(sum, weights[base + i], value[i], more[i]);
+        }
+    }
+    *to = sum;
+}
+
+FG_KERNEL(256, moe_combine_1, (float *out, const float *y, const float *bias, const u32 *positions, const float *weights, const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add)) {
+    combine(out, y, bias, positions, weights, group_of_row, width, stride, top_k, add, 0.0f);
+}
+FG_KERNEL(256, moe_combine_4, (float4 *out, const float4 *y, const float4 *bias, const u32 *positions, const float *weights, const u32 *group_of_row, u32 width, u32 stride, u32 top_k, u32 add)) {
+    float4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
+    combine(out, y, bias, positions, weights, group_of_row, width, stride, top_k, add, zero);
+}
+
+// Rows of whole float4s, of which each thread has PER: all that is read is asked for at once, and stays in registers.
+
+FG_DEVICE float4 floats_of(uint4 v) {
+    return make_float4(bits_to_float(v.x), bits_to_float(v.y), bits_to_float(v.z), bits_to_float(v.w));
+}
+FG_DEVICE void store_4(float *to, float4 v) { *(float4 *)to = v; }
+FG_DEVICE void store_4(bf16 *to, float4 v) { *(uint2 *)to = make_uint2(to_bf16x2(v.x, v.y), to_bf16x2(v.z, v.w)); }
+FG_DEVICE float squares_of(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+// Experts' results: sorted rows `stride` float4s apart, and of each pair of a row and an expert, which it is, and its weight.
+struct Results {
+    const float4 *y, *bias;
+    const u32 *positions;
+    const float *weights;
+    const u32 *group_of_row;
+    u32 stride, top_k;
+};
+
+// Adds those of a row to `sums`, in the order of its pairs.
+template <u32 PER>
+FG_DEVICE void add_results(float4 (&sums)[PER], const Results &e, u32 row, u32 width) {
+    const u32 ahead = PER == 1 ? 4 : 1;  // more has no room in registers
+    const u32 *positions = e.positions + (u64)row * e.top_k;
+    const float *weights = e.weights + (u64)row * e.top_k;
+    const float4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
+    FG_NO_UNROLL
+    for (u32 base = 0; base < e.top_k; base += ahead) {
+        u32 position[ahead];
+        float by[ahead];
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            position[i] = base + i < e.top_k ? positions[base + i] : NOWHERE;
+            by[i] = base + i < e.top_k ? weights[base + i] : 0.0f;
+        }
+        float4 value[ahead][PER];
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            FG_UNROLL
+            for (u32 j = 0; j < PER; j++) {
+                u32 at = threadIdx.x + j * blockDim.x;
+                bool live = position[i] != NOWHERE && at < width;
+                value[i][j] = floats_of(load_cached_or_zero(e.y + (u64)position[i] * e.stride + at, live));
+            }
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < ahead; i++) {
+            if (position[i] == NOWHERE) continue;
+            const float4 *bias = e.bias ? e.bias + (u64)e.group_of_row[position[i]] * width : nullptr;
+            FG_UNROLL
+            for (u32 j = 0; j < PER; j++) {
+                u32 at = threadIdx.x + j * blockDim.x;
+                add_weighted(sums[j], by[i], value[i][j], bias && at < width ? bias[at] : zero);
+            }
+        }
+    }
+}
+
+// As add_and_norm; `added` may be absent, and with EXPERTS what they give is added to it first (and stays here). Norms' weights
+// are asked for before the kernel waits for others.
+template <class A, u32 PER, bool EXPERTS>
+FG_DEVICE void add_and_norm_4(A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,
+                              float eps, const Results &e) {
+    let_next_kernel_begin();
+    u64 row = (u64)blockIdx.x * width;
+    float4 weights[PER], posts[PER], values[PER], more[PER];
+    FG_UNROLL
+    for (u32 j = 0; j < PER; j++) {
+        u32 at = threadIdx.x + j * blockDim.x;
+        weights[j] = floats_of(load_streaming_or_zero(weight + at, out && at < width));
+        posts[j] = floats_of(load_streaming_or_zero(post_norm + at, post_norm && at < width));
+    }
+    wait_for_kernel_before();
+    FG_UNROLL
+    for (u32 j = 0; j < PER; j++) {
+        u32 at = threadIdx.x + j * blockDim.x;
+        values[j] = floats_of(load_cached_or_zero(x + row + at, at < width));
+        more[j] = floats_of(load_cached_or_zero(added + row + at, added && at < width));
+    }
+    if (EXPERTS) add_results<PER>(more, e, blockIdx.x, width);
+    float scale = 1.0f, squares = 0.0f;
+    if (post_norm) {
+        FG_UNROLL
+        for (u32 j = 0; j < PER; j++) squares += squares_of(more[j]);
+        scale = 1.0f / sqrtf(block_sum(squares) / (width * 4) + eps);
+    }
+    squares = 0.0f;
+    FG_UNROLL
+    for (u32 j = 0; j < PER; j++) {
+        if (post_norm) {
+            more[j].x *= scale * posts[j].x, more[j].y *= scale * posts[j].y;
+            more[j].z *= scale * posts[j].z, more[j].w *= scale * posts[j].w;
+        }
+        values[j].x += more[j].x, values[j].y += more[j].y, values[j].z += more[j].z, values[j].w += more[j].w;
+        squares += squares_of(values[j]);
+        u32 at = threadIdx.x + j * blockDim.x;
+        if ((added || EXPERTS) && at < width) x[row + at] = values[j];
+    }
+    if (!out) return;
+    float inverse = 1.0f / sqrtf(block_sum(squares) / (width * 4) + eps);
+    FG_UNROLL
+    for (u32 j = 0; j < PER; j++) {
+        u32 at = threadIdx.x + j * blockDim.x;
+        float4 v = values[j], w = weights[j];
+        v.x *= inverse * w.x, v.y *= inverse * w.y, v.z *= inverse * w.z, v.w *= inverse * w.w;
+        if (at < width) store_4(out + (row + at) * 4, v);
+    }
+}
+
+#define NORM(A, name, floats)                                                                                            \
+    FG_KERNEL(1024, add_and_norm_##floats##_##name,                                                                      \
+              (A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,         \
+               float eps)) {                                                                                             \
+        add_and_norm_4<A, floats / 4, false>(out, x, added, post_norm, weight, width, eps, {});                          \
+    }                                                                                                                    \
+    FG_KERNEL(1024, combine_add_and_norm_##floats##_##name,                                                              \
+              (A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,         \
+               float eps, const float4 *y, const float4 *bias, const u32 *positions, const float *weights,               \
+               const u32 *group_of_row, u32 stride, u32 top_k)) {                                                        \
+        Results e = {y, bias, positions, weights, group_of_row, stride, top_k};                                          \
+        add_and_norm_4<A, floats / 4, true>(out, x, added, post_norm, weight, width, eps, e);                            \
+    }
+NORM(float, f32, 4)
+NORM(float, f32, 8)
+NORM(bf16, bf16, 4)
+NORM(bf16, bf16, 8)

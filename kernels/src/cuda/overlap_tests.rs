@@ -2,7 +2,9 @@
 
 use super::op::elementwise::gated;
 use super::op::matmul::{gated_matmul, grouped_gated_matmul, grouped_matmul, grouped_matmul_next, matmul};
-use super::op::moe::{MoeBuffers, Onto, Placement, Router, Routing, combine, route_and_sort};
+use super::op::moe::{
+    MoeBuffers, Onto, Placement, Router, Routing, combine, product_route_and_sort, route_and_sort,
+};
 use super::op::random::random_matrix;
 use super::op::residual::add_and_norm;
 use super::testing::{Random, devices};
@@ -112,11 +114,19 @@ impl Stack {
         matmul(self.partial.view_mut(), hidden, inner, &layer.down, ROWS)?;
         self.waited()?;
         self.norm()?;
-        matmul(self.logits.view_mut(), EXPERTS, self.normed.view(), &layer.router, ROWS)?;
-        self.waited()?;
         let router = Router { routing: Routing::Softmax { renormalize: true }, bias: None, correction: None };
         let placement = Placement { local: self.local.view(), counts: Some(self.counts.view_mut()) };
-        route_and_sort(&mut self.moe, self.logits.view(), ROWS, &router, placement)?;
+        let (moe, normed) = (&mut self.moe, self.normed.view());
+        if apart {
+            matmul(self.logits.view_mut(), EXPERTS, normed, &layer.router, ROWS)?;
+            if self.one_by_one {
+                self.device.synchronize()?;
+            }
+            route_and_sort(moe, self.logits.view(), ROWS, &router, placement)?;
+        } else {
+            let logits = self.logits.view_mut();
+            product_route_and_sort(moe, logits, normed, &layer.router, ROWS, &router, placement)?;
+        }
         self.waited()?;
         self.experts(layer, apart)?;
         self.waited()?;

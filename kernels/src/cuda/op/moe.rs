@@ -2,14 +2,16 @@
 //! buffers whose addresses never change, so a step of so many rows can be recorded and replayed.
 
 mod combine;
+mod product;
 mod route;
 mod sort;
 
-pub use combine::{Onto, combine};
+pub use combine::{Onto, Results, combine};
+pub use product::product_route_and_sort;
 pub use route::{route, route_and_sort};
 pub use sort::sort_by_expert;
 
-use crate::cuda::{Buffer, Device, DeviceError, Groups, View, ViewMut};
+use crate::cuda::{Arg, Buffer, Device, DeviceError, Groups, View, ViewMut};
 use sort::words;
 
 /// Experts a layer may have at most.
@@ -141,6 +143,21 @@ impl MoeBuffers {
     /// Sorted rows that `rows` rows become at most: what buffers of the experts' inputs and results are sized by.
     pub fn max_sorted(&self, rows: usize) -> usize {
         rows * self.top_k.min(self.groups.count)
+    }
+
+    /// What kernels that choose and sort in one block take for the sorting, `words` words of bits for a group.
+    fn sort_args(&self, placement: &Placement<'_>, counts: u64, words: usize) -> [Arg; 9] {
+        [
+            Arg::Ptr(self.positions.view().address()),
+            Arg::Ptr(self.groups.offsets.view().address()),
+            Arg::Ptr(self.groups.group_of_row.view().address()),
+            Arg::Ptr(self.groups.token_of_row.view().address()),
+            Arg::Ptr(counts),
+            Arg::Ptr(placement.local.address()),
+            Arg::Ptr(self.live.view().address()),
+            Arg::U32(self.groups.count as u32),
+            Arg::U32(words as u32),
+        ]
     }
 }
 

@@ -1,5 +1,6 @@
 //! The residual stream: what layers add to it, and its norms.
 
+use super::moe::{Onto, Results, combine};
 use crate::cuda::{ActType, ActsViewMut, Arg, DeviceError, Launch, View, ViewMut};
 
 /// Adds to `rows` rows of `width` of `x`, and normalises them: `x += added` (each row of it first normalised and multiplied by
@@ -21,33 +22,154 @@ pub fn add_and_norm(
     width: usize,
     eps: f32,
 ) -> Result<(), DeviceError> {
+    let norm = Norm { out, x, added, post_norm, weight, rows, width, eps };
+    norm.check();
     let len = rows * width;
-    assert_eq!(x.len(), len, "x: {rows} rows of {width}");
-    assert!(added.is_none_or(|added| added.len() == len), "added: {rows} rows of {width}");
-    assert!(post_norm.is_none_or(|norm| norm.len() == width), "post_norm: {width} wide");
-    assert!(out.is_none() || weight.len() == width, "weight: {width} wide");
-    assert!(out.as_ref().is_none_or(|out| out.len() == len), "out: {rows} rows of {width}");
-    if len == 0 || (out.is_none() && added.is_none()) {
+    if len == 0 || (norm.out.is_none() && added.is_none()) {
         return Ok(());
     }
-    let kernel = match out.as_ref().map(ActsViewMut::ty) {
-        Some(ActType::Bf16) => "add_and_norm_bf16",
-        Some(ActType::F32) | None => "add_and_norm_f32",
+    let to_f32 = norm.writes_f32();
+    let (kernel, form) = match norm.floats_of_a_thread() {
+        Some((4, form)) => (if to_f32 { "add_and_norm_4_f32" } else { "add_and_norm_4_bf16" }, form),
+        Some((_, form)) => (if to_f32 { "add_and_norm_8_f32" } else { "add_and_norm_8_bf16" }, form),
+        None => {
+            // A few elements for each thread: more threads would only wait for each other at the sum.
+            let threads = (width.div_ceil(4).next_multiple_of(32)).clamp(32, 1024) as u32;
+            (if to_f32 { "add_and_norm_f32" } else { "add_and_norm_bf16" }, Form { threads, width })
+        }
     };
-    // A few elements for each thread: more threads would only wait for each other at the sum.
-    let threads = (width.div_ceil(4).next_multiple_of(32)).clamp(32, 1024) as u32;
-    let launch = Launch { kernel, grid: [rows as u32, 1, 1], threads, shared: 0 };
-    let args = [
-        Arg::Ptr(out.as_ref().map_or(0, ActsViewMut::address)),
-        Arg::Ptr(x.address()),
-        Arg::Ptr(added.map_or(0, |added| added.address())),
-        Arg::Ptr(post_norm.map_or(0, |norm| norm.address())),
-        Arg::Ptr(weight.address()),
-        Arg::U32(width as u32),
-        Arg::F32(eps),
-    ];
     // SAFETY: the kernel's parameters, and as many elements behind each as it reads and writes: checked above.
-    unsafe { x.device().launch(&launch, &args) }
+    unsafe { norm.launch(kernel, form, &[]) }
+}
+
+/// [`combine`] of experts' results into `partial`, and [`add_and_norm`] of what is in it then; in one launch where rows have such
+/// a width, which leaves `partial` as it is.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// As those two.
+pub fn combine_add_and_norm(
+    results: &Results<'_>,
+    onto: Onto,
+    partial: ViewMut<'_, f32>,
+    norm: Norm<'_>,
+) -> Result<(), DeviceError> {
+    let Norm { rows, width, .. } = norm;
+    let Results { y, stride, bias, buffers } = *results;
+    let whole = stride.is_multiple_of(4)
+        && [y.address(), bias.map_or(0, |bias| bias.address()), partial.address()]
+            .iter()
+            .all(|address| address.is_multiple_of(16));
+    let to_f32 = norm.writes_f32();
+    let (kernel, form) = match norm.floats_of_a_thread().filter(|_| whole && rows > 0) {
+        Some((4, form)) => {
+            (if to_f32 { "combine_add_and_norm_4_f32" } else { "combine_add_and_norm_4_bf16" }, form)
+        }
+        Some((_, form)) => {
+            (if to_f32 { "combine_add_and_norm_8_f32" } else { "combine_add_and_norm_8_bf16" }, form)
+        }
+        None => {
+            let mut partial = partial;
+            combine(partial.reborrow(), onto, y, stride, bias, buffers, rows, width)?;
+            let Norm { out, x, post_norm, weight, eps, .. } = norm;
+            return add_and_norm(out, x, Some(partial.as_view()), post_norm, weight, rows, width, eps);
+        }
+    };
+    results.check(rows, width);
+    assert_eq!(partial.len(), rows * width, "partial: {rows} rows of {width}");
+    let added = Some(partial.as_view()).filter(|_| onto == Onto::Sum);
+    let norm = Norm { added, ..norm };
+    norm.check();
+    let more = [
+        Arg::Ptr(y.address()),
+        Arg::Ptr(bias.map_or(0, |bias| bias.address())),
+        Arg::Ptr(buffers.positions.view().address()),
+        Arg::Ptr(buffers.weights.view().address()),
+        Arg::Ptr(buffers.groups.group_of_row.view().address()),
+        Arg::U32((stride / 4) as u32),
+        Arg::U32(buffers.top_k() as u32),
+    ];
+    // SAFETY: the kernel's parameters; lengths were looked at, and positions are of sorted rows or of none.
+    unsafe { norm.launch(kernel, form, &more) }
+}
+
+/// What [`add_and_norm`] takes.
+#[derive(Debug)]
+pub struct Norm<'a> {
+    /// `[rows][width]`.
+    pub out: Option<ActsViewMut<'a>>,
+    /// `[rows][width]`.
+    pub x: ViewMut<'a, f32>,
+    /// `[rows][width]`; where experts' results are added, these take its place.
+    pub added: Option<View<'a, f32>>,
+    /// Of what is added: `width` weights.
+    pub post_norm: Option<View<'a, f32>>,
+    /// `width` weights.
+    pub weight: View<'a, f32>,
+    /// How many.
+    pub rows: usize,
+    /// Of a row.
+    pub width: usize,
+    /// Added to mean squares.
+    pub eps: f32,
+}
+
+/// Threads of a block, and what they count a row's width in.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    threads: u32,
+    width: usize,
+}
+
+impl Norm<'_> {
+    fn check(&self) {
+        let (rows, width) = (self.rows, self.width);
+        let len = rows * width;
+        assert_eq!(self.x.len(), len, "x: {rows} rows of {width}");
+        assert!(self.added.is_none_or(|added| added.len() == len), "added: {rows} rows of {width}");
+        assert!(self.post_norm.is_none_or(|norm| norm.len() == width), "post_norm: {width} wide");
+        assert!(self.out.is_none() || self.weight.len() == width, "weight: {width} wide");
+        assert!(self.out.as_ref().is_none_or(|out| out.len() == len), "out: {rows} rows of {width}");
+    }
+
+    fn writes_f32(&self) -> bool {
+        self.out.as_ref().is_none_or(|out| out.ty() == ActType::F32)
+    }
+
+    /// How many floats each thread keeps in registers, 4 or 8, where rows are such that it can.
+    fn floats_of_a_thread(&self) -> Option<(usize, Form)> {
+        let of = |view: Option<View<'_, f32>>| view.map_or(0, |view| view.address());
+        let out = self.out.as_ref().map_or(0, ActsViewMut::address);
+        let aligned = [out, self.x.address(), of(self.added), of(self.post_norm), self.weight.address()]
+            .iter()
+            .all(|address| address.is_multiple_of(16));
+        if !aligned || !self.width.is_multiple_of(4) || self.width > 8 * 1024 {
+            return None;
+        }
+        let floats = if self.width > 4 * 1024 { 8 } else { 4 };
+        let threads = self.width.div_ceil(floats).next_multiple_of(32).max(32) as u32;
+        Some((floats, Form { threads, width: self.width / 4 }))
+    }
+
+    /// # Safety
+    /// `kernel` takes the arguments of a norm and then `more`.
+    unsafe fn launch(&self, kernel: &'static str, form: Form, more: &[Arg]) -> Result<(), DeviceError> {
+        let launch = Launch { kernel, grid: [self.rows as u32, 1, 1], threads: form.threads, shared: 0 };
+        let mut args = vec![
+            Arg::Ptr(self.out.as_ref().map_or(0, ActsViewMut::address)),
+            Arg::Ptr(self.x.address()),
+            Arg::Ptr(self.added.map_or(0, |added| added.address())),
+            Arg::Ptr(self.post_norm.map_or(0, |norm| norm.address())),
+            Arg::Ptr(self.weight.address()),
+            Arg::U32(form.width as u32),
+            Arg::F32(self.eps),
+        ];
+        args.extend_from_slice(more);
+        // SAFETY: the caller's.
+        unsafe { self.x.device().launch(&launch, &args) }
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use foggara_kernels::cuda::op::elementwise::gated;
 use foggara_kernels::cuda::op::matmul::{
     gated_matmul, grouped_gated_matmul, grouped_matmul, grouped_matmul_next, matmul,
 };
-use foggara_kernels::cuda::op::moe::{self, Onto, Placement, Router, combine, route_and_sort};
+use foggara_kernels::cuda::op::moe::{
+    self, MoeBuffers, Onto, Placement, Results, Router, combine, product_route_and_sort,
+};
 use foggara_kernels::cuda::{Buffer, DeviceError};
 use foggara_kernels::op::gated::GatedActivation;
 use foggara_models::spec::{Experts, Routing};
@@ -12,6 +14,16 @@ use foggara_models::spec::{Experts, Routing};
 use super::attention::bias_rows;
 use super::buffers::Buffers;
 use super::weights::{DeviceExperts, DeviceMlp, HeldExperts};
+
+/// What is left to be added to the residual stream: the next norm takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pending {
+    Nothing,
+    /// What is in `partial`.
+    Partial,
+    /// What the experts of a layer (of this rank's) made of their rows, and, with [`Onto::Sum`], what is in `partial`.
+    Experts(usize, Onto),
+}
 
 /// Where experts run.
 #[derive(Debug, Clone, Copy)]
@@ -58,14 +70,14 @@ pub(super) fn run_mlp(
     bias_rows(b.partial.view_mut().slice(0..rows * hidden), hidden, rows, &w.down_bias)
 }
 
-/// partial = this rank's part of what a layer's experts give the rows of `normed`.
+/// What a layer's experts give the rows of `normed`, before it is added up. `None`: partial = all this rank gives.
 pub(super) fn run(
     b: &mut Buffers,
     w: &DeviceExperts,
     e: &Experts,
     activation: GatedActivation,
     place: Place,
-) -> Result<(), DeviceError> {
+) -> Result<Option<Onto>, DeviceError> {
     let Place { layer, counted, hidden, rows } = place;
     let onto = match &w.shared {
         Some(shared) => {
@@ -75,8 +87,6 @@ pub(super) fn run(
         None => Onto::Nothing,
     };
     let x = b.normed.view().slice(0..rows * hidden);
-    let logits = b.router_logits.view_mut().slice(0..rows * e.count);
-    matmul(logits, e.count, x, &w.router, rows)?;
     let router = Router {
         routing: routing(e.routing),
         bias: w.router_bias.as_ref().map(Buffer::view),
@@ -86,18 +96,41 @@ pub(super) fn run(
         unreachable!("a layer with experts has buffers")
     };
     let placement = Placement { local: w.local.view(), counts: counted.then(|| counts.view_mut()) };
-    let logits = b.router_logits.view().slice(0..rows * e.count);
+    let logits = b.router_logits.view_mut().slice(0..rows * e.count);
     moe.set_held(w.held.as_ref().map_or(0, |held| held.count));
-    route_and_sort(moe, logits, rows, &router, placement)?;
+    product_route_and_sort(moe, logits, x, &w.router, rows, &router, placement)?;
     let Some(held) = &w.held else {
-        let mut partial = b.partial.view_mut().slice(0..rows * hidden);
-        return if onto == Onto::Nothing { partial.fill(0) } else { Ok(()) };
+        if onto == Onto::Nothing {
+            b.partial.view_mut().slice(0..rows * hidden).fill(0)?;
+        }
+        return Ok(None);
     };
     run_held(b, held, activation, hidden, rows)?;
-    let Some(moe) = &b.moe else { unreachable!("it was there") };
+    Ok(Some(onto))
+}
+
+/// partial (+)= what `run` left of those experts.
+pub(super) fn add_up(
+    b: &mut Buffers,
+    held: &HeldExperts,
+    onto: Onto,
+    hidden: usize,
+    rows: usize,
+) -> Result<(), DeviceError> {
     let partial = b.partial.view_mut().slice(0..rows * hidden);
-    let bias = held.down_bias.as_ref().map(Buffer::view);
-    combine(partial, onto, b.results.view(), hidden, bias, moe, rows, hidden)
+    let Results { y, stride, bias, buffers } = results(&b.results, b.moe.as_ref(), held, hidden);
+    combine(partial, onto, y, stride, bias, buffers, rows, hidden)
+}
+
+/// What `run` left of those experts.
+pub(super) fn results<'a>(
+    y: &'a Buffer<f32>,
+    moe: Option<&'a MoeBuffers>,
+    held: &'a HeldExperts,
+    hidden: usize,
+) -> Results<'a> {
+    let Some(buffers) = moe else { unreachable!("a layer with experts has buffers") };
+    Results { y: y.view(), stride: hidden, bias: held.down_bias.as_ref().map(Buffer::view), buffers }
 }
 
 /// results = what each held expert makes of its rows, sorted by expert.

@@ -17,7 +17,7 @@ use foggara_kernels::collective::{AbortHandle, CollectiveError};
 use foggara_kernels::cuda::op::attention::HeadMap;
 use foggara_kernels::cuda::op::elementwise::embed;
 use foggara_kernels::cuda::op::kv_cache::{DeviceKv, KvKind};
-use foggara_kernels::cuda::op::residual::add_and_norm;
+use foggara_kernels::cuda::op::residual::{Norm, add_and_norm, combine_add_and_norm};
 use foggara_kernels::cuda::op::rope::{DeviceAngles, DeviceRope};
 use foggara_kernels::cuda::op::step_rows::{Run, StepRows};
 use foggara_kernels::cuda::{ActType, Buffer, Device, DeviceError, DeviceMatrix, WeightKind};
@@ -35,6 +35,7 @@ use super::{
 use crate::weights::RankWeights;
 
 use buffers::Buffers;
+use experts::Pending;
 use graphs::{Graphs, Recorded, can_be_recorded};
 use score::{depth, score_all, score_wanted, tell};
 use sum::Sums;
@@ -153,15 +154,17 @@ impl DeviceDecoder {
         } else {
             self.sums.receive(&mut self.buffers.x, rows * self.spec.hidden, comms)?;
         }
+        let alone = comms.tp().size() == 1;
+        let mut pending = Pending::Nothing;
         for local in 0..self.slice.layers.len() {
-            self.norm_before_attention(local, rows)?;
+            self.norm_before_attention(pending, local, rows)?;
             self.attend(local, step)?;
             self.sums.over_ranks(&mut self.buffers.partial, rows * self.spec.hidden, comms)?;
             self.norm_before_mlp(local, rows)?;
-            self.feed_forward(local, rows)?;
+            pending = self.feed_forward(local, rows, alone)?;
             self.sums.over_ranks(&mut self.buffers.partial, rows * self.spec.hidden, comms)?;
         }
-        self.add_last(rows)?;
+        self.add_last(pending, rows)?;
         self.sums.send(&mut self.buffers.x, rows * self.spec.hidden, comms)
     }
 
@@ -175,22 +178,48 @@ impl DeviceDecoder {
     }
 
     /// normed = the norm of x, after what the layer before has left to be added.
-    fn norm_before_attention(&mut self, local: usize, rows: usize) -> Result<(), DeviceError> {
-        let hidden = self.spec.hidden;
+    fn norm_before_attention(
+        &mut self,
+        pending: Pending,
+        local: usize,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        self.add_after_mlp(pending, local.checked_sub(1), Some(local), rows)
+    }
+
+    /// x += what the MLP or the experts of layer `before` have left to be added; normed = its norm before the attention of layer
+    /// `after`, if there is one.
+    fn add_after_mlp(
+        &mut self,
+        pending: Pending,
+        before: Option<usize>,
+        after: Option<usize>,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        let (hidden, eps) = (self.spec.hidden, self.spec.norm_eps);
         let layers = &self.weights.layers;
-        let before = local.checked_sub(1).map(|before| &layers[before]);
         let b = &mut self.buffers;
-        let partial = b.partial.view().slice(0..rows * hidden);
-        add_and_norm(
-            Some(b.normed.view_mut().slice(0..rows * hidden)),
-            b.x.view_mut().slice(0..rows * hidden),
-            before.map(|_| partial),
-            before.and_then(|layer| layer.post_mlp_norm.as_ref()).map(Buffer::view),
-            layers[local].attn_norm.view(),
-            rows,
-            hidden,
-            self.spec.norm_eps,
-        )
+        let out = after.map(|_| b.normed.view_mut().slice(0..rows * hidden));
+        let x = b.x.view_mut().slice(0..rows * hidden);
+        let post_norm = before.and_then(|layer| layers[layer].post_mlp_norm.as_ref()).map(Buffer::view);
+        let Some(layer) = after.or(before) else { return Ok(()) };
+        let weight = layers[layer].attn_norm.view();
+        let added = match pending {
+            Pending::Nothing => None,
+            Pending::Partial => Some(b.partial.view().slice(0..rows * hidden)),
+            Pending::Experts(layer, onto) => {
+                let held = match &layers[layer].mlp {
+                    DeviceMlpKind::Experts(w) => w.held.as_ref(),
+                    DeviceMlpKind::Dense(_) => None,
+                };
+                let Some(held) = held else { unreachable!("its experts have run") };
+                let results = experts::results(&b.results, b.moe.as_ref(), held, hidden);
+                let partial = b.partial.view_mut().slice(0..rows * hidden);
+                let norm = Norm { out, x, added: None, post_norm, weight, rows, width: hidden, eps };
+                return combine_add_and_norm(&results, onto, partial, norm);
+            }
+        };
+        add_and_norm(out, x, added, post_norm, weight, rows, hidden, eps)
     }
 
     /// normed = the norm of x, after what attention has left to be added.
@@ -210,36 +239,33 @@ impl DeviceDecoder {
     }
 
     /// x += what the last layer has left to be added.
-    fn add_last(&mut self, rows: usize) -> Result<(), DeviceError> {
-        let hidden = self.spec.hidden;
-        let Some(layer) = self.weights.layers.last() else { return Ok(()) };
-        let b = &mut self.buffers;
-        add_and_norm(
-            None,
-            b.x.view_mut().slice(0..rows * hidden),
-            Some(b.partial.view().slice(0..rows * hidden)),
-            layer.post_mlp_norm.as_ref().map(Buffer::view),
-            layer.mlp_norm.view(),
-            rows,
-            hidden,
-            self.spec.norm_eps,
-        )
+    fn add_last(&mut self, pending: Pending, rows: usize) -> Result<(), DeviceError> {
+        self.add_after_mlp(pending, self.weights.layers.len().checked_sub(1), None, rows)
     }
 
-    /// partial = this rank's part of what the MLP or the experts add.
-    fn feed_forward(&mut self, local: usize, rows: usize) -> Result<(), DeviceError> {
+    /// What the MLP or the experts add: partial = this rank's part of it; or, where no other rank has one, what is left of it.
+    fn feed_forward(&mut self, local: usize, rows: usize, alone: bool) -> Result<Pending, DeviceError> {
         let global = self.slice.layers.start + local;
+        let hidden = self.spec.hidden;
         match (&self.weights.layers[local].mlp, &self.spec.layers[global].mlp) {
             (DeviceMlpKind::Dense(mlp), _) => {
-                experts::run_mlp(&mut self.buffers, mlp, self.activation, self.spec.hidden, rows)
+                experts::run_mlp(&mut self.buffers, mlp, self.activation, hidden, rows)?;
             }
             (DeviceMlpKind::Experts(w), Mlp::Experts(e)) => {
                 let counted = self.slice.place.tp == 0;
-                let place = experts::Place { layer: global, counted, hidden: self.spec.hidden, rows };
-                experts::run(&mut self.buffers, w, e, self.activation, place)
+                let place = experts::Place { layer: global, counted, hidden, rows };
+                let left = experts::run(&mut self.buffers, w, e, self.activation, place)?;
+                match (left, &w.held) {
+                    (Some(onto), _) if alone => return Ok(Pending::Experts(local, onto)),
+                    (Some(onto), Some(held)) => {
+                        experts::add_up(&mut self.buffers, held, onto, hidden, rows)?;
+                    }
+                    _ => (),
+                }
             }
             _ => unreachable!("weights are loaded as the architecture says"),
         }
+        Ok(Pending::Partial)
     }
 
     /// A segment's rows, with the blocks they see.

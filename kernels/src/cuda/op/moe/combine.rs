@@ -12,6 +12,39 @@ pub enum Onto {
     Nothing,
 }
 
+/// What experts give rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Results<'a> {
+    /// Sorted rows.
+    pub y: View<'a, f32>,
+    /// Elements from one to the next.
+    pub stride: usize,
+    /// Added to them: of each group, as much as a row.
+    pub bias: Option<View<'a, f32>>,
+    /// Where rows were sorted to, and their weights.
+    pub buffers: &'a MoeBuffers,
+}
+
+impl Results<'_> {
+    /// Looks at lengths, for so many rows of `width`.
+    pub(in crate::cuda::op) fn check(&self, rows: usize, width: usize) {
+        let Self { y, stride, bias, buffers } = *self;
+        assert!(rows <= buffers.max_rows, "{rows} rows of {}", buffers.max_rows);
+        assert!(stride >= width, "rows of {width}, {stride} apart");
+        let sorted = buffers.max_sorted(rows);
+        assert!(
+            sorted == 0 || y.len() >= (sorted - 1) * stride + width,
+            "{sorted} sorted rows in {}",
+            y.len()
+        );
+        assert!(
+            bias.is_none_or(|bias| bias.len() == buffers.groups.count * width),
+            "bias of {} groups",
+            buffers.groups.count
+        );
+    }
+}
+
 /// `out[r] (+)= Σ weight · (y[position] + bias[group])` over the pairs of row r whose expert is here, one after the other in
 /// the order of the experts' numbers, in f32. `out`: `[rows][width]`; `y`: sorted rows of `width`, `stride` elements apart;
 /// `bias`: `[groups][width]`.
@@ -31,16 +64,8 @@ pub fn combine(
     rows: usize,
     width: usize,
 ) -> Result<(), DeviceError> {
-    assert!(rows <= buffers.max_rows, "{rows} rows of {}", buffers.max_rows);
     assert_eq!(out.len(), rows * width, "combined rows");
-    assert!(stride >= width, "rows of {width}, {stride} apart");
-    let sorted = buffers.max_sorted(rows);
-    assert!(sorted == 0 || y.len() >= (sorted - 1) * stride + width, "{sorted} sorted rows in {}", y.len());
-    assert!(
-        bias.is_none_or(|bias| bias.len() == buffers.groups.count * width),
-        "bias of {} groups",
-        buffers.groups.count
-    );
+    Results { y, stride, bias, buffers }.check(rows, width);
     let bias = bias.map_or(0, |bias| bias.address());
     let whole = [width, stride].iter().all(|n| n.is_multiple_of(4))
         && [out.address(), y.address(), bias].iter().all(|address| address.is_multiple_of(16));

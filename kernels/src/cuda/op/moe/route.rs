@@ -27,10 +27,7 @@ pub fn route_and_sort(
 ) -> Result<(), DeviceError> {
     let choice = Choice::new(buffers, logits, rows, router);
     let threads = (rows * 32).clamp(256, SORT_THREADS);
-    // A bit for each row, and not for each of the largest tile.
-    let width = rows.div_ceil(32).max(1);
-    let kept = buffers.experts + rows * buffers.top_k;
-    let to_sort = mask_bytes(buffers.groups.count, width) + kept * size_of::<u32>();
+    let (width, to_sort) = to_sort(buffers, rows);
     let per_pass = choice.rows_at_once(threads / 32, SHARED.saturating_sub(to_sort));
     if rows > FUSED_ROWS || per_pass == 0 {
         route(buffers, logits, rows, router)?;
@@ -39,18 +36,8 @@ pub fn route_and_sort(
     let shared = choice.shared(per_pass) + to_sort;
     let counts = check(buffers, rows, &placement);
     let mut args = choice.args.to_vec();
-    args.extend([
-        Arg::U32(per_pass as u32),
-        Arg::Ptr(buffers.positions.view().address()),
-        Arg::Ptr(buffers.groups.offsets.view().address()),
-        Arg::Ptr(buffers.groups.group_of_row.view().address()),
-        Arg::Ptr(buffers.groups.token_of_row.view().address()),
-        Arg::Ptr(counts),
-        Arg::Ptr(placement.local.address()),
-        Arg::Ptr(buffers.live.view().address()),
-        Arg::U32(buffers.groups.count as u32),
-        Arg::U32(width as u32),
-    ]);
+    args.push(Arg::U32(per_pass as u32));
+    args.extend(buffers.sort_args(&placement, counts, width));
     buffers.groups.max_rows = buffers.max_sorted(rows);
     let launch = Launch {
         kernel: "moe_route_and_sort",
@@ -60,6 +47,14 @@ pub fn route_and_sort(
     };
     // SAFETY: all of the kernel's types; `Choice::new` and `check` looked at every length.
     unsafe { buffers.ids.device().launch(&launch, &args) }
+}
+
+/// What sorting few rows after choosing for them needs in shared memory: words of bits of a group, and bytes.
+pub(super) fn to_sort(buffers: &MoeBuffers, rows: usize) -> (usize, usize) {
+    // A bit for each row, and not for each of the largest tile.
+    let width = rows.div_ceil(32).max(1);
+    let kept = buffers.experts + rows * buffers.top_k;
+    (width, mask_bytes(buffers.groups.count, width) + kept * size_of::<u32>())
 }
 
 /// Writes the experts of each row to `buffers.ids`, in the order of their numbers, and their weights to `buffers.weights`,
@@ -90,15 +85,15 @@ pub fn route(
 }
 
 /// The arguments with which experts are chosen.
-struct Choice {
-    args: [Arg; 13],
+pub(super) struct Choice {
+    pub(super) args: [Arg; 13],
     rows: usize,
     /// Scores of a row, those of its groups among them.
     scores: usize,
 }
 
 impl Choice {
-    fn new(buffers: &MoeBuffers, logits: View<'_, f32>, rows: usize, router: &Router<'_>) -> Self {
+    pub(super) fn new(buffers: &MoeBuffers, logits: View<'_, f32>, rows: usize, router: &Router<'_>) -> Self {
         let experts = buffers.experts;
         assert!(rows <= buffers.max_rows, "{rows} rows of {}", buffers.max_rows);
         assert_eq!(logits.len(), rows * experts, "router logits");
@@ -140,7 +135,7 @@ impl Choice {
     }
 
     /// Bytes of shared memory for so many.
-    fn shared(&self, rows: usize) -> usize {
+    pub(super) fn shared(&self, rows: usize) -> usize {
         rows * self.scores * size_of::<u64>()
     }
 }

@@ -1,5 +1,7 @@
 use super::*;
+use crate::cuda::op::residual::{Norm, add_and_norm, combine_add_and_norm};
 use crate::cuda::testing::devices;
+use crate::cuda::{ActType, Acts, DeviceMatrix, WeightKind};
 
 /// Numbers for tests.
 struct Numbers(u64);
@@ -244,6 +246,123 @@ fn check_sort(device: &Device, case: usize, rows: usize, experts: usize, top_k: 
     }
 }
 
+/// A router's product, the choice and the sorting, against the same by themselves and a product in f64.
+fn check_product(device: &Device, case: usize, s: Sizes, inputs: usize, kind: WeightKind, acts: ActType) {
+    let numbers = &mut Numbers(case as u64 + 31);
+    let mut floats =
+        |count: usize, by: f32| -> Vec<f32> { (0..count).map(|_| numbers.float() * by).collect() };
+    let (x, w) = (floats(s.rows * inputs, 1.0), floats(s.experts * inputs, 0.5));
+    let (bias, correction) = (floats(s.experts, 1.0), floats(s.experts, 0.1));
+    let numbers = &mut Numbers(case as u64);
+    let (local, held) = some_local(numbers, s.experts, case % 4);
+    let case = format!("case {case} on {device:?}: {s:?}, {inputs} inputs, {kind:?} of {acts:?}");
+    let matrix = DeviceMatrix::from_f32(device, kind, s.experts, inputs, &w).unwrap();
+    let x_on = Acts::upload(device, acts, &x).unwrap();
+    let (bias_on, correction_on) = (device.upload(&bias).unwrap(), device.upload(&correction).unwrap());
+    let local_on = device.upload(&local).unwrap();
+    let given = |view| Some(view).filter(|_| s.biased);
+    let router =
+        Router { routing: s.routing, bias: given(bias_on.view()), correction: given(correction_on.view()) };
+    let mut counts = device.zeros(s.experts).unwrap();
+    let mut buffers = poisoned(device, s.rows, s.top_k, s.experts, held);
+    let mut logits = device.zeros(s.rows * s.experts).unwrap();
+    let placement = Placement { local: local_on.view(), counts: Some(counts.view_mut()) };
+    let view = x_on.view();
+    product_route_and_sort(&mut buffers, logits.view_mut(), view, &matrix, s.rows, &router, placement)
+        .unwrap();
+    let (ids, weights) = (buffers.ids.download().unwrap(), buffers.weights.download().unwrap());
+    let round = |values: &[f32], kind: WeightKind| -> Vec<f64> {
+        let one = |x: &f32| match kind {
+            WeightKind::F32 => f64::from(*x),
+            WeightKind::Bf16 => half::bf16::from_f32(*x).to_f64(),
+            _ => half::f16::from_f32(*x).to_f64(),
+        };
+        values.iter().map(one).collect()
+    };
+    let x_kind = if acts == ActType::F32 { WeightKind::F32 } else { WeightKind::Bf16 };
+    let (x, w) = (round(&x, x_kind), round(&w, kind));
+    let mut worst = 0.0f32;
+    let mut counted = vec![0; s.experts];
+    for row in 0..s.rows {
+        let logit = |e: usize| -> f64 {
+            let pairs = x[row * inputs..][..inputs].iter().zip(&w[e * inputs..][..inputs]);
+            pairs.map(|(x, w)| x * w).sum::<f64>() + if s.biased { f64::from(bias[e]) } else { 0.0 }
+        };
+        let exact: Vec<f32> = (0..s.experts).map(|e| logit(e) as f32).collect();
+        let correction = if s.biased { correction.clone() } else { vec![0.0; s.experts] };
+        for (k, (id, weight)) in expected(s.routing, s.top_k, &exact, &correction).into_iter().enumerate() {
+            assert_eq!(ids[row * s.top_k + k], id, "row {row}, choice {k}: {case}");
+            worst = worst.max((weights[row * s.top_k + k] - weight).abs());
+            counted[id as usize] += 1;
+        }
+    }
+    assert!(worst < 1e-3, "weights are {worst} off: {case}");
+    assert_eq!(counts.download().unwrap(), counted, "counts: {case}");
+    check_sorted(&buffers, &ids, s.rows, &local, &case);
+}
+
+#[test]
+fn a_routers_product_is_done_with_the_choice() {
+    use ActType::{Bf16 as B, F32 as F};
+    let cases = [
+        (sizes(1, 8, 2, softmax(true), false), 4096, WeightKind::Bf16, B, true),
+        (sizes(8, 8, 2, softmax(true), false), 4096, WeightKind::Bf16, B, true),
+        (sizes(2, 32, 4, softmax(true), true), 2880, WeightKind::Bf16, B, true),
+        (sizes(1, 32, 4, softmax(true), true), 2880, WeightKind::F16, B, true),
+        (sizes(2, 60, 4, softmax(false), true), 1032, WeightKind::F16, B, true),
+        (sizes(5, 64, 6, sigmoid(8, 3, true), true), 520, WeightKind::F32, B, true),
+        (sizes(1, 33, 6, sigmoid(11, 3, true), true), 64, WeightKind::F32, B, true),
+        (sizes(1, 5, 5, softmax(true), true), 8, WeightKind::F32, F, true),
+        (sizes(7, 12, 3, softmax(true), true), 808, WeightKind::F32, F, true),
+        (sizes(2, 1, 1, softmax(true), true), 16, WeightKind::F32, F, true),
+        (sizes(9, 8, 2, softmax(true), false), 64, WeightKind::Bf16, B, false),
+        (sizes(2, 8, 2, softmax(true), true), 67, WeightKind::Bf16, B, false),
+        (sizes(2, 65, 2, softmax(true), true), 64, WeightKind::Bf16, B, false),
+        (sizes(8, 16, 2, softmax(true), true), 4096, WeightKind::Bf16, B, false),
+    ];
+    for device in devices() {
+        for (case, (sizes, inputs, kind, acts, at_once)) in cases.into_iter().enumerate() {
+            let launches = || {
+                let all = device.driver().launches();
+                let those = all.iter().filter(|(name, _)| name.starts_with("moe_product_route_and_sort"));
+                those.map(|(_, count)| *count).sum::<u64>()
+            };
+            let before = launches();
+            check_product(&device, case, sizes, inputs, kind, acts);
+            assert_eq!(launches() - before, u64::from(at_once), "case {case}");
+        }
+    }
+}
+
+/// To the last bit.
+#[test]
+fn a_router_gives_a_row_the_same_whatever_else_is_in_the_batch() {
+    let (rows, experts, inputs, top_k) = (8, 8, 2080, 3);
+    for device in devices() {
+        let numbers = &mut Numbers(3);
+        let x: Vec<f32> = (0..rows * inputs).map(|_| numbers.float()).collect();
+        let w: Vec<f32> = (0..experts * inputs).map(|_| numbers.float()).collect();
+        let matrix = DeviceMatrix::from_f32(&device, WeightKind::Bf16, experts, inputs, &w).unwrap();
+        let x = Acts::upload(&device, ActType::Bf16, &x).unwrap();
+        let local = device.upload(&(0..experts as u32).collect::<Vec<_>>()).unwrap();
+        let routed = |from: usize, rows: usize| {
+            let mut buffers = poisoned(&device, rows, top_k, experts, experts);
+            let mut logits = device.zeros(rows * experts).unwrap();
+            let router = Router { routing: softmax(false), bias: None, correction: None };
+            let placement = Placement { local: local.view(), counts: None };
+            let x = x.view().slice(from * inputs..(from + rows) * inputs);
+            product_route_and_sort(&mut buffers, logits.view_mut(), x, &matrix, rows, &router, placement)
+                .unwrap();
+            let weights = buffers.weights.download().unwrap();
+            weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>()
+        };
+        let all = routed(0, rows);
+        for row in 0..rows {
+            assert_eq!(routed(row, 1), all[row * top_k..][..top_k], "row {row} on {device:?}");
+        }
+    }
+}
+
 #[test]
 fn many_rows_are_sorted_by_expert() {
     let cases = [
@@ -485,4 +604,93 @@ fn groups_must_divide_experts() {
     let logits = device.zeros(10).unwrap();
     let router = Router { routing: sigmoid(3, 1, true), bias: None, correction: None };
     route(&mut buffers, logits.view(), 1, &router).unwrap();
+}
+
+/// Experts' results added up with the norm after them, against the two by themselves.
+fn check_combine_and_norm(device: &Device, case: usize, c: &Combined, acts: ActType, with: (bool, bool)) {
+    let (with_post_norm, with_out) = with;
+    let numbers = &mut Numbers(case as u64 + 7);
+    let experts = 12;
+    let (local, held) = some_local(numbers, experts, case % 3);
+    let logits = device.upload(&numbers.logits(c.rows * experts, 1)).unwrap();
+    let local = device.upload(&local).unwrap();
+    let mut buffers = poisoned(device, c.rows, c.top_k, experts, held);
+    let router = Router { routing: softmax(true), bias: None, correction: None };
+    let placement = Placement { local: local.view(), counts: None };
+    route_and_sort(&mut buffers, logits.view(), c.rows, &router, placement).unwrap();
+    let sorted = buffers.max_sorted(c.rows);
+    let total = buffers.groups.offsets.download().unwrap()[held] as usize;
+    let y: Vec<f32> = (0..sorted * c.stride)
+        .map(|i| if i / c.stride < total && i % c.stride < c.width { numbers.float() } else { f32::NAN })
+        .collect();
+    let mut floats =
+        |count: usize| device.upload(&(0..count).map(|_| numbers.float()).collect::<Vec<f32>>()).unwrap();
+    let (bias, before, weight) = (floats(held * c.width), floats(c.rows * c.width), floats(c.width));
+    let (post_norm, x) = (floats(c.width), floats(c.rows * c.width));
+    let y = device.upload(&y).unwrap();
+    let bias = Some(bias.view()).filter(|_| c.biased);
+    let post_norm = Some(post_norm.view()).filter(|_| with_post_norm);
+    let run = |at_once: bool| {
+        let mut x = device.upload(&x.download().unwrap()).unwrap();
+        let mut partial = device.upload(&before.download().unwrap()).unwrap();
+        let mut out = Acts::alloc(device, acts, c.rows * c.width).unwrap();
+        out.view_mut().fill(0xff).unwrap();
+        let (rows, width, eps) = (c.rows, c.width, 1e-5);
+        let to = with_out.then(|| out.view_mut());
+        if at_once {
+            let results = Results { y: y.view(), stride: c.stride, bias, buffers: &buffers };
+            let weight = weight.view();
+            let norm = Norm { out: to, x: x.view_mut(), added: None, post_norm, weight, rows, width, eps };
+            combine_add_and_norm(&results, c.onto, partial.view_mut(), norm).unwrap();
+        } else {
+            combine(partial.view_mut(), c.onto, y.view(), c.stride, bias, &buffers, rows, width).unwrap();
+            let added = Some(partial.view());
+            add_and_norm(to, x.view_mut(), added, post_norm, weight.view(), rows, width, eps).unwrap();
+        }
+        (x.download().unwrap(), out.download().unwrap())
+    };
+    let (one, two) = (run(true), run(false));
+    let what = format!("{c:?} {acts:?} {with:?} on {device:?}");
+    let worst = |one: &[f32], two: &[f32]| {
+        one.iter().zip(two).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f32::max)
+    };
+    assert!(one.0.iter().all(|x| x.is_finite()), "x: {what}");
+    let error = worst(&one.0, &two.0);
+    assert!(error < 2e-6, "x is {error} off: {what}");
+    assert_eq!(one.1.iter().filter(|x| x.is_nan()).count(), if with_out { 0 } else { one.1.len() }, "{what}");
+    let error = worst(&one.1, &two.1);
+    assert!(error < if acts == ActType::F32 { 1e-5 } else { 8e-3 }, "out is {error} off: {what}");
+}
+
+#[test]
+fn what_experts_give_is_added_with_the_norm_after_it() {
+    let mut case = 0;
+    for device in devices() {
+        for (rows, width, stride, top_k, at_once) in [
+            (1, 4096, 4096, 2, true),
+            (3, 64, 68, 1, true),
+            (2, 2880, 2880, 4, true),
+            (5, 576, 576, 9, true),
+            (2, 7168, 7168, 8, true),
+            (2, 8192, 8192, 3, true),
+            (3, 67, 67, 4, false),
+            (2, 8196, 8196, 2, false),
+            (0, 8, 8, 2, false),
+        ] {
+            for (biased, onto) in [(false, Onto::Nothing), (true, Onto::Sum)] {
+                case += 1;
+                let acts = if case % 3 == 0 { ActType::F32 } else { ActType::Bf16 };
+                let launches = || {
+                    let all = device.driver().launches();
+                    let those = all.iter().filter(|(name, _)| name.starts_with("combine_add_and_norm"));
+                    those.map(|(_, count)| *count).sum::<u64>()
+                };
+                let before = launches();
+                let with = (case % 4 > 1, case % 5 > 0);
+                let combined = Combined { rows, width, stride, top_k, biased, onto };
+                check_combine_and_norm(&device, case, &combined, acts, with);
+                assert_eq!(launches() - before, u64::from(at_once), "{combined:?}");
+            }
+        }
+    }
 }
