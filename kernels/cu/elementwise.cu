@@ -66,6 +66,16 @@ FG_KERNEL(256, add_bias, (float *x, const float *bias, u64 stride, u32 width)) {
     if (i < width) x[blockIdx.x * stride + i] += bias[i];
 }
 
+// x = cap · tanh(x / cap), element by element.
+FG_KERNEL(256, soft_cap, (float *x, u64 len, float cap)) {
+    u64 first = (u64)blockIdx.x * blockDim.x * EACH + threadIdx.x;
+    FG_UNROLL
+    for (u32 step = 0; step < EACH; step++) {
+        u64 i = first + step * blockDim.x;
+        if (i < len) x[i] = cap * tanhf(x[i] / cap);
+    }
+}
+
 // One block a row of `words` pieces: out[r] = x[rows[r]], or zeros where there is no such row.
 template <class T>
 FG_DEVICE void gather_rows(T *out, const T *x, const u32 *rows, u32 x_rows, u32 words, T zero) {

@@ -127,7 +127,9 @@ fn check(device: &Device, folder: &Path, shape: Shape, rank: usize, name: &str) 
             let len = tokens.len() as u32;
             let segments = vec![Segment { slot: 0, start: start as u32, len, logits_from: len - 1 }];
             let input = StepInput { segments, tokens: tokens.to_vec(), ..StepInput::default() };
-            Ok(decoder.forward(&input, &tables, &mut comms, &mut |_, logits| *last = logits.to_vec())?)
+            Ok(decoder.forward(&input, &tables, &mut comms, &mut |_, scores| {
+                *last = scores.whole().unwrap_or_default().to_vec();
+            })?)
         };
         step(0, &prompt, &mut last)?;
         if rank == 0 {

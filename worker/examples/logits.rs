@@ -109,6 +109,8 @@ fn run(
     tables.apply(&input)?;
     input.check(&tables, model.spec().vocab, BLOCK_SIZE, tokens.len())?;
     let mut rows = Vec::new();
-    decoder.forward(&input, &tables, &mut comms, &mut |_, logits| rows.push(logits.to_vec()))?;
+    decoder.forward(&input, &tables, &mut comms, &mut |_, scores| {
+        rows.extend(scores.whole().map(<[f32]>::to_vec));
+    })?;
     Ok(rows)
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod accelerator;
+mod best;
 mod capabilities;
 pub mod decoder;
 pub mod engine;

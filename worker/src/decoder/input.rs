@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use foggara_kernels::cuda::op::sample::MAX_TOP;
 use foggara_proto::step::{BlockCopy, BlockId};
 
 use super::span;
@@ -26,6 +27,19 @@ impl Segment {
     }
 }
 
+/// What must be known of the logits of a row that wants them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Want {
+    /// All of them.
+    #[default]
+    Whole,
+    /// So many of the best, or all if there are fewer: at most [`MOST_BEST`].
+    Best(u32),
+}
+
+/// The greatest number of best logits that a row may want; of more it must take all.
+pub const MOST_BEST: usize = MAX_TOP;
+
 /// One step: changes of the block tables, copies of blocks, then rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepInput {
@@ -37,6 +51,8 @@ pub struct StepInput {
     pub copies: Vec<BlockCopy>,
     /// The rows' sequences and positions.
     pub segments: Vec<Segment>,
+    /// What the rows of each segment want that want logits. Where there are fewer than segments, the others want all of them.
+    pub wants: Vec<Want>,
     /// The rows' tokens, segment after segment.
     pub tokens: Vec<u32>,
     /// Afterwards the ranks tell the leader what they have counted.
@@ -56,6 +72,11 @@ impl StepInput {
     pub fn is_empty(&self) -> bool {
         let changes = self.drops.is_empty() && self.grants.is_empty() && self.copies.is_empty();
         changes && self.tokens.is_empty() && !self.collect
+    }
+
+    /// What the rows of the `segment`-th segment want.
+    pub fn want(&self, segment: usize) -> Want {
+        self.wants.get(segment).copied().unwrap_or_default()
     }
 
     /// Whether it can be run on `tables` (its own changes made) with this vocabulary, block size and most rows.
@@ -79,6 +100,10 @@ impl StepInput {
         if let Some(token) = self.tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(InputError(format!("token {token} of a vocabulary of {vocab}")));
         }
+        let too_many = |want: &&Want| matches!(want, Want::Best(count) if *count as usize > MOST_BEST);
+        if let Some(want) = self.wants.iter().find(too_many) {
+            return Err(InputError(format!("{want:?} of logits, at most {MOST_BEST}")));
+        }
         for segment in &self.segments {
             let room = tables.blocks(segment.slot).len() * block_size;
             if segment.positions().end > room || segment.logits_from > segment.len {
@@ -88,7 +113,7 @@ impl StepInput {
         Ok(())
     }
 
-    /// Little-endian words: five counts and a flag, then the five lists.
+    /// Little-endian words: five counts and a flag, then the five lists, that of segments with what their rows want.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         let mut put =
@@ -105,8 +130,12 @@ impl StepInput {
         for copy in &self.copies {
             [copy.from, copy.to].into_iter().for_each(|block| put(block as usize));
         }
-        for s in &self.segments {
-            [s.slot, s.start, s.len, s.logits_from].into_iter().for_each(|word| put(word as usize));
+        for (i, s) in self.segments.iter().enumerate() {
+            let best = match self.want(i) {
+                Want::Whole => 0,
+                Want::Best(count) => count,
+            };
+            [s.slot, s.start, s.len, s.logits_from, best].into_iter().for_each(|word| put(word as usize));
         }
         self.tokens.iter().for_each(|token| put(*token as usize));
     }
@@ -131,12 +160,16 @@ impl StepInput {
         for _ in 0..counts[2] {
             copies.push(BlockCopy { from: next()?, to: next()? });
         }
-        let mut segments = Vec::new();
+        let (mut segments, mut wants) = (Vec::new(), Vec::new());
         for _ in 0..counts[3] {
             segments.push(Segment { slot: next()?, start: next()?, len: next()?, logits_from: next()? });
+            wants.push(match next()? {
+                0 => Want::Whole,
+                count => Want::Best(count),
+            });
         }
         let tokens = (0..counts[4]).map(|_| next()).collect::<Result<_, _>>()?;
-        Ok(Self { drops, grants, copies, segments, tokens, collect })
+        Ok(Self { drops, grants, copies, segments, wants, tokens, collect })
     }
 }
 
@@ -234,6 +267,7 @@ mod tests {
                 Segment { slot: 1, start: 0, len: 3, logits_from: 2 },
                 Segment { slot: 3, start: 9, len: 1, logits_from: 1 },
             ],
+            wants: vec![Want::Best(40), Want::Whole],
             tokens: vec![5, 6, 7, 8],
             collect: true,
         }
@@ -250,6 +284,16 @@ mod tests {
     }
 
     #[test]
+    fn whoever_says_nothing_wants_all() {
+        let mut input = StepInput { wants: vec![Want::Best(1)], ..input() };
+        assert_eq!((input.want(0), input.want(1)), (Want::Best(1), Want::Whole));
+        let mut bytes = Vec::new();
+        input.encode(&mut bytes);
+        input.wants.push(Want::Whole);
+        assert_eq!(StepInput::decode(&bytes), Ok(input));
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         assert!(BlockTables::new(1, 7).apply(&input()).is_err(), "block 7 of 7");
         assert!(BlockTables::new(2, 4).apply(&input()).is_err(), "blocks of two pools");
@@ -262,6 +306,8 @@ mod tests {
         assert!(one.check(&tables, 9, 2, 2).is_err(), "three rows of two");
         assert!(one.check(&tables, 7, 2, 9).is_err(), "token 7 of 7");
         assert!(one.check(&tables, 9, 1, 9).is_err(), "three positions in two blocks of one");
+        let many = StepInput { wants: vec![Want::Best(257)], ..one };
+        assert!(many.check(&tables, 9, 2, 3).is_err(), "257 best of at most 256");
         tables.apply(&StepInput { drops: vec![1], ..StepInput::default() }).expect("a drop");
         assert!(tables.blocks(1).is_empty());
     }

@@ -36,9 +36,10 @@ pub use comms::{Comms, Part, Parts};
 pub use device::DeviceDecoder;
 pub use experts::DispatchStats;
 use experts::{ExpertLayer, ExpertRunner};
-pub use input::{BlockTables, InputError, Segment, StepInput};
+pub use input::{BlockTables, InputError, MOST_BEST, Segment, StepInput, Want};
 use mlp::MlpRunner;
 use score::Scorer;
+pub use score::{OnScores, Scores};
 
 /// Why a step was not done. The group is unusable then.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +73,8 @@ pub trait Forward: Send {
     /// If the device fails.
     fn take_expert_counts(&mut self) -> Result<Vec<Vec<u64>>, DeviceError>;
 
-    /// Runs one step. On rank 0, `on_logits(i, logits)` is called for each row that wants them (the `i`th of those), a
-    /// sequence's in order; `logits` spans the vocabulary.
+    /// Runs one step. On rank 0, `on_scores(i, scores)` is called for each row that wants logits (the `i`th of those), a
+    /// sequence's in order, with all of them or the best, as it wants.
     ///
     /// # Errors
     /// If the collectives or the device fail; the group is unusable then.
@@ -85,7 +86,7 @@ pub trait Forward: Send {
         input: &StepInput,
         tables: &BlockTables,
         comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError>;
 }
 
@@ -207,7 +208,7 @@ impl Forward for Decoder {
         input: &StepInput,
         tables: &BlockTables,
         comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError> {
         self.copy_blocks(input, tables);
         if input.tokens.is_empty() {
@@ -244,7 +245,7 @@ impl Forward for Decoder {
         if busy {
             comms.send(&mut self.buffers.x)?;
         }
-        Ok(self.score(input, tables, comms, on_logits)?)
+        Ok(self.score(input, tables, comms, on_scores)?)
     }
 }
 

@@ -1,4 +1,7 @@
-//! Logits: each rank of the last stage scores its part of the vocabulary for its part of the batch; rank 0 gets it all.
+//! Logits: each rank of the last stage scores its part of the vocabulary for its part of the batch; rank 0 gets what is wanted:
+//! all of a row, or its best few, of which each rank then sends the best few of its part.
+
+use std::ops::Range;
 
 use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::op::rms_norm::rms_norm;
@@ -6,7 +9,8 @@ use foggara_kernels::op::rms_norm::rms_norm;
 use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
 
 use super::project::product;
-use super::{BlockTables, Comms, Decoder, StepInput};
+use super::{BlockTables, Comms, Decoder, StepInput, Want};
+use crate::best::{best_of, merge};
 
 /// Rows of logits of each part of the batch that exist at once: many would be hundreds of megabytes.
 pub(super) const LOGIT_ROWS: usize = 32;
@@ -18,6 +22,58 @@ pub(super) struct Wanted {
     pub(super) number: usize,
     /// Among the rows of its part of the batch.
     pub(super) row: usize,
+    pub(super) want: Want,
+}
+
+/// What rank 0 is given of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scores<'a> {
+    /// The logits of all tokens.
+    Whole(&'a [f32]),
+    /// The best tokens and their logits, best first: of equals the smaller id, and what is not a number last. As many as wanted, or
+    /// as there are.
+    Best(&'a [(u32, f32)]),
+}
+
+impl<'a> Scores<'a> {
+    /// The logits of all tokens, if they were wanted.
+    pub fn whole(self) -> Option<&'a [f32]> {
+        match self {
+            Self::Whole(logits) => Some(logits),
+            Self::Best(_) => None,
+        }
+    }
+}
+
+/// What [`Scorer::score`] calls with the number of a row among those that want logits, and what is known of it.
+pub type OnScores<'a> = dyn FnMut(usize, Scores<'_>) + 'a;
+
+/// Of a row, what a rank with `part` tokens tells in one message with the other rows: all of its logits, or of the best so many
+/// the places in its part, as bits that are no number, each followed by its logit. Returns the words.
+fn words(want: Want, part: usize) -> usize {
+    match want {
+        Want::Whole => part,
+        Want::Best(count) => 2 * part.min(count as usize),
+    }
+}
+
+/// Adds to a message of [`words`] the best of a rank's part: places in it, and their logits.
+pub(super) fn tell_best(best: impl Iterator<Item = (u32, f32)>, message: &mut Vec<f32>) {
+    message.extend(best.flat_map(|(place, logit)| [f32::from_bits(place), logit]));
+}
+
+/// The message of [`words`] for whole rows of a rank's part.
+fn tell(scores: &[f32], wanted: &[Wanted], message: &mut Vec<f32>) {
+    let part = scores.len() / wanted.len().max(1);
+    for (row, wanted) in scores.chunks_exact(part.max(1)).zip(wanted) {
+        match wanted.want {
+            Want::Whole => message.extend_from_slice(row),
+            Want::Best(count) => {
+                let best = best_of(row, count as usize).into_iter();
+                tell_best(best.map(|place| (place, row[place as usize])), message);
+            }
+        }
+    }
 }
 
 /// The rows that want logits, for each part of the batch.
@@ -25,12 +81,12 @@ fn wanted(input: &StepInput, tables: &BlockTables, parts: usize) -> Vec<Vec<Want
     let mut wanted = vec![Vec::new(); parts];
     let mut rows = vec![0; parts];
     let mut number = 0;
-    for segment in &input.segments {
-        let part = tables.pool(segment.slot);
+    for (i, segment) in input.segments.iter().enumerate() {
+        let (part, want) = (tables.pool(segment.slot), input.want(i));
         let first = rows[part];
         rows[part] += segment.len as usize;
         for row in first + segment.logits_from as usize..rows[part] {
-            wanted[part].push(Wanted { number, row });
+            wanted[part].push(Wanted { number, row, want });
             number += 1;
         }
     }
@@ -43,11 +99,11 @@ pub(super) struct Scorer {
     vocab: usize,
     /// Vocabulary rows of each rank that scores.
     counts: Vec<usize>,
-    softcap: Option<f32>,
-    /// Rank 0: everyone's parts, one after the other.
+    /// Rank 0: everyone's messages, one after the other.
     gathered: Vec<f32>,
-    /// Rank 0: rows over the whole vocabulary.
+    /// Rank 0: a row over the whole vocabulary, or the best of one.
     logits: Vec<f32>,
+    best: Vec<(u32, f32)>,
 }
 
 impl Scorer {
@@ -57,14 +113,14 @@ impl Scorer {
             shape: plan.shape,
             vocab: spec.vocab,
             counts: plan.ranks.iter().map(|s| if scores(s) { s.vocab.len() } else { 0 }).collect(),
-            softcap: spec.logit_softcap,
             gathered: Vec::new(),
             logits: Vec::new(),
+            best: Vec::new(),
         }
     }
 
-    /// For each tile of the rows that want logits: `own` fills in this rank's part of the logits of its rows among them (on the
-    /// last stage), and rank 0 calls `on_logits` with each row's whole ones.
+    /// For each tile of the rows that want logits: `own` makes this rank's message ([`words`]) of its rows among them (on the
+    /// last stage), and rank 0 calls `on_scores` with what each row wants.
     ///
     /// # Errors
     /// Those of `own`, and of the collectives.
@@ -73,77 +129,114 @@ impl Scorer {
         (input, tables): (&StepInput, &BlockTables),
         comms: &mut Comms,
         mut own: impl FnMut(&[Wanted], &mut Vec<f32>) -> Result<(), E>,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), E> {
         let wanted = wanted(input, tables, self.shape.dp);
         let tiles = wanted.iter().map(|rows| rows.len().div_ceil(LOGIT_ROWS)).max().unwrap_or(0);
         let place = self.shape.place(comms.rank());
-        let mut scores = Vec::new();
+        let mut message = Vec::new();
         for tile in 0..tiles {
             let tile: Vec<&[Wanted]> =
                 wanted.iter().map(|rows| rows.chunks(LOGIT_ROWS).nth(tile).unwrap_or(&[])).collect();
-            scores.clear();
+            message.clear();
             if place.stage + 1 == self.shape.pp {
-                own(tile[place.dp], &mut scores)?;
-                if let Some(cap) = self.softcap {
-                    soft_cap(&mut scores, cap);
-                }
+                own(tile[place.dp], &mut message)?;
             }
-            self.gather(&scores, &tile, comms, on_logits)?;
+            self.gather(&message, &tile, comms, on_scores)?;
         }
         Ok(())
     }
 
     fn gather(
         &mut self,
-        scores: &[f32],
+        message: &[f32],
         tile: &[&[Wanted]],
         comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), CollectiveError> {
-        let part = |rank: usize| tile[self.shape.place(rank).dp].len() * self.counts[rank];
-        let counts: Vec<usize> = (0..self.shape.ranks()).map(part).collect();
+        let told = |rank: usize| {
+            let rows = tile[self.shape.place(rank).dp].iter();
+            rows.map(|wanted| words(wanted.want, self.counts[rank])).sum::<usize>()
+        };
+        let counts: Vec<usize> = (0..self.shape.ranks()).map(told).collect();
         let leads = comms.rank() == 0;
         self.gathered.resize(if leads { counts.iter().sum() } else { 0 }, 0.0);
-        comms.all().gather(scores, &counts, &mut self.gathered)?;
+        comms.all().gather(message, &counts, &mut self.gathered)?;
         if !leads {
             return Ok(());
         }
-        let last_stage = self.shape.ranks() - self.shape.stage_ranks();
-        let mut rest = &self.gathered[..];
+        // Those that score are the last.
+        let first = self.shape.ranks() - self.shape.stage_ranks();
+        let mut start = 0;
         for (dp, rows) in tile.iter().enumerate() {
-            let first = last_stage + dp * self.shape.tp;
-            let vocab_counts = &self.counts[first..first + self.shape.tp];
-            let (parts, after) = rest.split_at(rows.len() * self.vocab);
-            rest = after;
-            // One rank, or one row: the parts lie in order as they come.
-            let logits = if vocab_counts.len() == 1 || rows.len() == 1 {
-                parts
-            } else {
-                self.logits.resize(parts.len(), 0.0);
-                interleave(parts, vocab_counts, rows.len(), &mut self.logits);
-                &self.logits[..]
-            };
-            for (wanted, logits) in rows.iter().zip(logits.chunks_exact(self.vocab)) {
-                on_logits(wanted.number, logits);
+            let ranks = first + dp * self.shape.tp..first + (dp + 1) * self.shape.tp;
+            let mut parts = Vec::with_capacity(ranks.len());
+            for rank in ranks {
+                parts.push(Part { told: start..start + counts[rank], tokens: self.counts[rank] });
+                start += counts[rank];
+            }
+            for wanted in *rows {
+                self.give(wanted, rows.len() == 1, &mut parts, on_scores);
             }
         }
         Ok(())
     }
+
+    /// Takes a row from the beginning of each part's message, and gives it away. `only`: nothing follows in any of them.
+    fn give(&mut self, wanted: &Wanted, only: bool, parts: &mut [Part], on_scores: &mut OnScores<'_>) {
+        let count = match wanted.want {
+            // The parts lie in order as they come.
+            Want::Whole if only || parts.len() == 1 => {
+                let start = parts.first().map_or(0, |part| part.told.start);
+                parts.iter_mut().for_each(|part| part.told.start += part.tokens);
+                let logits = &self.gathered[start..start + self.vocab];
+                return on_scores(wanted.number, Scores::Whole(logits));
+            }
+            Want::Whole => {
+                self.logits.clear();
+                for part in parts {
+                    self.logits.extend_from_slice(&self.gathered[part.told.start..][..part.tokens]);
+                    part.told.start += part.tokens;
+                }
+                return on_scores(wanted.number, Scores::Whole(&self.logits));
+            }
+            Want::Best(count) => count as usize,
+        };
+        self.best.clear();
+        let mut first = 0;
+        for part in &mut *parts {
+            let len = words(wanted.want, part.tokens);
+            let pairs = self.gathered[part.told.start..][..len].as_chunks::<2>().0;
+            self.best.extend(pairs.iter().map(|[place, logit]| (first + place.to_bits(), *logit)));
+            part.told.start += len;
+            first += part.tokens as u32;
+        }
+        if parts.len() > 1 {
+            merge(&mut self.best, count);
+        }
+        on_scores(wanted.number, Scores::Best(&self.best));
+    }
+}
+
+/// What is left of a rank's message, and the tokens it scores.
+struct Part {
+    told: Range<usize>,
+    tokens: usize,
 }
 
 impl Decoder {
-    /// Calls `on_logits` on rank 0 with the logits of every row that wants them.
+    /// Calls `on_scores` on rank 0 with what every row wants that wants logits.
     pub(super) fn score(
         &mut self,
         input: &StepInput,
         tables: &BlockTables,
         comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), CollectiveError> {
         let (hidden, b, weights, pool) = (self.spec.hidden, &mut self.buffers, &self.weights, &self.pool);
-        let eps = self.spec.norm_eps;
-        let own = |wanted: &[Wanted], scores: &mut Vec<f32>| {
+        let (eps, softcap) = (self.spec.norm_eps, self.spec.logit_softcap);
+        let mut scores = Vec::new();
+        let own = |wanted: &[Wanted], message: &mut Vec<f32>| {
             b.last.set_rows(wanted.len());
             for (wanted, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
                 let x = &b.x[wanted.row * hidden..][..hidden];
@@ -151,11 +244,19 @@ impl Decoder {
             }
             let output = weights.output.as_ref().or(weights.embedding.as_ref());
             let output = output.expect("the last stage holds the output layer");
-            scores.resize(wanted.len() * output.rows(), 0.0);
-            product(pool, output, &mut b.last, scores);
+            let all = wanted.iter().all(|wanted| wanted.want == Want::Whole);
+            let to = if all { &mut *message } else { &mut scores };
+            to.resize(wanted.len() * output.rows(), 0.0);
+            product(pool, output, &mut b.last, to);
+            if let Some(cap) = softcap {
+                soft_cap(to, cap);
+            }
+            if !all {
+                tell(&scores, wanted, message);
+            }
             Ok(())
         };
-        self.scorer.score((input, tables), comms, own, on_logits)
+        self.scorer.score((input, tables), comms, own, on_scores)
     }
 }
 
@@ -164,16 +265,6 @@ fn soft_cap(x: &mut [f32], cap: f32) {
     x.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
 }
 
-/// From rank-major parts (each `rows` × its count) to rows over the whole vocabulary.
-fn interleave(parts: &[f32], counts: &[usize], rows: usize, out: &mut [f32]) {
-    let vocab: usize = counts.iter().sum();
-    let (mut start, mut column) = (0, 0);
-    for count in counts {
-        for row in 0..rows {
-            let from = &parts[start + row * count..][..*count];
-            out[row * vocab + column..][..*count].copy_from_slice(from);
-        }
-        start += rows * count;
-        column += count;
-    }
-}
+#[cfg(test)]
+#[path = "score_tests.rs"]
+pub(super) mod tests;

@@ -27,11 +27,36 @@ pub(super) fn logits(
 pub(super) fn logits_on(
     model: &Checkpoint,
     sequences: &[Vec<u32>],
+    how: (Shape, Quantize),
+    kind: (Kind, KvType),
+    chunk: usize,
+    device: &(dyn Fn(usize) -> Option<Device> + Sync),
+) -> Vec<Vec<Vec<f32>>> {
+    let whole = |score: Score| match score {
+        Score::Whole(logits) => logits,
+        Score::Best(_) => panic!("all are wanted"),
+    };
+    let all = scores_on(model, sequences, &[], how, kind, chunk, device);
+    all.into_iter().map(|rows| rows.into_iter().map(whole).collect()).collect()
+}
+
+/// What was given of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Score {
+    Whole(Vec<f32>),
+    Best(Vec<(u32, f32)>),
+}
+
+/// The same with what each sequence's rows want.
+pub(super) fn scores_on(
+    model: &Checkpoint,
+    sequences: &[Vec<u32>],
+    wants: &[Want],
     (shape, quantize): (Shape, Quantize),
     (kind, ty): (Kind, KvType),
     chunk: usize,
     device: &(dyn Fn(usize) -> Option<Device> + Sync),
-) -> Vec<Vec<Vec<f32>>> {
+) -> Vec<Vec<Score>> {
     // Sequences take turns on the parts of the batch.
     let each = BLOCKS / sequences.len().div_ceil(shape.dp);
     assert!(sequences.iter().all(|tokens| tokens.len() <= each * BLOCK_SIZE), "the blocks are enough");
@@ -54,13 +79,19 @@ pub(super) fn logits_on(
                 if !part.is_empty() {
                     let (start, len) = (start as u32, part.len() as u32);
                     input.segments.push(Segment { slot: slot as u32, start, len, logits_from: 0 });
+                    input.wants.push(wants.get(slot).copied().unwrap_or_default());
                     input.tokens.extend_from_slice(part);
                     whose.extend(std::iter::repeat_n(slot, part.len()));
                 }
             }
             engine.tables.apply(&input).expect("blocks exist");
             input.check(&engine.tables, model.spec().vocab, BLOCK_SIZE, 10_000).expect("a step that fits");
-            let mut keep = |row: usize, logits: &[f32]| rows[whose[row]].push(logits.to_vec());
+            let mut keep = |row: usize, scores: Scores<'_>| {
+                rows[whose[row]].push(match scores {
+                    Scores::Whole(logits) => Score::Whole(logits.to_vec()),
+                    Scores::Best(best) => Score::Best(best.to_vec()),
+                });
+            };
             engine
                 .decoder
                 .forward(&input, &engine.tables, &mut engine.comms, &mut keep)

@@ -234,7 +234,7 @@ impl Leader {
             self.engine.comms.set_deadline(Some(STEP_DEADLINE));
             self.engine.comms.all().broadcast(&mut self.bytes)?;
         }
-        Ok(self.engine.run(input, &mut |row, logits| self.table.take_logits(row, logits))?)
+        Ok(self.engine.run(input, &mut |row, scores| self.table.take_scores(row, scores))?)
     }
 }
 

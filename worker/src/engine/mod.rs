@@ -14,7 +14,7 @@ use foggara_kernels::cuda::DeviceError;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, DType, KvFormat, TensorRole};
 
-use crate::decoder::{BlockTables, Comms, Forward, ForwardError, InputError, Segment, StepInput};
+use crate::decoder::{BlockTables, Comms, Forward, ForwardError, InputError, OnScores, Segment, StepInput};
 
 use collect::StepTimes;
 pub use collect::{OwnUse, Told};
@@ -77,20 +77,16 @@ impl Engine {
     }
 
     /// Runs a prepared step on this rank.
-    fn run(
-        &mut self,
-        input: &StepInput,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<StepTimes, EngineError> {
+    fn run(&mut self, input: &StepInput, on_scores: &mut OnScores<'_>) -> Result<StepTimes, EngineError> {
         let (began, before) = (Instant::now(), self.comms.stats().nanos);
         let mut sample = Duration::ZERO;
         let busy = !input.tokens.is_empty();
         if busy {
             self.comms.begin_step(input);
         }
-        self.decoder.forward(input, &self.tables, &mut self.comms, &mut |row, logits| {
+        self.decoder.forward(input, &self.tables, &mut self.comms, &mut |row, scores| {
             let began = Instant::now();
-            on_logits(row, logits);
+            on_scores(row, scores);
             sample += began.elapsed();
         })?;
         if busy {
@@ -132,7 +128,10 @@ impl Engine {
         };
         let mut finite = true;
         self.prepare(&input)?;
-        self.run(&input, &mut |_, logits| finite &= logits.iter().all(|logit| logit.is_finite()))?;
+        // It says nothing about what it wants: it gets all logits.
+        self.run(&input, &mut |_, scores| {
+            finite &= scores.whole().is_some_and(|logits| logits.iter().all(|logit| logit.is_finite()));
+        })?;
         self.tables.apply(&StepInput { drops: parts.collect(), ..StepInput::default() })?;
         if !finite {
             return Err(EngineError::Check(
@@ -163,6 +162,8 @@ pub fn kv_type(choice: &str, model: &Checkpoint) -> Result<KvType, String> {
 
 #[cfg(test)]
 mod adoption_tests;
+#[cfg(test)]
+mod best_tests;
 #[cfg(test)]
 mod cache_tests;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
 use foggara_proto::step::{BlockId, SequenceId, SequenceOutput, StepPlan};
 
 use super::sampler::{self, Context, History, Scratch};
-use crate::decoder::{Segment, StepInput};
+use crate::decoder::{Scores, Segment, StepInput, Want};
 use held::LastOutputs;
 
 /// A plan that refers to what is not there.
@@ -180,7 +180,7 @@ impl SequenceTable {
                 let reason = format!("{rows} rows after {start} of {} tokens", sequence.tokens.len());
                 return Err(PlanError { sequence: *id, reason });
             }
-            add_segment(input, &mut self.wanted, *id, sequence, rows);
+            add_segment(input, &mut self.wanted, (*id, sequence), rows, self.vocab);
             if sequence.params.prompt_logprobs && start == 0 {
                 // Nothing precedes the first token.
                 let first = TokenOutput { token: sequence.tokens[0], logprob: None, top: Vec::new() };
@@ -236,15 +236,18 @@ impl SequenceTable {
         Ok(())
     }
 
-    /// Takes the logits of the `row`-th row that wanted them.
-    pub fn take_logits(&mut self, row: usize, logits: &[f32]) {
+    /// Takes what the `row`-th row that wanted logits was given of them.
+    pub fn take_scores(&mut self, row: usize, scores: Scores<'_>) {
         let Some(wanted) = self.wanted.get(row).copied() else { return };
         let Some(sequence) = self.sequences.get_mut(&wanted.sequence) else { return };
         let next = wanted.position + 1;
         let output = output_of(&mut self.outputs, wanted.sequence);
         if next < sequence.tokens.len() {
             // A token that is known already: of the prompt, if its probability is asked for.
-            if sequence.params.prompt_logprobs && next < sequence.prompt_len {
+            if sequence.params.prompt_logprobs
+                && next < sequence.prompt_len
+                && let Scores::Whole(logits) = scores
+            {
                 let token = sequence.tokens[next] as usize;
                 let top = Some(sequence.params.prompt_top_logprobs);
                 output.prompt.push(sampler::describe(logits, token, top));
@@ -260,7 +263,12 @@ impl SequenceTable {
                 prompt_len: sequence.prompt_len,
                 history: &sequence.history,
             };
-            let sampled = sampler::sample(logits, context, &mut self.scratch);
+            let sampled = match scores {
+                Scores::Whole(logits) => sampler::sample(logits, context, &mut self.scratch),
+                Scores::Best(best) => {
+                    sampler::sample_best(best, context.params, context.tokens.len(), &mut self.scratch)
+                }
+            };
             sequence.tokens.push(sampled.token);
             sequence.history.push(sampled.token);
             if sequence.params.stop_token_ids.contains(&sampled.token) {
@@ -305,9 +313,9 @@ fn output_of(outputs: &mut Vec<SequenceOutput>, id: SequenceId) -> &mut Sequence
 fn add_segment(
     input: &mut StepInput,
     wanted: &mut Vec<Wanted>,
-    id: SequenceId,
-    sequence: &Sequence,
+    (id, sequence): (SequenceId, &Sequence),
     rows: usize,
+    vocab: usize,
 ) {
     let start = sequence.cached;
     let end = start + rows;
@@ -323,6 +331,11 @@ fn add_segment(
         start: word(start),
         len: word(rows),
         logits_from: word(logits_from),
+    });
+    let answered = sequence.tokens.len() - sequence.prompt_len;
+    input.wants.push(match whole {
+        true => Want::Whole,
+        false => sampler::wanted(&sequence.params, answered, vocab),
     });
     input.tokens.extend_from_slice(&sequence.tokens[start..end]);
     wanted.extend((start + logits_from..end).map(|position| Wanted { sequence: id, position }));

@@ -26,6 +26,13 @@ fn chunk(sequence: SequenceId, tokens: u32) -> Chunk {
     Chunk { sequence, tokens }
 }
 
+impl SequenceTable {
+    /// Takes a whole row.
+    pub(super) fn take_logits(&mut self, row: usize, logits: &[f32]) {
+        self.take_scores(row, Scores::Whole(logits));
+    }
+}
+
 /// Logits over ten tokens of which `token` is the greatest.
 fn likely(token: usize) -> [f32; 10] {
     std::array::from_fn(|i| if i == token { 2.0 } else { 0.0 })

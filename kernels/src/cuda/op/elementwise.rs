@@ -140,6 +140,26 @@ pub fn add_bias(
     unsafe { x.device().launch(&launch, &args) }
 }
 
+/// `x = cap · tanh(x / cap)`, element by element.
+///
+/// # Errors
+/// If the device fails.
+///
+/// # Panics
+/// If there are more than 2^40 elements.
+pub fn soft_cap(x: ViewMut<'_, f32>, cap: f32) -> Result<(), DeviceError> {
+    if x.is_empty() {
+        return Ok(());
+    }
+    // Each thread works at four elements: EACH in the kernel.
+    let blocks = u32::try_from(x.len().div_ceil(1024)).ok().filter(|blocks| *blocks < 1 << 30);
+    let blocks = blocks.unwrap_or_else(|| panic!("{} elements", x.len()));
+    let launch = Launch { kernel: "soft_cap", grid: [blocks, 1, 1], threads: 256, shared: 0 };
+    let args = [Arg::Ptr(x.address()), Arg::U64(x.len() as u64), Arg::F32(cap)];
+    // SAFETY: the kernel's parameters; it looks at its length.
+    unsafe { x.device().launch(&launch, &args) }
+}
+
 /// Picks rows of `width`: row `i` of `out` becomes row `rows[i]` of `x`, or zeros where `x` has no such row.
 ///
 /// # Errors

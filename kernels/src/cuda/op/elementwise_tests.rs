@@ -211,6 +211,20 @@ fn biases_are_added_to_strided_rows_only() {
 }
 
 #[test]
+fn numbers_are_capped_softly() {
+    for device in devices() {
+        let mut random = Random::new(8);
+        for len in [0, 1, 1023, 1024, 1025, 5000] {
+            let x: Vec<f32> = random.floats(len).iter().map(|x| x * 90.0).collect();
+            let expected: Vec<f64> = x.iter().map(|x| 30.0 * (f64::from(*x) / 30.0).tanh()).collect();
+            let mut on_device = device.upload(&x).unwrap();
+            soft_cap(on_device.view_mut(), 30.0).unwrap();
+            assert_close(&on_device.download().unwrap(), &expected, 1e-6, &format!("{len} on {device:?}"));
+        }
+    }
+}
+
+#[test]
 fn rows_are_picked() {
     for device in devices() {
         let mut random = Random::new(6);

@@ -25,16 +25,12 @@ pub struct SampleBuffers {
     max_rows: usize,
     vocab: usize,
     max_top: usize,
-    /// `[rows]`: of each row, the place of the greatest logit; of equals the first, and what is not a number is never it.
-    pub tokens: Buffer<u32>,
-    /// `[rows]`: that logit.
-    pub values: Buffer<f32>,
+    /// Of each row the place of the greatest logit; then of each row that logit.
+    greatest: Buffer<u32>,
     /// `[rows]`: ln Σ e^x.
     pub sums: Buffer<f32>,
-    /// `[rows][k]`: places of the best `k` logits, best first; of equals the lower first, and what is not a number as -∞.
-    pub top_places: Buffer<u32>,
-    /// `[rows][k]`: those logits.
-    pub top_values: Buffer<f32>,
+    /// `[rows][k]`: places of the best `k` logits; then `[rows][k]`: those logits.
+    best: Buffer<u32>,
     /// Of each chunk of each row.
     parts: Buffer<u64>,
     /// Of what was left of those, in turns with them.
@@ -58,11 +54,9 @@ impl SampleBuffers {
             max_rows,
             vocab,
             max_top,
-            tokens: device.alloc(max_rows)?,
-            values: device.alloc(max_rows)?,
+            greatest: device.alloc(2 * max_rows)?,
             sums: device.alloc(max_rows)?,
-            top_places: device.alloc(max_rows * max_top)?,
-            top_values: device.alloc(max_rows * max_top)?,
+            best: device.alloc(2 * max_rows * max_top)?,
             parts: device.alloc(max_rows * chunks * max_top.max(1))?,
             left: device.alloc(max_rows * left * max_top)?,
         })
@@ -71,6 +65,29 @@ impl SampleBuffers {
     /// Logits of a row.
     pub fn vocab(&self) -> usize {
         self.vocab
+    }
+
+    /// The best logits that are wanted at most.
+    pub fn max_top(&self) -> usize {
+        self.max_top
+    }
+
+    /// What [`argmax`] has found of `rows` rows, in one piece: of each row the place of the greatest logit (of equals the first;
+    /// what is not a number is never it), then the bits of each of these logits.
+    ///
+    /// # Panics
+    /// If there are more rows than the buffers are for.
+    pub fn greatest(&self, rows: usize) -> View<'_, u32> {
+        self.greatest.view().slice(0..2 * rows)
+    }
+
+    /// What [`top`] has found of `rows` rows, in one piece: `[rows][k]`, the places of the best `k` logits, best first (of equals
+    /// the lower first, and what is not a number as -∞), then the bits of each of these logits.
+    ///
+    /// # Panics
+    /// If there are more rows or logits than the buffers are for.
+    pub fn best(&self, rows: usize, k: usize) -> View<'_, u32> {
+        self.best.view().slice(0..2 * rows * k)
     }
 
     fn check(&self, logits: View<'_, f32>, rows: usize, stride: usize) {
@@ -99,8 +116,7 @@ impl SampleBuffers {
     }
 }
 
-/// Writes the place of the greatest logit of each row to `buffers.tokens`, and the logit to `buffers.values`. Rows are `stride`
-/// elements apart.
+/// Finds the greatest logit of each row, for [`SampleBuffers::greatest`]. Rows are `stride` elements apart.
 ///
 /// # Errors
 /// If the device fails.
@@ -118,9 +134,10 @@ pub fn argmax(
     let (logits, far) = (Arg::Ptr(logits.address()), Arg::U64(stride as u64));
     let chunks = buffers.chunks();
     let each = [parts, logits, Arg::U32(buffers.vocab as u32), far];
+    let greatest = buffers.greatest.view_mut().address();
     let all = [
-        Arg::Ptr(buffers.tokens.view_mut().address()),
-        Arg::Ptr(buffers.values.view_mut().address()),
+        Arg::Ptr(greatest),
+        Arg::Ptr(greatest + (rows * size_of::<u32>()) as u64),
         parts,
         logits,
         Arg::U32(chunks as u32),
@@ -163,8 +180,7 @@ pub fn log_sum_exp(
     }
 }
 
-/// Writes the places of the best `k` logits of each row to `buffers.top_places`, and the logits to `buffers.top_values`. Rows are
-/// `stride` elements apart.
+/// Finds the best `k` logits of each row, for [`SampleBuffers::best`]. Rows are `stride` elements apart.
 ///
 /// # Errors
 /// If the device fails.
@@ -198,9 +214,10 @@ pub fn top(
         unsafe { buffers.launch("sample_top_next", [chunks, rows], 1024, &next)? };
         (best, free) = (free, best);
     }
+    let found = buffers.best.view_mut().address();
     let write = [
-        Arg::Ptr(buffers.top_places.view_mut().address()),
-        Arg::Ptr(buffers.top_values.view_mut().address()),
+        Arg::Ptr(found),
+        Arg::Ptr(found + (rows * k * size_of::<u32>()) as u64),
         Arg::Ptr(best),
         logits,
         far,

@@ -32,6 +32,14 @@ fn exact_sum(row: &[f32], scale: f32) -> f64 {
     greatest * scale + row.iter().map(|x| ((f64::from(*x) - greatest) * scale).exp()).sum::<f64>().ln()
 }
 
+/// Places, and logits.
+fn found(view: View<'_, u32>) -> (Vec<u32>, Vec<f32>) {
+    let mut words = vec![0; view.len()];
+    view.download(&mut words).unwrap();
+    let (places, bits) = words.split_at(words.len() / 2);
+    (places.to_vec(), bits.iter().map(|bits| f32::from_bits(*bits)).collect())
+}
+
 fn check(device: &Device, case: usize, rows: usize, vocab: usize, gap: usize, k: usize) {
     let mut random = Random::new(case as u64);
     let stride = vocab + gap;
@@ -51,8 +59,8 @@ fn check(device: &Device, case: usize, rows: usize, vocab: usize, gap: usize, k:
     let scales_on = device.upload(&scales).unwrap();
     log_sum_exp(&mut buffers, on.view(), rows, stride, Some(scales_on.view())).unwrap();
     let scaled = buffers.sums.download().unwrap();
-    let (tokens, values) = (buffers.tokens.download().unwrap(), buffers.values.download().unwrap());
-    let (places, best) = (buffers.top_places.download().unwrap(), buffers.top_values.download().unwrap());
+    let (tokens, values) = found(buffers.greatest(rows));
+    let (places, best) = found(buffers.best(rows, k));
     for row in 0..rows {
         let logits = &all[row * stride..][..vocab];
         let token = crate::op::softmax::argmax(logits);
@@ -109,8 +117,8 @@ fn rows_of_nothing_but_one_value() {
             argmax(&mut buffers, on.view(), 1, 3000).unwrap();
             top(&mut buffers, on.view(), 1, 3000, 4).unwrap();
             log_sum_exp(&mut buffers, on.view(), 1, 3000, None).unwrap();
-            assert_eq!(buffers.tokens.download().unwrap(), [0], "{value} on {device:?}");
-            assert_eq!(buffers.top_places.download().unwrap(), [0, 1, 2, 3], "{value} on {device:?}");
+            assert_eq!(found(buffers.greatest(1)).0, [0], "{value} on {device:?}");
+            assert_eq!(found(buffers.best(1, 4)).0, [0, 1, 2, 3], "{value} on {device:?}");
             assert_eq!(buffers.sums.download().unwrap(), [sum], "{value} on {device:?}");
         }
     }

@@ -2,10 +2,12 @@
 
 use foggara_kernels::cuda::op::attention::AttentionScratch;
 use foggara_kernels::cuda::op::moe::MoeBuffers;
+use foggara_kernels::cuda::op::sample::SampleBuffers;
 use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, DeviceMatrix};
 use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{ArchSpec, RankSlice};
 
+use crate::decoder::MOST_BEST;
 use crate::decoder::score::LOGIT_ROWS;
 use crate::weights::{MlpKind, MlpWeights, RankWeights};
 
@@ -40,6 +42,8 @@ pub(super) struct Buffers {
     pub(super) last_x: Buffer<f32>,
     pub(super) last: Acts,
     pub(super) scores: Buffer<f32>,
+    /// For the best of them; absent where this rank has no part of the vocabulary.
+    pub(super) sampling: Option<SampleBuffers>,
 }
 
 /// Working memory of latent attention; empty without.
@@ -171,6 +175,10 @@ impl Buffers {
             last_x: device.alloc(LOGIT_ROWS * hidden)?,
             last: Acts::alloc(device, acts, LOGIT_ROWS * hidden)?,
             scores: device.alloc(LOGIT_ROWS * slice.vocab.len())?,
+            sampling: match slice.vocab.len() {
+                0 => None,
+                part => Some(SampleBuffers::new(device, LOGIT_ROWS, part, part.min(MOST_BEST))?),
+            },
         })
     }
 

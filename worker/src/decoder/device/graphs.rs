@@ -24,6 +24,8 @@ pub(super) struct Graphs {
 struct Sizes {
     rows: usize,
     context: usize,
+    /// The best logits of each row that are found: as many.
+    depth: usize,
 }
 
 /// One recorded step.
@@ -36,6 +38,13 @@ pub(super) struct Recorded {
     sizes: Sizes,
 }
 
+impl Recorded {
+    /// How many of the best logits of each row are found.
+    pub(super) fn depth(&self) -> usize {
+        self.sizes.depth
+    }
+}
+
 /// Whether a step is one to be recorded: each sequence has one row, which wants logits.
 pub(super) fn can_be_recorded(input: &StepInput) -> bool {
     let decodes = |segment: &crate::decoder::Segment| segment.len == 1 && segment.logits_from == 0;
@@ -43,7 +52,7 @@ pub(super) fn can_be_recorded(input: &StepInput) -> bool {
 }
 
 impl Graphs {
-    /// Takes out the step for rows like these, its rows set to them. To be [`put`](Self::put) back.
+    /// Takes out the step for rows like these, of which the best `depth` logits are found, its rows set to them. To be [`put`](Self::put) back.
     ///
     /// # Errors
     /// If the device fails.
@@ -52,10 +61,11 @@ impl Graphs {
         device: &Device,
         runs: &[Run<'_>],
         block_size: usize,
+        depth: usize,
     ) -> Result<Recorded, DeviceError> {
         let longest = runs.iter().map(|run| run.position + run.rows).max().unwrap_or(1);
         let context = longest.next_power_of_two().max(LEAST_CONTEXT);
-        let sizes = Sizes { rows: runs.len(), context };
+        let sizes = Sizes { rows: runs.len(), context, depth };
         let mut recorded = match self.known.remove(&sizes) {
             Some(recorded) => recorded,
             None => {

@@ -1,8 +1,9 @@
 //! The forward pass on a device: the numbers of [`Decoder`](super::Decoder), as launches on one stream.
 //!
-//! Nothing is allocated in a step, and nothing is waited for until logits are needed: buffers are made once, as large as the
-//! largest step. Where a rank is alone with its layers, a step of few rows is recorded the second time its sizes come and
-//! replayed from then on (`graphs`). Sums over ranks go through the host's collectives, or NCCL.
+//! Nothing is allocated in a step: buffers are made once, as large as the largest step. Nothing is waited for until logits are
+//! needed, and of these only what is wanted comes to the host: all of a row, or its best few. Where a rank is alone with its
+//! layers, a step of few rows is recorded the second time its sizes come and replayed from then on (`graphs`). Sums over ranks go
+//! through the host's collectives, or NCCL.
 
 mod attention;
 mod buffers;
@@ -28,12 +29,14 @@ use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
 
 use super::mlp::gated_activation;
 use super::score::{Scorer, Wanted};
-use super::{BlockTables, CacheConfig, Comms, DispatchStats, Forward, ForwardError, Segment, StepInput};
+use super::{
+    BlockTables, CacheConfig, Comms, DispatchStats, Forward, ForwardError, OnScores, Segment, StepInput,
+};
 use crate::weights::RankWeights;
 
 use buffers::Buffers;
 use graphs::{Graphs, Recorded, can_be_recorded};
-use score::{score_all, score_wanted};
+use score::{depth, score_all, score_wanted, tell};
 use sum::Sums;
 use weights::{DeviceMlpKind, DeviceWeights};
 
@@ -252,25 +255,24 @@ impl DeviceDecoder {
         recorded: &mut Recorded,
         step: (&StepInput, &BlockTables),
         comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError> {
         if recorded.recording.is_none() && recorded.warm {
             let device = self.device.clone();
-            recorded.recording = Some(device.record(|| self.run_all(&recorded.rows, comms))?);
+            let (rows, depth) = (&recorded.rows, recorded.depth());
+            recorded.recording = Some(device.record(|| self.run_all(rows, depth, comms))?);
         }
         match &recorded.recording {
             Some(recording) => recording.replay()?,
-            None => self.run_all(&recorded.rows, comms)?,
+            None => self.run_all(&recorded.rows, recorded.depth(), comms)?,
         }
         recorded.warm = true;
-        let (rows, scores) = (recorded.rows.rows(), &self.buffers.scores);
-        let own = |wanted: &[Wanted], on_host: &mut Vec<f32>| -> Result<(), ForwardError> {
+        let (rows, depth, b) = (recorded.rows.rows(), recorded.depth(), &self.buffers);
+        let own = |wanted: &[Wanted], message: &mut Vec<f32>| -> Result<(), ForwardError> {
             assert_eq!(wanted.len(), rows, "all rows want logits, in one tile");
-            let len = rows * self.slice.vocab.len();
-            on_host.resize(len, 0.0);
-            Ok(scores.view().slice(0..len).download(on_host)?)
+            Ok(tell(b, wanted, depth, message)?)
         };
-        self.scorer.score(step, comms, own, on_logits)?;
+        self.scorer.score(step, comms, own, on_scores)?;
         Ok(self.sums.health()?)
     }
 
@@ -282,10 +284,10 @@ impl DeviceDecoder {
         self.sums.connect(&self.device, comms)
     }
 
-    /// All layers and the logits of all rows.
-    fn run_all(&mut self, rows: &StepRows, comms: &mut Comms) -> Result<(), ForwardError> {
+    /// All layers and the logits of all rows, and the best `depth` of each.
+    fn run_all(&mut self, rows: &StepRows, depth: usize, comms: &mut Comms) -> Result<(), ForwardError> {
         self.run_layers(rows, comms)?;
-        Ok(score_all(&mut self.buffers, &self.weights, &self.spec, rows.rows())?)
+        Ok(score_all(&mut self.buffers, &self.weights, &self.spec, rows.rows(), depth)?)
     }
 
     /// Copies the blocks that the step says.
@@ -324,7 +326,7 @@ impl Forward for DeviceDecoder {
         input: &StepInput,
         tables: &BlockTables,
         comms: &mut Comms,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError> {
         self.copy_blocks(input, tables)?;
         if input.tokens.is_empty() {
@@ -335,8 +337,10 @@ impl Forward for DeviceDecoder {
         self.buffers.tokens.view_mut().slice(0..input.tokens.len()).upload(&input.tokens)?;
         let whole = self.device.driver().can_capture() && self.sums.are_on_device(comms);
         if whole && can_be_recorded(input) {
-            let mut recorded = self.graphs.take(&self.device, &runs, self.cache.sizes().block_size)?;
-            let done = self.run_recorded(&mut recorded, (input, tables), comms, on_logits);
+            let depth = depth((0..input.segments.len()).map(|segment| input.want(segment)));
+            let block_size = self.cache.sizes().block_size;
+            let mut recorded = self.graphs.take(&self.device, &runs, block_size, depth)?;
+            let done = self.run_recorded(&mut recorded, (input, tables), comms, on_scores);
             self.graphs.put(recorded);
             return done;
         }
@@ -345,10 +349,10 @@ impl Forward for DeviceDecoder {
         self.rows = Some(rows);
         done?;
         let (b, weights, spec) = (&mut self.buffers, &self.weights, &self.spec);
-        let own = |wanted: &[Wanted], scores: &mut Vec<f32>| -> Result<(), ForwardError> {
-            Ok(score_wanted(b, weights, spec, wanted, scores)?)
+        let own = |wanted: &[Wanted], message: &mut Vec<f32>| -> Result<(), ForwardError> {
+            Ok(score_wanted(b, weights, spec, wanted, message)?)
         };
-        self.scorer.score((input, tables), comms, own, on_logits)
+        self.scorer.score((input, tables), comms, own, on_scores)
     }
 }
 

@@ -1,22 +1,39 @@
-//! Logits of a rank's part of the vocabulary.
+//! Logits of a rank's part of the vocabulary, and the best of them. They are left on the device but for what is wanted: what comes
+//! to the host comes slowly.
 
-use foggara_kernels::cuda::op::elementwise::gather_rows;
+use foggara_kernels::cuda::op::elementwise::{gather_rows, soft_cap};
 use foggara_kernels::cuda::op::matmul::matmul;
 use foggara_kernels::cuda::op::residual::add_and_norm;
+use foggara_kernels::cuda::op::sample::{argmax, top};
 use foggara_kernels::cuda::{ActsView, ActsViewMut, DeviceError};
 use foggara_models::ArchSpec;
 
 use super::buffers::Buffers;
 use super::weights::DeviceWeights;
-use crate::decoder::score::Wanted;
+use crate::decoder::score::{Wanted, tell_best};
+use crate::decoder::{MOST_BEST, Want};
 
-/// scores = this rank's part of the logits of rows of the residual stream.
+/// How many of the best of each row are looked for where rows want these: 0, 1, or one of a few numbers, for each of which steps
+/// are recorded.
+pub(super) fn depth(wants: impl Iterator<Item = Want>) -> usize {
+    let most = wants.map(|want| match want {
+        Want::Whole => 0,
+        Want::Best(count) => count as usize,
+    });
+    match most.max().unwrap_or(0) {
+        few @ 0..=1 => few,
+        2..=64 => 64,
+        _ => MOST_BEST,
+    }
+}
+
+/// Scores rows of the residual stream, and adds what they want of this rank's part to `message`.
 pub(super) fn score_wanted(
     b: &mut Buffers,
     weights: &DeviceWeights,
     spec: &ArchSpec,
     wanted: &[Wanted],
-    scores: &mut Vec<f32>,
+    message: &mut Vec<f32>,
 ) -> Result<(), DeviceError> {
     let (rows, hidden) = (wanted.len(), spec.hidden);
     if rows == 0 {
@@ -29,35 +46,107 @@ pub(super) fn score_wanted(
     let out = b.last.view_mut().slice(0..rows * hidden);
     let x = b.last_x.view_mut().slice(0..rows * hidden);
     add_and_norm(Some(out), x, None, None, weights.final_norm.view(), rows, hidden, spec.norm_eps)?;
-    let vocab = product(b, weights, rows, hidden)?;
-    scores.resize(rows * vocab, 0.0);
-    b.scores.view().slice(0..rows * vocab).download(scores)
+    let depth = depth(wanted.iter().map(|wanted| wanted.want));
+    score(b, weights, spec, rows, depth)?;
+    tell(b, wanted, depth, message)
 }
 
-/// The same of all `rows` rows, left on the device; returns this rank's part of the vocabulary.
+/// The same of all `rows` rows, left on the device for [`tell`].
 pub(super) fn score_all(
     b: &mut Buffers,
     weights: &DeviceWeights,
     spec: &ArchSpec,
     rows: usize,
+    depth: usize,
 ) -> Result<(), DeviceError> {
     let hidden = spec.hidden;
     let out = b.last.view_mut().slice(0..rows * hidden);
     let x = b.x.view_mut().slice(0..rows * hidden);
     add_and_norm(Some(out), x, None, None, weights.final_norm.view(), rows, hidden, spec.norm_eps)?;
-    product(b, weights, rows, hidden).map(|_| ())
+    score(b, weights, spec, rows, depth)
 }
 
-fn product(
+/// scores = this rank's part of the logits of normed rows; then the best `depth` of each.
+fn score(
     b: &mut Buffers,
     weights: &DeviceWeights,
+    spec: &ArchSpec,
     rows: usize,
-    hidden: usize,
-) -> Result<usize, DeviceError> {
+    depth: usize,
+) -> Result<(), DeviceError> {
     let output = weights.output.as_ref().or(weights.embedding.as_ref());
     let output = output.expect("the last stage holds the output layer");
-    let vocab = output.rows();
-    let out = b.scores.view_mut().slice(0..rows * vocab);
-    matmul(out, vocab, b.last.view().slice(0..rows * hidden), output, rows)?;
-    Ok(vocab)
+    let part = output.rows();
+    let out = b.scores.view_mut().slice(0..rows * part);
+    matmul(out, part, b.last.view().slice(0..rows * spec.hidden), output, rows)?;
+    if let Some(cap) = spec.logit_softcap {
+        // Before the best are found: capped logits may be equal where others are not.
+        soft_cap(b.scores.view_mut().slice(0..rows * part), cap)?;
+    }
+    let Some(sampling) = &mut b.sampling else { return Ok(()) };
+    let scores = b.scores.view().slice(0..rows * part);
+    match depth.min(part) {
+        0 => Ok(()),
+        1 => argmax(sampling, scores, rows, part),
+        depth => top(sampling, scores, rows, part, depth),
+    }
+}
+
+/// Adds what rows want of this rank's part to `message`: of the best as many as each wants, and rows of which all are wanted.
+pub(super) fn tell(
+    b: &Buffers,
+    wanted: &[Wanted],
+    depth: usize,
+    message: &mut Vec<f32>,
+) -> Result<(), DeviceError> {
+    let Some(sampling) = &b.sampling else { return Ok(()) };
+    let (rows, part) = (wanted.len(), sampling.vocab());
+    let depth = depth.min(part);
+    let mut found = vec![0; 2 * rows * depth];
+    match depth {
+        0 => {}
+        1 => sampling.greatest(rows).download(&mut found)?,
+        depth => sampling.best(rows, depth).download(&mut found)?,
+    }
+    let (places, logits) = found.split_at(rows * depth);
+    let mut row = 0;
+    // Neighbours that want all come in one piece.
+    for wanted in wanted.chunk_by(|a, b| a.want == Want::Whole && b.want == Want::Whole) {
+        match wanted[0].want {
+            Want::Whole => {
+                let start = message.len();
+                message.resize(start + wanted.len() * part, 0.0);
+                let rows = b.scores.view().slice(row * part..(row + wanted.len()) * part);
+                rows.download(&mut message[start..])?;
+            }
+            Want::Best(count) => {
+                let best = row * depth..row * depth + depth.min(count as usize);
+                let logits = logits[best.clone()].iter().map(|bits| f32::from_bits(*bits));
+                tell_best(places[best].iter().copied().zip(logits), message);
+            }
+        }
+        row += wanted.len();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_depths_are_recorded_and_each_row_has_what_it_wants() {
+        use Want::{Best, Whole};
+        for (wants, expected) in [
+            (&[][..], 0),
+            (&[Whole, Whole], 0),
+            (&[Best(1), Whole, Best(1)], 1),
+            (&[Best(1), Best(2)], 64),
+            (&[Best(64), Whole], 64),
+            (&[Best(65)], 256),
+            (&[Best(256), Best(1)], 256),
+        ] {
+            assert_eq!(depth(wants.iter().copied()), expected, "{wants:?}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Quantize};
 
 use super::*;
+use crate::decoder::score::tests::wants_are_met;
 use crate::decoder::tests::{agrees_on, logits, logits_on};
 use crate::testing::{Kind, golden, numbers, tokens};
 
@@ -120,6 +121,18 @@ fn weights_in_fp8_give_the_logits_of_weights_that_are_rounded_so() {
                         );
                     }
                 }
+            }
+        }
+    }
+}
+
+/// One position at a time is recorded where there is one rank.
+#[test]
+fn every_row_is_given_what_it_wants() {
+    for device in kinds() {
+        for name in ["llama", "gemma2", "mixtral"] {
+            for (shape, chunk) in [(shape(1, 1, 1), 1), (shape(1, 1, 1), 7), (shape(2, 1, 1), 4)] {
+                wants_are_met(name, shape, Kind::Shm, chunk, &device);
             }
         }
     }

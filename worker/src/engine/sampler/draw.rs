@@ -3,8 +3,8 @@
 use foggara_kernels::op::softmax::exp_scaled;
 use foggara_proto::sequence::SequenceParams;
 
-use super::logprobs::{better, likeliest};
 use super::random::uniform;
+use crate::best::{better, likeliest};
 
 /// Memory that is used again.
 #[derive(Debug, Default)]
@@ -32,6 +32,23 @@ pub(super) fn draw(
     }
 }
 
+/// Draws as [`draw`] does of a whole row, given only the tokens that top-k leaves of it: their logits are `row`, in order of their
+/// ids. Returns the place in it. Everything else looks at no other token, so it is the same one.
+pub(super) fn draw_of_best(
+    row: &[f32],
+    greatest: usize,
+    params: &SequenceParams,
+    position: usize,
+    scratch: &mut Scratch,
+) -> usize {
+    let Scratch { weights, kept } = scratch;
+    weigh(row, greatest, params, weights);
+    kept.clear();
+    kept.extend((0u32..).zip(row).map(|(place, _)| place));
+    nucleus(row, weights, params.top_p, kept);
+    pick(kept.iter().map(|place| *place as usize), weights, uniform(params.seed, position))
+}
+
 /// Weights by temperature; 0 for what is impossible, and for what is less likely than min-p of the likeliest.
 pub(super) fn weigh(row: &[f32], greatest: usize, params: &SequenceParams, weights: &mut Vec<f32>) {
     weights.resize(row.len(), 0.0);
@@ -51,23 +68,30 @@ pub(super) fn shorten(row: &[f32], weights: &[f32], params: &SequenceParams, kep
     if top_k.is_none() && params.top_p >= 1.0 {
         return false;
     }
-    let share = f64::from(params.top_p);
     match top_k {
         Some(k) => {
             likeliest(row, k, kept);
-            if params.top_p < 1.0 {
-                cut(row, weights, share * total(weights, kept), kept);
-            }
             kept.sort_unstable();
+            nucleus(row, weights, params.top_p, kept);
         }
         None => {
-            let enough = share * weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
+            let enough =
+                f64::from(params.top_p) * weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
             gather(weights, enough, kept);
             let last = cut(row, weights, enough, kept);
             in_order(row, last, kept);
         }
     }
     true
+}
+
+/// Leaves, of tokens in order of their ids, those that top-p leaves, in order too. (The order in which weights are summed decides
+/// about the last bit of the sum: nothing but the tokens may decide about the order.)
+fn nucleus(row: &[f32], weights: &[f32], top_p: f32, ids: &mut Vec<u32>) {
+    if top_p < 1.0 {
+        cut(row, weights, f64::from(top_p) * total(weights, ids), ids);
+        ids.sort_unstable();
+    }
 }
 
 fn total(weights: &[f32], ids: &[u32]) -> f64 {
@@ -127,7 +151,7 @@ fn in_order(row: &[f32], last: u32, ids: &mut Vec<u32>) {
 /// The token at which the running sum of weights passes `uniform` of the whole.
 fn pick(ids: impl Iterator<Item = usize> + Clone, weights: &[f32], uniform: f64) -> usize {
     let wanted = uniform * ids.clone().map(|id| f64::from(weights[id])).sum::<f64>();
-    let (mut sum, mut last) = (0.0, 0);
+    let (mut sum, mut last) = (0.0, ids.clone().next().unwrap_or(0));
     for id in ids {
         let weight = f64::from(weights[id]);
         if weight > 0.0 {

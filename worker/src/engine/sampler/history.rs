@@ -17,14 +17,19 @@ impl History {
     /// The history of `tokens`, of which the first `prompt_len` are the prompt.
     pub fn new(params: &SequenceParams, tokens: &[u32], prompt_len: usize) -> Self {
         let repeats = params.repetition_penalty != 1.0;
-        let wanted = repeats || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-        let mut history = Self { wanted, counts: HashMap::new() };
+        let mut history = Self { wanted: Self::is_wanted(params), counts: HashMap::new() };
         let (prompt, answer) = tokens.split_at(prompt_len.min(tokens.len()));
         if repeats {
             history.counts.extend(prompt.iter().map(|token| (*token, 0)));
         }
         answer.iter().for_each(|token| history.push(*token));
         history
+    }
+
+    /// Whether a sequence asks for a penalty.
+    pub(super) fn is_wanted(params: &SequenceParams) -> bool {
+        let repeats = params.repetition_penalty != 1.0;
+        repeats || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
     }
 
     /// Adds a token of the answer.

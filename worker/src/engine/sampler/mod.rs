@@ -13,6 +13,10 @@
 //! batch, samples the same tokens.
 //!
 //! A greedy token that asks for nothing costs one pass over the logits. No vocabulary is ever sorted.
+//!
+//! Where nothing changes the logits or asks for probabilities, a greedy token needs but the greatest of them, and one of the `k`
+//! of top-k but the best `k` ([`wanted`]): whoever computes logits finds these, and the same token is sampled from them
+//! ([`sample_best`]) as from the whole row. (Top-p and min-p alone depend on all of it.)
 
 mod draw;
 mod history;
@@ -22,6 +26,8 @@ mod random;
 
 use foggara_kernels::op::softmax::argmax;
 use foggara_proto::sequence::{SequenceParams, TokenOutput};
+
+use crate::decoder::{MOST_BEST, Want};
 
 pub(super) use history::History;
 pub(super) use logprobs::describe;
@@ -52,6 +58,7 @@ impl Context<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     row: Vec<f32>,
+    best: Vec<(u32, f32)>,
     draw: draw::Scratch,
 }
 
@@ -74,6 +81,48 @@ pub(super) fn sample(logits: &[f32], sequence: Context<'_>, scratch: &mut Scratc
     describe(logits, token, params.logprobs)
 }
 
+/// What must be known of the logits over `vocab` tokens that the token after `answered` tokens of the answer is sampled from.
+pub(super) fn wanted(params: &SequenceParams, answered: usize, vocab: usize) -> Want {
+    let top_k = params.top_k as usize;
+    if params.logprobs.is_some() || processors::may_change(params, answered) {
+        Want::Whole
+    } else if params.temperature < GREEDY_BELOW {
+        Want::Best(1)
+    } else if (1..vocab.min(MOST_BEST + 1)).contains(&top_k) {
+        Want::Best(params.top_k)
+    } else {
+        Want::Whole
+    }
+}
+
+/// Samples the token at `position` from the `best` logits, as many as were [`wanted`]: the one that [`sample`] would of the row.
+pub(super) fn sample_best(
+    best: &[(u32, f32)],
+    params: &SequenceParams,
+    position: usize,
+    scratch: &mut Scratch,
+) -> TokenOutput {
+    let Scratch { row, best: in_order, draw } = scratch;
+    in_order.clear();
+    in_order.extend_from_slice(best);
+    in_order.sort_unstable_by_key(|(token, _)| *token);
+    row.clear();
+    row.extend(in_order.iter().map(|(_, logit)| *logit));
+    let greatest = argmax(row);
+    let place = if row.get(greatest).is_none_or(|logit| logit.is_nan() || *logit == f32::NEG_INFINITY) {
+        None
+    } else if params.temperature < GREEDY_BELOW {
+        Some(greatest)
+    } else {
+        Some(draw::draw_of_best(row, greatest, params, position, draw))
+    };
+    // Nothing is possible, but something must be said.
+    let token = place.and_then(|place| in_order.get(place)).map_or(0, |(token, _)| *token);
+    TokenOutput { token, logprob: None, top: Vec::new() }
+}
+
+#[cfg(test)]
+mod best_tests;
 #[cfg(test)]
 mod reference_tests;
 #[cfg(test)]

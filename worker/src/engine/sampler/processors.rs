@@ -4,9 +4,19 @@ use foggara_proto::sequence::SequenceParams;
 
 use super::{Context, History};
 
+/// Whether anything may change the logits that a token is sampled from after `answered` tokens of the answer.
+pub(super) fn may_change(params: &SequenceParams, answered: usize) -> bool {
+    let bans = answered < params.min_tokens as usize || !params.bad_words.is_empty();
+    let lists = !params.allowed_token_ids.is_empty() || !params.logit_bias.is_empty();
+    bans || lists || History::is_wanted(params)
+}
+
 /// Writes the logits of `sequence` to `row`; `false`, and nothing written, if they are just those of the model.
 pub(super) fn process(logits: &[f32], sequence: Context<'_>, row: &mut Vec<f32>) -> bool {
     let params = sequence.params;
+    if !may_change(params, sequence.answer().len()) {
+        return false;
+    }
     let held = sequence.answer().len() < params.min_tokens as usize;
     let bans = held || !params.bad_words.is_empty();
     let limits = !params.allowed_token_ids.is_empty();

@@ -143,7 +143,7 @@ proptest! {
         sorted.sort_by(|a, b| key(b).partial_cmp(&key(a)).expect("numbers"));
         sorted.truncate(count);
         let mut best = vec![77];
-        logprobs::likeliest(&logits, count, &mut best);
+        crate::best::likeliest(&logits, count, &mut best);
         sorted.sort_unstable();
         best.sort_unstable();
         prop_assert_eq!(best, sorted);
