@@ -78,9 +78,16 @@ fn say(
     results.into_iter().next().expect("rank 0")
 }
 
+/// What gives each rank a device, or none.
+type DeviceOf = Box<dyn Fn(usize) -> Option<Device> + Sync>;
+
+fn cpu() -> DeviceOf {
+    Box::new(|_| None)
+}
+
 /// The CPU, and each kind of device.
-fn kinds() -> Vec<Box<dyn Fn(usize) -> Option<Device> + Sync>> {
-    let mut kinds: Vec<Box<dyn Fn(usize) -> Option<Device> + Sync>> = vec![Box::new(|_| None)];
+fn kinds() -> Vec<DeviceOf> {
+    let mut kinds = vec![cpu()];
     for kind in 0..devices().len() {
         kinds.push(Box::new(move |_| Some(devices().remove(kind))));
     }
@@ -97,7 +104,9 @@ fn greedy_sequences_say_what_transformers_says() {
             (tokens(&case["prompt"]), SequenceParams { max_tokens, ..SequenceParams::default() })
         };
         let sequences: Vec<_> = cases.iter().map(greedy).collect();
-        for device in kinds() {
+        // On a device the products take long for a test: one model, and one with capped logits.
+        let kinds = if ["llama", "gemma2"].contains(&name) { kinds() } else { vec![cpu()] };
+        for device in kinds {
             for tp in [1, 2] {
                 let (said, best) = say(&model, &sequences, Shape::tensor(tp), false, &device);
                 assert_eq!(best, said.iter().map(Vec::len).sum::<usize>(), "no row was needed whole");
@@ -118,7 +127,7 @@ fn sampled_sequences_say_what_they_say_of_whole_rows() {
         top_p,
         min_p,
         logprobs,
-        max_tokens: 30,
+        max_tokens: 12,
         ..SequenceParams::default()
     };
     // Alone, so that these are steps of few of the best, or of many; and beside those that need whole rows.
@@ -137,8 +146,9 @@ fn sampled_sequences_say_what_they_say_of_whole_rows() {
     ];
     for name in ["llama", "gemma2"] {
         let (model, _) = golden(name);
-        for device in kinds() {
-            for (seed, batch) in (0..4).flat_map(|seed| batches.iter().map(move |batch| (seed, batch))) {
+        for (kind, device) in kinds().into_iter().enumerate() {
+            let seeds = if kind == 0 { 4 } else { 2 };
+            for (seed, batch) in (0..seeds).flat_map(|seed| batches.iter().map(move |batch| (seed, batch))) {
                 let prompt =
                     |i: usize| (0..5 + 3 * i).map(|j| ((i * 31 + j * 17 + 3) % 320) as u32).collect();
                 let sequence = |(i, params): (usize, &SequenceParams)| {
@@ -148,7 +158,7 @@ fn sampled_sequences_say_what_they_say_of_whole_rows() {
                 for tp in [1, 2] {
                     let run = |whole| say(&model, &sequences, Shape::tensor(tp), whole, &device);
                     let (said, best) = run(false);
-                    assert!(best >= 30 && said.iter().all(|said| said.len() == 30), "{name}: {best} rows");
+                    assert!(best >= 12 && said.iter().all(|said| said.len() == 12), "{name}: {best} rows");
                     assert_eq!((said, 0), run(true), "{name}, tp {tp}, seed {seed}");
                 }
             }
