@@ -68,6 +68,7 @@ FG_KERNEL(256, add_bias, (float *x, const float *bias, u64 stride, u32 width)) {
 
 // x = cap · tanh(x / cap), element by element.
 FG_KERNEL(256, soft_cap, (float *x, u64 len, float cap)) {
+    begin_after_others();
     u64 first = (u64)blockIdx.x * blockDim.x * EACH + threadIdx.x;
     FG_UNROLL
     for (u32 step = 0; step < EACH; step++) {

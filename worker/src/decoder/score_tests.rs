@@ -28,7 +28,9 @@ pub(in crate::decoder) fn wants_are_met(
         &[Best(256), Whole, Best(1), Best(100)],
     ] {
         let sequences: Vec<Vec<u32>> = (0..wants.len() as u32).map(sequence).collect();
-        let run = |wants| scores_on(&model, &sequences, wants, (shape, Quantize::None), (kind, KvType::F32), chunk, device);
+        let run = |wants| {
+            scores_on(&model, &sequences, wants, (shape, Quantize::None), (kind, KvType::F32), chunk, device)
+        };
         for ((got, whole), want) in run(wants).into_iter().zip(run(&[])).zip(wants) {
             assert_eq!(got.len(), whole.len());
             for (row, (got, whole)) in got.into_iter().zip(whole).enumerate() {

@@ -2,7 +2,7 @@
 
 use foggara_kernels::cuda::Device;
 use foggara_kernels::cuda::testing::devices;
-use foggara_models::{Checkpoint, Shape};
+use foggara_models::{Checkpoint, Quantize, Shape};
 use foggara_proto::sequence::SequenceParams;
 use foggara_proto::step::{Chunk, Grant, Join, SequenceId, StepPlan};
 
@@ -33,7 +33,7 @@ fn say(
     device: &(dyn Fn(usize) -> Option<Device> + Sync),
 ) -> (Vec<Said>, usize) {
     let each = BLOCKS / sequences.len();
-    let results = group_on(model, shape, Kind::Shm, KvType::F32, device, |mut engine| {
+    let results = group_on(model, shape, Quantize::None, Kind::Shm, KvType::F32, device, |mut engine| {
         if engine.comms.rank() > 0 {
             while !step(&mut engine, StepInput::default(), &mut |_, _| ()).is_empty() {}
             return (Vec::new(), 0);

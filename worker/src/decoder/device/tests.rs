@@ -130,8 +130,9 @@ fn weights_in_fp8_give_the_logits_of_weights_that_are_rounded_so() {
 #[test]
 fn every_row_is_given_what_it_wants() {
     for device in kinds() {
-        for name in ["llama", "gemma2", "mixtral"] {
-            for (shape, chunk) in [(shape(1, 1, 1), 1), (shape(1, 1, 1), 7), (shape(2, 1, 1), 4)] {
+        // The second with capped logits.
+        for name in ["llama", "gemma2"] {
+            for (shape, chunk) in [(shape(1, 1, 1), 1), (shape(2, 1, 1), 4)] {
                 wants_are_met(name, shape, Kind::Shm, chunk, &device);
             }
         }
