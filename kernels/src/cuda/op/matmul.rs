@@ -1,6 +1,8 @@
 //! Products with weight matrices. Which kernel does one depends on sizes and types only, so a request's numbers do not depend
 //! on what else a device does; within a kernel no row's sum depends on the other rows.
 
+use std::sync::OnceLock;
+
 use super::elementwise::activation_args;
 use crate::cuda::{
     ActType, ActsView, Arg, Device, DeviceError, DeviceMatrix, Gpu, Groups, Launch, MatrixTable, View,
@@ -311,6 +313,13 @@ fn whole_rounds(row_bytes: usize, most: usize) -> Option<usize> {
     (warps * 2 >= most).then_some(warps)
 }
 
+/// Up to so many rows of `count` groups are few. `FOGGARA_CUDA_FEW_ROWS` says another number, for measurements.
+fn few_of_groups(count: usize) -> usize {
+    static SAID: OnceLock<Option<usize>> = OnceLock::new();
+    let said = || std::env::var("FOGGARA_CUDA_FEW_ROWS").ok()?.parse().ok();
+    SAID.get_or_init(said).unwrap_or(FEW_ROWS.max(2 * count))
+}
+
 /// The most warps a block should have: so many that all tiles are on a large GPU at once, and are read by all the warps it has
 /// room for. Where they are more anyway, each warp has two rounds, to ask for one while it uses the other.
 fn most_warps(row_bytes: usize, tiles: usize) -> usize {
@@ -438,7 +447,7 @@ impl Product<'_> {
             }
             // How rows fall on groups is not known here: some have twice what there is on average.
             Which::Group(_, groups, _) => {
-                (self.rows <= FEW_ROWS.max(2 * groups.count), self.rows.div_ceil(groups.count) * 3 / 2)
+                (self.rows <= few_of_groups(groups.count), self.rows.div_ceil(groups.count) * 3 / 2)
             }
         };
         let fits = |tile: &&Tile| tile.height >= typical;
