@@ -20,7 +20,7 @@ const PACKAGES: &[&str] = &[
     "nvidia-cuda-cccl==13.0.*",
 ];
 
-/// Compile the CUDA kernels to machine code with nvcc: target/cubins/<source>.<architecture>.cubin.
+/// Compile the CUDA kernels to machine code with nvcc: target/cubins/SOURCE.ARCHITECTURE.cubin.
 ///
 /// Needs no GPU. Prints registers and shared memory of each kernel (target/cubins/kernels.json has them, too), and fails if a
 /// kernel's variables do not fit into registers. `FOGGARA_CUBINS=target/cubins cargo build --release` then builds a program
