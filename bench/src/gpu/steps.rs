@@ -6,7 +6,7 @@ use anyhow::Result;
 use foggara_kernels::collective::Solo;
 use foggara_kernels::cuda::Device;
 use foggara_models::Shape;
-use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, DeviceDecoder, Forward, Segment, StepInput};
+use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, DeviceDecoder, Forward, Segment, StepInput, Want};
 
 /// Steps before those that count: sizes are met, and recorded.
 const WARM_UP: usize = 4;
@@ -54,6 +54,8 @@ impl Runner {
         let vocab = self.vocab;
         StepInput {
             segments: (0..streams).map(segment).collect(),
+            // As greedy sampling does: the rest stays on the GPU.
+            wants: vec![Want::Best(1); streams],
             tokens: (0..streams * len).map(|i| ((i * 7919 + start * 31 + 17) % vocab) as u32).collect(),
             ..StepInput::default()
         }
