@@ -6,7 +6,9 @@ use anyhow::Result;
 use foggara_kernels::collective::Solo;
 use foggara_kernels::cuda::Device;
 use foggara_models::Shape;
-use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, DeviceDecoder, Forward, Segment, StepInput, Want};
+use foggara_worker::decoder::{
+    BlockTables, CacheConfig, Comms, DeviceDecoder, Forward, Segment, StepInput, Want,
+};
 
 /// Steps before those that count: sizes are met, and recorded.
 const WARM_UP: usize = 4;

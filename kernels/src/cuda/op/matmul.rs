@@ -448,9 +448,10 @@ impl Product<'_> {
                 (self.rows <= FEW_ROWS || self.is_more() && self.whole().is_some(), self.rows)
             }
             // How rows fall on groups is not known here: some have twice what there is on average.
-            Which::Group(_, groups, _) => {
-                (self.rows <= few_of_groups(self.kind, groups.count), self.rows.div_ceil(groups.count) * 3 / 2)
-            }
+            Which::Group(_, groups, _) => (
+                self.rows <= few_of_groups(self.kind, groups.count),
+                self.rows.div_ceil(groups.count) * 3 / 2,
+            ),
         };
         let fits = |tile: &&Tile| tile.height >= typical;
         if few {
