@@ -314,7 +314,7 @@ fn whole_rounds(row_bytes: usize, most: usize) -> Option<usize> {
 }
 
 /// Up to so many rows of `count` groups are few. On an H200 tiles read bf16 faster from 4 rows on; with E4M3, which they take apart
-/// again for every tile, they take half as long again. `FOGGARA_CUDA_FEW_ROWS` says another number, for measurements.
+/// again for every tile, they take half as long again. (f16 was not measured.) `FOGGARA_CUDA_FEW_ROWS` says another number, for measurements.
 fn few_of_groups(kind: WeightKind, count: usize) -> usize {
     static SAID: OnceLock<Option<usize>> = OnceLock::new();
     let said = || std::env::var("FOGGARA_CUDA_FEW_ROWS").ok()?.parse().ok();
