@@ -83,6 +83,12 @@ FG_DEVICE void copy_async_16_or_zero(void *shared, const void *global, bool live
                  "r"(live ? 16 : 0)
                  : "memory");
 }
+// The same, by way of the first-level cache: of what other warps read as well.
+FG_DEVICE void copy_async_16_or_zero_cached(void *shared, const void *global, bool live) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(live ? 16 : 0)
+                 : "memory");
+}
 FG_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 FG_DEVICE void copy_async_wait() {
@@ -249,6 +255,7 @@ struct Unit;
 template <>
 struct Unit<bf16> {
     static constexpr u32 ELEMENTS = 8;
+    FG_DEVICE u32 pair(u32 two) { return two; }
     FG_DEVICE void pairs(u32 (&out)[4], const uint4 &v) { out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w; }
 };
 template <>

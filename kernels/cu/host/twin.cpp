@@ -571,6 +571,25 @@ void matrices_transposed_exchange(u32, void **operands) {
         }
 }
 
+// Aligned to the greatest, what is below 2^-32 of that cut off. (Hopper's tensor cores keep fewer bits; with these, results are as
+// near to right as floats can be.)
+float add_together(float sum, const float (&products)[16]) {
+    float greatest = fabsf(sum);
+    for (float x : products) greatest = fmaxf(greatest, fabsf(x));
+    bool finite = fabsf(sum) <= __FLT_MAX__;
+    for (float x : products) finite = finite && fabsf(x) <= __FLT_MAX__;
+    if (!finite) {
+        for (float x : products) sum += x;
+        return sum;
+    }
+    if (greatest == 0.0f) return 0.0f;
+    int exponent = ilogbf(greatest);
+    double up = ldexp(1.0, 32 - exponent), down = ldexp(1.0, exponent - 32);
+    long long all = (long long)(sum * up);
+    for (float x : products) all += (long long)(x * up);
+    return (float)(all * down);
+}
+
 static float half_of(u32 pair, bool high, bool is_f16) {
     u16 bits = (u16)(high ? pair >> 16 : pair);
     return is_f16 ? to_float(f16{bits}) : to_float(bf16{bits});
@@ -592,8 +611,11 @@ static void multiply(void **operands, bool is_f16) {
         }
     }
     for (u32 row = 0; row < 16; row++)
-        for (u32 k = 0; k < 16; k++)
-            for (u32 column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
+        for (u32 column = 0; column < 8; column++) {
+            float products[16];
+            for (u32 k = 0; k < 16; k++) products[k] = a[row][k] * b[k][column];
+            d[row][column] = add_together(d[row][column], products);
+        }
     for (u32 lane = 0; lane < 32; lane++) {
         const Multiplication &m = *(Multiplication *)operands[lane];
         for (u32 i = 0; i < 4; i++) m.d[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];

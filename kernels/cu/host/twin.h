@@ -46,6 +46,8 @@ void wait_for_kernel_before();  // remembers that it was called
 void copy_async(void *shared, const void *global);  // from null: zeros
 void copy_async_commit();
 void copy_async_wait(u32 left);
+// A float and 16 products of two of at most 12 bits each, added up as tensor cores do: in fixed point, so that no order matters.
+float add_together(float sum, const float (&products)[16]);
 
 // What the launch code needs to know of a kernel.
 struct Kernel {
@@ -337,6 +339,9 @@ FG_DEVICE void copy_async_16(void *shared, const void *global) {
 }
 FG_DEVICE void copy_async_16_or_zero(void *shared, const void *global, bool live) {
     twin::copy_async(shared, live ? global : nullptr);
+}
+FG_DEVICE void copy_async_16_or_zero_cached(void *shared, const void *global, bool live) {
+    copy_async_16_or_zero(shared, global, live);
 }
 FG_DEVICE void copy_async_commit() { twin::copy_async_commit(); }
 template <int N>

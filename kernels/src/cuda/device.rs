@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::{Buffer, DeviceError};
 
@@ -182,11 +182,15 @@ struct Shared {
     driver: Arc<dyn Driver>,
     /// Recordings that are kept: what they use must not be given back.
     recordings: Mutex<Recordings>,
+    /// Whether the vendor's library adds up as our own kernels do, once that is known.
+    library_agrees: OnceLock<bool>,
 }
 
 #[derive(Default)]
 struct Recordings {
     kept: usize,
+    /// One is being made.
+    open: bool,
     /// Memory that would have been given back meanwhile.
     deferred: Vec<u64>,
 }
@@ -235,7 +239,7 @@ impl std::fmt::Debug for Device {
 impl Device {
     /// What a driver drives.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self(Arc::new(Shared { driver, recordings: Mutex::default() }))
+        Self(Arc::new(Shared { driver, recordings: Mutex::default(), library_agrees: OnceLock::new() }))
     }
 
     /// Its driver.
@@ -317,11 +321,31 @@ impl Device {
         self.recordings().kept += 1;
         let mut recording = Recording { captured: None, device: self.clone() };
         self.driver().begin_capture()?;
+        self.recordings().open = true;
         let worked = work();
+        self.recordings().open = false;
         let captured = self.driver().end_capture();
         worked?;
         recording.captured = Some(captured?);
         Ok(recording)
+    }
+
+    /// What `compare` says of the vendor's library, asked once and not while something is recorded: false until then.
+    ///
+    /// # Errors
+    /// Those of `compare`.
+    pub(super) fn library_agrees(
+        &self,
+        compare: impl FnOnce() -> Result<bool, DeviceError>,
+    ) -> Result<bool, DeviceError> {
+        if let Some(agrees) = self.0.library_agrees.get() {
+            return Ok(*agrees);
+        }
+        if self.recordings().open {
+            return Ok(false);
+        }
+        let agrees = compare()?;
+        Ok(*self.0.library_agrees.get_or_init(|| agrees))
     }
 
     fn recordings(&self) -> MutexGuard<'_, Recordings> {

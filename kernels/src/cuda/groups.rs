@@ -11,6 +11,8 @@ pub struct Groups {
     pub offsets: Buffer<u32>,
     /// At most so many rows in all, as the host knows.
     pub max_rows: usize,
+    /// At most so many rows of one group.
+    pub most_of_one: usize,
     /// The group of each sorted row.
     pub group_of_row: Buffer<u32>,
     /// The row of the unsorted input that each sorted row is.

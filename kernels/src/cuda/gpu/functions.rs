@@ -118,7 +118,9 @@ impl Functions {
             let answer = unsafe { sys::cuFuncGetAttribute(&raw mut own, attribute, handle) };
             context.check_shaped("cuFuncGetAttribute", answer, || name.to_owned())?;
             let own = u32::try_from(own).unwrap_or_default();
-            if let Some(percent) = self.shared_left.filter(|_| own + wanted <= SHARED_LITTLE) {
+            // Those with much of it want room for several blocks.
+            let percent = if own + wanted > SHARED_LITTLE { Some(100) } else { self.shared_left };
+            if let Some(percent) = percent {
                 let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
                 // SAFETY: the function was just given.
                 let answer = unsafe { sys::cuFuncSetAttribute(handle, attribute, percent) };

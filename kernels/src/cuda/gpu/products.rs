@@ -23,6 +23,9 @@ const DESC_TRANSB: c_int = 4;
 const OP_N: c_int = 0;
 const OP_T: c_int = 1;
 const PREF_MAX_WORKSPACE_BYTES: c_int = 1;
+const PREF_REDUCTION_SCHEME_MASK: c_int = 3;
+/// No sum is cut into parts, so that a row's does not depend on how many rows there are.
+const REDUCTION_SCHEME_NONE: u32 = 0;
 /// Least alignment of A, B, C and D follow each other from here.
 const PREF_MIN_ALIGNMENT_A_BYTES: c_int = 5;
 
@@ -269,6 +272,8 @@ impl Opened {
             };
             let bytes = WORKSPACE as u64;
             set(PREF_MAX_WORKSPACE_BYTES, (&raw const bytes).cast(), size_of::<u64>())?;
+            let scheme = REDUCTION_SCHEME_NONE;
+            set(PREF_REDUCTION_SCHEME_MASK, (&raw const scheme).cast(), size_of::<u32>())?;
             let [w, x, out] = key.alignment;
             for (attribute, bytes) in (PREF_MIN_ALIGNMENT_A_BYTES..).zip([w, x, out, out]) {
                 set(attribute, (&raw const bytes).cast(), size_of::<u32>())?;

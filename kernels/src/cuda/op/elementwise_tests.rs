@@ -148,6 +148,7 @@ fn groups_have_biases_of_their_own_and_an_end() {
             count: 3,
             offsets: device.upload(&offsets).unwrap(),
             max_rows: rows,
+            most_of_one: rows,
             group_of_row: device.upload(&group_of_row).unwrap(),
             token_of_row: device.zeros(rows).unwrap(),
         };

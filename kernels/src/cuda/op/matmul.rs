@@ -1,5 +1,5 @@
-//! Products with weight matrices. Which kernel does one depends on sizes and types only, so a request's numbers do not depend
-//! on what else a device does; within a kernel no row's sum depends on the other rows.
+//! Products with weight matrices. All kernels add up in one order (`kernels/cu/product.cuh`), so that a row's numbers do not depend
+//! on how many there are.
 
 use std::sync::OnceLock;
 
@@ -10,8 +10,12 @@ use crate::cuda::{
 };
 use crate::op::gated::GatedActivation;
 
+mod choose;
 mod gated;
+mod library;
 
+use choose::{Matrices, Sizes};
+pub use library::agrees as library_agrees;
 pub use gated::{gated_matmul, grouped_gated_matmul};
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
@@ -35,7 +39,7 @@ pub fn matmul(
     }
     check_lengths(&out, (rows - 1) * out_stride + n, &x, rows * k);
     let wholly = k * 2 == w.row_bytes();
-    if rows > FEW_ROWS && w.kind() == WeightKind::Bf16 && x.ty() == ActType::Bf16 && wholly {
+    if are_for_library(rows, w.kind(), x.ty()) && wholly && library::agrees(out.device())? {
         let (to, from, weights) = (out.address(), x.address(), w.data().address());
         // SAFETY: the lengths have just been checked, and rows of the matrix follow each other without gaps.
         let done = unsafe { out.device().driver().dense_product(to, out_stride, from, weights, rows, n, k) };
@@ -198,26 +202,21 @@ fn check_lengths(out: &ViewMut<'_, f32>, of_out: usize, x: &ActsView<'_>, of_x: 
     assert!(x.len() >= of_x, "a product of {of_x} elements of {}", x.len());
 }
 
-/// Of so many rows `kernels/cu/matvec.cu` makes one reading of a matrix.
-const FEW_ROWS: usize = 8;
-/// And of so many, where the rows of x stay in the first-level cache.
-const MORE_ROWS: usize = 16;
-const MORE_ROWS_INPUTS: usize = 4096;
-/// Outputs of a tile of `few_rows` there.
-const FEW_OUTPUTS: usize = 16;
-/// Bytes of a matrix's row that a warp of it takes at a time, how many of those are on their way to it, and the most warps of a
-/// block.
-const LINE: usize = 128;
-const AHEAD: usize = 4;
-const FEW_WARPS: usize = 8;
-/// Tiles that are on a large GPU at once, if each has eight warps.
-const WAVE: usize = 264;
-/// Bytes a block reads at least, where there are blocks enough: so that its start is a small part of it.
-const FEW_BYTES: usize = 128 << 10;
-/// Outputs of a block of `plain_rows` there, a warp each.
+/// Of more rows than these dense products in bf16 go to the vendor's library, where it adds up as our kernels do.
+/// `FOGGARA_CUDA_LIBRARY_ROWS` says another number, for measurements.
+const LIBRARY_ROWS: usize = 64;
+/// Outputs of a block of `plain_rows` of `kernels/cu/matvec.cu`, a warp each.
 const PLAIN_OUTPUTS: usize = 8;
 /// So few outputs have a block each.
 const PLAIN_FEW: usize = 264;
+
+/// Whether the library does dense products of so many rows, if it can.
+fn are_for_library(rows: usize, kind: WeightKind, x: ActType) -> bool {
+    static SAID: OnceLock<Option<usize>> = OnceLock::new();
+    let said = || std::env::var("FOGGARA_CUDA_LIBRARY_ROWS").ok()?.parse().ok();
+    let least = SAID.get_or_init(said).unwrap_or(LIBRARY_ROWS);
+    rows > least && kind == WeightKind::Bf16 && x == ActType::Bf16
+}
 
 enum Which<'a> {
     One(&'a DeviceMatrix),
@@ -247,137 +246,17 @@ struct Product<'a> {
     gate: Option<GatedActivation>,
 }
 
-/// Tiles of `kernels/cu/matmul_mma.cu`.
-struct Tile {
-    height: usize,
-    width: usize,
-    threads: usize,
-    /// Blocks that share a tile, each with a part of the inputs.
-    parts: usize,
-    /// Stages in shared memory: of 16-bit and of 8-bit weights.
-    stages: [usize; 2],
-    /// The kernels for bf16, f16 and f8.
-    kernels: [&'static str; 3],
-    /// Those that do the gated activation of what comes out, too.
-    gated: Option<[&'static str; 3]>,
-}
-
-const TILES: [Tile; 4] = [
-    Tile {
-        height: 16,
-        width: 64,
-        threads: 128,
-        parts: 1,
-        stages: [6, 8],
-        kernels: ["tile_16_bf16", "tile_16_f16", "tile_16_f8"],
-        gated: Some(["gated_16_bf16", "gated_16_f16", "gated_16_f8"]),
-    },
-    Tile {
-        height: 32,
-        width: 64,
-        threads: 128,
-        parts: 1,
-        stages: [6, 8],
-        kernels: ["tile_32_bf16", "tile_32_f16", "tile_32_f8"],
-        gated: Some(["gated_32_bf16", "gated_32_f16", "gated_32_f8"]),
-    },
-    Tile {
-        height: 64,
-        width: 128,
-        threads: 256,
-        parts: 1,
-        stages: [4, 6],
-        kernels: ["tile_64_bf16", "tile_64_f16", "tile_64_f8"],
-        gated: Some(["gated_64_bf16", "gated_64_f16", "gated_64_f8"]),
-    },
-    Tile {
-        height: 128,
-        width: 128,
-        threads: 256,
-        parts: 1,
-        stages: [3, 4],
-        kernels: ["tile_128_bf16", "tile_128_f16", "tile_128_f8"],
-        gated: None,
-    },
-];
-
-/// The warps of a block that read rows of so many bytes in whole rounds of [`AHEAD`] lines each, `most` at most. None if that
-/// would leave most of them out.
-fn whole_rounds(row_bytes: usize, most: usize) -> Option<usize> {
-    if row_bytes == 0 || !row_bytes.is_multiple_of(LINE * AHEAD) {
-        return None;
-    }
-    let rounds = row_bytes / (LINE * AHEAD);
-    let most = most.min(rounds);
-    let warps = (1..=most).rev().find(|warps| rounds.is_multiple_of(*warps))?;
-    (warps * 2 >= most).then_some(warps)
-}
-
-/// Up to so many rows of `count` groups are few. On an H200 tiles read bf16 faster from 4 rows on; with E4M3, which they take apart
-/// again for every tile, they take half as long again. (f16 was not measured.) `FOGGARA_CUDA_FEW_ROWS` says another number, for measurements.
-fn few_of_groups(kind: WeightKind, count: usize) -> usize {
-    static SAID: OnceLock<Option<usize>> = OnceLock::new();
-    let said = || std::env::var("FOGGARA_CUDA_FEW_ROWS").ok()?.parse().ok();
-    let most = if kind == WeightKind::Bf16 { 3 } else { FEW_ROWS.max(2 * count) };
-    SAID.get_or_init(said).unwrap_or(most)
-}
-
-/// The most warps a block should have: so many that all tiles are on a large GPU at once, and are read by all the warps it has
-/// room for. Where they are more anyway, each warp has two rounds, to ask for one while it uses the other.
-fn most_warps(row_bytes: usize, tiles: usize) -> usize {
-    if tiles <= WAVE {
-        FEW_WARPS
-    } else if tiles <= 2 * WAVE {
-        FEW_WARPS / 2
-    } else {
-        (row_bytes / (LINE * AHEAD)).div_ceil(2).clamp(1, FEW_WARPS)
-    }
-}
-
-/// In place of the last of them on Hopper: its kernels use instructions that no other GPU has.
-const WIDE: Tile = Tile {
-    height: 256,
-    width: 128,
-    threads: 256,
-    parts: 1,
-    stages: [4, 5],
-    kernels: ["wide_bf16", "wide_f16", "wide_f8"],
-    gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
-};
-/// The same for gated products in bf16, whose weights are not converted: there are registers for more.
-const WIDE_GATED: Tile = Tile { width: 192, threads: 384, ..WIDE };
-/// On Hopper, for one matrix whose tiles would leave multiprocessors idle.
-const SPLIT: [Tile; 2] = [
-    Tile {
-        height: 64,
-        width: 128,
-        threads: 256,
-        parts: 4,
-        stages: [4, 6],
-        kernels: ["split_64_bf16", "split_64_f16", "split_64_f8"],
-        gated: None,
-    },
-    Tile {
-        height: 128,
-        width: 128,
-        threads: 256,
-        parts: 4,
-        stages: [3, 4],
-        kernels: ["split_128_bf16", "split_128_f16", "split_128_f8"],
-        gated: None,
-    },
-];
-/// So many tiles leave so many idle; and so many inputs are worth it.
-const SPLIT_TILES: usize = 66;
-const SPLIT_INPUTS: usize = 1024;
 /// The compute capability of Hopper.
 const HOPPER: (u32, u32) = (9, 0);
-/// What the kernels of [`WIDE`] have to align their shared memory.
-const WIDE_SPARE: usize = 1024;
 
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
-        let launch = self.choose();
+        let sizes = self.sizes();
+        let on_tensor_cores = match self.x.ty() {
+            ActType::Bf16 => sizes.launch(sizes.form()),
+            ActType::F32 => None,
+        };
+        let launch = on_tensor_cores.unwrap_or_else(|| self.plain());
         self.start(&launch)
     }
 
@@ -415,20 +294,23 @@ impl Product<'_> {
         unsafe { self.device.launch(launch, &args) }
     }
 
-    /// The kernel, and its blocks.
-    fn choose(&self) -> Launch {
-        let slot = match self.kind {
-            WeightKind::F32 => None,
-            WeightKind::Bf16 => Some(0),
-            WeightKind::F16 => Some(1),
-            WeightKind::F8 => Some(2),
-        };
-        match (self.x.ty(), slot) {
-            (ActType::F32, _) | (_, None) => self.plain(),
-            (ActType::Bf16, Some(slot)) => match self.tile() {
-                Some(tile) => self.tiles(tile, slot),
-                None => self.few(slot),
+    /// What the choice of a kernel depends on.
+    fn sizes(&self) -> Sizes {
+        let gpu = self.device.driver().as_any().downcast_ref::<Gpu>();
+        Sizes {
+            kind: self.kind,
+            rows: self.rows,
+            n: self.n,
+            matrices: match &self.which {
+                Which::One(_) => Matrices::Batch(1),
+                Which::Batch(w) => Matrices::Batch(w.count()),
+                Which::Group(_, groups, _) => {
+                    Matrices::Groups { count: groups.count, most: groups.most_of_one.min(self.rows) }
+                }
             },
+            aligned: self.aligned(),
+            gated: self.gate.is_some(),
+            hopper: gpu.is_some_and(|gpu| gpu.capability() == HOPPER),
         }
     }
 
@@ -438,63 +320,6 @@ impl Product<'_> {
             && [self.k, self.x_stride, self.x_batch].iter().all(|n| n % 8 == 0)
     }
 
-    /// The tiles to be used; none for few rows.
-    fn tile(&self) -> Option<&'static Tile> {
-        if !self.aligned() {
-            return None;
-        }
-        let (few, typical) = match &self.which {
-            Which::One(_) | Which::Batch(_) => {
-                (self.rows <= FEW_ROWS || self.is_more() && self.whole().is_some(), self.rows)
-            }
-            // How rows fall on groups is not known here: some have twice what there is on average.
-            Which::Group(_, groups, _) => (
-                self.rows <= few_of_groups(self.kind, groups.count),
-                self.rows.div_ceil(groups.count) * 3 / 2,
-            ),
-        };
-        let fits = |tile: &&Tile| tile.height >= typical;
-        if few {
-            return None;
-        }
-        let gpu = self.device.driver().as_any().downcast_ref::<Gpu>();
-        let hopper = gpu.is_some_and(|gpu| gpu.capability() == HOPPER);
-        let (lower, last) = (&TILES[..TILES.len() - 1], &TILES[TILES.len() - 1]);
-        let split = SPLIT.iter().find(fits).unwrap_or(&SPLIT[1]);
-        let tiles = self.rows.div_ceil(split.height) * self.n.div_ceil(split.width);
-        if hopper && matches!(self.which, Which::One(_)) && tiles <= SPLIT_TILES && self.k >= SPLIT_INPUTS {
-            return Some(split);
-        }
-        lower.iter().find(fits).or(Some(if hopper { self.wide() } else { last }))
-    }
-
-    /// The tiles for many rows on Hopper.
-    fn wide(&self) -> &'static Tile {
-        if self.gate.is_some() && self.kind == WeightKind::Bf16 { &WIDE_GATED } else { &WIDE }
-    }
-
-    fn tiles(&self, tile: &Tile, slot: usize) -> Launch {
-        let (row_tiles, batches) = match &self.which {
-            Which::One(_) => (self.rows.div_ceil(tile.height), 1),
-            Which::Batch(w) => (self.rows.div_ceil(tile.height), w.count()),
-            // Every group's last tile may have a single row.
-            Which::Group(_, groups, _) => (self.rows / tile.height + groups.count.min(self.rows), 1),
-        };
-        let spare = if tile.height == WIDE.height { WIDE_SPARE } else { 0 };
-        let (stages, of_w) =
-            if self.kind == WeightKind::F8 { (tile.stages[1], 64) } else { (tile.stages[0], 128) };
-        let kernels = match (&self.gate, tile.gated) {
-            (Some(_), Some(gated)) => gated,
-            _ => tile.kernels,
-        };
-        Launch {
-            kernel: kernels[slot],
-            grid: [row_tiles as u32, self.n.div_ceil(tile.width) as u32, (batches * tile.parts) as u32],
-            threads: tile.threads as u32,
-            shared: (stages * (tile.height * 128 + tile.width * of_w) + spare) as u32,
-        }
-    }
-
     /// Matrices that a kernel of `matvec.cu` may meet.
     fn matrices(&self) -> u32 {
         match &self.which {
@@ -502,41 +327,6 @@ impl Product<'_> {
             Which::Batch(w) => w.count() as u32,
             Which::Group(_, groups, _) => groups.count.min(self.rows) as u32,
         }
-    }
-
-    fn few(&self, slot: usize) -> Launch {
-        let (tiles, row_bytes) = (self.n.div_ceil(FEW_OUTPUTS), self.kind.row_bytes(self.k));
-        let whole = if self.aligned() { self.whole() } else { None };
-        let kernels = match (whole, self.aligned()) {
-            _ if self.gate.is_some() => ["gated_rows_bf16", "gated_rows_f16", "gated_rows_f8"],
-            (Some(_), _) if self.rows > FEW_ROWS && self.is_more() => {
-                ["few_rows_16_bf16", "few_rows_16_f16", "few_rows_16_f8"]
-            }
-            (Some(_), _) => ["few_rows_bf16", "few_rows_f16", "few_rows_f8"],
-            (None, true) => ["few_rows_aligned_bf16", "few_rows_aligned_f16", "few_rows_aligned_f8"],
-            (None, false) => ["few_rows_any_bf16", "few_rows_any_f16", "few_rows_any_f8"],
-        };
-        let warps = whole.unwrap_or_else(|| row_bytes.div_ceil(2 * LINE).clamp(1, FEW_WARPS));
-        let tiles_each = (FEW_BYTES / (FEW_OUTPUTS * row_bytes.max(1)))
-            .min(tiles * self.matrices() as usize / (3 * WAVE))
-            .clamp(1, tiles);
-        Launch {
-            kernel: kernels[slot],
-            grid: [tiles.div_ceil(tiles_each) as u32, self.matrices(), 1],
-            threads: warps as u32 * 32,
-            shared: 0,
-        }
-    }
-
-    /// The warps of a block that reads its rows of a matrix in whole rounds.
-    fn whole(&self) -> Option<usize> {
-        let (row_bytes, tiles) = (self.k * self.kind.bytes(), self.n.div_ceil(FEW_OUTPUTS));
-        whole_rounds(row_bytes, most_warps(row_bytes, tiles)).or_else(|| whole_rounds(row_bytes, FEW_WARPS))
-    }
-
-    /// Whether it is up to [`MORE_ROWS`] rows that meet each matrix, and they stay in the first-level cache.
-    fn is_more(&self) -> bool {
-        !matches!(self.which, Which::Group(..)) && self.rows <= MORE_ROWS && self.k <= MORE_ROWS_INPUTS
     }
 
     fn plain(&self) -> Launch {

@@ -166,29 +166,11 @@ fn blocks_that_have_several_tiles_do_all_of_them() {
 }
 
 #[test]
-fn warps_read_rows_in_whole_rounds() {
-    let warps = |row_bytes, tiles| whole_rounds(row_bytes, most_warps(row_bytes, tiles));
-    assert_eq!(warps(8192, 256), Some(8));
-    assert_eq!(warps(8192, 384), Some(4));
-    assert_eq!(warps(8192, 1792), Some(8));
-    assert_eq!(warps(4096, 256), Some(8));
-    assert_eq!(warps(4096, 1792), Some(4));
-    assert_eq!(warps(28672, 256), Some(8));
-    assert_eq!(warps(14336, 256), Some(7));
-    assert_eq!(warps(512, 1000), Some(1));
-    assert_eq!(warps(11 * 512, 256), None);
-    assert_eq!(warps(640, 256), None);
-}
-
-#[test]
-fn a_row_has_the_same_bits_however_many_share_the_kernel() {
+fn a_row_has_the_same_bits_however_many_share_the_product() {
     for device in devices() {
         for (kind, ty) in types() {
-            for (k, rows) in [(1104, 8), (531, 8), (2048, 16)] {
-                // More rows of dense bf16 go to the vendor's library where there is one.
-                let library = Gpu::of(&device).is_some();
-                let library = library && kind == WeightKind::Bf16 && ty == ActType::Bf16;
-                let (n, rows) = (35, if library { rows.min(FEW_ROWS) } else { rows });
+            for (k, rows) in [(1104, 9), (531, 9), (2048, 18), (200, 70)] {
+                let n = 35;
                 let mut random = Random::new(5);
                 let w = weights(&device, &mut random, kind, ty, n, k);
                 let x = activations(&mut random, ty, rows * k);
@@ -196,15 +178,79 @@ fn a_row_has_the_same_bits_however_many_share_the_kernel() {
                     let mut out = poisoned(&device, rows * n);
                     let acts = upload_acts(&device, ty, &x[from * k..(from + rows) * k]);
                     matmul(out.view_mut(), n, acts.view(), &w.matrix, rows).expect("product");
-                    out.download().expect("download").iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+                    bits(&out)
                 };
                 let all = product(0, rows);
-                for few in 1..rows {
+                for few in [1, 2, 3, 7, 8, 9, 17, 33].into_iter().filter(|few| *few < rows) {
                     assert_eq!(product(0, few), all[..few * n], "{kind:?} · {ty:?}: {few} rows of {k}");
                 }
                 assert_eq!(product(5, 1), all[5 * n..6 * n], "{kind:?} · {ty:?}: row 5 of {k}");
             }
         }
+    }
+}
+
+fn bits(out: &Buffer<f32>) -> Vec<u32> {
+    out.download().expect("download").iter().map(|v| v.to_bits()).collect()
+}
+
+/// On a GPU, the vendor's library among them.
+#[test]
+fn all_kernels_add_up_in_one_order() {
+    for device in devices() {
+        let large = Gpu::of(&device).is_some();
+        for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
+            let shapes: &[_] =
+                if large { &[(300, 1000, 4096), (200, 128, 14_336), (70, 150, 456)] } else { &[(70, 150, 456)] };
+            for (rows, n, k) in shapes.iter().copied() {
+                let mut random = Random::new(23);
+                let w = weights(&device, &mut random, kind, ActType::Bf16, n, k);
+                let x = activations(&mut random, ActType::Bf16, rows * k);
+                let acts = upload_acts(&device, ActType::Bf16, &x);
+                let mut expected = poisoned(&device, rows * n);
+                matmul(expected.view_mut(), n, acts.view(), &w.matrix, rows).expect("product");
+                let expected = bits(&expected);
+                for form in choose::ALL {
+                    let mut out = poisoned(&device, rows * n);
+                    let product = of_one(&device, out.view_mut().address(), acts.view(), &w.matrix, rows);
+                    let launch = product.sizes().launch(form).expect("a kernel");
+                    if launch.kernel.starts_with("wide") && !has_wide(&device) {
+                        continue;
+                    }
+                    let what = format!("{}, {rows} rows, {n} × {k}", launch.kernel);
+                    product.start(&launch).expect("product");
+                    let found = bits(&out);
+                    let others = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
+                    assert_eq!(others, 0, "{what}: of {} numbers", found.len());
+                }
+            }
+        }
+    }
+}
+
+/// A product of one matrix with rows that follow each other.
+fn of_one<'a>(
+    device: &'a Device,
+    out: u64,
+    x: ActsView<'a>,
+    w: &'a DeviceMatrix,
+    rows: usize,
+) -> Product<'a> {
+    Product {
+        out,
+        device,
+        out_stride: w.rows(),
+        out_batch: 0,
+        x,
+        x_stride: w.cols(),
+        x_batch: 0,
+        kind: w.kind(),
+        n: w.rows(),
+        k: w.cols(),
+        rows,
+        which: Which::One(w),
+        known: false,
+        gate: None,
     }
 }
 
@@ -218,6 +264,7 @@ fn groups(device: &Device, sizes: &[u32], max_rows: usize) -> Groups {
         count: sizes.len(),
         offsets: device.upload(&offsets).expect("upload"),
         max_rows,
+        most_of_one: max_rows,
         group_of_row: device.zeros(max_rows).expect("zeros"),
         token_of_row: device.zeros(max_rows).expect("zeros"),
     }
@@ -320,7 +367,7 @@ pub(super) fn has_wide(device: &Device) -> bool {
 #[test]
 fn tiles_of_hopper_are_right() {
     for device in devices().iter().filter(|device| has_wide(device)) {
-        for (slot, kind) in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8].into_iter().enumerate() {
+        for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
             for (rows, n, k) in
                 [(256, 128, 64), (300, 150, 136), (100, 40, 456), (64, 70, 328), (3, 131, 200)]
             {
@@ -329,23 +376,9 @@ fn tiles_of_hopper_are_right() {
                 let x = activations(&mut random, ActType::Bf16, rows * k);
                 let acts = upload_acts(device, ActType::Bf16, &x);
                 let mut out = poisoned(device, rows * n);
-                let product = Product {
-                    out: out.view_mut().address(),
-                    device,
-                    out_stride: n,
-                    out_batch: 0,
-                    x: acts.view(),
-                    x_stride: k,
-                    x_batch: 0,
-                    kind,
-                    n,
-                    k,
-                    rows,
-                    which: Which::One(&w.matrix),
-                    known: false,
-                    gate: None,
-                };
-                let launch = product.tiles(&WIDE, slot);
+                let product = of_one(device, out.view_mut().address(), acts.view(), &w.matrix, rows);
+                let sizes = product.sizes();
+                let launch = sizes.launch(sizes.by_wgmma()).expect("a kernel");
                 product.start(&launch).expect("product");
                 let found = out.download().expect("download");
                 for r in 0..rows {

@@ -113,6 +113,7 @@ impl MoeBuffers {
                 count: local_experts,
                 offsets: device.zeros(local_experts + 1)?,
                 max_rows: 0,
+                most_of_one: max_rows,
                 group_of_row: device.alloc(sorted)?,
                 token_of_row: device.alloc(sorted)?,
             },
@@ -143,6 +144,13 @@ impl MoeBuffers {
     /// Sorted rows that `rows` rows become at most: what buffers of the experts' inputs and results are sized by.
     pub fn max_sorted(&self, rows: usize) -> usize {
         rows * self.top_k.min(self.groups.count)
+    }
+
+    /// So many rows are sorted next.
+    fn set_rows(&mut self, rows: usize) {
+        self.groups.max_rows = self.max_sorted(rows);
+        // No row goes to an expert twice.
+        self.groups.most_of_one = rows;
     }
 
     /// What kernels that choose and sort in one block take for the sorting, `words` words of bits for a group.

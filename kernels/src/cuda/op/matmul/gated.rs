@@ -1,6 +1,6 @@
 //! Products with the gates and the others of an MLP, and the activation of both, in one kernel.
 
-use super::{Product, Which, check_groups};
+use super::{Product, Which, are_for_library, check_groups};
 use crate::cuda::{
     ActType, ActsView, ActsViewMut, DeviceError, DeviceMatrix, Groups, MatrixTable, View, WeightKind,
 };
@@ -88,16 +88,8 @@ fn gated(
 impl Product<'_> {
     /// Whether there is a kernel that does the activation, too.
     fn can_be_gated(&self) -> bool {
-        if self.x.ty() != ActType::Bf16 || self.kind == WeightKind::F32 || !self.aligned() {
-            return false;
-        }
-        match self.tile() {
-            Some(tile) => {
-                let library = matches!(self.which, Which::One(_)) && self.kind == WeightKind::Bf16;
-                tile.gated.is_some() && !library
-            }
-            None => self.whole().is_some() && (self.rows <= super::FEW_ROWS || !self.is_more()),
-        }
+        let library = matches!(self.which, Which::One(_)) && are_for_library(self.rows, self.kind, self.x.ty());
+        self.x.ty() == ActType::Bf16 && !library && self.sizes().can_be_gated()
     }
 }
 

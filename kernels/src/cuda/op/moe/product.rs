@@ -55,7 +55,7 @@ pub fn product_route_and_sort(
         Arg::U32(split as u32),
     ]);
     args.extend(buffers.sort_args(&placement, counts, width));
-    buffers.groups.max_rows = buffers.max_sorted(rows);
+    buffers.set_rows(rows);
     let launch = Launch { kernel, grid: [1, 1, 1], threads: threads as u32, shared: shared as u32 };
     // SAFETY: all of the kernel's types; `x` and `w` have as many numbers as it reads, and `Choice::new` and `check` looked at
     // every other length.

@@ -38,7 +38,7 @@ pub fn route_and_sort(
     let mut args = choice.args.to_vec();
     args.push(Arg::U32(per_pass as u32));
     args.extend(buffers.sort_args(&placement, counts, width));
-    buffers.groups.max_rows = buffers.max_sorted(rows);
+    buffers.set_rows(rows);
     let launch = Launch {
         kernel: "moe_route_and_sort",
         grid: [1, 1, 1],

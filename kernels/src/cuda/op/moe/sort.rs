@@ -19,7 +19,7 @@ pub fn sort_by_expert(
     placement: Placement<'_>,
 ) -> Result<(), DeviceError> {
     let counts = check(buffers, rows, &placement);
-    buffers.groups.max_rows = buffers.max_sorted(rows);
+    buffers.set_rows(rows);
     let groups = &buffers.groups;
     let width = words(groups.count);
     let tiles = rows.div_ceil(32 * width).max(1);

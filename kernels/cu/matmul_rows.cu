@@ -1,0 +1,323 @@
+// Products of rows with matrices by mma.sync: for up to 64 rows as fast as the matrix can be read, and for any number on GPUs
+// without wgmma. blockIdx.x counts tiles of rows, blockIdx.y tiles of outputs.
+#include "product.cuh"
+
+// Weights come by lines of 128 bytes of a row, through a ring in shared memory of STAGES stages of LINES lines each, with the
+// inputs of x that meet them. A step is 32 inputs.
+template <class W>
+struct Line {
+    static constexpr u32 INPUTS = 128 / sizeof(W), X_BYTES = INPUTS * 2, X_UNITS = X_BYTES / 16, STEPS = INPUTS / 32;
+    static constexpr bool EIGHT_BIT = sizeof(W) == 1;
+    static constexpr u32 RAW = EIGHT_BIT ? 4 : 8;  // words of a step of 16 outputs that a thread has
+};
+
+// Units of 16 bytes are so placed that those that threads read at a time are in different banks.
+FG_DEVICE u32 place(u32 row, u32 unit) { return row * 128 + (unit ^ row % 8) * 16; }
+// x of a line of 8-bit weights, of which threads read pairs of units.
+FG_DEVICE u32 place_twice(u32 row, u32 unit) { return row * 256 + (unit ^ row % 4 * 2) * 16; }
+
+// What multiply_16x8x16 takes of 16 outputs and inputs 16 · i .. 16 · i + 16 of a step. Of 8-bit weights a thread has inputs 4t ..
+// 4t + 4 in place of 2t, 2t + 1, 2t + 8 and 2t + 9, and of x as well: the order within 16 inputs makes no difference.
+template <class W>
+FG_DEVICE void operand(u32 (&out)[4], const u32 *raw, u32 i) {
+    if constexpr (sizeof(W) == 1) {
+        u32 low = raw[2 * i], high = raw[2 * i + 1];
+        out[0] = Unit<f8>::pair<0>(low), out[1] = Unit<f8>::pair<0>(high);
+        out[2] = Unit<f8>::pair<1>(low), out[3] = Unit<f8>::pair<1>(high);
+    } else {
+        FG_UNROLL
+        for (u32 j = 0; j < 4; j++) out[j] = Unit<W>::pair(raw[4 * i + j]);
+    }
+}
+
+// Threads of the block meet: all of one warp, or of several.
+template <u32 WARPS>
+FG_DEVICE void together() {
+    if constexpr (WARPS == 1) __syncwarp();
+    else __syncthreads();
+}
+
+// WARPS warps share up to 8 · EIGHTS rows, and have 16 · HIGH outputs each. `X_ROWS`: rows of x that shared memory has room for
+// (where it is 1, all eight are the same one). `AHEAD`: a step is read while the one before is multiplied. `ALIGNED`: rows of x begin
+// at, and have, multiples of 16 bytes. `GATED`: the activation of outputs o and o + n / 2 goes to out, in bf16.
+template <class W, u32 EIGHTS, u32 WARPS, u32 HIGH, u32 STAGES, u32 LINES, bool GATED, u32 X_ROWS = 8 * EIGHTS,
+          bool AHEAD = true, bool ALIGNED = true>
+FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
+    using L = Line<W>;
+    constexpr u32 THREADS = 32 * WARPS, OUTPUTS = 16 * HIGH * WARPS, HEIGHT = X_ROWS == 1 ? 1 : 8 * EIGHTS;
+    constexpr u32 W_BYTES = OUTPUTS * 128, LINE = W_BYTES + X_ROWS * L::X_BYTES, STAGE = LINES * LINE;
+    constexpr u32 W_EACH = OUTPUTS * 8 / THREADS, X_EACH = (X_ROWS * L::X_UNITS + THREADS - 1) / THREADS;
+    constexpr u32 STEPS = LINES * L::STEPS;
+    static_assert(STEPS % 2 == 0, "steps take turns in two places");
+    FG_DYNAMIC_SHARED(shared);
+    Tile at;
+    if (!p.offsets) let_next_kernel_begin();
+    if (!narrow(p, HEIGHT, at)) {
+        wait_for_kernel_before();
+        return;
+    }
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, first = blockIdx.y * OUTPUTS;
+    u32 units = (p.k * sizeof(W) + 15) / 16, stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
+
+    // Where this thread's units of the next stage to be loaded come from, and where they go. Outputs past the last are as the last.
+    const u8 *w_from[W_EACH], *x_from[X_EACH];
+    u32 w_to[W_EACH], x_to[X_EACH];
+    FG_UNROLL
+    for (u32 i = 0; i < W_EACH; i++) {
+        u32 row = i * (THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8;
+        w_from[i] = p.w + ((u64)min(output_of<GATED>(p.n, first, row), p.n - 1) * units + unit) * 16;
+        w_to[i] = place(row, unit);
+    }
+    // `stage` wholly within the inputs needs no questions.
+    auto is_whole = [&](u32 stage) { return (stage + 1) * LINES * L::INPUTS <= p.k; };
+    auto load_w = [&](u8 *to, u32 stage) {
+        if (is_whole(stage)) {
+            FG_UNROLL
+            for (u32 i = 0; i < W_EACH * LINES; i++) {
+                copy_async_16(to + i / W_EACH * LINE + w_to[i % W_EACH], w_from[i % W_EACH] + i / W_EACH * 128);
+            }
+        } else {
+            FG_UNROLL
+            for (u32 i = 0; i < W_EACH * LINES; i++) {
+                bool live = (stage * LINES + i / W_EACH) * 8 + threadIdx.x % 8 < units;
+                const u8 *from = live ? w_from[i % W_EACH] + i / W_EACH * 128 : p.w;
+                copy_async_16_or_zero(to + i / W_EACH * LINE + w_to[i % W_EACH], from, live);
+            }
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < W_EACH; i++) w_from[i] += LINES * 128;
+    };
+    auto load_x = [&](u8 *to, u32 stage) {
+        FG_UNROLL
+        for (u32 i = 0; i < X_EACH * LINES; i++) {
+            u32 line = i / X_EACH, unit = i % X_EACH * THREADS + threadIdx.x;
+            if (X_ROWS * L::X_UNITS % THREADS != 0 && unit >= X_ROWS * L::X_UNITS) continue;
+            u8 *there = to + line * LINE + W_BYTES + x_to[i % X_EACH];
+            const u8 *from = x_from[i % X_EACH] + line * L::X_BYTES;
+            u32 input = (stage * LINES + line) * L::INPUTS + unit % L::X_UNITS * 8;
+            if constexpr (ALIGNED) {
+                bool live = input < p.k;
+                copy_async_16_or_zero_cached(there, live ? from : (const u8 *)p.x, live);
+            } else {
+                u32 pairs[4];
+                FG_UNROLL
+                for (u32 j = 0; j < 4; j++) {
+                    const bf16 *two = (const bf16 *)from + 2 * j;
+                    u32 low = input + 2 * j < p.k ? two[0].bits : 0, high = input + 2 * j + 1 < p.k ? two[1].bits : 0;
+                    pairs[j] = low | high << 16;
+                }
+                *(uint4 *)there = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+            }
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < X_EACH; i++) x_from[i] += LINES * L::X_BYTES;
+    };
+
+    FG_UNROLL
+    for (u32 stage = 0; stage < STAGES; stage++) {
+        if (stage < stages) load_w(shared + stage * STAGE, stage);
+    }
+    // Weights are always there, x only now.
+    wait_for_kernel_before();
+    let_next_kernel_begin();
+    FG_UNROLL
+    for (u32 i = 0; i < X_EACH; i++) {
+        u32 at_once = i * THREADS + threadIdx.x, row = at_once / L::X_UNITS, unit = at_once % L::X_UNITS;
+        x_from[i] = (const u8 *)(row_of(p, at, row) + unit * 8);
+        x_to[i] = L::EIGHT_BIT ? place_twice(row, unit) : place(row, unit);
+    }
+    FG_UNROLL
+    for (u32 stage = 0; stage < STAGES; stage++) {
+        if (stage < stages) load_x(shared + stage * STAGE, stage);
+        copy_async_commit();
+    }
+
+    float sums[HIGH][EIGHTS][4];
+    FG_UNROLL
+    for (u32 i = 0; i < HIGH * EIGHTS * 4; i++) sums[i / (EIGHTS * 4)][i / 4 % EIGHTS][i % 4] = 0.0f;
+    u32 w_row = warp * 16 * HIGH + lane % 16;
+    auto read_w = [&](u32(&to)[HIGH][L::RAW], const u8 *stage, u32 step) {
+        const u8 *line = stage + step / L::STEPS * LINE;
+        FG_UNROLL
+        for (u32 h = 0; h < HIGH; h++) {
+            FG_UNROLL
+            for (u32 i = 0; i < L::RAW; i += 4) {
+                u32 four[4], unit = step % L::STEPS * (L::RAW / 2) + i / 2 + lane / 16;
+                load_matrices(four, line + place(w_row + h * 16, unit));
+                FG_UNROLL
+                for (u32 j = 0; j < 4; j++) to[h][i + j] = four[j];
+            }
+        }
+    };
+    auto read_x = [&](u32(&to)[4], const u8 *stage, u32 step, u32 eight) {
+        const u8 *line = stage + step / L::STEPS * LINE + W_BYTES;
+        step %= L::STEPS;
+        if constexpr (L::EIGHT_BIT) {
+            FG_UNROLL
+            for (u32 i = 0; i < 2; i++) {
+                u32 row = X_ROWS == 1 ? 0 : eight * 8 + g, unit = step * 4 + i * 2 + t / 2;
+                uint2 two = *(const uint2 *)(line + place_twice(row, unit) + t % 2 * 8);
+                to[2 * i] = two.x, to[2 * i + 1] = two.y;
+            }
+        } else {
+            load_matrices(to, line + place(X_ROWS == 1 ? 0 : eight * 8 + lane % 8, step * 4 + lane / 8));
+        }
+    };
+    // Returns when the next stage is there for all, and none reads the one before any more.
+    auto next_stage = [&] {
+        copy_async_wait<STAGES - 2>();
+        together<WARPS>();
+    };
+    auto refill = [&](u8 *slot, u32 stage) {
+        if (stage + STAGES < stages) {
+            load_w(slot, stage + STAGES);
+            load_x(slot, stage + STAGES);
+        }
+        copy_async_commit();
+    };
+
+    u8 *slot = shared, *end = shared + STAGES * STAGE;
+    copy_async_wait<STAGES - 1>();
+    together<WARPS>();
+    if constexpr (AHEAD) {
+        u32 raw[2][HIGH][L::RAW], x[2][EIGHTS][4], now[HIGH][4], then[HIGH][4];
+        auto read = [&](u32 to, const u8 *stage, u32 step) {
+            read_w(raw[to], stage, step);
+            FG_UNROLL
+            for (u32 e = 0; e < EIGHTS; e++) read_x(x[to][e], stage, step, e);
+        };
+        auto multiply = [&](const u32(&w)[HIGH][4], u32 from, u32 i) {
+            FG_UNROLL
+            for (u32 h = 0; h < HIGH; h++) {
+                FG_UNROLL
+                for (u32 e = 0; e < EIGHTS; e++) {
+                    multiply_16x8x16(sums[h][e], w[h], x[from][e][2 * i], x[from][e][2 * i + 1]);
+                }
+            }
+        };
+        read(0, slot, 0);
+        FG_UNROLL
+        for (u32 h = 0; h < HIGH; h++) operand<W>(now[h], raw[0][h], 0);
+        FG_NO_UNROLL
+        for (u32 stage = 0; stage < stages; stage++) {
+            FG_UNROLL
+            for (u32 step = 0; step < STEPS; step++) {
+                u32 here = step % 2, next = 1 - here;
+                if (step == STEPS - 1) {
+                    // Past the last stage, of what is not used.
+                    u8 *before = slot;
+                    slot += STAGE;
+                    if (slot == end) slot = shared;
+                    next_stage();
+                    read(next, slot, 0);
+                    refill(before, stage);
+                } else {
+                    read(next, slot, step + 1);
+                }
+                FG_UNROLL
+                for (u32 h = 0; h < HIGH; h++) operand<W>(then[h], raw[here][h], 1);
+                multiply(now, here, 0);
+                FG_UNROLL
+                for (u32 h = 0; h < HIGH; h++) operand<W>(now[h], raw[next][h], 0);
+                multiply(then, here, 1);
+            }
+        }
+    } else {
+        FG_NO_UNROLL
+        for (u32 stage = 0; stage < stages; stage++) {
+            FG_UNROLL
+            for (u32 step = 0; step < STEPS; step++) {
+                u32 raw[HIGH][L::RAW], now[2][HIGH][4];
+                read_w(raw, slot, step);
+                FG_UNROLL
+                for (u32 h = 0; h < HIGH; h++) operand<W>(now[0][h], raw[h], 0), operand<W>(now[1][h], raw[h], 1);
+                FG_UNROLL
+                for (u32 e = 0; e < EIGHTS; e++) {
+                    u32 x[4];
+                    read_x(x, slot, step, e);
+                    FG_UNROLL
+                    for (u32 i = 0; i < 2; i++) {
+                        FG_UNROLL
+                        for (u32 h = 0; h < HIGH; h++) multiply_16x8x16(sums[h][e], now[i][h], x[2 * i], x[2 * i + 1]);
+                    }
+                }
+            }
+            u8 *before = slot;
+            slot += STAGE;
+            if (slot == end) slot = shared;
+            next_stage();
+            refill(before, stage);
+        }
+    }
+
+    // Row 8 · e + 2t + c of a tile, outputs g and g + 8 of 16.
+    FG_UNROLL
+    for (u32 h = 0; h < HIGH; h++) {
+        u32 of_tile = warp * 16 * HIGH + h * 16 + g;
+        if constexpr (GATED) {
+            u32 o = output_of<true>(p.n, first, of_tile), width = p.n / 2;
+            if (o >= width) continue;
+            float scale = p.scales ? p.scales[o] : 1.0f, up_scale = p.scales ? p.scales[width + o] : 1.0f;
+            FG_UNROLL
+            for (u32 i = 0; i < 2 * EIGHTS; i++) {
+                u32 row = i / 2 * 8 + 2 * t + i % 2;
+                if (row >= at.rows) continue;
+                // Rounded, as they are where the activation is a kernel by itself.
+                float sum = __fmul_rn(sums[h][i / 2][i % 2], scale), up = __fmul_rn(sums[h][i / 2][2 + i % 2], up_scale);
+                float x = activate(gate.activation, sum, up, gate.alpha, gate.limit);
+                store((bf16 *)p.out + (at.first + row) * p.out_stride + o, x);
+            }
+        } else {
+            FG_UNROLL
+            for (u32 half = 0; half < 2; half++) {
+                u32 o = first + of_tile + half * 8;
+                if (o >= p.n) continue;
+                float scale = p.scales ? p.scales[o] : 1.0f;
+                FG_UNROLL
+                for (u32 i = 0; i < 2 * EIGHTS; i++) {
+                    u32 row = i / 2 * 8 + 2 * t + i % 2;
+                    if (row < at.rows) p.out[(at.first + row) * p.out_stride + o] = sums[h][i / 2][2 * half + i % 2] * scale;
+                }
+            }
+        }
+    }
+}
+
+// rows_HEIGHT_TYPE, and rows_gated_HEIGHT_TYPE: (EIGHTS, WARPS, HIGH, STAGES, LINES[, X_ROWS]). matmul.rs knows the sizes, too.
+#define ROWS(threads, blocks, name, type, ...)                                                                     \
+    FG_KERNEL_MIN(threads, blocks, rows_##name##_##type, PRODUCT(bf16)) {                                          \
+        few<type, __VA_ARGS__>(THE_PRODUCT);                                                                       \
+    }
+#define GATED(threads, blocks, name, type, ...)                                                                    \
+    FG_KERNEL_MIN(threads, blocks, rows_gated_##name##_##type, GATED_PRODUCT) {                                         \
+        few<type, __VA_ARGS__>(THE_PRODUCT, THE_GATE);                                                             \
+    }
+#define BOTH(threads, blocks, name, type, eights, warps, stages, lines, x_rows)                                    \
+    ROWS(threads, blocks, name, type, eights, warps, 1, stages, lines, false, x_rows)                              \
+    GATED(threads, blocks, name, type, eights, warps, 1, stages, lines, true, x_rows)
+#define KERNELS(type)                                     \
+    BOTH(32, 4, 1, type, 1, 1, 6, 4, 1)                   \
+    BOTH(32, 4, 8, type, 1, 1, 8, 2, 8)                   \
+    BOTH(64, 4, 16, type, 2, 2, 4, 2, 16)                 \
+    BOTH(128, 3, 16_of_64, type, 2, 4, 3, 2, 16)          \
+    BOTH(64, 4, 32, type, 4, 2, 3, 2, 32)                 \
+    BOTH(128, 3, 32_of_64, type, 4, 4, 3, 2, 32)          \
+    BOTH(128, 2, 64, type, 8, 4, 4, 1, 64)                \
+    ROWS(256, 1, 128, type, 16, 8, 1, 3, 1, false, 128, false)
+#define EIGHT_BIT_KERNELS(type)                           \
+    BOTH(32, 4, 1, type, 1, 1, 5, 4, 1)                   \
+    BOTH(32, 4, 8, type, 1, 1, 6, 2, 8)                   \
+    BOTH(64, 4, 16, type, 2, 2, 3, 2, 16)                 \
+    BOTH(128, 3, 16_of_64, type, 2, 4, 3, 2, 16)          \
+    BOTH(64, 4, 32, type, 4, 2, 4, 1, 32)                 \
+    BOTH(128, 3, 32_of_64, type, 4, 4, 4, 1, 32)          \
+    BOTH(128, 2, 64, type, 8, 4, 3, 1, 64)                \
+    ROWS(256, 1, 128, type, 16, 8, 1, 2, 1, false, 128, false)
+KERNELS(bf16)
+KERNELS(f16)
+EIGHT_BIT_KERNELS(f8)
+
+// x of any length and place, 16 outputs and 8 rows at a time.
+ROWS(32, 4, any, bf16, 1, 1, 1, 4, 1, false, 8, true, false)
+ROWS(32, 4, any, f16, 1, 1, 1, 4, 1, false, 8, true, false)
+ROWS(32, 4, any, f8, 1, 1, 1, 3, 1, false, 8, true, false)

@@ -1,0 +1,247 @@
+//! Which kernel does a product on the tensor cores, and on how many blocks. All of them add up in one order
+//! (`kernels/cu/product.cuh`), so that only the time depends on it.
+
+use crate::cuda::{Launch, WeightKind};
+
+/// Sizes of a product of activations in bf16.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub kind: WeightKind,
+    /// Of each batch; of all groups at most.
+    pub rows: usize,
+    pub n: usize,
+    pub matrices: Matrices,
+    /// Rows of x begin at, and have, multiples of 16 bytes.
+    pub aligned: bool,
+    /// The gated activation of the result is wanted.
+    pub gated: bool,
+    /// There is wgmma.
+    pub hopper: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Matrices {
+    /// Every one meets all rows.
+    Batch(usize),
+    /// Each has some of the rows, at most `most`.
+    Groups { count: usize, most: usize },
+}
+
+/// Kernels that make tiles of so many rows and outputs: of `kernels/cu/matmul_rows.cu`, or [`WIDE`].
+#[derive(Debug)]
+pub(super) struct Form {
+    height: usize,
+    width: usize,
+    threads: usize,
+    /// Stages of shared memory, and lines of 128 bytes of weights in each: of 16-bit and of 8-bit ones.
+    stages: [(usize, usize); 2],
+    /// For bf16, f16 and f8.
+    kernels: [&'static str; 3],
+    /// Those that do the gated activation of what comes out, too.
+    gated: Option<[&'static str; 3]>,
+}
+
+macro_rules! form {
+    ($name:literal, $height:literal x $width:literal, $threads:literal, $stages:expr) => {
+        Form {
+            height: $height,
+            width: $width,
+            threads: $threads,
+            stages: $stages,
+            kernels: [
+                concat!("rows_", $name, "_bf16"),
+                concat!("rows_", $name, "_f16"),
+                concat!("rows_", $name, "_f8"),
+            ],
+            gated: Some([
+                concat!("rows_gated_", $name, "_bf16"),
+                concat!("rows_gated_", $name, "_f16"),
+                concat!("rows_gated_", $name, "_f8"),
+            ]),
+        }
+    };
+}
+
+const ONE: Form = form!("1", 1 x 16, 32, [(6, 4), (5, 4)]);
+const EIGHT: Form = form!("8", 8 x 16, 32, [(8, 2), (6, 2)]);
+/// Narrow and wide tiles of as many rows: wide ones read x less often, if there are enough of them for all multiprocessors.
+const SIXTEEN: [Form; 2] =
+    [form!("16", 16 x 32, 64, [(4, 2), (3, 2)]), form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2)])];
+const THIRTY_TWO: [Form; 2] =
+    [form!("32", 32 x 32, 64, [(3, 2), (4, 1)]), form!("32_of_64", 32 x 64, 128, [(3, 2), (4, 1)])];
+const SIXTY_FOUR: Form = form!("64", 64 x 64, 128, [(4, 1), (3, 1)]);
+const MANY: Form =
+    Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1)]) };
+/// For x of any length and place.
+const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1)]) };
+/// By wgmma (`kernels/cu/matmul_wide.cu`).
+const WIDE: Form = Form {
+    height: 256,
+    width: 128,
+    threads: 256,
+    stages: [(4, 1), (5, 1)],
+    kernels: ["wide_bf16", "wide_f16", "wide_f8"],
+    gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
+};
+/// The same for gated products in bf16, whose weights are not converted: there are registers for more.
+const WIDE_GATED: Form = Form { width: 192, threads: 384, ..WIDE };
+/// What [`WIDE`] has to align its shared memory.
+const WIDE_SPARE: usize = 1024;
+
+/// All of them, but those of x in any place.
+#[cfg(test)]
+pub(super) const ALL: [&Form; 9] =
+    [&ONE, &EIGHT, &SIXTEEN[0], &SIXTEEN[1], &THIRTY_TWO[0], &THIRTY_TWO[1], &SIXTY_FOUR, &MANY, &WIDE];
+
+/// Multiprocessors of a large GPU.
+const PROCESSORS: usize = 132;
+
+impl Sizes {
+    /// The kernels for these sizes.
+    pub(super) fn form(&self) -> &'static Form {
+        if !self.aligned {
+            return &ANY;
+        }
+        let typical = match self.matrices {
+            Matrices::Batch(_) => self.rows,
+            // How rows fall on groups is not known here: some have twice what there is on average.
+            Matrices::Groups { count, most } => (self.rows.div_ceil(count) * 3 / 2).min(most),
+        };
+        let one = match self.matrices {
+            Matrices::Batch(_) => self.rows == 1,
+            Matrices::Groups { most, .. } => most == 1,
+        };
+        match typical {
+            _ if one => &ONE,
+            ..=8 => &EIGHT,
+            9..=16 => self.wide_enough(&SIXTEEN),
+            17..=32 => self.wide_enough(&THIRTY_TWO),
+            33..=64 => &SIXTY_FOUR,
+            _ => self.many(),
+        }
+    }
+
+    fn wide_enough(&self, forms: &'static [Form; 2]) -> &'static Form {
+        let tiles = self.row_tiles(&forms[1]) * self.output_tiles(&forms[1]) * self.batches();
+        if tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
+    }
+
+    fn many(&self) -> &'static Form {
+        let form = if self.hopper { self.by_wgmma() } else { &MANY };
+        // Large tiles that leave half of all multiprocessors idle are slower than small ones that do not.
+        let idle = self.row_tiles(form) * self.output_tiles(form) * self.batches() <= PROCESSORS / 2;
+        if idle || self.gated && form.gated.is_none() { &SIXTY_FOUR } else { form }
+    }
+
+    pub(super) fn by_wgmma(&self) -> &'static Form {
+        if self.gated && self.kind == WeightKind::Bf16 { &WIDE_GATED } else { &WIDE }
+    }
+
+    /// Tiles of rows; of groups, at most.
+    fn row_tiles(&self, form: &Form) -> usize {
+        match self.matrices {
+            Matrices::Batch(_) => self.rows.div_ceil(form.height),
+            // Every group's last tile may have a single row.
+            Matrices::Groups { count, .. } => {
+                (self.rows + count.min(self.rows) * (form.height - 1)) / form.height
+            }
+        }
+    }
+
+    fn output_tiles(&self, form: &Form) -> usize {
+        self.n.div_ceil(form.width)
+    }
+
+    fn batches(&self) -> usize {
+        match self.matrices {
+            Matrices::Batch(batches) => batches,
+            Matrices::Groups { .. } => 1,
+        }
+    }
+
+    /// Whether a kernel does the gated activation as well.
+    pub(super) fn can_be_gated(&self) -> bool {
+        self.aligned && self.kind != WeightKind::F32 && self.form().gated.is_some()
+    }
+
+    /// The kernel of a form, and its blocks; `None` for weights in f32.
+    pub(super) fn launch(&self, form: &Form) -> Option<Launch> {
+        let slot = match self.kind {
+            WeightKind::F32 => return None,
+            WeightKind::Bf16 => 0,
+            WeightKind::F16 => 1,
+            WeightKind::F8 => 2,
+        };
+        let kernels = if self.gated { form.gated? } else { form.kernels };
+        let (stages, lines) = form.stages[usize::from(self.kind == WeightKind::F8)];
+        let line = if form.height == WIDE.height {
+            // Of 64 inputs.
+            WIDE.height * 128 + form.width * 64 * self.kind.bytes()
+        } else {
+            let inputs = 128 / self.kind.bytes();
+            form.height * inputs * 2 + form.width * 128
+        };
+        let spare = if form.height == WIDE.height { WIDE_SPARE } else { 0 };
+        let grid = [self.row_tiles(form), self.output_tiles(form), self.batches()];
+        Some(Launch {
+            kernel: kernels[slot],
+            grid: grid.map(|blocks| blocks as u32),
+            threads: form.threads as u32,
+            shared: (stages * lines * line + spare) as u32,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(rows: usize, n: usize) -> Sizes {
+        let matrices = Matrices::Batch(1);
+        Sizes { kind: WeightKind::Bf16, rows, n, matrices, aligned: true, gated: false, hopper: true }
+    }
+
+    #[test]
+    fn tiles_are_as_high_as_there_are_rows() {
+        let kernel = |sizes: Sizes| sizes.launch(sizes.form()).map(|launch| (launch.kernel, launch.grid));
+        assert_eq!(kernel(sizes(1, 4096)), Some(("rows_1_bf16", [1, 256, 1])));
+        assert_eq!(kernel(sizes(5, 4096)), Some(("rows_8_bf16", [1, 256, 1])));
+        assert_eq!(kernel(sizes(16, 4096)), Some(("rows_16_bf16", [1, 128, 1])));
+        assert_eq!(kernel(sizes(16, 32_000)), Some(("rows_16_of_64_bf16", [1, 500, 1])));
+        assert_eq!(kernel(sizes(32, 4096)), Some(("rows_32_bf16", [1, 128, 1])));
+        assert_eq!(kernel(sizes(64, 4096)), Some(("rows_64_bf16", [1, 64, 1])));
+        assert_eq!(kernel(sizes(200, 4096)), Some(("rows_64_bf16", [4, 64, 1])));
+        assert_eq!(kernel(sizes(2048, 4096)), Some(("wide_bf16", [8, 32, 1])));
+        let old = Sizes { hopper: false, ..sizes(2048, 4096) };
+        assert_eq!(kernel(old), Some(("rows_128_bf16", [16, 32, 1])));
+        assert_eq!(kernel(Sizes { aligned: false, ..sizes(20, 100) }), Some(("rows_any_bf16", [3, 7, 1])));
+    }
+
+    #[test]
+    fn groups_share_rows() {
+        let grouped = |rows, most| Sizes {
+            matrices: Matrices::Groups { count: 8, most },
+            ..sizes(rows, 28_672)
+        };
+        let kernel = |sizes: Sizes| sizes.launch(sizes.form()).map(|launch| (launch.kernel, launch.grid[0]));
+        assert_eq!(kernel(grouped(2, 1)), Some(("rows_1_bf16", 2)));
+        assert_eq!(kernel(grouped(4, 2)), Some(("rows_8_bf16", 4)));
+        assert_eq!(kernel(grouped(16, 8)), Some(("rows_8_bf16", 9)));
+        assert_eq!(kernel(grouped(64, 32)), Some(("rows_16_of_64_bf16", 11)));
+        assert_eq!(kernel(grouped(4096, 2048)), Some(("wide_bf16", 23)));
+    }
+
+    #[test]
+    fn what_a_kernel_takes_fits_a_multiprocessor() {
+        for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
+            for rows in [1, 8, 16, 32, 64, 100, 5000] {
+                for (n, gated) in [(100, false), (30_000, true), (30_000, false)] {
+                    let sizes = Sizes { kind, gated, ..sizes(rows, n) };
+                    let launch = sizes.launch(sizes.form()).expect("a kernel");
+                    assert!(launch.shared <= 227 << 10, "{launch:?}");
+                    assert!(!launch.kernel.starts_with("rows") || launch.shared <= 99 << 10, "{launch:?}");
+                }
+            }
+        }
+    }
+}
