@@ -37,18 +37,19 @@ FG_DEVICE void together() {
     else __syncthreads();
 }
 
-// WARPS warps share up to 8 · EIGHTS rows, and have 16 · HIGH outputs each. `X_ROWS`: rows of x that shared memory has room for
-// (where it is 1, all eight are the same one). `AHEAD`: a step is read while the one before is multiplied. `ALIGNED`: rows of x begin
+// Of up to 8 · EIGHTS rows and 16 · HIGH · ACROSS outputs, DOWN × ACROSS warps have the same part each. `X_ROWS`: rows of x that
+// shared memory has room for (where it is 1, all eight are the same one). `AHEAD`: a step is read while the one before is multiplied. `ALIGNED`: rows of x begin
 // at, and have, multiples of 16 bytes. `GATED`: the activation of outputs o and o + n / 2 goes to out, in bf16.
-template <class W, u32 EIGHTS, u32 WARPS, u32 HIGH, u32 STAGES, u32 LINES, bool GATED, u32 X_ROWS = 8 * EIGHTS,
+template <class W, u32 EIGHTS, u32 DOWN, u32 ACROSS, u32 HIGH, u32 STAGES, u32 LINES, bool GATED, u32 X_ROWS = 8 * EIGHTS,
           bool AHEAD = true, bool ALIGNED = true>
 FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     using L = Line<W>;
-    constexpr u32 THREADS = 32 * WARPS, OUTPUTS = 16 * HIGH * WARPS, HEIGHT = X_ROWS == 1 ? 1 : 8 * EIGHTS;
+    constexpr u32 WARPS = DOWN * ACROSS, THREADS = 32 * WARPS, OUTPUTS = 16 * HIGH * ACROSS;
+    constexpr u32 EACH = EIGHTS / DOWN, HEIGHT = X_ROWS == 1 ? 1 : 8 * EIGHTS;
     constexpr u32 W_BYTES = OUTPUTS * 128, LINE = W_BYTES + X_ROWS * L::X_BYTES, STAGE = LINES * LINE;
     constexpr u32 W_EACH = OUTPUTS * 8 / THREADS, X_EACH = (X_ROWS * L::X_UNITS + THREADS - 1) / THREADS;
     constexpr u32 STEPS = LINES * L::STEPS;
-    static_assert(STEPS % 2 == 0, "steps take turns in two places");
+    static_assert(EIGHTS % DOWN == 0 && STEPS % 2 == 0, "steps take turns in two places");
     FG_DYNAMIC_SHARED(shared);
     Tile at;
     if (!p.offsets) let_next_kernel_begin();
@@ -132,10 +133,10 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         copy_async_commit();
     }
 
-    float sums[HIGH][EIGHTS][4];
+    float sums[HIGH][EACH][4];
     FG_UNROLL
-    for (u32 i = 0; i < HIGH * EIGHTS * 4; i++) sums[i / (EIGHTS * 4)][i / 4 % EIGHTS][i % 4] = 0.0f;
-    u32 w_row = warp * 16 * HIGH + lane % 16;
+    for (u32 i = 0; i < HIGH * EACH * 4; i++) sums[i / (EACH * 4)][i / 4 % EACH][i % 4] = 0.0f;
+    u32 my_output = warp % ACROSS * 16 * HIGH, my_row = warp / ACROSS * EACH * 8, w_row = my_output + lane % 16;
     auto read_w = [&](u32(&to)[HIGH][L::RAW], const u8 *stage, u32 step) {
         const u8 *line = stage + step / L::STEPS * LINE;
         FG_UNROLL
@@ -155,12 +156,12 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         if constexpr (L::EIGHT_BIT) {
             FG_UNROLL
             for (u32 i = 0; i < 2; i++) {
-                u32 row = X_ROWS == 1 ? 0 : eight * 8 + g, unit = step * 4 + i * 2 + t / 2;
+                u32 row = X_ROWS == 1 ? 0 : my_row + eight * 8 + g, unit = step * 4 + i * 2 + t / 2;
                 uint2 two = *(const uint2 *)(line + place_twice(row, unit) + t % 2 * 8);
                 to[2 * i] = two.x, to[2 * i + 1] = two.y;
             }
         } else {
-            load_matrices(to, line + place(X_ROWS == 1 ? 0 : eight * 8 + lane % 8, step * 4 + lane / 8));
+            load_matrices(to, line + place(X_ROWS == 1 ? 0 : my_row + eight * 8 + lane % 8, step * 4 + lane / 8));
         }
     };
     // Returns when the next stage is there for all, and none reads the one before any more.
@@ -180,17 +181,17 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     copy_async_wait<STAGES - 1>();
     together<WARPS>();
     if constexpr (AHEAD) {
-        u32 raw[2][HIGH][L::RAW], x[2][EIGHTS][4], now[HIGH][4], then[HIGH][4];
+        u32 raw[2][HIGH][L::RAW], x[2][EACH][4], now[HIGH][4], then[HIGH][4];
         auto read = [&](u32 to, const u8 *stage, u32 step) {
             read_w(raw[to], stage, step);
             FG_UNROLL
-            for (u32 e = 0; e < EIGHTS; e++) read_x(x[to][e], stage, step, e);
+            for (u32 e = 0; e < EACH; e++) read_x(x[to][e], stage, step, e);
         };
         auto multiply = [&](const u32(&w)[HIGH][4], u32 from, u32 i) {
             FG_UNROLL
             for (u32 h = 0; h < HIGH; h++) {
                 FG_UNROLL
-                for (u32 e = 0; e < EIGHTS; e++) {
+                for (u32 e = 0; e < EACH; e++) {
                     multiply_16x8x16(sums[h][e], w[h], x[from][e][2 * i], x[from][e][2 * i + 1]);
                 }
             }
@@ -232,7 +233,7 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
                 FG_UNROLL
                 for (u32 h = 0; h < HIGH; h++) operand<W>(now[0][h], raw[h], 0), operand<W>(now[1][h], raw[h], 1);
                 FG_UNROLL
-                for (u32 e = 0; e < EIGHTS; e++) {
+                for (u32 e = 0; e < EACH; e++) {
                     u32 x[4];
                     read_x(x, slot, step, e);
                     FG_UNROLL
@@ -250,17 +251,17 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         }
     }
 
-    // Row 8 · e + 2t + c of a tile, outputs g and g + 8 of 16.
+    // Rows 8 · e + 2t + c of a warp, outputs g and g + 8 of 16.
     FG_UNROLL
     for (u32 h = 0; h < HIGH; h++) {
-        u32 of_tile = warp * 16 * HIGH + h * 16 + g;
+        u32 of_tile = my_output + h * 16 + g;
         if constexpr (GATED) {
             u32 o = output_of<true>(p.n, first, of_tile), width = p.n / 2;
             if (o >= width) continue;
             float scale = p.scales ? p.scales[o] : 1.0f, up_scale = p.scales ? p.scales[width + o] : 1.0f;
             FG_UNROLL
-            for (u32 i = 0; i < 2 * EIGHTS; i++) {
-                u32 row = i / 2 * 8 + 2 * t + i % 2;
+            for (u32 i = 0; i < 2 * EACH; i++) {
+                u32 row = my_row + i / 2 * 8 + 2 * t + i % 2;
                 if (row >= at.rows) continue;
                 // Rounded, as they are where the activation is a kernel by itself.
                 float sum = __fmul_rn(sums[h][i / 2][i % 2], scale), up = __fmul_rn(sums[h][i / 2][2 + i % 2], up_scale);
@@ -274,8 +275,8 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
                 if (o >= p.n) continue;
                 float scale = p.scales ? p.scales[o] : 1.0f;
                 FG_UNROLL
-                for (u32 i = 0; i < 2 * EIGHTS; i++) {
-                    u32 row = i / 2 * 8 + 2 * t + i % 2;
+                for (u32 i = 0; i < 2 * EACH; i++) {
+                    u32 row = my_row + i / 2 * 8 + 2 * t + i % 2;
                     if (row < at.rows) p.out[(at.first + row) * p.out_stride + o] = sums[h][i / 2][2 * half + i % 2] * scale;
                 }
             }
@@ -283,41 +284,44 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     }
 }
 
-// rows_HEIGHT_TYPE, and rows_gated_HEIGHT_TYPE: (EIGHTS, WARPS, HIGH, STAGES, LINES[, X_ROWS]). matmul.rs knows the sizes, too.
+// rows_HEIGHT_TYPE and rows_gated_HEIGHT_TYPE, of (EIGHTS, DOWN, ACROSS, HIGH, STAGES, LINES, GATED, X_ROWS). choose.rs knows the
+// sizes, too.
 #define ROWS(threads, blocks, name, type, ...)                                                                     \
     FG_KERNEL_MIN(threads, blocks, rows_##name##_##type, PRODUCT(bf16)) {                                          \
         few<type, __VA_ARGS__>(THE_PRODUCT);                                                                       \
     }
 #define GATED(threads, blocks, name, type, ...)                                                                    \
-    FG_KERNEL_MIN(threads, blocks, rows_gated_##name##_##type, GATED_PRODUCT) {                                         \
+    FG_KERNEL_MIN(threads, blocks, rows_gated_##name##_##type, GATED_PRODUCT) {                                    \
         few<type, __VA_ARGS__>(THE_PRODUCT, THE_GATE);                                                             \
     }
-#define BOTH(threads, blocks, name, type, eights, warps, stages, lines, x_rows)                                    \
-    ROWS(threads, blocks, name, type, eights, warps, 1, stages, lines, false, x_rows)                              \
-    GATED(threads, blocks, name, type, eights, warps, 1, stages, lines, true, x_rows)
-#define KERNELS(type)                                     \
-    BOTH(32, 4, 1, type, 1, 1, 6, 4, 1)                   \
-    BOTH(32, 4, 8, type, 1, 1, 8, 2, 8)                   \
-    BOTH(64, 4, 16, type, 2, 2, 4, 2, 16)                 \
-    BOTH(128, 3, 16_of_64, type, 2, 4, 3, 2, 16)          \
-    BOTH(64, 4, 32, type, 4, 2, 3, 2, 32)                 \
-    BOTH(128, 3, 32_of_64, type, 4, 4, 3, 2, 32)          \
-    BOTH(128, 2, 64, type, 8, 4, 4, 1, 64)                \
-    ROWS(256, 1, 128, type, 16, 8, 1, 3, 1, false, 128, false)
-#define EIGHT_BIT_KERNELS(type)                           \
-    BOTH(32, 4, 1, type, 1, 1, 5, 4, 1)                   \
-    BOTH(32, 4, 8, type, 1, 1, 6, 2, 8)                   \
-    BOTH(64, 4, 16, type, 2, 2, 3, 2, 16)                 \
-    BOTH(128, 3, 16_of_64, type, 2, 4, 3, 2, 16)          \
-    BOTH(64, 4, 32, type, 4, 2, 4, 1, 32)                 \
-    BOTH(128, 3, 32_of_64, type, 4, 4, 4, 1, 32)          \
-    BOTH(128, 2, 64, type, 8, 4, 3, 1, 64)                \
-    ROWS(256, 1, 128, type, 16, 8, 1, 2, 1, false, 128, false)
+#define BOTH(threads, blocks, name, type, eights, down, across, stages, lines, x_rows)                             \
+    ROWS(threads, blocks, name, type, eights, down, across, 1, stages, lines, false, x_rows)                       \
+    GATED(threads, blocks, name, type, eights, down, across, 1, stages, lines, true, x_rows)
+#define KERNELS(type)                                                                                              \
+    BOTH(32, 4, 1, type, 1, 1, 1, 6, 4, 1)                                                                         \
+    BOTH(32, 4, 8, type, 1, 1, 1, 8, 2, 8)                                                                         \
+    BOTH(128, 2, 16, type, 2, 2, 2, 8, 2, 16)                                                                      \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 3, 2, 16)                                                                \
+    BOTH(128, 2, 32, type, 4, 2, 2, 6, 2, 32)                                                                      \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 4, 2, 32)                                                                \
+    BOTH(256, 2, 64, type, 8, 4, 2, 4, 2, 64)                                                                      \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 3, 2, 64)                                                                \
+    ROWS(256, 1, 128, type, 16, 2, 4, 2, 3, 1, false, 128, false)
+#define EIGHT_BIT_KERNELS(type)                                                                                    \
+    BOTH(32, 4, 1, type, 1, 1, 1, 5, 4, 1)                                                                         \
+    BOTH(32, 4, 8, type, 1, 1, 1, 6, 2, 8)                                                                         \
+    BOTH(128, 2, 16, type, 2, 2, 2, 6, 2, 16)                                                                      \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 3, 2, 16)                                                                \
+    BOTH(128, 2, 32, type, 4, 2, 2, 4, 2, 32)                                                                      \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 3, 2, 32)                                                                \
+    BOTH(256, 2, 64, type, 8, 4, 2, 4, 1, 64)                                                                      \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 4, 1, 64)                                                                \
+    ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)
 KERNELS(bf16)
 KERNELS(f16)
 EIGHT_BIT_KERNELS(f8)
 
 // x of any length and place, 16 outputs and 8 rows at a time.
-ROWS(32, 4, any, bf16, 1, 1, 1, 4, 1, false, 8, true, false)
-ROWS(32, 4, any, f16, 1, 1, 1, 4, 1, false, 8, true, false)
-ROWS(32, 4, any, f8, 1, 1, 1, 3, 1, false, 8, true, false)
+ROWS(32, 4, any, bf16, 1, 1, 1, 1, 4, 1, false, 8, true, false)
+ROWS(32, 4, any, f16, 1, 1, 1, 1, 4, 1, false, 8, true, false)
+ROWS(32, 4, any, f8, 1, 1, 1, 1, 3, 1, false, 8, true, false)

@@ -15,8 +15,8 @@ mod gated;
 mod library;
 
 use choose::{Matrices, Sizes};
-pub use library::agrees as library_agrees;
 pub use gated::{gated_matmul, grouped_gated_matmul};
+pub use library::agrees as library_agrees;
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
 /// one row of `out` to the next.
@@ -38,7 +38,8 @@ pub fn matmul(
         return Ok(());
     }
     check_lengths(&out, (rows - 1) * out_stride + n, &x, rows * k);
-    let wholly = k * 2 == w.row_bytes();
+    // Of odd sizes the library's products are others, which add up otherwise.
+    let wholly = k % 64 == 0 && n % 64 == 0 && out_stride % 64 == 0;
     if are_for_library(rows, w.kind(), x.ty()) && wholly && library::agrees(out.device())? {
         let (to, from, weights) = (out.address(), x.address(), w.data().address());
         // SAFETY: the lengths have just been checked, and rows of the matrix follow each other without gaps.

@@ -200,8 +200,11 @@ fn all_kernels_add_up_in_one_order() {
     for device in devices() {
         let large = Gpu::of(&device).is_some();
         for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
-            let shapes: &[_] =
-                if large { &[(300, 1000, 4096), (200, 128, 14_336), (70, 150, 456)] } else { &[(70, 150, 456)] };
+            let shapes: &[_] = if large {
+                &[(300, 1000, 4096), (200, 128, 14_336), (70, 150, 456)]
+            } else {
+                &[(70, 150, 456)]
+            };
             for (rows, n, k) in shapes.iter().copied() {
                 let mut random = Random::new(23);
                 let w = weights(&device, &mut random, kind, ActType::Bf16, n, k);

@@ -66,12 +66,12 @@ const ONE: Form = form!("1", 1 x 16, 32, [(6, 4), (5, 4)]);
 const EIGHT: Form = form!("8", 8 x 16, 32, [(8, 2), (6, 2)]);
 /// Narrow and wide tiles of as many rows: wide ones read x less often, if there are enough of them for all multiprocessors.
 const SIXTEEN: [Form; 2] =
-    [form!("16", 16 x 32, 64, [(4, 2), (3, 2)]), form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2)])];
+    [form!("16", 16 x 32, 128, [(8, 2), (6, 2)]), form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2)])];
 const THIRTY_TWO: [Form; 2] =
-    [form!("32", 32 x 32, 64, [(3, 2), (4, 1)]), form!("32_of_64", 32 x 64, 128, [(3, 2), (4, 1)])];
-const SIXTY_FOUR: Form = form!("64", 64 x 64, 128, [(4, 1), (3, 1)]);
-const MANY: Form =
-    Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1)]) };
+    [form!("32", 32 x 32, 128, [(6, 2), (4, 2)]), form!("32_of_64", 32 x 64, 256, [(4, 2), (3, 2)])];
+const SIXTY_FOUR: [Form; 2] =
+    [form!("64", 64 x 32, 256, [(4, 2), (4, 1)]), form!("64_of_64", 64 x 64, 256, [(3, 2), (4, 1)])];
+const MANY: Form = Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1)]) };
 /// For x of any length and place.
 const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1)]) };
 /// By wgmma (`kernels/cu/matmul_wide.cu`).
@@ -90,8 +90,18 @@ const WIDE_SPARE: usize = 1024;
 
 /// All of them, but those of x in any place.
 #[cfg(test)]
-pub(super) const ALL: [&Form; 9] =
-    [&ONE, &EIGHT, &SIXTEEN[0], &SIXTEEN[1], &THIRTY_TWO[0], &THIRTY_TWO[1], &SIXTY_FOUR, &MANY, &WIDE];
+pub(super) const ALL: [&Form; 10] = [
+    &ONE,
+    &EIGHT,
+    &SIXTEEN[0],
+    &SIXTEEN[1],
+    &THIRTY_TWO[0],
+    &THIRTY_TWO[1],
+    &SIXTY_FOUR[0],
+    &SIXTY_FOUR[1],
+    &MANY,
+    &WIDE,
+];
 
 /// Multiprocessors of a large GPU.
 const PROCESSORS: usize = 132;
@@ -116,7 +126,7 @@ impl Sizes {
             ..=8 => &EIGHT,
             9..=16 => self.wide_enough(&SIXTEEN),
             17..=32 => self.wide_enough(&THIRTY_TWO),
-            33..=64 => &SIXTY_FOUR,
+            33..=64 => self.wide_enough(&SIXTY_FOUR),
             _ => self.many(),
         }
     }
@@ -130,7 +140,7 @@ impl Sizes {
         let form = if self.hopper { self.by_wgmma() } else { &MANY };
         // Large tiles that leave half of all multiprocessors idle are slower than small ones that do not.
         let idle = self.row_tiles(form) * self.output_tiles(form) * self.batches() <= PROCESSORS / 2;
-        if idle || self.gated && form.gated.is_none() { &SIXTY_FOUR } else { form }
+        if idle || self.gated && form.gated.is_none() { self.wide_enough(&SIXTY_FOUR) } else { form }
     }
 
     pub(super) fn by_wgmma(&self) -> &'static Form {
@@ -209,8 +219,9 @@ mod tests {
         assert_eq!(kernel(sizes(16, 4096)), Some(("rows_16_bf16", [1, 128, 1])));
         assert_eq!(kernel(sizes(16, 32_000)), Some(("rows_16_of_64_bf16", [1, 500, 1])));
         assert_eq!(kernel(sizes(32, 4096)), Some(("rows_32_bf16", [1, 128, 1])));
-        assert_eq!(kernel(sizes(64, 4096)), Some(("rows_64_bf16", [1, 64, 1])));
-        assert_eq!(kernel(sizes(200, 4096)), Some(("rows_64_bf16", [4, 64, 1])));
+        assert_eq!(kernel(sizes(64, 4096)), Some(("rows_64_bf16", [1, 128, 1])));
+        assert_eq!(kernel(sizes(200, 4096)), Some(("rows_64_bf16", [4, 128, 1])));
+        assert_eq!(kernel(sizes(260, 4096)), Some(("rows_64_of_64_bf16", [5, 64, 1])));
         assert_eq!(kernel(sizes(2048, 4096)), Some(("wide_bf16", [8, 32, 1])));
         let old = Sizes { hopper: false, ..sizes(2048, 4096) };
         assert_eq!(kernel(old), Some(("rows_128_bf16", [16, 32, 1])));
@@ -219,10 +230,8 @@ mod tests {
 
     #[test]
     fn groups_share_rows() {
-        let grouped = |rows, most| Sizes {
-            matrices: Matrices::Groups { count: 8, most },
-            ..sizes(rows, 28_672)
-        };
+        let grouped =
+            |rows, most| Sizes { matrices: Matrices::Groups { count: 8, most }, ..sizes(rows, 28_672) };
         let kernel = |sizes: Sizes| sizes.launch(sizes.form()).map(|launch| (launch.kernel, launch.grid[0]));
         assert_eq!(kernel(grouped(2, 1)), Some(("rows_1_bf16", 2)));
         assert_eq!(kernel(grouped(4, 2)), Some(("rows_8_bf16", 4)));

@@ -88,7 +88,8 @@ fn gated(
 impl Product<'_> {
     /// Whether there is a kernel that does the activation, too.
     fn can_be_gated(&self) -> bool {
-        let library = matches!(self.which, Which::One(_)) && are_for_library(self.rows, self.kind, self.x.ty());
+        let library =
+            matches!(self.which, Which::One(_)) && are_for_library(self.rows, self.kind, self.x.ty());
         self.x.ty() == ActType::Bf16 && !library && self.sizes().can_be_gated()
     }
 }

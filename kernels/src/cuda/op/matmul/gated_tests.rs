@@ -102,7 +102,14 @@ fn gated_products_of_groups_meet_their_matrices() {
             let offsets = device.upload(&[0u32, 2, 2, 5, 6]).expect("upload");
             let group_of_row = device.upload(&[0u32, 0, 2, 2, 2, 3, 0, 0]).expect("upload");
             let token_of_row = device.upload(&[1u32, 2, 0, 1, 3, 3, 0, 0]).expect("upload");
-            let groups = Groups { count: sizes.len(), offsets, max_rows, most_of_one: max_rows, group_of_row, token_of_row };
+            let groups = Groups {
+                count: sizes.len(),
+                offsets,
+                max_rows,
+                most_of_one: max_rows,
+                group_of_row,
+                token_of_row,
+            };
             let x = acts(&device, &mut random, 4 * hidden);
             let rows = || Some(groups.token_of_row.view());
 

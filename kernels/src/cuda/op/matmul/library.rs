@@ -6,7 +6,8 @@ use crate::cuda::op::random::random_matrix;
 use crate::cuda::{ActsView, Buffer, Device, DeviceError, WeightKind};
 
 /// Rows, outputs and inputs of products that are compared: of few and of many inputs, few and many tiles.
-const SHAPES: [(usize, usize, usize); 4] = [(200, 256, 4096), (1000, 512, 1024), (80, 128, 14_336), (65, 1024, 576)];
+const SHAPES: [(usize, usize, usize); 4] =
+    [(200, 256, 4096), (1000, 512, 1024), (80, 128, 14_336), (65, 1024, 576)];
 
 /// Whether the library is there, and adds up as our kernels do: asked at the first product that it could do, or here.
 ///
@@ -27,7 +28,8 @@ pub fn agrees(device: &Device) -> Result<bool, DeviceError> {
 fn differs(device: &Device, rows: usize, n: usize, k: usize) -> Result<Option<usize>, DeviceError> {
     let w = random_matrix(device, WeightKind::Bf16, n, k, 1, 0.02)?;
     let x: Buffer<u16> = device.upload(&numbers(rows * k))?;
-    let (mut ours, mut theirs): (Buffer<f32>, Buffer<f32>) = (device.zeros(rows * n)?, device.zeros(rows * n)?);
+    let (mut ours, mut theirs): (Buffer<f32>, Buffer<f32>) =
+        (device.zeros(rows * n)?, device.zeros(rows * n)?);
     let (from, to, weights) = (x.view().address(), theirs.view_mut().address(), w.data().address());
     // SAFETY: the buffers have as many elements.
     let done = unsafe { device.driver().dense_product(to, n, from, weights, rows, n, k) };
