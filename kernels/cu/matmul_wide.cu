@@ -384,11 +384,11 @@ FG_DEVICE void wide(Product<bf16> p, Gate gate = {}) {
     }
 }
 
-FG_KERNEL_MIN(256, 1, wide_bf16, PRODUCT(bf16)) { wide<bf16>(THE_PRODUCT); }
-FG_KERNEL_MIN(256, 1, wide_f16, PRODUCT(bf16)) { wide<f16>(THE_PRODUCT); }
-FG_KERNEL_MIN(256, 1, wide_f8, PRODUCT(bf16)) { wide<f8>(THE_PRODUCT); }
 // Where no registers are needed to convert weights, three warpgroups share the rows of a tile: of what it reads, and the second
 // level of the cache cannot give much faster, they make more.
+FG_KERNEL_MIN(384, 1, wide_bf16, PRODUCT(bf16)) { wide<bf16, 192>(THE_PRODUCT); }
+FG_KERNEL_MIN(256, 1, wide_f16, PRODUCT(bf16)) { wide<f16>(THE_PRODUCT); }
+FG_KERNEL_MIN(256, 1, wide_f8, PRODUCT(bf16)) { wide<f8>(THE_PRODUCT); }
 FG_KERNEL_MIN(384, 1, gated_wide_bf16, GATED_PRODUCT) { wide<bf16, 192, true>(THE_PRODUCT, THE_GATE); }
 FG_KERNEL_MIN(256, 1, gated_wide_f16, GATED_PRODUCT) { wide<f16, 128, true>(THE_PRODUCT, THE_GATE); }
 FG_KERNEL_MIN(256, 1, gated_wide_f8, GATED_PRODUCT) { wide<f8, 128, true>(THE_PRODUCT, THE_GATE); }

@@ -213,13 +213,12 @@ fn all_kernels_add_up_in_one_order() {
                 let mut expected = poisoned(&device, rows * n);
                 matmul(expected.view_mut(), n, acts.view(), &w.matrix, rows).expect("product");
                 let expected = bits(&expected);
-                for form in choose::ALL {
+                let sizes = of_one(&device, 0, acts.view(), &w.matrix, rows).sizes();
+                let wide = has_wide(&device).then(|| sizes.by_wgmma());
+                for form in choose::ALL.into_iter().chain(wide) {
                     let mut out = poisoned(&device, rows * n);
                     let product = of_one(&device, out.view_mut().address(), acts.view(), &w.matrix, rows);
-                    let launch = product.sizes().launch(form).expect("a kernel");
-                    if launch.kernel.starts_with("wide") && !has_wide(&device) {
-                        continue;
-                    }
+                    let launch = sizes.launch(form).expect("a kernel");
                     let what = format!("{}, {rows} rows, {n} × {k}", launch.kernel);
                     product.start(&launch).expect("product");
                     let found = bits(&out);

@@ -83,14 +83,14 @@ const WIDE: Form = Form {
     kernels: ["wide_bf16", "wide_f16", "wide_f8"],
     gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
 };
-/// The same for gated products in bf16, whose weights are not converted: there are registers for more.
-const WIDE_GATED: Form = Form { width: 192, threads: 384, ..WIDE };
+/// The same for bf16, which is not converted: there are registers for more.
+const WIDE_DIRECT: Form = Form { width: 192, threads: 384, ..WIDE };
 /// What [`WIDE`] has to align its shared memory.
 const WIDE_SPARE: usize = 1024;
 
-/// All of them, but those of x in any place.
+/// All of them, but those of x in any place, and [`Sizes::by_wgmma`].
 #[cfg(test)]
-pub(super) const ALL: [&Form; 10] = [
+pub(super) const ALL: [&Form; 9] = [
     &ONE,
     &EIGHT,
     &SIXTEEN[0],
@@ -100,7 +100,6 @@ pub(super) const ALL: [&Form; 10] = [
     &SIXTY_FOUR[0],
     &SIXTY_FOUR[1],
     &MANY,
-    &WIDE,
 ];
 
 /// Multiprocessors of a large GPU.
@@ -144,7 +143,7 @@ impl Sizes {
     }
 
     pub(super) fn by_wgmma(&self) -> &'static Form {
-        if self.gated && self.kind == WeightKind::Bf16 { &WIDE_GATED } else { &WIDE }
+        if self.kind == WeightKind::Bf16 { &WIDE_DIRECT } else { &WIDE }
     }
 
     /// Tiles of rows; of groups, at most.
@@ -222,7 +221,7 @@ mod tests {
         assert_eq!(kernel(sizes(64, 4096)), Some(("rows_64_bf16", [1, 128, 1])));
         assert_eq!(kernel(sizes(200, 4096)), Some(("rows_64_bf16", [4, 128, 1])));
         assert_eq!(kernel(sizes(260, 4096)), Some(("rows_64_of_64_bf16", [5, 64, 1])));
-        assert_eq!(kernel(sizes(2048, 4096)), Some(("wide_bf16", [8, 32, 1])));
+        assert_eq!(kernel(sizes(2048, 4096)), Some(("wide_bf16", [8, 22, 1])));
         let old = Sizes { hopper: false, ..sizes(2048, 4096) };
         assert_eq!(kernel(old), Some(("rows_128_bf16", [16, 32, 1])));
         assert_eq!(kernel(Sizes { aligned: false, ..sizes(20, 100) }), Some(("rows_any_bf16", [3, 7, 1])));
