@@ -1,5 +1,5 @@
 // Products of rows with matrices by mma.sync: for up to 64 rows as fast as the matrix can be read, and for any number on GPUs
-// without wgmma. blockIdx.x counts tiles of rows, blockIdx.y tiles of outputs.
+// without wgmma. blockIdx.x counts tiles of rows, blockIdx.y blocks that share the tiles of outputs.
 #include "product.cuh"
 
 // Weights come by lines of 128 bytes of a row, through a ring in shared memory of STAGES stages of LINES lines each, with the
@@ -57,22 +57,24 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         wait_for_kernel_before();
         return;
     }
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, first = blockIdx.y * OUTPUTS;
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     u32 units = (p.k * sizeof(W) + 15) / 16, stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
+    u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS;
 
-    // Where this thread's units of the next stage to be loaded come from, and where they go. Outputs past the last are as the last.
+    // Stages are loaded one after the other, those of the next tile of outputs right after those of the one before. Here is where
+    // this thread's units of the next one come from, and where they go. Outputs past the last are as the last.
     const u8 *w_from[W_EACH], *x_from[X_EACH];
-    u32 w_to[W_EACH], x_to[X_EACH];
-    FG_UNROLL
-    for (u32 i = 0; i < W_EACH; i++) {
-        u32 row = i * (THREADS / 8) + threadIdx.x / 8, unit = threadIdx.x % 8;
-        w_from[i] = p.w + ((u64)min(output_of<GATED>(p.n, first, row), p.n - 1) * units + unit) * 16;
-        w_to[i] = place(row, unit);
-    }
-    // `stage` wholly within the inputs needs no questions.
-    auto is_whole = [&](u32 stage) { return (stage + 1) * LINES * L::INPUTS <= p.k; };
-    auto load_w = [&](u8 *to, u32 stage) {
-        if (is_whole(stage)) {
+    u32 w_to[W_EACH], x_to[X_EACH], w_tile = blockIdx.y, w_stage = 0, x_stage = 0;
+    auto begin_w = [&] {
+        FG_UNROLL
+        for (u32 i = 0; i < W_EACH; i++) {
+            u32 row = i * (THREADS / 8) + threadIdx.x / 8, output = output_of<GATED>(p.n, w_tile * OUTPUTS, row);
+            w_from[i] = p.w + ((u64)min(output, p.n - 1) * units + threadIdx.x % 8) * 16;
+            w_to[i] = place(row, threadIdx.x % 8);
+        }
+    };
+    auto load_w = [&](u8 *to) {
+        if ((w_stage + 1) * LINES * L::INPUTS <= p.k) {
             FG_UNROLL
             for (u32 i = 0; i < W_EACH * LINES; i++) {
                 copy_async_16(to + i / W_EACH * LINE + w_to[i % W_EACH], w_from[i % W_EACH] + i / W_EACH * 128);
@@ -80,22 +82,26 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         } else {
             FG_UNROLL
             for (u32 i = 0; i < W_EACH * LINES; i++) {
-                bool live = (stage * LINES + i / W_EACH) * 8 + threadIdx.x % 8 < units;
+                bool live = (w_stage * LINES + i / W_EACH) * 8 + threadIdx.x % 8 < units;
                 const u8 *from = live ? w_from[i % W_EACH] + i / W_EACH * 128 : p.w;
                 copy_async_16_or_zero(to + i / W_EACH * LINE + w_to[i % W_EACH], from, live);
             }
         }
         FG_UNROLL
         for (u32 i = 0; i < W_EACH; i++) w_from[i] += LINES * 128;
+        if (++w_stage == stages) {
+            w_tile += gridDim.y, w_stage = 0;
+            begin_w();
+        }
     };
-    auto load_x = [&](u8 *to, u32 stage) {
+    auto load_x = [&](u8 *to) {
         FG_UNROLL
         for (u32 i = 0; i < X_EACH * LINES; i++) {
             u32 line = i / X_EACH, unit = i % X_EACH * THREADS + threadIdx.x;
             if (X_ROWS * L::X_UNITS % THREADS != 0 && unit >= X_ROWS * L::X_UNITS) continue;
             u8 *there = to + line * LINE + W_BYTES + x_to[i % X_EACH];
             const u8 *from = x_from[i % X_EACH] + line * L::X_BYTES;
-            u32 input = (stage * LINES + line) * L::INPUTS + unit % L::X_UNITS * 8;
+            u32 input = (x_stage * LINES + line) * L::INPUTS + unit % L::X_UNITS * 8;
             if constexpr (ALIGNED) {
                 bool live = input < p.k;
                 copy_async_16_or_zero_cached(there, live ? from : (const u8 *)p.x, live);
@@ -110,13 +116,18 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
                 *(uint4 *)there = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
             }
         }
+        x_stage++;
+        u32 on = LINES * L::X_BYTES;
+        if (x_stage == stages) on -= stages * on, x_stage = 0;
         FG_UNROLL
-        for (u32 i = 0; i < X_EACH; i++) x_from[i] += LINES * L::X_BYTES;
+        for (u32 i = 0; i < X_EACH; i++) x_from[i] += (i32)on;
     };
 
+    u32 to_load = (tiles - blockIdx.y + gridDim.y - 1) / gridDim.y * stages;
+    begin_w();
     FG_UNROLL
     for (u32 stage = 0; stage < STAGES; stage++) {
-        if (stage < stages) load_w(shared + stage * STAGE, stage);
+        if (stage < to_load) load_w(shared + stage * STAGE);
     }
     // Weights are always there, x only now.
     wait_for_kernel_before();
@@ -129,13 +140,16 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     }
     FG_UNROLL
     for (u32 stage = 0; stage < STAGES; stage++) {
-        if (stage < stages) load_x(shared + stage * STAGE, stage);
+        if (stage < to_load) load_x(shared + stage * STAGE);
         copy_async_commit();
     }
+    to_load -= min(to_load, STAGES);
 
     float sums[HIGH][EACH][4];
-    FG_UNROLL
-    for (u32 i = 0; i < HIGH * EACH * 4; i++) sums[i / (EACH * 4)][i / 4 % EACH][i % 4] = 0.0f;
+    auto begin_sums = [&] {
+        FG_UNROLL
+        for (u32 i = 0; i < HIGH * EACH * 4; i++) sums[i / (EACH * 4)][i / 4 % EACH][i % 4] = 0.0f;
+    };
     u32 my_output = warp % ACROSS * 16 * HIGH, my_row = warp / ACROSS * EACH * 8, w_row = my_output + lane % 16;
     auto read_w = [&](u32(&to)[HIGH][L::RAW], const u8 *stage, u32 step) {
         const u8 *line = stage + step / L::STEPS * LINE;
@@ -169,12 +183,46 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         copy_async_wait<STAGES - 2>();
         together<WARPS>();
     };
-    auto refill = [&](u8 *slot, u32 stage) {
-        if (stage + STAGES < stages) {
-            load_w(slot, stage + STAGES);
-            load_x(slot, stage + STAGES);
+    auto refill = [&](u8 *slot) {
+        if (to_load > 0) {
+            to_load--;
+            load_w(slot);
+            load_x(slot);
         }
         copy_async_commit();
+    };
+    // Rows 8 · e + 2t + c of a warp, outputs g and g + 8 of 16.
+    auto finish = [&](u32 tile) {
+        FG_UNROLL
+        for (u32 h = 0; h < HIGH; h++) {
+            u32 of_tile = my_output + h * 16 + g;
+            if constexpr (GATED) {
+                u32 o = output_of<true>(p.n, tile * OUTPUTS, of_tile), width = p.n / 2;
+                if (o >= width) continue;
+                float scale = p.scales ? p.scales[o] : 1.0f, up_scale = p.scales ? p.scales[width + o] : 1.0f;
+                FG_UNROLL
+                for (u32 i = 0; i < 2 * EACH; i++) {
+                    u32 row = my_row + i / 2 * 8 + 2 * t + i % 2;
+                    if (row >= at.rows) continue;
+                    // Rounded, as they are where the activation is a kernel by itself.
+                    float sum = __fmul_rn(sums[h][i / 2][i % 2], scale), up = __fmul_rn(sums[h][i / 2][2 + i % 2], up_scale);
+                    float x = activate(gate.activation, sum, up, gate.alpha, gate.limit);
+                    store((bf16 *)p.out + (at.first + row) * p.out_stride + o, x);
+                }
+            } else {
+                FG_UNROLL
+                for (u32 half = 0; half < 2; half++) {
+                    u32 o = tile * OUTPUTS + of_tile + half * 8;
+                    if (o >= p.n) continue;
+                    float scale = p.scales ? p.scales[o] : 1.0f;
+                    FG_UNROLL
+                    for (u32 i = 0; i < 2 * EACH; i++) {
+                        u32 row = my_row + i / 2 * 8 + 2 * t + i % 2;
+                        if (row < at.rows) p.out[(at.first + row) * p.out_stride + o] = sums[h][i / 2][2 * half + i % 2] * scale;
+                    }
+                }
+            }
+        }
     };
 
     u8 *slot = shared, *end = shared + STAGES * STAGE;
@@ -200,86 +248,64 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         FG_UNROLL
         for (u32 h = 0; h < HIGH; h++) operand<W>(now[h], raw[0][h], 0);
         FG_NO_UNROLL
-        for (u32 stage = 0; stage < stages; stage++) {
-            FG_UNROLL
-            for (u32 step = 0; step < STEPS; step++) {
-                u32 here = step % 2, next = 1 - here;
-                if (step == STEPS - 1) {
-                    // Past the last stage, of what is not used.
-                    u8 *before = slot;
-                    slot += STAGE;
-                    if (slot == end) slot = shared;
-                    next_stage();
-                    read(next, slot, 0);
-                    refill(before, stage);
-                } else {
-                    read(next, slot, step + 1);
+        for (u32 tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+            begin_sums();
+            FG_NO_UNROLL
+            for (u32 stage = 0; stage < stages; stage++) {
+                FG_UNROLL
+                for (u32 step = 0; step < STEPS; step++) {
+                    u32 here = step % 2, next = 1 - here;
+                    if (step == STEPS - 1) {
+                        // Past the last stage, of what is not used.
+                        u8 *before = slot;
+                        slot += STAGE;
+                        if (slot == end) slot = shared;
+                        next_stage();
+                        read(next, slot, 0);
+                        refill(before);
+                    } else {
+                        read(next, slot, step + 1);
+                    }
+                    FG_UNROLL
+                    for (u32 h = 0; h < HIGH; h++) operand<W>(then[h], raw[here][h], 1);
+                    multiply(now, here, 0);
+                    FG_UNROLL
+                    for (u32 h = 0; h < HIGH; h++) operand<W>(now[h], raw[next][h], 0);
+                    multiply(then, here, 1);
                 }
-                FG_UNROLL
-                for (u32 h = 0; h < HIGH; h++) operand<W>(then[h], raw[here][h], 1);
-                multiply(now, here, 0);
-                FG_UNROLL
-                for (u32 h = 0; h < HIGH; h++) operand<W>(now[h], raw[next][h], 0);
-                multiply(then, here, 1);
             }
+            finish(tile);
         }
     } else {
         FG_NO_UNROLL
-        for (u32 stage = 0; stage < stages; stage++) {
-            FG_UNROLL
-            for (u32 step = 0; step < STEPS; step++) {
-                u32 raw[HIGH][L::RAW], now[2][HIGH][4];
-                read_w(raw, slot, step);
+        for (u32 tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+            begin_sums();
+            FG_NO_UNROLL
+            for (u32 stage = 0; stage < stages; stage++) {
                 FG_UNROLL
-                for (u32 h = 0; h < HIGH; h++) operand<W>(now[0][h], raw[h], 0), operand<W>(now[1][h], raw[h], 1);
-                FG_UNROLL
-                for (u32 e = 0; e < EACH; e++) {
-                    u32 x[4];
-                    read_x(x, slot, step, e);
+                for (u32 step = 0; step < STEPS; step++) {
+                    u32 raw[HIGH][L::RAW], now[2][HIGH][4];
+                    read_w(raw, slot, step);
                     FG_UNROLL
-                    for (u32 i = 0; i < 2; i++) {
+                    for (u32 h = 0; h < HIGH; h++) operand<W>(now[0][h], raw[h], 0), operand<W>(now[1][h], raw[h], 1);
+                    FG_UNROLL
+                    for (u32 e = 0; e < EACH; e++) {
+                        u32 x[4];
+                        read_x(x, slot, step, e);
                         FG_UNROLL
-                        for (u32 h = 0; h < HIGH; h++) multiply_16x8x16(sums[h][e], now[i][h], x[2 * i], x[2 * i + 1]);
+                        for (u32 i = 0; i < 2; i++) {
+                            FG_UNROLL
+                            for (u32 h = 0; h < HIGH; h++) multiply_16x8x16(sums[h][e], now[i][h], x[2 * i], x[2 * i + 1]);
+                        }
                     }
                 }
+                u8 *before = slot;
+                slot += STAGE;
+                if (slot == end) slot = shared;
+                next_stage();
+                refill(before);
             }
-            u8 *before = slot;
-            slot += STAGE;
-            if (slot == end) slot = shared;
-            next_stage();
-            refill(before, stage);
-        }
-    }
-
-    // Rows 8 · e + 2t + c of a warp, outputs g and g + 8 of 16.
-    FG_UNROLL
-    for (u32 h = 0; h < HIGH; h++) {
-        u32 of_tile = my_output + h * 16 + g;
-        if constexpr (GATED) {
-            u32 o = output_of<true>(p.n, first, of_tile), width = p.n / 2;
-            if (o >= width) continue;
-            float scale = p.scales ? p.scales[o] : 1.0f, up_scale = p.scales ? p.scales[width + o] : 1.0f;
-            FG_UNROLL
-            for (u32 i = 0; i < 2 * EACH; i++) {
-                u32 row = my_row + i / 2 * 8 + 2 * t + i % 2;
-                if (row >= at.rows) continue;
-                // Rounded, as they are where the activation is a kernel by itself.
-                float sum = __fmul_rn(sums[h][i / 2][i % 2], scale), up = __fmul_rn(sums[h][i / 2][2 + i % 2], up_scale);
-                float x = activate(gate.activation, sum, up, gate.alpha, gate.limit);
-                store((bf16 *)p.out + (at.first + row) * p.out_stride + o, x);
-            }
-        } else {
-            FG_UNROLL
-            for (u32 half = 0; half < 2; half++) {
-                u32 o = first + of_tile + half * 8;
-                if (o >= p.n) continue;
-                float scale = p.scales ? p.scales[o] : 1.0f;
-                FG_UNROLL
-                for (u32 i = 0; i < 2 * EACH; i++) {
-                    u32 row = my_row + i / 2 * 8 + 2 * t + i % 2;
-                    if (row < at.rows) p.out[(at.first + row) * p.out_stride + o] = sums[h][i / 2][2 * half + i % 2] * scale;
-                }
-            }
+            finish(tile);
         }
     }
 }
@@ -294,28 +320,32 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     FG_KERNEL_MIN(threads, blocks, rows_gated_##name##_##type, GATED_PRODUCT) {                                    \
         few<type, __VA_ARGS__>(THE_PRODUCT, THE_GATE);                                                             \
     }
-#define BOTH(threads, blocks, name, type, eights, down, across, stages, lines, x_rows)                             \
-    ROWS(threads, blocks, name, type, eights, down, across, 1, stages, lines, false, x_rows)                       \
-    GATED(threads, blocks, name, type, eights, down, across, 1, stages, lines, true, x_rows)
+#define BOTH(threads, blocks, name, type, eights, down, across, high, stages, lines, x_rows)                       \
+    ROWS(threads, blocks, name, type, eights, down, across, high, stages, lines, false, x_rows)                    \
+    GATED(threads, blocks, name, type, eights, down, across, high, stages, lines, true, x_rows)
 #define KERNELS(type)                                                                                              \
-    BOTH(32, 4, 1, type, 1, 1, 1, 6, 4, 1)                                                                         \
-    BOTH(32, 4, 8, type, 1, 1, 1, 8, 2, 8)                                                                         \
-    BOTH(128, 2, 16, type, 2, 2, 2, 8, 2, 16)                                                                      \
-    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 3, 2, 16)                                                                \
-    BOTH(128, 2, 32, type, 4, 2, 2, 6, 2, 32)                                                                      \
-    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 4, 2, 32)                                                                \
-    BOTH(256, 2, 64, type, 8, 4, 2, 4, 2, 64)                                                                      \
-    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 3, 2, 64)                                                                \
+    BOTH(32, 4, 1, type, 1, 1, 1, 1, 6, 4, 1)                                                                         \
+    BOTH(32, 4, 1_of_32, type, 1, 1, 1, 2, 3, 4, 1)                                                                \
+    BOTH(32, 4, 8_of_32, type, 1, 1, 1, 2, 5, 2, 8)                                                                \
+    BOTH(32, 4, 8, type, 1, 1, 1, 1, 8, 2, 8)                                                                         \
+    BOTH(128, 2, 16, type, 2, 2, 2, 1, 8, 2, 16)                                                                      \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                                \
+    BOTH(128, 2, 32, type, 4, 2, 2, 1, 6, 2, 32)                                                                      \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 4, 2, 32)                                                                \
+    BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 2, 64)                                                                      \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 3, 2, 64)                                                                \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 3, 1, false, 128, false)
 #define EIGHT_BIT_KERNELS(type)                                                                                    \
-    BOTH(32, 4, 1, type, 1, 1, 1, 5, 4, 1)                                                                         \
-    BOTH(32, 4, 8, type, 1, 1, 1, 6, 2, 8)                                                                         \
-    BOTH(128, 2, 16, type, 2, 2, 2, 6, 2, 16)                                                                      \
-    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 3, 2, 16)                                                                \
-    BOTH(128, 2, 32, type, 4, 2, 2, 4, 2, 32)                                                                      \
-    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 3, 2, 32)                                                                \
-    BOTH(256, 2, 64, type, 8, 4, 2, 4, 1, 64)                                                                      \
-    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 4, 1, 64)                                                                \
+    BOTH(32, 4, 1, type, 1, 1, 1, 1, 5, 4, 1)                                                                         \
+    BOTH(32, 4, 1_of_32, type, 1, 1, 1, 2, 3, 4, 1)                                                                \
+    BOTH(32, 4, 8_of_32, type, 1, 1, 1, 2, 4, 2, 8)                                                                \
+    BOTH(32, 4, 8, type, 1, 1, 1, 1, 6, 2, 8)                                                                         \
+    BOTH(128, 2, 16, type, 2, 2, 2, 1, 6, 2, 16)                                                                      \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                                \
+    BOTH(128, 2, 32, type, 4, 2, 2, 1, 4, 2, 32)                                                                      \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 3, 2, 32)                                                                \
+    BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 1, 64)                                                                      \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 4, 1, 64)                                                                \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)
 KERNELS(bf16)
 KERNELS(f16)

@@ -370,7 +370,7 @@ FG_DEVICE void wide(Product<bf16> p, Gate gate = {}) {
     Tile tile;
     wait_for_kernel_before();
     let_next_kernel_begin();  // not before: see `known`
-    if (!narrow(p, WIDE_ROWS, tile)) return;
+    if (!narrow(p, WIDE_ROWS, tile, true)) return;
     find_rows(p, row_at, WIDE_ROWS, tile);
     Place at = {tile.first, tile.rows, blockIdx.y * OUTPUTS};
     // The launch gives 1024 bytes more.

@@ -59,14 +59,18 @@ struct Tile {
     u32 first, rows;  // of out
 };
 
+// An offset. Before a kernel has waited for others, what is in the first-level cache may be of before.
+FG_DEVICE u32 offset_at(const u32 *offset, bool waited) { return waited ? *offset : load_latest(offset); }
+
 // The group of the `index`-th of all groups' tiles of `height` rows, and which of the group's tiles it is; false if there are
 // fewer. The whole warp asks for the same.
-FG_DEVICE bool find_tile(const u32 *offsets, u32 count, u32 height, u32 index, u32 &group, u32 &tile) {
+FG_DEVICE bool find_tile(const u32 *offsets, u32 count, bool waited, u32 height, u32 index, u32 &group, u32 &tile) {
     u32 lane = threadIdx.x % 32;
     for (u32 base = 0; base < count; base += 32) {
         u32 tiles = 0;
         if (base + lane < count) {
-            tiles = (load_latest(offsets + base + lane + 1) - load_latest(offsets + base + lane) + height - 1) / height;
+            u32 begin = offset_at(offsets + base + lane, waited), end = offset_at(offsets + base + lane + 1, waited);
+            tiles = (end - begin + height - 1) / height;
         }
         u32 end = tiles;
         FG_UNROLL
@@ -88,15 +92,16 @@ FG_DEVICE bool find_tile(const u32 *offsets, u32 count, u32 height, u32 index, u
 
 // Makes of the product the matrix that this block's tile of at most `height` rows meets; false if it has no tile. blockIdx.x
 // counts tiles (of all groups, one after the other), blockIdx.z batches. If there are groups that are not `known`, it has waited
-// for the kernels before.
+// for the kernels before. `waited`: so has the caller.
 template <class A>
-FG_DEVICE bool narrow(Product<A> &p, u32 height, Tile &at) {
+FG_DEVICE bool narrow(Product<A> &p, u32 height, Tile &at, bool waited = false) {
     u32 group = blockIdx.z, tile = blockIdx.x, first = 0;
     if (p.offsets) {
-        if (!p.known) wait_for_kernel_before();
-        if (!find_tile(p.offsets, p.count, height, blockIdx.x, group, tile)) return false;
-        first = load_latest(p.offsets + group);
-        p.rows = load_latest(p.offsets + group + 1) - first;
+        if (!waited && !p.known) wait_for_kernel_before();
+        waited |= !p.known;
+        if (!find_tile(p.offsets, p.count, waited, height, blockIdx.x, group, tile)) return false;
+        first = offset_at(p.offsets + group, waited);
+        p.rows = offset_at(p.offsets + group + 1, waited) - first;
     }
     if (p.w_table) p.w = (const u8 *)p.w_table[group];
     if (p.scale_table) p.scales = (const float *)p.scale_table[group];

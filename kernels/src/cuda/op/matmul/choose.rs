@@ -62,8 +62,11 @@ macro_rules! form {
     };
 }
 
-const ONE: Form = form!("1", 1 x 16, 32, [(6, 4), (5, 4)]);
-const EIGHT: Form = form!("8", 8 x 16, 32, [(8, 2), (6, 2)]);
+/// A warp has 16 outputs of few rows, or two times 16 where there are enough of them.
+const ONE: [Form; 2] =
+    [form!("1", 1 x 16, 32, [(6, 4), (5, 4)]), form!("1_of_32", 1 x 32, 32, [(3, 4), (3, 4)])];
+const EIGHT: [Form; 2] =
+    [form!("8", 8 x 16, 32, [(8, 2), (6, 2)]), form!("8_of_32", 8 x 32, 32, [(5, 2), (4, 2)])];
 /// Narrow and wide tiles of as many rows: wide ones read x less often, if there are enough of them for all multiprocessors.
 const SIXTEEN: [Form; 2] =
     [form!("16", 16 x 32, 128, [(8, 2), (6, 2)]), form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2)])];
@@ -90,9 +93,11 @@ const WIDE_SPARE: usize = 1024;
 
 /// All of them, but those of x in any place, and [`Sizes::by_wgmma`].
 #[cfg(test)]
-pub(super) const ALL: [&Form; 9] = [
-    &ONE,
-    &EIGHT,
+pub(super) const ALL: [&Form; 11] = [
+    &ONE[0],
+    &ONE[1],
+    &EIGHT[0],
+    &EIGHT[1],
     &SIXTEEN[0],
     &SIXTEEN[1],
     &THIRTY_TWO[0],
@@ -102,8 +107,10 @@ pub(super) const ALL: [&Form; 9] = [
     &MANY,
 ];
 
-/// Multiprocessors of a large GPU.
+/// Multiprocessors of a large GPU, the shared memory of each, and what of it a block takes besides its own.
 const PROCESSORS: usize = 132;
+const SHARED: usize = 228 << 10;
+const SHARED_OF_BLOCK: usize = 1 << 10;
 
 impl Sizes {
     /// The kernels for these sizes.
@@ -121,8 +128,8 @@ impl Sizes {
             Matrices::Groups { most, .. } => most == 1,
         };
         match typical {
-            _ if one => &ONE,
-            ..=8 => &EIGHT,
+            _ if one => self.two_chains(&ONE),
+            ..=8 => self.two_chains(&EIGHT),
             9..=16 => self.wide_enough(&SIXTEEN),
             17..=32 => self.wide_enough(&THIRTY_TWO),
             33..=64 => self.wide_enough(&SIXTY_FOUR),
@@ -133,6 +140,12 @@ impl Sizes {
     fn wide_enough(&self, forms: &'static [Form; 2]) -> &'static Form {
         let tiles = self.row_tiles(&forms[1]) * self.output_tiles(&forms[1]) * self.batches();
         if tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
+    }
+
+    /// Taking E4M3 apart is what a warp waits for: with two chains of products it has something else to do meanwhile.
+    fn two_chains(&self, forms: &'static [Form; 2]) -> &'static Form {
+        let tiles = self.row_tiles(&forms[1]) * self.output_tiles(&forms[1]) * self.batches();
+        if self.kind == WeightKind::F8 && tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
     }
 
     fn many(&self) -> &'static Form {
@@ -191,12 +204,19 @@ impl Sizes {
             form.height * inputs * 2 + form.width * 128
         };
         let spare = if form.height == WIDE.height { WIDE_SPARE } else { 0 };
-        let grid = [self.row_tiles(form), self.output_tiles(form), self.batches()];
+        let shared = stages * lines * line + spare;
+        let (rows, batches, mut outputs) = (self.row_tiles(form), self.batches(), self.output_tiles(form));
+        if form.threads == 32 {
+            // A warp begins with nothing on its way to it: so once only, and does one tile after the other.
+            let at_once = PROCESSORS * (SHARED / (shared + SHARED_OF_BLOCK));
+            let each = (outputs * rows * batches).div_ceil(at_once);
+            outputs = outputs.div_ceil(each);
+        }
         Some(Launch {
             kernel: kernels[slot],
-            grid: grid.map(|blocks| blocks as u32),
+            grid: [rows, outputs, batches].map(|blocks| blocks as u32),
             threads: form.threads as u32,
-            shared: (stages * lines * line + spare) as u32,
+            shared: shared as u32,
         })
     }
 }
