@@ -162,14 +162,25 @@ FG_DEVICE float soften(float (&score)[NS][4], int r, float &most, float &total) 
     return fix;
 }
 
-// Of the four threads that have a query.
-FG_DEVICE float sum_of_four(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+// Of the four threads that have a query, at the end of a span.
+FG_DEVICE void sum_of_four(float (&total)[2]) {
+    FG_UNROLL
+    for (int r = 0; r < 2; r++) {
+        total[r] += __shfl_xor_sync(0xffffffffu, total[r], 1);
+        total[r] += __shfl_xor_sync(0xffffffffu, total[r], 2);
+    }
 }
 
 // Each thread keeps a sum over spans in shared memory, a piece of 16 bytes at every 128th place from its own on: one for each of DS
 // times 8 columns, and one more (attention_forms.rs counts them, too).
+
+// Columns of query r of two times 8, added to those of the spans before.
+FG_DEVICE void merge_two(float4 x, const Merge &m, bool seen, int r, float (&one)[4], float (&two)[4]) {
+    one[2 * r] = seen ? merged(x.x, m.before, one[2 * r], m.more) : x.x;
+    one[2 * r + 1] = seen ? merged(x.y, m.before, one[2 * r + 1], m.more) : x.y;
+    two[2 * r] = seen ? merged(x.z, m.before, two[2 * r], m.more) : x.z;
+    two[2 * r + 1] = seen ? merged(x.w, m.before, two[2 * r + 1], m.more) : x.w;
+}
 
 // The sums of a span, added to those of the spans before, which are kept unless this is the first. `total` is that of four threads,
 // and so it is thereafter.
@@ -185,14 +196,14 @@ FG_DEVICE void merge_onto(const float4 *kept, bool first, float (&sum)[DS][4], f
         Merge m = merge_of(r ? about.z : about.x, most[r]);
         most[r] = m.top;
         total[r] = seen ? merged(all, m.before, total[r], m.more) : all;
-        FG_UNROLL
-        for (int d = 0; d < DS; d += 2) {
-            float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (!first) x = kept[(r * DS / 2 + d / 2) * 128];
-            sum[d][2 * r] = seen ? merged(x.x, m.before, sum[d][2 * r], m.more) : x.x;
-            sum[d][2 * r + 1] = seen ? merged(x.y, m.before, sum[d][2 * r + 1], m.more) : x.y;
-            sum[d + 1][2 * r] = seen ? merged(x.z, m.before, sum[d + 1][2 * r], m.more) : x.z;
-            sum[d + 1][2 * r + 1] = seen ? merged(x.w, m.before, sum[d + 1][2 * r + 1], m.more) : x.w;
+        // Two loops: with one, all that is kept would be loaded before any of it is used.
+        if (first) {
+            FG_UNROLL
+            for (int d = 0; d < DS; d += 2) merge_two(make_float4(0.0f, 0.0f, 0.0f, 0.0f), m, seen, r, sum[d], sum[d + 1]);
+        } else {
+            FG_UNROLL
+            for (int d = 0; d < DS; d += 2)
+                merge_two(kept[(r * DS / 2 + d / 2) * 128], m, seen, r, sum[d], sum[d + 1]);
         }
     }
 }

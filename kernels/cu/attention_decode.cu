@@ -198,8 +198,7 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
 
         from += S::TILE;
         if (from < end && (from & (span - 1)) != 0) continue;
-        FG_UNROLL
-        for (int r = 0; r < 2; r++) total[r] = sum_of_four(total[r]);
+        sum_of_four(total);
         if (!parts) merge_onto<DS>(kept, is_first, sum, most, total);
         if (from >= end) break;
         keep<DS>(kept, sum, most, total);

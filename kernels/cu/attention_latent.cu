@@ -172,8 +172,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
         FG_UNROLL
         for (int m = 0; m < M; m++) {
             float4 *mine = kept + m * (DS + 1) * 128;
-            FG_UNROLL
-            for (int r = 0; r < 2; r++) total[m][r] = sum_of_four(total[m][r]);
+            sum_of_four(total[m]);
             if (!parts) merge_onto<DS>(mine, is_first, sum[m], most[m], total[m]);
             if (from < end) keep<DS>(mine, sum[m], most[m], total[m]);
         }

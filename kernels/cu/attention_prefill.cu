@@ -21,6 +21,17 @@ struct Shape {
     static constexpr int SCORES = TILE + 8;             // floats of a query's scores in shared memory
 };
 
+// What all threads of a block know.
+struct Block {
+    Places places;
+    Seen seen;
+    u32 all_start, all_len;  // from all_start on and before all_len, all queries see all
+    u32 lens[QUERIES];       // how far each sees
+    // Where each is in rows × heads; where there are parts, in those of all units.
+    u32 owners[QUERIES];
+    u32 places_of[2][64];    // of the next tiles
+};
+
 // Asks for the keys or values of a tile of positions, zeros for those that are nowhere.
 template <int D>
 FG_DEVICE void fetch(f16 *to, const f16 *from, const u32 *places) {
@@ -44,7 +55,7 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
     using S = Shape<D>;
     constexpr int KS = D / 16, NS = S::TILE / 8, MINE = NS / S::HALVES, DS = D / 8 / S::HALVES;
     FG_DYNAMIC_SHARED(shared);
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, half = threadIdx.x / 128, group = lane / 4, pair = lane % 4 * 2;
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, half = S::HALVES > 1 ? threadIdx.x / 128 : 0, group = lane / 4, pair = lane % 4 * 2;
     f16 *key_tile = (f16 *)shared, *value_tile = key_tile + S::SIDE, *queries = value_tile + S::SIDE;
     float *scores = (float *)(queries + (S::QUERIES_SHARED ? QUERIES * S::STRIDE : 0));
     float4 *kept = (float4 *)(scores + (S::HALVES > 1 ? QUERIES * S::SCORES : 0));  // not where there are parts
@@ -55,29 +66,33 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
     Run unit = tile_of(step + units_at, unit_count, tile_rows, gridDim.x - 1 - blockIdx.x);  // the longest first
     if (unit.rows == 0) return;
     u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1];
+    auto [begin, end, span] = seen_by(unit, window, parts, blockIdx.z);
+    if (begin == end) return;
+    u32 from = begin / S::TILE * S::TILE;
     Places places = places_in(step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size);
-
-    // The two queries this thread has a part of: how far they see. Where they are in rows × heads (where there are parts, in
-    // those of all units) is kept in shared memory.
-    FG_SHARED u32 owners[QUERIES];
-    u32 len[2], owner[2];
+    // What is needed now and then waits in shared memory: registers are short.
+    FG_SHARED Block block;
+    if (threadIdx.x == 0) {
+        block.places = places;
+        block.seen = {begin, end, span};
+        block.all_start = first_seen(unit.position + unit.rows - 1, window);
+        block.all_len = unit.position + 1;
+    }
+    u32 owner[2];
     FG_UNROLL
     for (int i = 0; i < 2; i++) {
         u32 query = warp * 16 + group + i * 8, row = query / count;
         owner[i] = row < unit.rows ? (unit.row + row) * heads + first_head + query % count : NOWHERE;
-        if (half == 0) owners[query] = parts && owner[i] != NOWHERE ? owner[i] + (unit.nth - unit.row) * heads : owner[i];
-        len[i] = unit.position + row + 1;
+        if (half == 0) {
+            block.owners[query] = parts && owner[i] != NOWHERE ? owner[i] + (unit.nth - unit.row) * heads : owner[i];
+            block.lens[query] = unit.position + row + 1;
+        }
     }
-    auto [begin, end, span] = seen_by(unit, window, parts, blockIdx.z);
-    if (begin == end) return;
-    u32 all_len = unit.position + 1;  // all queries see what is before all_len, and from all_start on
-    u32 all_start = first_seen(unit.position + unit.rows - 1, window);
-    u32 from = begin / S::TILE * S::TILE;
-    FG_SHARED u32 places_of[2][S::TILE];  // of the next tiles
     if (threadIdx.x < 2 * S::TILE)
-        places_of[threadIdx.x / S::TILE][threadIdx.x % S::TILE] = place_of(places, from + threadIdx.x, begin, end);
+        block.places_of[(from + threadIdx.x) / S::TILE % 2][threadIdx.x % S::TILE] =
+            place_of(places, from + threadIdx.x, begin, end);
     __syncthreads();
-    fetch<D>(key_tile, keys, places_of[0]);
+    fetch<D>(key_tile, keys, block.places_of[from / S::TILE % 2]);
 
     // Queries in the form that products take.
     u32 a[S::QUERIES_SHARED ? 1 : KS][4];
@@ -111,13 +126,10 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
     u32 key_row = (lane / 16 * 8 + lane % 8 + half * MINE * 8) * S::STRIDE + lane / 8 % 2 * 8;
     u32 value_row = (lane / 8 % 2 * 8 + lane % 8) * S::STRIDE + lane / 16 * 8 + half * DS * 8;
 
-    bool is_first = true;
-    for (u32 turn = 0;; turn ^= 1) {
+    for (;;) {
         copy_async_wait<0>();
         __syncthreads();  // keys are there (and queries), and no one uses the values before any more
-        fetch<D>(value_tile, values, places_of[turn]);
-        u32 place_then = NOWHERE;  // two tiles from here
-        if (threadIdx.x < S::TILE) place_then = place_of(places, from + 2 * S::TILE + threadIdx.x, begin, end);
+        fetch<D>(value_tile, values, block.places_of[from / S::TILE % 2]);
 
         float score[NS][4];  // this thread's first
         FG_UNROLL
@@ -151,7 +163,8 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
                 for (int i = 0; i < 4; i++) score[n][i] = cap * tanhf(score[n][i] / cap);
             }
         }
-        if (from < all_start || from + S::TILE > all_len) {
+        if (from < block.all_start || from + S::TILE > block.all_len) {
+            u32 len[2] = {block.lens[warp * 16 + group], block.lens[warp * 16 + group + 8]};
             FG_UNROLL
             for (int n = 0; n < MINE; n++) {
                 FG_UNROLL
@@ -172,8 +185,12 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
         }
         copy_async_wait<0>();
         __syncthreads();  // values are there (and all scores), and no one uses the keys any more
-        if (from + S::TILE < end) fetch<D>(key_tile, keys, places_of[turn ^ 1]);
-        if (threadIdx.x < S::TILE) places_of[turn][threadIdx.x] = place_then;
+        u32 place_then = NOWHERE;  // two tiles from here
+        if (from + S::TILE < block.seen.end) {
+            fetch<D>(key_tile, keys, block.places_of[from / S::TILE % 2 ^ 1]);
+            if (threadIdx.x < S::TILE)
+                place_then = place_of(block.places, from + 2 * S::TILE + threadIdx.x, block.seen.begin, block.seen.end);
+        }
         if constexpr (S::HALVES > 1) {
             FG_UNROLL
             for (int n = 0; n < NS; n++) {
@@ -207,19 +224,22 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
             }
         }
 
+        if (threadIdx.x < S::TILE) block.places_of[from / S::TILE % 2][threadIdx.x] = place_then;
         from += S::TILE;
-        if (from < end && (from & (span - 1)) != 0) continue;
-        FG_UNROLL
-        for (int r = 0; r < 2; r++) total[r] = sum_of_four(total[r]);
-        if (!parts) merge_onto<DS>(kept, is_first, sum, most, total);
-        if (from >= end) break;
+        if (from >= block.seen.end) break;
+        if ((from & (block.seen.span - 1)) != 0) continue;
+        bool is_first = block.seen.begin / block.seen.span == from / block.seen.span - 1;
+        sum_of_four(total);
+        merge_onto<DS>(kept, is_first, sum, most, total);
         keep<DS>(kept, sum, most, total);
-        is_first = false;
     }
 
+    sum_of_four(total);
+    bool is_first = block.seen.begin / block.seen.span == (from - 1) / block.seen.span;
+    if (!parts) merge_onto<DS>(kept, is_first, sum, most, total);
     FG_UNROLL
     for (int r = 0; r < 2; r++) {
-        u32 mine = owners[warp * 16 + group + r * 8];
+        u32 mine = block.owners[warp * 16 + group + r * 8];
         if (mine == NOWHERE) continue;
         u64 to = parts ? ((u64)mine * gridDim.z + blockIdx.z) * (D + 2) : (u64)mine * D;
         float share = 1.0f;
