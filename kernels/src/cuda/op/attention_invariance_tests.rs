@@ -81,8 +81,8 @@ impl Sequences {
 /// Two chunks of a prompt; then some of their rows in chunks of other sizes and at other places of a tile, among rows of another
 /// sequence, and one by one: alone, in a batch, and in a recorded step's form.
 fn check_same(device: &Device, case: &Case) {
-    let sequences = Sequences::new(device, case, &[530, 300]);
-    let wanted = sequences.attend(device, &[(0, 240, 36), (0, 498, 32)], 80, None);
+    let sequences = Sequences::new(device, case, &[800, 300]);
+    let wanted = sequences.attend(device, &[(0, 240, 36), (0, 752, 32)], 80, None);
     let wanted: HashMap<(usize, usize), Vec<u32>> = wanted.into_iter().collect();
     let compare = |rows: Vec<Row>, what: &str| {
         for (name, bits) in rows {
@@ -90,11 +90,11 @@ fn check_same(device: &Device, case: &Case) {
             assert!(wanted.get(&name).is_none_or(|wanted| *wanted == bits), "{case:?}: {what}, row {name:?}");
         }
     };
-    let chunks = [(0, 243, 21), (1, 100, 19), (0, 505, 17)];
+    let chunks = [(0, 243, 21), (1, 100, 19), (0, 759, 17)];
     compare(sequences.attend(device, &chunks, 64, None), "chunks");
-    compare(sequences.attend(device, &[(0, 250, 16)], 0, None), "a chunk");
-    let ones = [240, 255, 256, 511, 512, 529];
-    for position in [260, 512] {
+    compare(sequences.attend(device, &[(0, 760, 16)], 0, None), "a chunk");
+    let ones = [240, 255, 256, 767, 768, 783];
+    for position in [260, 768] {
         compare(sequences.attend(device, &[(0, position, 1)], 1, None), "alone");
     }
     let mut batch: Vec<Part> = ones.iter().map(|position| (0, *position, 1)).collect();
