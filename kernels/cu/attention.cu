@@ -1,52 +1,14 @@
 // Softmax attention over the paged cache, of any shape: one pass with a running maximum (Milakov and Gimelshein, "Online
 // normalizer calculation for softmax", 2018).
 //
-// A block has up to Q queries (some query heads of one head of the cache, of one row or of some rows of a sequence) and a part
-// of the positions they see. Of a warp, G lanes share a key: each has P pieces of 16 bytes of it, and the same pieces of the
-// value and of every query. So 32 / G positions are met at once, U times that before anything depends on them. Parts of a row's
-// positions meet again in attention_combine; how a row is cut depends on its own position only.
-#include "foggara.cuh"
+// A block has up to Q queries (some query heads of one head of the cache, of one row or of some rows of a sequence) and the
+// positions they see, or a span of them. Of a warp, G lanes share a key: each has P pieces of 16 bytes of it, and the same pieces
+// of the value and of every query. So 32 / G positions are met at once, U times that before anything depends on them: that is a tile,
+// of which each of a block's warps has every fourth. G lanes have a maximum and sums of their own, which come together at the end of
+// a span. None of that depends on Q, and so the bits of a row do not (attention.cuh).
+#include "attention.cuh"
 
-#define RUN 256    // positions of a part, or twice that, and so on, so that there are at most
-#define PARTS 32   // parts (attention.rs counts them too)
 #define WARPS 4
-
-FG_DEVICE float minus_infinity() { return bits_to_float(0xff800000u); }
-
-// Positions of a part, where `seen` are seen.
-FG_DEVICE u32 run_of(u32 seen) {
-    u32 run = RUN;
-    while ((seen + run - 1) / run > PARTS) run *= 2;
-    return run;
-}
-
-// Queries that a block has in common: rows of one sequence at positions that follow each other.
-struct Run {
-    u32 row, rows, position, blocks;
-};
-
-FG_DEVICE Run unit_at(const u32 *units, u32 i) { return {units[4 * i], units[4 * i + 1], units[4 * i + 2], units[4 * i + 3]}; }
-
-// The tile'th piece of at most `tile_rows` rows of all units; with `tile_rows` 0, units are met as they are.
-FG_DEVICE Run tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
-    if (tile_rows == 0) return unit_at(units, tile);
-    for (u32 i = 0; i < count; i++) {
-        Run unit = unit_at(units, i);
-        u32 tiles = (unit.rows + tile_rows - 1) / tile_rows;
-        if (tile < tiles) {
-            u32 skipped = tile * tile_rows;
-            u32 rows = unit.rows - skipped;
-            return {unit.row + skipped, rows < tile_rows ? rows : tile_rows, unit.position + skipped, unit.blocks};
-        }
-        tile -= tiles;
-    }
-    return {0, 0, 0, 0};
-}
-
-FG_DEVICE void put(void *out, u64 i, float x, u32 is_bf16) {
-    if (is_bf16) store((bf16 *)out + i, x);
-    else store((float *)out + i, x);
-}
 
 // The elements of a piece.
 FG_DEVICE void unpack(float (&to)[4], uint4 piece, const float *) {
@@ -87,6 +49,9 @@ FG_DEVICE float spread_sum(const float (&values)[N], u32 lane) {
     }
 }
 
+// Scores that a lane cares for, of N: at least one.
+#define CARES(N, G) ((N) > (G) ? (N) / (G) : 1)
+
 template <class E, int G, int P, int Q>
 FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values,
                       const u32 *step, u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks,
@@ -95,16 +60,17 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     begin_after_others();
     constexpr int V = 16 / (int)sizeof(E);                  // elements of a piece
     constexpr int S = 32 / G;                               // positions at once
-    constexpr int U = P > 2 ? (G / Q < 2 ? G / Q : 2) : (G / Q < 4 ? G / Q : 4);
-    constexpr int N = U * Q, SPAN = G / N;                  // lane l of G cares for score l / SPAN
+    constexpr int U = P > 2 ? 2 : 4;
+    constexpr int J = CARES(U * Q, G), N = U * Q / J, STEP = G / N;  // lane l of G cares for scores l / STEP of J times N
+    constexpr int UJ = U / J;
     constexpr bool IN_REGISTERS = Q * P * V <= 64;
-    static_assert(N <= G, "a lane cares for one score");
+    static_assert(N <= G && N % Q == 0 && U % J == 0, "a lane cares for J scores of a query");
     FG_DYNAMIC_SHARED(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, member = lane % G, sub = lane / G, origin = lane - member;
 
     u32 tile = tile_rows ? gridDim.x - 1 - blockIdx.x : blockIdx.x;  // what takes longest first
     Run unit = tile_of(step + units_at, unit_count, tile_rows, tile);
-    u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1], kv_head = chunks[3 * blockIdx.y + 2];
+    u32 first_head = chunks[3 * blockIdx.y], count = chunks[3 * blockIdx.y + 1];
     if (unit.rows == 0) {
         // A row that does not exist.
         if (!parts && !tile_rows)
@@ -112,21 +78,14 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                 put(out, ((u64)unit.row * heads + first_head) * value_dim + i, 0.0f, is_bf16);
         return;
     }
+    auto [begin, end, span] = seen_by(unit, window, parts, blockIdx.z);
+    if (begin == end) return;
 
-    // What all of its queries together see, and of that this block.
-    u32 end = unit.position + unit.rows;
-    u32 begin = unit.position + 1 > window ? unit.position + 1 - window : 0;
-    if (parts) {
-        u32 run = run_of(end - begin);
-        u64 from = (u64)begin + (u64)blockIdx.z * run;
-        if (from >= end) return;
-        begin = (u32)from;
-        if (end - begin > run) end = begin + run;
-    }
-
-    // Queries, scaled, padded with zeros.
-    float *queries = (float *)shared;
+    // Queries, scaled, padded with zeros; then what each warp has of a span, and what there is of all spans so far.
     constexpr int WIDTH = G * P * V;
+    float *queries = (float *)shared, *warp_sums = queries + Q * WIDTH;
+    float *warp_most = warp_sums + WARPS * Q * value_stride, *warp_total = warp_most + WARPS * Q;
+    float *all_sums = warp_total + WARPS * Q, *all_about = all_sums + Q * value_dim;
     for (u32 i = threadIdx.x; i < Q * WIDTH; i += blockDim.x) {
         u32 query = i / WIDTH, e = i % WIDTH, row = query / count, head = first_head + query % count;
         bool live = row < unit.rows && e < key_dim;
@@ -142,45 +101,42 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
         }
     }
 
-    // The score this lane cares for.
-    u32 my_u = member / SPAN / Q, my_query = member / SPAN % Q;
+    // The scores this lane cares for: of positions my_u + j · UJ.
+    u32 my_u = member / STEP / Q, my_query = member / STEP % Q;
     u32 my_len = unit.position + my_query / count + 1;
-    u32 my_start = my_len > window ? my_len - window : 0;
+    u32 my_start = first_seen(unit.position + my_query / count, window);
     if (my_query / count >= unit.rows) my_len = 0;
-    float most = minus_infinity(), total = 0.0f;
+    float most = minus_infinity(), total[J];
     float sum[Q][P * V];
+    FG_UNROLL
+    for (int j = 0; j < J; j++) total[j] = 0.0f;
     FG_UNROLL
     for (int i = 0; i < Q; i++) {
         FG_UNROLL
         for (int e = 0; e < P * V; e++) sum[i][e] = 0.0f;
     }
 
-    bool is_power = (block_size & (block_size - 1)) == 0;
-    u32 shift = 0;
-    while (is_power && (1u << shift) < block_size) shift++;
-    const u32 *table = step + unit.blocks;
-    u32 at = begin + warp * S * U;
+    Places places = places_in(step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size);
     const uint4 none = {0, 0, 0, 0};
-    for (; at < end; at += WARPS * S * U) {
+    u32 from = begin / (WARPS * S * U) * (WARPS * S * U);
+    for (u32 nth = 0;;) {
+        u32 at = from + warp * S * U;
         uint4 key[U][P], value[U][P];
         FG_UNROLL
         for (int u = 0; u < U; u++) {
-            u32 position = at + u * S + sub;
-            bool live = position < end;
-            u32 nth = is_power ? position >> shift : position / block_size;
-            u32 block = live ? table[nth] : 0;
-            u64 place = ((u64)block * kv_heads + kv_head) * block_size + (position - nth * block_size);
+            u32 place = place_of(places, at + u * S + sub, begin, end);
+            bool live = place != NOWHERE;
             FG_UNROLL
             for (int p = 0; p < P; p++) {
                 u32 e = (p * G + member) * V;
-                key[u][p] = live && e < key_stride ? load_streaming(keys + place * key_stride + e) : none;
+                key[u][p] = live && e < key_stride ? load_streaming(keys + (u64)place * key_stride + e) : none;
                 if (in_key) value[u][p] = key[u][p];
-                else value[u][p] = live && e < value_stride ? load_streaming(values + place * value_stride + e) : none;
+                else value[u][p] = live && e < value_stride ? load_streaming(values + (u64)place * value_stride + e) : none;
             }
         }
-        float scores[N];
+        float scores[J][N];
         FG_UNROLL
-        for (int i = 0; i < N; i++) scores[i] = 0.0f;
+        for (int i = 0; i < J * N; i++) scores[i / N][i % N] = 0.0f;
         FG_UNROLL
         for (int p = 0; p < P; p++) {
             FG_UNROLL
@@ -194,37 +150,46 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                         float x;
                         if constexpr (IN_REGISTERS) x = held[i][p * V + e];
                         else x = queries[i * WIDTH + (p * G + member) * V + e];
-                        scores[u * Q + i] += k[e] * x;
+                        float &score = scores[u / UJ][u % UJ * Q + i];
+                        score = multiply_add(k[e], x, score);
                     }
                 }
             }
         }
-        float score = spread_sum<N, G>(scores, lane);
-        if (cap > 0.0f) score = cap * tanhf(score / cap);
-        u32 position = at + my_u * S + sub;
-        bool seen = position < end && position < my_len && position >= my_start;
-        float greatest = seen ? score : minus_infinity();
+        float weight[J], greatest = minus_infinity();
         FG_UNROLL
-        for (int other = Q * SPAN; other < G; other *= 2)
+        for (int j = 0; j < J; j++) {
+            float score = spread_sum<N, G>(scores[j], lane);
+            if (cap > 0.0f) score = cap * tanhf(score / cap);
+            u32 position = at + (j * UJ + my_u) * S + sub;
+            weight[j] = position < end && position < my_len && position >= my_start ? score : minus_infinity();
+            greatest = fmaxf(greatest, weight[j]);
+        }
+        FG_UNROLL
+        for (int other = Q * STEP; other < G; other *= 2)
             greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, other));
         greatest = fmaxf(greatest, most);
-        float weight = seen ? expf(score - greatest) : 0.0f;
-        float fix = most == greatest ? 1.0f : expf(most - greatest);
+        float fix = most == greatest ? 1.0f : weight_of(most, greatest);
         most = greatest;
-        total = total * fix + weight;
+        FG_UNROLL
+        for (int j = 0; j < J; j++) {
+            weight[j] = weight_of(weight[j], greatest);
+            total[j] = multiply_add(total[j], fix, weight[j]);
+        }
         if (__ballot_sync(0xffffffffu, fix != 1.0f)) {
             FG_UNROLL
             for (int i = 0; i < Q; i++) {
-                float f = __shfl_sync(0xffffffffu, fix, origin + i * SPAN);
+                float f = __shfl_sync(0xffffffffu, fix, origin + i * STEP);
                 FG_UNROLL
-                for (int e = 0; e < P * V; e++) sum[i][e] *= f;
+                for (int e = 0; e < P * V; e++) sum[i][e] = product(sum[i][e], f);
             }
         }
         FG_UNROLL
         for (int u = 0; u < U; u++) {
             float w[Q];
             FG_UNROLL
-            for (int i = 0; i < Q; i++) w[i] = __shfl_sync(0xffffffffu, weight, origin + (u * Q + i) * SPAN);
+            for (int i = 0; i < Q; i++)
+                w[i] = __shfl_sync(0xffffffffu, weight[u / UJ], origin + (u % UJ * Q + i) * STEP);
             FG_UNROLL
             for (int p = 0; p < P; p++) {
                 float v[V];
@@ -232,67 +197,91 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                 FG_UNROLL
                 for (int i = 0; i < Q; i++) {
                     FG_UNROLL
-                    for (int e = 0; e < V; e++) sum[i][p * V + e] += w[i] * v[e];
+                    for (int e = 0; e < V; e++) sum[i][p * V + e] = multiply_add(w[i], v[e], sum[i][p * V + e]);
                 }
             }
         }
-    }
+        from += WARPS * S * U;
+        if (from < end && (from & (span - 1)) != 0) continue;
 
-    // The positions of a warp, then the warps of the block.
-    FG_UNROLL
-    for (int other = Q * SPAN; other < G; other *= 2) total += __shfl_xor_sync(0xffffffffu, total, other);
-    float greatest = most;
-    FG_UNROLL
-    for (int other = G; other < 32; other *= 2)
-        greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, other));
-    float fix = most == minus_infinity() ? 0.0f : expf(most - greatest);
-    total *= fix;
-    FG_UNROLL
-    for (int other = G; other < 32; other *= 2) total += __shfl_xor_sync(0xffffffffu, total, other);
-    __syncthreads();  // `queries` is not needed any more
-    float *warp_sums = (float *)shared, *warp_most = warp_sums + WARPS * Q * value_stride;
-    float *warp_total = warp_most + WARPS * Q;
-    FG_UNROLL
-    for (int i = 0; i < Q; i++) {
-        float f = __shfl_sync(0xffffffffu, fix, origin + i * SPAN);
+        // The end of a span. The positions of a warp come together …
         FG_UNROLL
-        for (int e = 0; e < P * V; e++) {
-            float x = sum[i][e] * f;
+        for (int j = 0; j < J; j++) {
             FG_UNROLL
-            for (int other = G; other < 32; other *= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
-            u32 to = (e / V * G + member) * V + e % V;
-            if (sub == 0 && to < value_stride) warp_sums[(warp * Q + i) * value_stride + to] = x;
+            for (int other = Q * STEP; other < G; other *= 2)
+                total[j] += __shfl_xor_sync(0xffffffffu, total[j], other);
         }
-    }
-    if (sub == 0 && my_u == 0 && member % SPAN == 0) {
-        warp_most[warp * Q + my_query] = greatest;
-        warp_total[warp * Q + my_query] = total;
-    }
-    __syncthreads();
-    for (u32 i = threadIdx.x; i < count * unit.rows * value_dim; i += blockDim.x) {
-        u32 query = i / value_dim, e = i % value_dim, head = first_head + query % count;
-        u64 row = unit.row + query / count;
-        float top = minus_infinity(), all = 0.0f, x = 0.0f;
-        for (u32 w = 0; w < WARPS; w++) top = fmaxf(top, warp_most[w * Q + query]);
-        float sink = minus_infinity();
-        if (!parts && sinks) top = fmaxf(top, sink = sinks[head]);
-        for (u32 w = 0; w < WARPS; w++) {
-            float theirs = warp_most[w * Q + query];
-            float f = theirs == minus_infinity() ? 0.0f : expf(theirs - top);
-            all += warp_total[w * Q + query] * f;
-            x += warp_sums[(w * Q + query) * value_stride + e] * f;
+        FG_UNROLL
+        for (int apart = 1; apart < J; apart *= 2) {
+            FG_UNROLL
+            for (int j = 0; j < J; j += 2 * apart) total[j] += total[j + apart];
         }
-        if (parts) {
-            float *part = parts + (((u64)blockIdx.x * heads + head) * gridDim.z + blockIdx.z) * (value_dim + 2);
-            part[e] = x;
-            if (e == 0) {
-                part[value_dim] = top;
-                part[value_dim + 1] = all;
+        float top = most;
+        FG_UNROLL
+        for (int other = G; other < 32; other *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, other));
+        fix = weight_of(most, top);
+        total[0] = product(total[0], fix);
+        FG_UNROLL
+        for (int other = G; other < 32; other *= 2) total[0] += __shfl_xor_sync(0xffffffffu, total[0], other);
+        FG_UNROLL
+        for (int i = 0; i < Q; i++) {
+            float f = __shfl_sync(0xffffffffu, fix, origin + i * STEP);
+            FG_UNROLL
+            for (int e = 0; e < P * V; e++) {
+                float x = product(sum[i][e], f);
+                FG_UNROLL
+                for (int other = G; other < 32; other *= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
+                u32 to = (e / V * G + member) * V + e % V;
+                if (sub == 0 && to < value_stride) warp_sums[(warp * Q + i) * value_stride + to] = x;
+                sum[i][e] = 0.0f;
             }
-        } else {
-            if (sink != minus_infinity()) all += expf(sink - top);
-            put(out, (row * heads + head) * value_dim + e, all > 0.0f ? x / all : 0.0f, is_bf16);
         }
+        if (sub == 0 && my_u == 0 && member % STEP == 0) {
+            warp_most[warp * Q + my_query] = top;
+            warp_total[warp * Q + my_query] = total[0];
+        }
+        most = minus_infinity();
+        FG_UNROLL
+        for (int j = 0; j < J; j++) total[j] = 0.0f;
+        __syncthreads();
+        // … then the warps of the block, and the spans: of each element by one thread.
+        const float *before = all_about + nth % 2 * 2 * Q;
+        float *about = all_about + (nth + 1) % 2 * 2 * Q;
+        for (u32 i = threadIdx.x; i < count * unit.rows * value_dim; i += blockDim.x) {
+            u32 query = i / value_dim, e = i % value_dim, head = first_head + query % count;
+            u64 row = unit.row + query / count;
+            float top = minus_infinity(), all = 0.0f, x = 0.0f;
+            for (u32 w = 0; w < WARPS; w++) top = fmaxf(top, warp_most[w * Q + query]);
+            for (u32 w = 0; w < WARPS; w++) {
+                float f = weight_of(warp_most[w * Q + query], top);
+                all = multiply_add(warp_total[w * Q + query], f, all);
+                x = multiply_add(warp_sums[(w * Q + query) * value_stride + e], f, x);
+            }
+            if (parts) {
+                float *part = parts + (((u64)blockIdx.x * heads + head) * gridDim.z + blockIdx.z) * (value_dim + 2);
+                part[e] = x;
+                if (e == 0) {
+                    part[value_dim] = top;
+                    part[value_dim + 1] = all;
+                }
+                continue;
+            }
+            bool seen = top != minus_infinity();
+            float sum_before = nth ? all_sums[i] : 0.0f, all_before = nth ? before[2 * query + 1] : 0.0f;
+            Merge m = merge_of(nth ? before[2 * query] : minus_infinity(), top);
+            all = seen ? merged(all_before, m.before, all, m.more) : all_before;
+            x = seen ? merged(sum_before, m.before, x, m.more) : sum_before;
+            if (from < end) {
+                all_sums[i] = x;
+                if (e == 0) about[2 * query] = m.top, about[2 * query + 1] = all;
+            } else {
+                x = x * share_of(m.top, all, sinks ? sinks + head : nullptr);
+                put(out, (row * heads + head) * value_dim + e, x, is_bf16);
+            }
+        }
+        if (from >= end) break;
+        nth++;
+        __syncthreads();  // the warps' are written to again
     }
 }
 
@@ -301,7 +290,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
               (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values, const u32 *step,  \
                u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,          \
                u32 kv_heads, u32 key_dim, u32 value_dim, u32 key_stride, u32 value_stride, u32 in_key, u32 block_size, \
-               u32 window, float scale, float cap, u32)) {                                                                  \
+               u32 window, float scale, float cap)) {                                                                       \
         attend<E, G, P, Q>(out, is_bf16, parts, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, \
                            heads, kv_heads, key_dim, value_dim, key_stride, value_stride, in_key, block_size, window,  \
                            scale, cap);                                                                                \
@@ -329,39 +318,45 @@ ATTEND(f32, 32, 2, 4)
 ATTEND(f32, 32, 5, 1)
 ATTEND(f32, 32, 5, 4)
 
-// One block for a head (blockIdx.y) of a row: its parts together, and the sink. With `run` 0, the row is the unit; otherwise
-// one of all units' rows, of which each part is so many positions from the sequence's first on.
-FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 unit_count, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window, u32 run)) {
+// One block for a head (blockIdx.y) of a row: its spans together, and the sink. With `together`, rows are those of all units;
+// otherwise each row is a unit.
+FG_KERNEL(128, attention_combine, (void *out, u32 is_bf16, const float *parts, const u32 *step, u32 units_at, u32 unit_count, u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window, u32 together)) {
     begin_after_others();
-    FG_SHARED float weights[PARTS];
+    FG_SHARED float before[PARTS], more[PARTS], totals[PARTS], top;
     u32 head = blockIdx.y, lane = threadIdx.x % 32;
-    Run unit = tile_of(step + units_at, unit_count, run ? 1 : 0, blockIdx.x);
+    Run unit = tile_of(step + units_at, unit_count, together, blockIdx.x);
     u64 to = ((u64)unit.row * heads + head) * value_dim;
     if (unit.rows == 0) {
         for (u32 e = threadIdx.x; e < value_dim; e += blockDim.x) put(out, to + e, 0.0f, is_bf16);
         return;
     }
-    u32 end = unit.position + 1, begin = end > window ? end - window : 0, first = 0;
-    if (run) first = begin / run, begin = first * run;
-    else run = run_of(end - begin);
-    u32 count = (end - begin + run - 1) / run;
-    const float *part = parts + (((u64)blockIdx.x * heads + head) * most_parts + first) * (value_dim + 2);
+    Seen seen = seen_by(unit, window, false, 0);
+    u32 count = (seen.end - 1) / seen.span - seen.begin / seen.span + 1;
+    const float *part = parts + ((u64)blockIdx.x * heads + head) * most_parts * (value_dim + 2);
     if (threadIdx.x < 32) {
+        // What comes of merging one after the other, of all at once: the greatest so far, and the greatest before.
         const float *about = part + lane * (value_dim + 2) + value_dim;
-        float top = lane < count ? about[0] : minus_infinity(), mine = top;
-        if (sinks) top = fmaxf(top, sinks[head]);
-        top = warp_max(top);
-        float weight = mine == minus_infinity() ? 0.0f : expf(mine - top);
-        float all = warp_sum(lane < count ? about[1] * weight : 0.0f);
-        if (sinks) all += expf(sinks[head] - top);
-        weights[lane] = all > 0.0f ? weight / all : 0.0f;
+        float mine = lane < count ? about[0] : minus_infinity(), greatest = mine;
+        FG_UNROLL
+        for (int step = 1; step < 32; step *= 2) {
+            float other = __shfl_up_sync(0xffffffffu, greatest, step);
+            if (lane >= (u32)step) greatest = fmaxf(greatest, other);
+        }
+        float until = __shfl_up_sync(0xffffffffu, greatest, 1);
+        Merge m = merge_of(lane == 0 ? minus_infinity() : until, mine);
+        before[lane] = m.before;
+        more[lane] = m.more;
+        totals[lane] = lane < count ? about[1] : 0.0f;
+        if (lane == 31) top = m.top;
     }
     __syncthreads();
+    float all = 0.0f;
+    for (u32 i = 0; i < count; i++) all = merged(all, before[i], totals[i], more[i]);
+    float share = share_of(top, all, sinks ? sinks + head : nullptr);
     for (u32 e = threadIdx.x; e < value_dim; e += blockDim.x) {
         float x = 0.0f;
-        FG_UNROLL
-        for (u32 i = 0; i < PARTS; i++)
-            if (i < count) x += weights[i] * part[(u64)i * (value_dim + 2) + e];
-        put(out, to + e, x, is_bf16);
+        _Pragma("unroll 8")
+        for (u32 i = 0; i < count; i++) x = merged(x, before[i], part[(u64)i * (value_dim + 2) + e], more[i]);
+        put(out, to + e, x * share, is_bf16);
     }
 }

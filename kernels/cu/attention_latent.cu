@@ -1,63 +1,25 @@
 // Softmax attention over keys of latent attention (DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2), on tensor cores: one key
-// of 576 elements at each position for all query heads, of which the first 512 are the value, in half precision. (See
-// attention.cu, whose parts and combination of parts these are, too.)
+// of 576 elements at each position for all query heads, of which the first 512 are the value, in half precision. In which order it
+// adds up: attention.cuh.
 //
 // A block has M times 16 queries and meets the positions they see in tiles of 32, of which the next is on its way while one is
 // used. Of a tile, each of four warps makes the scores of 8 positions, then all together their 128 elements of the values.
 // Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32.
-#include "foggara.cuh"
+#include "attention.cuh"
 
-#define RUN 256
-#define PARTS 32
 #define KEY 576
 #define VALUE 512
 #define TILE 32
 #define STRIDE (KEY + 8)     // elements of a row in shared memory: no two of 8 rows share banks
 #define SCORES (TILE + 4)    // floats of a query's scores in shared memory
 
-FG_DEVICE float minus_infinity() { return bits_to_float(0xff800000u); }
-
-FG_DEVICE u32 run_of(u32 seen) {
-    u32 run = RUN;
-    while ((seen + run - 1) / run > PARTS) run *= 2;
-    return run;
-}
-
-// Rows of a sequence at positions that follow each other.
-struct Run {
-    u32 row, rows, position, blocks;
-};
-
-// The tile'th piece of at most `tile_rows` rows of all units; with `tile_rows` 0, units are met as they are.
-FG_DEVICE Run tile_of(const u32 *units, u32 count, u32 tile_rows, u32 tile) {
-    if (tile_rows == 0) {
-        units += 4 * tile;
-        return {units[0], units[1], units[2], units[3]};
-    }
-    for (u32 i = 0; i < count; i++, units += 4) {
-        u32 rows = units[1], tiles = (rows + tile_rows - 1) / tile_rows;
-        if (tile < tiles) {
-            u32 skipped = tile * tile_rows;
-            rows -= skipped;
-            return {units[0] + skipped, rows < tile_rows ? rows : tile_rows, units[2] + skipped, units[3]};
-        }
-        tile -= tiles;
-    }
-    return {0, 0, 0, 0};
-}
-
-FG_DEVICE void put_two(void *out, u64 at, float x, float y, u32 is_bf16) {
-    if (is_bf16) *(u32 *)((bf16 *)out + at) = to_bf16x2(x, y);
-    else *(float2 *)((float *)out + at) = make_float2(x, y);
-}
-
-// Asks for the keys of positions from..from + TILE, zeros for those that are not before `end`.
-FG_DEVICE void fetch(f16 *to, const f16 *keys, const u32 *table, u32 block_size, u32 from, u32 end) {
+// Asks for the keys of positions from..from + TILE, zeros for those that are not in begin..end.
+FG_DEVICE void fetch(f16 *to, const f16 *keys, const u32 *table, u32 block_size, u32 from, u32 begin, u32 end) {
     constexpr u32 PIECES = KEY / 8;
     _Pragma("unroll 6")
     for (u32 i = 0; i < TILE * PIECES / 128; i++) {
         u32 at = i * 128 + threadIdx.x, row = at / PIECES, piece = at % PIECES * 8, position = from + row;
-        bool live = position < end;
+        bool live = position >= begin && position < end;
         u64 place = live ? (u64)table[position / block_size] * block_size + position % block_size : 0;
         copy_async_16_or_zero(to + row * STRIDE + piece, keys + place * KEY + piece, live);
     }
@@ -69,11 +31,11 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                       u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32 block_size,
                       u32 window, float scale, float cap) {
     begin_after_others();
-    constexpr float LOG2E = 1.4426950408889634f;
     constexpr int DS = VALUE / 4 / 8;
     FG_DYNAMIC_SHARED(shared);
     f16 *queries = (f16 *)shared, *stages = queries + M * 16 * STRIDE;
     float *scores = (float *)(stages + 2 * TILE * STRIDE);
+    float4 *kept = (float4 *)(scores + M * 16 * SCORES) + threadIdx.x;  // only where there may be several spans
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
 
     Run unit = tile_of(step + units_at, unit_count, tile_rows, tile_rows ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
@@ -85,17 +47,11 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                 put_two(out, ((u64)unit.row * heads + first_head) * VALUE + 2 * i, 0.0f, 0.0f, is_bf16);
         return;
     }
-    u32 end = unit.position + unit.rows;
-    u32 begin = unit.position + 1 > window ? unit.position + 1 - window : 0;
-    if (parts) {
-        u32 run = run_of(end - begin);
-        u64 from = (u64)begin + (u64)blockIdx.z * run;
-        if (from >= end) return;
-        begin = (u32)from;
-        if (end - begin > run) end = begin + run;
-    }
+    auto [begin, end, span] = seen_by(unit, window, parts, blockIdx.z);
+    if (begin == end) return;
     const u32 *table = step + unit.blocks;
-    fetch(stages, keys, table, block_size, begin, end);
+    u32 from = begin / TILE * TILE;
+    fetch(stages, keys, table, block_size, from, begin, end);
 
     for (u32 i = threadIdx.x; i < M * 16 * KEY / 2; i += blockDim.x) {
         u32 query = i / (KEY / 2), e = i % (KEY / 2) * 2, row = query / count;
@@ -114,8 +70,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
         for (int r = 0; r < 2; r++) {
             u32 row = (m * 16 + r * 8 + group) / count;
             len[m][r] = unit.position + row + 1;
-            start[m][r] = len[m][r] > window ? len[m][r] - window : 0;
-            if (len[m][r] > end) len[m][r] = end;
+            start[m][r] = first_seen(unit.position + row, window);
             most[m][r] = minus_infinity();
             total[m][r] = 0.0f;
         }
@@ -130,11 +85,13 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     u32 key_row = (warp * 8 + lane % 8) * STRIDE + lane / 8 * 8;
     u32 value_row = (lane / 8 % 2 * 8 + lane % 8) * STRIDE + warp * (VALUE / 4) + lane / 16 * 8;
 
-    for (u32 from = begin, stage = 0; from < end; from += TILE, stage ^= 1) {
+    bool is_first = true;
+    for (u32 stage = 0;; stage ^= 1) {
         copy_async_wait<0>();
         __syncthreads();  // this tile is there, and no one uses the other any more
         const f16 *tile = stages + stage * TILE * STRIDE;
-        if (from + TILE < end) fetch(stages + (stage ^ 1) * TILE * STRIDE, keys, table, block_size, from + TILE, end);
+        f16 *other = stages + (stage ^ 1) * TILE * STRIDE;
+        if (from + TILE < end) fetch(other, keys, table, block_size, from + TILE, begin, end);
 
         // Two sums each, so that fewer products wait for one before.
         float score[M][2][4];
@@ -174,31 +131,19 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
         u32 weights[M][2][4];
         FG_UNROLL
         for (int m = 0; m < M; m++) {
+            float x[4][4];
             FG_UNROLL
             for (int r = 0; r < 2; r++) {
-                float x[8], top = most[m][r];
                 FG_UNROLL
-                for (int i = 0; i < 4; i++) {
-                    float2 two = *(const float2 *)(scores + (m * 16 + r * 8 + group) * SCORES + i * 8 + pair);
-                    u32 position = from + i * 8 + pair;
-                    x[2 * i] = position >= start[m][r] && position < len[m][r] ? two.x : minus_infinity();
-                    x[2 * i + 1] = position + 1 >= start[m][r] && position + 1 < len[m][r] ? two.y : minus_infinity();
-                    top = fmaxf(top, fmaxf(x[2 * i], x[2 * i + 1]));
+                for (int n = 0; n < 4; n++) {
+                    float2 two = *(const float2 *)(scores + (m * 16 + r * 8 + group) * SCORES + n * 8 + pair);
+                    u32 position = from + n * 8 + pair;
+                    x[n][2 * r] = position >= start[m][r] && position < len[m][r] ? two.x : minus_infinity();
+                    x[n][2 * r + 1] = position + 1 >= start[m][r] && position + 1 < len[m][r] ? two.y : minus_infinity();
                 }
-                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-                // Where nothing was seen yet, every weight is 2^-∞.
-                float shift = top == minus_infinity() ? 0.0f : top * LOG2E;
-                float fix = fast_exp2(most[m][r] * LOG2E - shift), more = 0.0f;
-                most[m][r] = top;
+                float fix = soften<4>(x, r, most[m][r], total[m][r]);
                 FG_UNROLL
-                for (int i = 0; i < 8; i++) {
-                    x[i] = fast_exp2(x[i] * LOG2E - shift);
-                    more += x[i];
-                }
-                total[m][r] = total[m][r] * fix + more;
-                FG_UNROLL
-                for (int i = 0; i < 4; i++) weights[m][i / 2][i % 2 * 2 + r] = to_f16x2(x[2 * i], x[2 * i + 1]);
+                for (int n = 0; n < 4; n++) weights[m][n / 2][n % 2 * 2 + r] = to_f16x2(x[n][2 * r], x[n][2 * r + 1]);
                 if (__ballot_sync(0xffffffffu, fix != 1.0f)) {
                     FG_UNROLL
                     for (int d = 0; d < DS; d++) {
@@ -221,33 +166,35 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                 }
             }
         }
+
+        from += TILE;
+        if (from < end && (from & (span - 1)) != 0) continue;
+        FG_UNROLL
+        for (int m = 0; m < M; m++) {
+            float4 *mine = kept + m * (DS + 1) * 128;
+            sum_of_four(total[m]);
+            if (!parts) merge_onto<DS>(mine, is_first, sum[m], most[m], total[m]);
+            if (from < end) keep<DS>(mine, sum[m], most[m], total[m]);
+        }
+        if (from >= end) break;
+        is_first = false;
     }
 
     FG_UNROLL
     for (int m = 0; m < M; m++) {
         FG_UNROLL
         for (int r = 0; r < 2; r++) {
-            float all = total[m][r], top = most[m][r], fix = 1.0f;
-            all += __shfl_xor_sync(0xffffffffu, all, 1);
-            all += __shfl_xor_sync(0xffffffffu, all, 2);
             u32 query = m * 16 + r * 8 + group, row = query / count, head = first_head + query % count;
             if (row >= unit.rows) continue;
             u64 slot = ((u64)blockIdx.x * heads + head) * gridDim.z + blockIdx.z;
             u64 to = parts ? slot * (VALUE + 2) : ((u64)(unit.row + row) * heads + head) * VALUE;
-            if (parts) {
-                if (warp == 0 && pair == 0) *(float2 *)(parts + to + VALUE) = make_float2(top, all);
-            } else {
-                if (sinks) {
-                    float sink = sinks[head], greater = fmaxf(top, sink);
-                    fix = fast_exp2((top - greater) * LOG2E);
-                    all = all * fix + fast_exp2((sink - greater) * LOG2E);
-                }
-                fix = all > 0.0f ? fix / all : 0.0f;
-            }
+            float share = 1.0f;
+            if (!parts) share = share_of(most[m][r], total[m][r], sinks ? sinks + head : nullptr);
+            else if (warp == 0 && pair == 0) *(float2 *)(parts + to + VALUE) = make_float2(most[m][r], total[m][r]);
             FG_UNROLL
             for (int d = 0; d < DS; d++) {
                 u64 at = to + warp * (VALUE / 4) + d * 8 + pair;
-                float x = sum[m][d][2 * r] * fix, y = sum[m][d][2 * r + 1] * fix;
+                float x = sum[m][d][2 * r] * share, y = sum[m][d][2 * r + 1] * share;
                 put_two(parts ? parts : out, at, x, y, parts ? 0 : is_bf16);
             }
         }
@@ -259,7 +206,7 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     FG_KERNEL_MIN(128, 2, attention_latent_##M,                                                                            \
                   (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *, const u32 *step,    \
                    u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32,     \
-                   u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap, u32)) {                         \
+                   u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {                         \
         attend<M>(out, is_bf16, parts, q, keys, step, units_at, unit_count, tile_rows, chunks, sinks, heads, block_size,   \
                   window, scale, cap);                                                                                     \
     }

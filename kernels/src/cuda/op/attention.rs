@@ -1,22 +1,30 @@
 //! Softmax attention of each row over its own cached keys and values, on a device.
 //!
-//! Rows that are taken alone are cut into parts that are met at the same time; how, depends on the row's position only. Rows that
-//! are taken together share what they read.
+//! Rows that are taken alone are cut into spans that are met at the same time; rows that are taken together share what they read. A
+//! row's result has the same bits either way, and whatever other rows there are: in which order it is added up depends on its own
+//! position only (`kernels/cu/attention.cuh`).
 
 use super::attention_forms::{Kernel, for_many_rows, for_one_row};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
 use crate::cuda::{ActsViewMut, Arg, Buffer, Device, DeviceError, Launch, View};
 
-/// Positions of a part, or twice that, and so on, so that there are at most [`PARTS`] (`kernels/cu/attention.cu`).
-const RUN: usize = 256;
+/// Positions of a span, or twice that, and so on, so that a row sees at most [`PARTS`] (`kernels/cu/attention.cuh`).
+const SPAN: usize = 256;
 const PARTS: usize = 32;
 
 /// Blocks that rows that are taken together should be at least, if their context can be cut: two or three for each of a GPU's
 /// multiprocessors.
 const FULL: usize = 264;
-/// Positions of a part of theirs: at least so many, and whole tiles.
-const LEAST_RUN: usize = 512;
+
+/// The first position after this one whose row has longer spans.
+pub(super) fn span_change(position: usize) -> usize {
+    let mut change = SPAN * (PARTS - 1);
+    while change <= position {
+        change *= 2;
+    }
+    change
+}
 
 /// Which head of the cache each query head attends to.
 #[derive(Debug)]
@@ -111,9 +119,9 @@ impl AttentionScratch {
     }
 }
 
-/// No row that sees so many positions is cut into more parts.
+/// No row that sees so many positions, from the first on, has more spans.
 fn parts_of(seen: usize) -> usize {
-    seen.div_ceil(RUN).clamp(1, PARTS)
+    seen.div_ceil(SPAN).clamp(1, PARTS)
 }
 
 /// What all rows of a layer have in common.
@@ -182,7 +190,12 @@ struct Step<'a, 'b> {
 impl Step<'_, '_> {
     fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
         let (count, context) = self.rows.alone();
-        let parts = parts_of(self.a.window.map_or(context, |window| window.min(context)));
+        // A window begins and ends within a span; what is short is met by one block.
+        let parts = match self.a.window {
+            Some(window) if window <= SPAN => 1,
+            Some(window) => parts_of(context).min(parts_of(window) + 1),
+            None => parts_of(context),
+        };
         let round = if parts == 1 { count.max(1) } else { scratch.parts.len() / (parts * self.part()) };
         assert!(round > 0, "attention: scratch for {parts} parts of {} heads", self.a.heads.heads);
         let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
@@ -190,9 +203,9 @@ impl Step<'_, '_> {
             let units = round.min(count - first);
             let at = self.rows.alone_at(first);
             let apart = if parts == 1 { 0 } else { scratch.parts.view_mut().address() };
-            self.attend(&kernel, apart, at, [units, parts], 0, 0)?;
+            self.attend(&kernel, apart, at, [units, parts], 0)?;
             if parts > 1 {
-                self.combine(apart, at, [units, parts], 0)?;
+                self.combine(apart, at, [units, parts], false)?;
             }
         }
         Ok(())
@@ -209,18 +222,16 @@ impl Step<'_, '_> {
         let tiles: usize = runs.iter().map(|(rows, _)| rows.div_ceil(tile)).sum();
         let rows: usize = runs.iter().map(|(rows, _)| rows).sum();
         let context = runs.iter().map(|(_, seen)| *seen).max().unwrap_or(0);
-        // Where there are few blocks, and there is scratch, all that is seen is cut.
-        let wanted = (FULL / (tiles * chunks.len())).min(PARTS);
-        let parts = wanted.min(scratch.parts.len() / (rows * self.part()));
-        let run = context.div_ceil(parts.max(1)).next_multiple_of(LEAST_RUN);
-        let parts = context.div_ceil(run);
+        // Where there are few blocks, and there is scratch, each meets one span only.
+        let parts = parts_of(context);
+        let wanted = kernel.cuts && parts > 2 && 2 * tiles * chunks.len() <= FULL;
         let at = self.rows.together_at();
-        if parts == 1 || !kernel.cuts || self.a.window.is_some() {
-            return self.attend(&kernel, 0, at, [tiles, 1], tile, 0);
+        if !wanted || self.a.window.is_some() || rows * parts * self.part() > scratch.parts.len() {
+            return self.attend(&kernel, 0, at, [tiles, 1], tile);
         }
         let apart = scratch.parts.view_mut().address();
-        self.attend(&kernel, apart, at, [tiles, parts], tile, run)?;
-        self.combine(apart, at, [rows, parts], run)
+        self.attend(&kernel, apart, at, [tiles, parts], tile)?;
+        self.combine(apart, at, [rows, parts], true)
     }
 
     /// Scratch for one part of a row: of each head the weighted sum of values, the greatest score, and the sum of weights.
@@ -234,7 +245,7 @@ impl Step<'_, '_> {
         apart: u64,
         units_at: Arg,
         [rows, parts]: [usize; 2],
-        run: usize,
+        together: bool,
     ) -> Result<(), DeviceError> {
         let heads = u32_of(self.a.heads.heads);
         let launch =
@@ -252,7 +263,7 @@ impl Step<'_, '_> {
             Arg::U32(heads),
             Arg::U32(u32_of(self.kv.sizes().values.dim())),
             self.window(),
-            Arg::U32(u32_of(run)),
+            Arg::U32(u32::from(together)),
         ];
         // SAFETY: there is scratch for so many rows and parts, and `out` was checked.
         unsafe { self.out.device().launch(&launch, &args) }
@@ -266,17 +277,17 @@ impl Step<'_, '_> {
         units_at: Arg,
         [units, parts]: [usize; 2],
         tile: usize,
-        run: usize,
     ) -> Result<(), DeviceError> {
         let (kv, sizes) = (self.kv, self.kv.sizes());
         let chunks = self.a.heads.chunks(kernel.chunk);
         let value_dim = sizes.values.dim();
         let value_stride = if kv.in_keys() { kv.key_stride } else { kv.value_stride };
+        let one_span = apart != 0 || (tile == 0 && self.a.window.is_none());
         let launch = Launch {
             kernel: kernel.name,
             grid: [u32_of(units), u32_of(chunks.len()), u32_of(parts)],
-            threads: 128,
-            shared: u32_of(kernel.shared),
+            threads: kernel.threads,
+            shared: u32_of(kernel.shared + if one_span { 0 } else { kernel.kept }),
         };
         let [out, is_bf16] = self.out();
         let [keys, values] = kv.layer(self.layer);
@@ -304,7 +315,6 @@ impl Step<'_, '_> {
             self.window(),
             Arg::F32(self.a.scale),
             Arg::F32(self.a.softcap.unwrap_or(0.0)),
-            Arg::U32(u32_of(run)),
         ];
         // SAFETY: lengths were checked; blocks of the rows are blocks of the cache, as whoever made the rows says.
         unsafe { self.out.device().launch(&launch, &args) }

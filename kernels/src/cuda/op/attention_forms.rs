@@ -1,6 +1,6 @@
 //! The kernel of attention that meets keys and values of some shape, for some number of queries.
 
-use super::kv_cache::{DeviceKv, KvKind};
+use super::kv_cache::{DeviceKv, KvKind, u32_of};
 use crate::op::kv_cache::Values;
 
 /// One instance of the kernel of any shape (`kernels/cu/attention.cu`).
@@ -53,10 +53,9 @@ impl Form {
         self.lanes * self.pieces * 16 / self.kind.size()
     }
 
-    /// Bytes of shared memory: queries first, then sums, maxima and totals of each warp.
+    /// Bytes of shared memory for each query: it, then sums, maximum and total of each warp.
     fn shared(&self, value_stride: usize) -> usize {
-        let (queries, warps) = (self.queries * self.holds(), WARPS * self.queries * (value_stride + 2));
-        queries.max(warps) * size_of::<f32>()
+        self.queries * (self.holds() + WARPS * (value_stride + 2)) * size_of::<f32>()
     }
 }
 
@@ -68,28 +67,36 @@ pub(super) struct Kernel {
     pub(super) chunk: usize,
     /// Queries of a block.
     pub(super) queries: usize,
+    /// Threads of a block.
+    pub(super) threads: u32,
     /// Bytes of shared memory.
     pub(super) shared: usize,
-    /// Whether what rows see together can be cut into parts.
+    /// So many more where a block may meet several spans: there it keeps those before.
+    pub(super) kept: usize,
+    /// Whether what rows see together can be cut into spans that are met by blocks of their own.
     pub(super) cuts: bool,
 }
 
+/// Threads of a block, but for long heads.
+const THREADS: u32 = 128;
 /// Query heads of a chunk at most where tensor cores are used.
 const CHUNK: usize = 16;
 /// Queries of a block of `kernels/cu/attention_prefill.cu`.
 const PREFILL_QUERIES: usize = 64;
-/// From so many query heads of one head of the cache on, tensor cores are used for rows that are taken alone: the kernel of any shape
-/// rounds nothing, but has to do more for each byte it reads the more heads there are.
-const DECODE_FROM: usize = 3;
+
+/// What 128 threads keep of so many times 8 columns of 16 queries, in bytes (`merge_onto` of `kernels/cu/attention.cuh`).
+const fn kept(columns: usize) -> usize {
+    (columns + 1) * 128 * 16
+}
 
 /// The kernel for rows that are taken alone. `widest(most)`: heads of the widest chunk where chunks have at most so many.
+///
+/// It and that of [`for_many_rows`] give a row the same bits: which two they are depends on keys and values only.
 ///
 /// # Panics
 /// If keys or values are too long.
 pub(super) fn for_one_row(kv: &DeviceKv, widest: impl Fn(usize) -> usize) -> Kernel {
-    latent(kv, widest(2 * CHUNK) > CHUNK)
-        .or_else(|| decode(kv).filter(|_| widest(CHUNK) >= DECODE_FROM))
-        .unwrap_or_else(|| general(kv, Some(widest)))
+    latent(kv, widest(2 * CHUNK) > CHUNK).or_else(|| decode(kv)).unwrap_or_else(|| general(kv, Some(widest)))
 }
 
 /// The kernel for rows that are taken together.
@@ -116,42 +123,69 @@ fn general(kv: &DeviceKv, widest: Option<impl Fn(usize) -> usize>) -> Kernel {
         name: form.kernel,
         chunk: most,
         queries: form.queries,
+        threads: THREADS,
         shared: form.shared(value_stride),
+        kept: form.queries * (kv.sizes().values.dim() + 4) * size_of::<f32>(),
         cuts: false,
     }
+}
+
+/// Positions of a tile where tensor cores are used.
+const fn tile(dim: usize) -> usize {
+    if dim > 128 { 32 } else { 64 }
 }
 
 /// The kernel of tensor cores for many rows, if there is one for this cache.
 fn prefill(kv: &DeviceKv) -> Option<Kernel> {
     let dim = same_dim(kv)?;
-    // Two tiles of keys and values, and the queries where they are too many for registers.
-    let (name, positions, queries) = match dim {
-        64 => ("attention_prefill_64", 64, 0),
-        80 => ("attention_prefill_80", 64, 0),
-        96 => ("attention_prefill_96", 64, 0),
-        128 => ("attention_prefill_128", 64, 0),
-        256 => ("attention_prefill_256", 32, PREFILL_QUERIES),
+    let name = match dim {
+        64 => "attention_prefill_64",
+        80 => "attention_prefill_80",
+        96 => "attention_prefill_96",
+        128 => "attention_prefill_128",
+        256 => "attention_prefill_256",
         _ => return None,
     };
-    let shared = (4 * positions + queries) * (dim + 8) * kv.kind().size();
-    Some(Kernel { name, chunk: CHUNK, queries: PREFILL_QUERIES, shared, cuts: true })
+    // Keys and values; of long heads queries and scores, too, and two warps for each 16 queries.
+    let row = (dim + 8) * kv.kind().size();
+    let (halves, more) = match dim {
+        256 => (2, PREFILL_QUERIES * (row + (tile(dim) + 8) * size_of::<f32>())),
+        _ => (1, 0),
+    };
+    Some(Kernel {
+        name,
+        chunk: CHUNK,
+        queries: PREFILL_QUERIES,
+        threads: THREADS * u32_of(halves),
+        shared: 2 * tile(dim) * row + more,
+        kept: halves * kept(dim / 8 / halves),
+        cuts: true,
+    })
 }
 
 /// The kernel of tensor cores for single rows, if there is one for this cache.
 fn decode(kv: &DeviceKv) -> Option<Kernel> {
     let dim = same_dim(kv)?;
-    // Stages of each warp, and the queries where they are too many for registers.
-    let (name, stages, queries) = match dim {
-        64 => ("attention_decode_64", 3, 0),
-        80 => ("attention_decode_80", 3, 0),
-        96 => ("attention_decode_96", 3, 0),
-        128 => ("attention_decode_128", 3, 0),
-        256 => ("attention_decode_256", 2, CHUNK),
+    let (name, queries) = match dim {
+        64 => ("attention_decode_64", 0),
+        80 => ("attention_decode_80", 0),
+        96 => ("attention_decode_96", 0),
+        128 => ("attention_decode_128", 0),
+        256 => ("attention_decode_256", CHUNK),
         _ => return None,
     };
-    let tiles = (WARPS * stages * 2 * 16 + queries) * (dim + 8) * kv.kind().size();
-    let sums = WARPS * CHUNK * (dim + 2) * size_of::<f32>();
-    Some(Kernel { name, chunk: CHUNK, queries: CHUNK, shared: tiles.max(sums), cuts: false })
+    // Three tiles, the queries where they are too many for registers, and the scores of two tiles.
+    let tiles = (3 * 2 * tile(dim) + queries) * (dim + 8) * kv.kind().size();
+    let scores = 2 * CHUNK * (tile(dim) + 8) * size_of::<f32>();
+    Some(Kernel {
+        name,
+        chunk: CHUNK,
+        queries: CHUNK,
+        threads: THREADS,
+        shared: tiles + scores,
+        kept: kept(2 * (dim / 16).div_ceil(WARPS)),
+        cuts: false,
+    })
 }
 
 /// Elements of a key, and of a value of its own, in half precision.
@@ -169,5 +203,6 @@ fn latent(kv: &DeviceKv, many: bool) -> Option<Kernel> {
     let (name, queries) = if many { ("attention_latent_2", 32) } else { ("attention_latent_1", 16) };
     // Queries, two tiles of 32 keys, and the scores of one.
     let shared = (queries + 2 * 32) * (576 + 8) * kv.kind().size() + queries * 36 * size_of::<f32>();
-    has.then_some(Kernel { name, chunk: queries, queries, shared, cuts: false })
+    let kept = queries / 16 * kept(512 / 8 / WARPS);
+    has.then_some(Kernel { name, chunk: queries, queries, threads: THREADS, shared, kept, cuts: false })
 }

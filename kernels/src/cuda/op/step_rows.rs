@@ -1,5 +1,6 @@
 //! The rows of a step, as kernels find them on the device.
 
+use super::attention::span_change;
 use super::kv_cache::u32_of;
 use crate::cuda::{Arg, Buffer, Device, DeviceError};
 
@@ -23,7 +24,7 @@ const NO_ROW: u32 = u32::MAX;
 ///
 /// In 32-bit words: for each row (position, where its blocks begin); then for each row that is taken alone, and for each run of
 /// rows that are taken together, (first row, rows, position of the first, where its blocks begin), with 0 rows for none; then
-/// the blocks of all sequences.
+/// the blocks of all sequences. Rows that are taken together agree on the length of attention's spans: runs are cut where it changes.
 ///
 /// The *fixed* form always has the same number of rows at the same addresses, of which the last may be missing: what was
 /// recorded with one step's rows can be done again with another's.
@@ -39,6 +40,14 @@ pub struct StepRows {
     together: Vec<(usize, usize)>,
     /// No row that is taken alone sees more positions.
     context: usize,
+}
+
+/// Rows of a run; whether they are taken together.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    position: usize,
+    rows: usize,
+    shared: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,31 +109,33 @@ impl StepRows {
     pub fn set(&mut self, runs: &[Run<'_>]) -> Result<(), DeviceError> {
         assert!(self.fits(runs), "rows of a step: {} runs", runs.len());
         let live: usize = runs.iter().map(|run| run.rows).sum();
-        let is_shared = |run: &Run<'_>| self.fixed.is_none() && run.rows >= SHARED;
-        self.together =
-            runs.iter().filter(|run| is_shared(run)).map(|run| (run.rows, run.position + run.rows)).collect();
+        let pieces: Vec<Vec<Piece>> = runs.iter().map(|run| self.pieces(run)).collect();
+        let shared = pieces.iter().flatten().filter(|piece| piece.shared);
+        self.together = shared.map(|piece| (piece.rows, piece.position + piece.rows)).collect();
         match self.fixed {
             Some(fixed) => (self.rows, self.alone, self.context) = (fixed.rows, fixed.rows, fixed.context),
             None => {
-                let alone = runs.iter().filter(|run| !is_shared(run));
+                let alone = pieces.iter().flatten().filter(|piece| !piece.shared);
                 self.rows = live;
-                self.alone = alone.clone().map(|run| run.rows).sum();
-                self.context = alone.map(|run| run.position + run.rows).max().unwrap_or(0);
+                self.alone = alone.clone().map(|piece| piece.rows).sum();
+                self.context = alone.map(|piece| piece.position + piece.rows).max().unwrap_or(0);
             }
         }
         let mut blocks_at = rows_words(self.rows, self.alone, self.together.len());
         let (mut places, mut alone, mut together, mut blocks) = (vec![], vec![], vec![], vec![]);
-        for run in runs {
-            let first = places.len() / 2;
+        for (run, pieces) in runs.iter().zip(pieces) {
             let at = word(blocks_at);
-            for i in 0..run.rows {
-                places.extend([word(run.position + i), at]);
-                if !is_shared(run) {
-                    alone.extend([word(first + i), 1, word(run.position + i), at]);
+            for Piece { position, rows, shared } in pieces {
+                let first = places.len() / 2;
+                for i in 0..rows {
+                    places.extend([word(position + i), at]);
+                    if !shared {
+                        alone.extend([word(first + i), 1, word(position + i), at]);
+                    }
                 }
-            }
-            if is_shared(run) {
-                together.extend([word(first), word(run.rows), word(run.position), at]);
+                if shared {
+                    together.extend([word(first), word(rows), word(position), at]);
+                }
             }
             blocks.extend_from_slice(run.blocks);
             blocks_at += run.blocks.len();
@@ -143,6 +154,18 @@ impl StepRows {
             self.words = self.words.device().alloc(self.staged.len().next_power_of_two())?;
         }
         self.words.view_mut().slice(0..self.staged.len()).upload(&self.staged)
+    }
+
+    /// A run, cut where the length of attention's spans changes.
+    fn pieces(&self, run: &Run<'_>) -> Vec<Piece> {
+        let (mut pieces, mut position) = (Vec::new(), run.position);
+        let end = run.position + run.rows;
+        while position < end {
+            let rows = end.min(span_change(position)) - position;
+            pieces.push(Piece { position, rows, shared: self.fixed.is_none() && rows >= SHARED });
+            position += rows;
+        }
+        pieces
     }
 
     /// Rows; of the fixed form, all that there can be.
@@ -213,6 +236,24 @@ mod tests {
             assert_eq!((step.alone_at(0), step.together_at()), (Arg::U32(40), Arg::U32(52)));
             assert_eq!(words[40..52], [0, 1, 3, 56, 17, 1, 17, 60, 18, 1, 18, 60]);
             assert_eq!(words[52..62], [1, 16, 20, 57, 5, 7, 8, 9, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn runs_are_cut_where_spans_become_longer() {
+        for device in devices() {
+            let runs = [
+                Run { blocks: &[4, 5], position: 7900, rows: 60 },
+                Run { blocks: &[6], position: 15_871, rows: 20 },
+            ];
+            let mut step = StepRows::new(&device).unwrap();
+            step.set(&runs).unwrap();
+            assert_eq!(step.together(), &[(36, 7936), (24, 7960), (19, 15_891)]);
+            assert_eq!((step.rows(), step.alone()), (80, (1, 15_872)));
+            let words = step.words.download().unwrap();
+            assert_eq!(words[160..164], [60, 1, 15_871, 178]);
+            assert_eq!(words[164..176], [0, 36, 7900, 176, 36, 24, 7936, 176, 61, 19, 15_872, 178]);
+            assert_eq!(words[176..179], [4, 5, 6]);
         }
     }
 
