@@ -8,6 +8,7 @@ pub mod kv_cache;
 pub mod matmul;
 pub mod moe;
 pub mod random;
+pub mod rank_sum;
 pub mod residual;
 pub mod rope;
 pub mod sample;
