@@ -4,6 +4,8 @@ pub mod attention;
 mod attention_forms;
 pub mod convert;
 pub mod elementwise;
+#[cfg(test)]
+mod invariance_tests;
 pub mod kv_cache;
 pub mod matmul;
 pub mod moe;
