@@ -383,4 +383,6 @@ impl Forward for DeviceDecoder {
 }
 
 #[cfg(test)]
+mod invariance_tests;
+#[cfg(test)]
 mod tests;
