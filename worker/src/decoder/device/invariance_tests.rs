@@ -62,6 +62,8 @@ fn logits(
     let device = |_: usize| Some(devices().remove(kind));
     let results = group_on(model, shape, case.quantize, Kind::Shm, KvType::F16, &device, |mut engine| {
         let mut rows = vec![Vec::new(); sequences.len()];
+        // Where each goes on: only rank 0 is given rows.
+        let mut next = vec![0; sequences.len()];
         for (number, step) in steps.iter().enumerate() {
             let mut input = StepInput::default();
             if number == 0 {
@@ -71,14 +73,10 @@ fn logits(
             }
             let mut whose = Vec::new();
             for &(slot, len) in step {
-                let start = rows[slot].len();
-                let (slot_number, start_at) = (slot as u32, start as u32);
-                input.segments.push(Segment {
-                    slot: slot_number,
-                    start: start_at,
-                    len: len as u32,
-                    logits_from: 0,
-                });
+                let (start, logits_from) = (next[slot], 0);
+                next[slot] += len;
+                let (slot_at, start_at, len_at) = (slot as u32, start as u32, len as u32);
+                input.segments.push(Segment { slot: slot_at, start: start_at, len: len_at, logits_from });
                 input.tokens.extend_from_slice(&sequences[slot][start..start + len]);
                 whose.extend(std::iter::repeat_n(slot, len));
             }
