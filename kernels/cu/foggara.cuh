@@ -328,7 +328,8 @@ FG_DEVICE float block_sum(float x) {
     return warp_sum(mine);
 }
 
-// Gated activations: Noam Shazeer, "GLU variants improve transformer", 2020. Comparisons, not fminf: what is no number stays so.
+// Gated activations: Noam Shazeer, "GLU variants improve transformer", 2020. Comparisons, not fminf: what is no number stays so. Where
+// a product meets a sum it is said whether it is rounded: several kernels do this, and the compiler may choose anew in each.
 enum Activation { SILU, GELU_TANH, CLAMPED_SWIGLU };
 
 // x · sigmoid(by)
@@ -337,7 +338,7 @@ FG_DEVICE float swish(float x, float by) { return x / (1.0f + expf(-by)); }
 FG_DEVICE float activate(u32 activation, float gate, float up, float alpha, float limit) {
     if (activation == SILU) return swish(gate, gate) * up;
     // (1 + tanh(x)) / 2 = sigmoid(2x), which loses nothing where tanh is close to -1.
-    if (activation == GELU_TANH) return swish(gate, 1.595769f * (0.044715f * gate * gate * gate + gate)) * up;
+    if (activation == GELU_TANH) return swish(gate, 1.595769f * fmaf(0.044715f * gate * gate, gate, gate)) * up;
     gate = gate > limit ? limit : gate;
     up = up > limit ? limit : up < -limit ? -limit : up;
     return swish(gate, alpha * gate) * (up + 1.0f);

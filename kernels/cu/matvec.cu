@@ -48,7 +48,8 @@ FG_DEVICE void unpack(float (&out)[16 / sizeof(W)], const uint4 &v) {
     for (u32 i = 0; i < 16 / sizeof(W); i++) out[i] = to_float(unit.each[i]);
 }
 
-// In plain f32, for activations or weights in f32: a warp an output; or, with as many blocks as outputs, all warps of a block.
+// In plain f32, for activations or weights in f32: a warp an output; or, with as many blocks as outputs, all warps of a block. What
+// a thread adds up, and in which order, depends on sizes of the matrix only: R says how many rows share a reading of it.
 template <class W, class A, u32 R>
 FG_DEVICE void plain_rows(Product<A> p) {
     constexpr u32 ELEMENTS = 16 / sizeof(W), AHEAD = 4;
@@ -91,7 +92,7 @@ FG_DEVICE void plain_rows(Product<A> p) {
                     u32 at = (next + a * step) * ELEMENTS + i;
                     if (at >= p.k) continue;
                     FG_UNROLL
-                    for (u32 r = 0; r < R; r++) sums[r] += to_float(x[r][at]) * each[i];
+                    for (u32 r = 0; r < R; r++) sums[r] = fmaf(to_float(x[r][at]), each[i], sums[r]);
                 }
             }
         }

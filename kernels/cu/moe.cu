@@ -359,7 +359,7 @@ FG_DEVICE void router_product(float *logits, float *parts, const A *x, const W *
                 FG_UNROLL
                 for (u32 a = 0; a < AHEAD; a++) {
                     FG_UNROLL
-                    for (u32 i = 0; i < 8; i++) sums[r] += to_float(xs[a].each[i]) * to_float(weights[a].each[i]);
+                    for (u32 i = 0; i < 8; i++) sums[r] = fmaf(to_float(xs[a].each[i]), to_float(weights[a].each[i]), sums[r]);
                 }
             }
         }
@@ -405,6 +405,22 @@ PRODUCT_ROUTE_AND_SORT(float, bf16, 1)
 PRODUCT_ROUTE_AND_SORT(float, bf16, 8)
 PRODUCT_ROUTE_AND_SORT(float, float, 1)
 PRODUCT_ROUTE_AND_SORT(float, float, 8)
+
+// The product alone, `each` rows (up to 8) a block: the same sums, so that a row's choice does not depend on how many rows there
+// are. Shared: `split` parts of the logits of a block.
+#define ROUTER_PRODUCT(W, A)                                                                                           \
+    FG_KERNEL(1024, moe_router_product_##W##_##A,                                                                      \
+              (float *logits, const A *x, const W *w, u32 rows, u32 each, u32 experts, u32 k, u32 split)) {            \
+        let_next_kernel_begin();                                                                                       \
+        FG_DYNAMIC_SHARED(shared);                                                                                     \
+        u64 first = (u64)blockIdx.x * each;                                                                            \
+        u32 here = min(rows - (u32)first, each);                                                                       \
+        router_product<W, A, 8>(logits + first * experts, (float *)shared, x + first * k, w, nullptr, here, experts, k, split); \
+    }
+ROUTER_PRODUCT(bf16, bf16)
+ROUTER_PRODUCT(f16, bf16)
+ROUTER_PRODUCT(float, bf16)
+ROUTER_PRODUCT(float, float)
 
 // A block for each tile: how many of its rows go to each group.
 FG_KERNEL(1024, moe_count, (u32 *tile_counts, u64 *counts, const u32 *ids, const u32 *local, const u32 *live, u32 rows, u32 top_k, u32 groups, u32 words)) {

@@ -42,12 +42,13 @@ FG_KERNEL(1024, add_and_norm_bf16, (bf16 *out, float *x, const float *added, con
 
 // What experts give, added up.
 
-FG_DEVICE void add_weighted(float &sum, float weight, float y, float bias) { sum += weight * (y + bias); }
+// Rounded once, in every kernel: which of them adds up depends on more than the row.
+FG_DEVICE void add_weighted(float &sum, float weight, float y, float bias) { sum = fmaf(weight, y + bias, sum); }
 FG_DEVICE void add_weighted(float4 &sum, float weight, float4 y, float4 bias) {
-    sum.x += weight * (y.x + bias.x);
-    sum.y += weight * (y.y + bias.y);
-    sum.z += weight * (y.z + bias.z);
-    sum.w += weight * (y.w + bias.w);
+    add_weighted(sum.x, weight, y.x, bias.x);
+    add_weighted(sum.y, weight, y.y, bias.y);
+    add_weighted(sum.z, weight, y.z, bias.z);
+    add_weighted(sum.w, weight, y.w, bias.w);
 }
 
 // A thread for each element (of one float or four) of a row; `width` and `stride` in elements. `zero` is one of 0.

@@ -15,25 +15,25 @@ FG_DEVICE u64 key_of(float x, u32 nan, u32 place) {
 }
 FG_DEVICE u32 place_of(u64 key) { return ~(u32)key; }
 
-// Calls `take(logit, place)` for this block's chunk of a row; four at a time where rows begin so.
+// Calls `take(logit, place)` for this block's chunk of a row. Each of 256 threads has the same places wherever the row lies: fours,
+// loaded at once where rows begin so.
 template <class Take>
 FG_DEVICE void each_of_chunk(const float *row, u32 vocab, Take take) {
     u32 first = blockIdx.x * CHUNK, last = min(first + CHUNK, vocab);
-    if ((u64)row % 16 == 0) {
-        u32 whole = first + (last - first) / 4 * 4;
-        FG_UNROLL
-        for (u32 i = 0; i < CHUNK; i += 4 * 256) {
-            u32 at = first + i + 4 * threadIdx.x;
-            if (at >= whole) continue;
+    bool whole = (u64)row % 16 == 0;
+    FG_UNROLL
+    for (u32 i = 0; i < CHUNK; i += 4 * 256) {
+        u32 at = first + i + 4 * threadIdx.x;
+        if (whole && at + 4 <= last) {
             float4 x = *(const float4 *)(row + at);
             take(x.x, at);
             take(x.y, at + 1);
             take(x.z, at + 2);
             take(x.w, at + 3);
+        } else {
+            for (u32 j = at; j < min(at + 4, last); j++) take(row[j], j);
         }
-        first = whole;
     }
-    for (u32 at = first + threadIdx.x; at < last; at += blockDim.x) take(row[at], at);
 }
 
 // The greatest of a block of 256 threads, on the first warp.

@@ -19,6 +19,7 @@ pub mod nccl;
 pub mod op;
 #[cfg(test)]
 mod overlap_tests;
+pub mod rank_sums;
 mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -44,6 +44,14 @@ struct Shared {
     calls: Mutex<()>,
 }
 
+/// What one rank sends to another and receives from it: addresses, and elements.
+struct Part {
+    to: u64,
+    received: usize,
+    at: u64,
+    sent: usize,
+}
+
 impl NcclComm {
     /// A name for a new group: one rank makes it and tells it to all.
     ///
@@ -207,21 +215,71 @@ impl NcclComm {
         assert!(received.iter().sum::<usize>() <= out.len(), "{received:?} received in {}", out.len());
         let (mut to, mut at) = (out.address(), from.address());
         let shape = || format!("{sent:?} sent, {received:?} received");
+        let part = |peer: usize| {
+            let part = Part { to, received: received[peer], at, sent: sent[peer] };
+            at += (sent[peer] * size_of::<f32>()) as u64;
+            to += (received[peer] * size_of::<f32>()) as u64;
+            part
+        };
+        // SAFETY: the buffers have so many elements, checked above.
+        unsafe { self.send_and_receive(shape, part) }
+    }
+
+    /// Rank `r` has the `counts[r]` elements of `buffer` that follow those of the ranks before: gives them to all.
+    ///
+    /// # Errors
+    /// If the group is broken.
+    ///
+    /// # Panics
+    /// If there are not as many counts as ranks, or not as many elements as they say.
+    pub fn spread(&self, buffer: ViewMut<'_, f32>, counts: &[usize]) -> Result<(), DeviceError> {
+        assert_eq!(counts.len(), self.ranks, "counts for each rank");
+        assert_eq!(buffer.len(), counts.iter().sum::<usize>(), "elements of all ranks");
+        let own = counts[self.rank];
+        let address =
+            |rank: usize| buffer.address() + (counts[..rank].iter().sum::<usize>() * size_of::<f32>()) as u64;
+        let at = address(self.rank);
+        if counts.iter().all(|count| *count == own) {
+            return self.call(
+                "ncclAllGather",
+                || self.shape(own),
+                |f, comm, stream| {
+                    // SAFETY: the buffer has so many elements of every rank, and this rank's lie where they are to be.
+                    unsafe { (f.all_gather)(at as _, buffer.address() as _, own, FLOAT32, comm, stream) }
+                },
+            );
+        }
+        let part = |peer: usize| match peer == self.rank {
+            true => Part { to: 0, received: 0, at, sent: 0 },
+            false => Part { to: address(peer), received: counts[peer], at, sent: own },
+        };
+        // SAFETY: the buffer has so many elements; what is received lies beside what is sent.
+        unsafe { self.send_and_receive(|| format!("{counts:?} to all"), part) }
+    }
+
+    /// Sends to every rank and receives from it, as `part` says of each in turn.
+    ///
+    /// # Safety
+    /// The addresses have so many elements, and nothing is received where something is sent from.
+    unsafe fn send_and_receive(
+        &self,
+        shape: impl Fn() -> String,
+        mut part: impl FnMut(usize) -> Part,
+    ) -> Result<(), DeviceError> {
         self.call("ncclSend and ncclRecv", shape, |f, comm, stream| {
             // SAFETY: opens a group of this thread, which is closed below whatever happens between.
             let mut answer = unsafe { (f.group_start)() };
             for peer in 0..self.ranks {
-                // SAFETY: the buffers have so many elements, checked above.
+                let Part { to, received, at, sent } = part(peer);
+                // SAFETY: the caller's.
                 unsafe {
-                    if answer == SUCCESS && sent[peer] > 0 {
-                        answer = (f.send)(at as _, sent[peer], FLOAT32, peer as c_int, comm, stream);
+                    if answer == SUCCESS && sent > 0 {
+                        answer = (f.send)(at as _, sent, FLOAT32, peer as c_int, comm, stream);
                     }
-                    if answer == SUCCESS && received[peer] > 0 {
-                        answer = (f.receive)(to as _, received[peer], FLOAT32, peer as c_int, comm, stream);
+                    if answer == SUCCESS && received > 0 {
+                        answer = (f.receive)(to as _, received, FLOAT32, peer as c_int, comm, stream);
                     }
                 }
-                at += (sent[peer] * size_of::<f32>()) as u64;
-                to += (received[peer] * size_of::<f32>()) as u64;
             }
             // SAFETY: closes the group.
             let closed = unsafe { (f.group_end)() };

@@ -4,10 +4,13 @@ pub mod attention;
 mod attention_forms;
 pub mod convert;
 pub mod elementwise;
+#[cfg(test)]
+mod invariance_tests;
 pub mod kv_cache;
 pub mod matmul;
 pub mod moe;
 pub mod random;
+pub mod rank_sum;
 pub mod residual;
 pub mod rope;
 pub mod sample;

@@ -307,7 +307,7 @@ impl DeviceDecoder {
     /// # Errors
     /// If the host's collectives fail.
     pub fn connect(&mut self, comms: &mut Comms) -> Result<Option<AbortHandle>, CollectiveError> {
-        self.sums.connect(&self.device, comms)
+        self.sums.connect(&self.device, self.max_rows * self.spec.hidden, comms)
     }
 
     /// All layers and the logits of all rows, and the best `depth` of each.
@@ -382,5 +382,7 @@ impl Forward for DeviceDecoder {
     }
 }
 
+#[cfg(test)]
+mod invariance_tests;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,11 @@
-//! Sums over the ranks of a group whose rows are on devices: in place by NCCL where all ranks have GPUs that it connects; else by
-//! way of the host, where rows are downloaded, go through the host's collectives, and are uploaded again.
+//! Sums over the ranks of a group whose rows are on devices: in place, over NCCL, where all ranks have GPUs that it connects; else by
+//! way of the host, where rows are downloaded, go through the host's collectives, and are uploaded again. The bits are the same.
 
 use std::time::Duration;
 
 use foggara_kernels::collective::{AbortHandle, CollectiveError};
 use foggara_kernels::cuda::nccl::NcclComm;
+use foggara_kernels::cuda::rank_sums::RankSums;
 use foggara_kernels::cuda::{Buffer, Device, DeviceError};
 
 use super::ForwardError;
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Sums rows over ranks, and hands them from stage to stage.
 #[derive(Default)]
 pub(super) struct Sums {
-    nccl: Option<NcclComm>,
+    nccl: Option<RankSums<NcclComm>>,
     host: Vec<f32>,
 }
 
@@ -28,13 +29,15 @@ fn yes_of_all(yes: bool, comms: &mut Comms) -> Result<bool, CollectiveError> {
 }
 
 impl Sums {
-    /// Connects the ranks that split tensors by NCCL, if it can be for all of them. Every one of them must call it.
+    /// Connects the ranks that split tensors by NCCL, for sums of up to `longest` elements, if it can be for all of them. Every one
+    /// of them must call it.
     ///
     /// # Errors
     /// If the host's collectives fail. That NCCL does is only logged: the host's do its work then.
     pub(super) fn connect(
         &mut self,
         device: &Device,
+        longest: usize,
         comms: &mut Comms,
     ) -> Result<Option<AbortHandle>, CollectiveError> {
         let (rank, size) = (comms.tp().rank(), comms.tp().size());
@@ -48,7 +51,9 @@ impl Sums {
         };
         comms.tp().broadcast(&mut id)?;
         let joined = match <[u8; 128]>::try_from(id) {
-            Ok(id) => NcclComm::join(device, &id, rank, size, PATIENCE).map_err(|error| error.to_string()),
+            Ok(id) => NcclComm::join(device, &id, rank, size, PATIENCE)
+                .and_then(|comm| RankSums::new(device, comm, longest))
+                .map_err(|error| error.to_string()),
             Err(_) => Err("rank 0 could not name the group".to_owned()),
         };
         if let Err(reason) = &joined {
@@ -59,7 +64,7 @@ impl Sums {
             tracing::info!(rank, size, "connected by NCCL");
             self.nccl = joined;
         }
-        Ok(self.nccl.as_ref().map(NcclComm::abort_handle))
+        Ok(self.nccl.as_ref().map(|sums| sums.connected().abort_handle()))
     }
 
     /// Whether nothing but the device is needed for the steps of this rank's group, so that they can be recorded.
@@ -74,8 +79,8 @@ impl Sums {
         len: usize,
         comms: &mut Comms,
     ) -> Result<(), ForwardError> {
-        if let Some(nccl) = &self.nccl {
-            return Ok(nccl.all_reduce(values.view_mut().slice(0..len))?);
+        if let Some(nccl) = &mut self.nccl {
+            return Ok(nccl.sum(values.view_mut().slice(0..len))?);
         }
         if comms.tp().size() == 1 {
             return Ok(());
@@ -88,7 +93,7 @@ impl Sums {
 
     /// Whether the group still stands, as far as is known here.
     pub(super) fn health(&self) -> Result<(), DeviceError> {
-        self.nccl.as_ref().map_or(Ok(()), NcclComm::health)
+        self.nccl.as_ref().map_or(Ok(()), |sums| sums.connected().health())
     }
 
     /// Takes the first `len` elements from the stage before.
