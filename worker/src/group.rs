@@ -422,7 +422,17 @@ impl Rank {
             block_size: a.block_size as usize,
             ty: kv_type(&a.kv_dtype, &model)?,
         };
-        self.check_memory(cache.bytes(model.spec(), &plan.ranks[rank]))?;
+        let slice = &plan.ranks[rank];
+        // What a CPU works with is small, and in no one's way.
+        let working = match &loaded {
+            Loaded::Cpu(_) => 0,
+            Loaded::Device(weights) => {
+                let (block_size, rows) = (cache.block_size, a.max_step_rows as usize);
+                DeviceDecoder::working_bytes(model.spec(), slice, weights, block_size, rows)?
+            }
+        };
+        let cache_bytes = cache.bytes(model.spec(), slice);
+        self.check_memory(cache_bytes.and_then(|bytes| bytes.checked_add(working as usize)))?;
         let decoder: Box<dyn Forward> = match (loaded, &self.host.device) {
             (Loaded::Cpu(weights), _) => {
                 let decoder = Decoder::new(model.spec(), &plan, rank, weights, cache, pool);
@@ -461,7 +471,7 @@ impl Rank {
         if needed.is_some_and(|needed| available == 0 || needed as u64 <= available) {
             return Ok(());
         }
-        let blocks = format!("{} KV blocks of {} positions", a.kv_blocks, a.block_size);
+        let blocks = format!("{} KV blocks of {} positions and buffers", a.kv_blocks, a.block_size);
         let needed = needed.map_or("more bytes than there are".into(), |needed| format!("{needed} bytes"));
         Err(format!("{blocks} take {needed}, and {available} are available: lower the KV tokens").into())
     }

@@ -23,6 +23,10 @@ const SEQUENCES: u64 = crate::driver::MAX_SEQUENCES as u64;
 /// Rows as wide as the residual stream, f32, that a forward pass keeps at once: the stream, its norm, queries, keys, values,
 /// the attention's output, two sides of a gated MLP, what is received from other ranks, and as much again to be sure.
 const ACTIVATION_ROWS: u64 = 20;
+/// An accelerator has a row of logits for every row of a step, and three tenths of that to find the best of them with.
+const GPU_LOGITS: f64 = 1.3;
+/// Where parts of its attention wait for each other, at most.
+const GPU_SCRATCH: u64 = 272 << 20;
 /// Share of a worker's memory left alone: allocator, page cache, the system, coordinators on the same host. Chosen.
 const MARGIN: f64 = 0.1;
 
@@ -82,9 +86,10 @@ pub(super) fn needs(model: &ModelFacts, shape: Shape, part: &RankPart, kind: Kin
     let kv_per_token = (model.kv_bytes * part.kv_heads).div_ceil(kv_heads) * part.layers.len() as u64;
     let logits = SEQUENCES * model.vocab * 4;
     let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS + logits;
+    let own_logits = (STEP_ROWS * model.vocab * 4) as f64 * part.share * GPU_LOGITS;
     let process = match kind {
         Kind::Cpu => CPU_PROCESS,
-        Kind::Gpu => GPU_PROCESS,
+        Kind::Gpu => GPU_PROCESS + GPU_SCRATCH + own_logits as u64,
     };
     RankNeeds { weights, kv_per_token, fixed: activations + process }
 }

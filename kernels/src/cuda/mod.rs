@@ -6,6 +6,7 @@
 
 mod acts;
 mod buffer;
+mod counting;
 mod device;
 #[cfg(test)]
 mod dialect_tests;
@@ -27,6 +28,7 @@ pub mod twin;
 
 pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use buffer::{Buffer, View, ViewMut};
+pub use counting::bytes_of;
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory, Recording};
 pub use error::DeviceError;
 pub use gpu::{Facts, Gpu};

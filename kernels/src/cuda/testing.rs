@@ -1,6 +1,7 @@
 //! Devices for tests.
 
 mod losing;
+mod watched;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -9,6 +10,7 @@ use super::twin::HostTwin;
 use super::{Device, Gpu, gpu};
 
 pub use losing::losing_twin;
+pub use watched::{Log, Seen, watched_twin};
 
 /// The devices every op is tested on: the host twin, and the first GPU where there is one. Both are the caller's own: no other
 /// test's work is on their streams. `FOGGARA_TEST_DEVICES` (twin or gpu) names one of them, which must be there then.

@@ -12,8 +12,12 @@ use super::project::product;
 use super::{BlockTables, Comms, Decoder, StepInput, Want};
 use crate::best::{best_of, merge};
 
-/// Rows of logits of each part of the batch that exist at once: many would be hundreds of megabytes.
-pub(super) const LOGIT_ROWS: usize = 32;
+/// Rows of each part of the batch that are told of in one message.
+pub(super) const TILE_ROWS: usize = 256;
+/// Of these, such that all logits are wanted of: many would be hundreds of megabytes.
+const WHOLE_ROWS: usize = 32;
+/// Rows of logits that a CPU makes at once, for the same reason.
+const LOGIT_ROWS: usize = 32;
 
 /// A row that wants logits.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +97,23 @@ fn wanted(input: &StepInput, tables: &BlockTables, parts: usize) -> Vec<Vec<Want
     wanted
 }
 
+/// The rows of a part of the batch that are told of in one message, message after message: the same on every rank, wherever it
+/// computes.
+fn tiles(wanted: &[Wanted]) -> Vec<&[Wanted]> {
+    let (mut tiles, mut first, mut whole) = (Vec::new(), 0, 0);
+    for (i, row) in wanted.iter().enumerate() {
+        whole += usize::from(row.want == Want::Whole);
+        if i - first == TILE_ROWS || whole > WHOLE_ROWS {
+            tiles.push(&wanted[first..i]);
+            (first, whole) = (i, usize::from(row.want == Want::Whole));
+        }
+    }
+    if first < wanted.len() {
+        tiles.push(&wanted[first..]);
+    }
+    tiles
+}
+
 /// Brings the parts of logits together.
 pub(super) struct Scorer {
     shape: Shape,
@@ -132,12 +153,12 @@ impl Scorer {
         on_scores: &mut OnScores<'_>,
     ) -> Result<(), E> {
         let wanted = wanted(input, tables, self.shape.dp);
-        let tiles = wanted.iter().map(|rows| rows.len().div_ceil(LOGIT_ROWS)).max().unwrap_or(0);
+        let parts: Vec<Vec<&[Wanted]>> = wanted.iter().map(|rows| tiles(rows)).collect();
         let place = self.shape.place(comms.rank());
         let mut message = Vec::new();
-        for tile in 0..tiles {
+        for tile in 0..parts.iter().map(Vec::len).max().unwrap_or(0) {
             let tile: Vec<&[Wanted]> =
-                wanted.iter().map(|rows| rows.chunks(LOGIT_ROWS).nth(tile).unwrap_or(&[])).collect();
+                parts.iter().map(|part| part.get(tile).copied().unwrap_or_default()).collect();
             message.clear();
             if place.stage + 1 == self.shape.pp {
                 own(tile[place.dp], &mut message)?;
@@ -236,7 +257,7 @@ impl Decoder {
         let (hidden, b, weights, pool) = (self.spec.hidden, &mut self.buffers, &self.weights, &self.pool);
         let (eps, softcap) = (self.spec.norm_eps, self.spec.logit_softcap);
         let mut scores = Vec::new();
-        let own = |wanted: &[Wanted], message: &mut Vec<f32>| {
+        let mut few = |wanted: &[Wanted], message: &mut Vec<f32>| {
             b.last.set_rows(wanted.len());
             for (wanted, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
                 let x = &b.x[wanted.row * hidden..][..hidden];
@@ -246,7 +267,9 @@ impl Decoder {
             let output = output.expect("the last stage holds the output layer");
             let all = wanted.iter().all(|wanted| wanted.want == Want::Whole);
             let to = if all { &mut *message } else { &mut scores };
-            to.resize(wanted.len() * output.rows(), 0.0);
+            let start = if all { to.len() } else { 0 };
+            to.resize(start + wanted.len() * output.rows(), 0.0);
+            let to = &mut to[start..];
             product(pool, output, &mut b.last, to);
             if let Some(cap) = softcap {
                 soft_cap(to, cap);
@@ -254,6 +277,9 @@ impl Decoder {
             if !all {
                 tell(&scores, wanted, message);
             }
+        };
+        let own = |wanted: &[Wanted], message: &mut Vec<f32>| {
+            wanted.chunks(LOGIT_ROWS).for_each(|wanted| few(wanted, message));
             Ok(())
         };
         self.scorer.score((input, tables), comms, own, on_scores)

@@ -79,3 +79,22 @@ fn a_message_has_so_many_words_and_no_more() {
     tell(&[], &wanted, &mut message);
     assert!(message.is_empty(), "a rank without tokens");
 }
+
+#[test]
+fn a_message_has_few_whole_rows_and_many_of_which_the_best_are_wanted() {
+    use Want::{Best, Whole};
+    let lens = |wants: Vec<Want>| {
+        let wanted: Vec<Wanted> =
+            wants.into_iter().enumerate().map(|(row, want)| Wanted { number: row, row, want }).collect();
+        let tiles = tiles(&wanted);
+        let rows: Vec<usize> = tiles.iter().flat_map(|tile| tile.iter().map(|wanted| wanted.row)).collect();
+        assert!(rows.into_iter().eq(0..wanted.len()), "each once, in order");
+        tiles.into_iter().map(<[Wanted]>::len).collect::<Vec<_>>()
+    };
+    assert_eq!(lens(vec![]), [0; 0]);
+    assert_eq!(lens(vec![Best(1); 256]), [256]);
+    assert_eq!(lens(vec![Best(1); 513]), [256, 256, 1]);
+    assert_eq!(lens(vec![Whole; 70]), [32, 32, 6]);
+    assert_eq!(lens([Best(9), Whole].repeat(40)), [65, 15]);
+    assert_eq!(lens([vec![Whole; 32], vec![Best(1); 230]].concat()), [256, 6]);
+}

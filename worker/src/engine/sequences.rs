@@ -265,9 +265,7 @@ impl SequenceTable {
             };
             let sampled = match scores {
                 Scores::Whole(logits) => sampler::sample(logits, context, &mut self.scratch),
-                Scores::Best(best) => {
-                    sampler::sample_best(best, context.params, context.tokens.len(), &mut self.scratch)
-                }
+                Scores::Best(best) => sampler::sample_best_after(best, context, &mut self.scratch),
             };
             sequence.tokens.push(sampled.token);
             sequence.history.push(sampled.token);
@@ -335,7 +333,7 @@ fn add_segment(
     let answered = sequence.tokens.len() - sequence.prompt_len;
     input.wants.push(match whole {
         true => Want::Whole,
-        false => sampler::wanted(&sequence.params, answered, vocab),
+        false => sampler::wanted_after(&sequence.history, &sequence.params, answered, vocab),
     });
     input.tokens.extend_from_slice(&sequence.tokens[start..end]);
     wanted.extend((start + logits_from..end).map(|position| Wanted { sequence: id, position }));

@@ -111,11 +111,19 @@ impl AttentionScratch {
         value_dim: usize,
         context: usize,
     ) -> Result<Self, DeviceError> {
+        Ok(Self {
+            parts: device
+                .alloc(rows.max(1) * Self::row_bytes(heads, value_dim, context) / size_of::<f32>())?,
+        })
+    }
+
+    /// Bytes of a row's room: at 8,192 positions and more 128 · heads · (value_dim + 2), and less where fewer are seen.
+    pub fn row_bytes(heads: usize, value_dim: usize, context: usize) -> usize {
         let parts = match parts_of(context) {
             1 => 0,
             parts => parts,
         };
-        Ok(Self { parts: device.alloc(rows.max(1) * heads * parts * (value_dim + 2))? })
+        parts * heads * (value_dim + 2) * size_of::<f32>()
     }
 }
 

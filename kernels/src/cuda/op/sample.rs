@@ -1,7 +1,8 @@
 //! What sampling needs of rows of logits, so that few of them have to be downloaded: the greatest; ln Σ e^x; the best few.
 //!
-//! What the host's sampler can do with the best `k` of a row, where nothing changes logits first (no penalty, bias, or list of
-//! tokens that may or may not be said: those can lift any token above the best, and need the whole row):
+//! What the host's sampler can do with the best `k` of a row, where nothing changes logits first (no bias, or list of tokens that
+//! may or may not be said: those can lift any token above the best, and need the whole row; penalties that lower the logits of `n`
+//! tokens need the best `k + n`):
 //! * Without temperature: exactly the token it would choose of the whole row. [`argmax`] alone is enough.
 //! * `top_k` up to `k`, and then `top_p` and `min_p`: exactly the same tokens with the same weights, for all of these look at no
 //!   other; so the token that is drawn is the same.

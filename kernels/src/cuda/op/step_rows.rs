@@ -88,6 +88,20 @@ impl StepRows {
         Ok(step)
     }
 
+    /// The fixed form becomes that of so many rows, none of which sees more than `context` positions, at the same address and with no
+    /// rows yet: what was recorded with a form can be done whenever it is the same again.
+    ///
+    /// # Panics
+    /// If it is not the fixed form, or has no room for so many.
+    pub fn refit(&mut self, rows: usize, context: usize) {
+        assert!(
+            self.fixed.is_some() && rows_words(rows, rows, 0) <= self.words.len(),
+            "a step of {rows} rows"
+        );
+        self.fixed = Some(Fixed { rows, context });
+        (self.rows, self.alone, self.context) = (rows, rows, context);
+    }
+
     /// Whether the fixed form has room for these.
     pub fn fits(&self, runs: &[Run<'_>]) -> bool {
         self.fixed.is_none_or(|fixed| {
@@ -272,6 +286,26 @@ mod tests {
             let words = step.words.download().unwrap();
             assert_eq!(words[..6], [9, 20, NO_ROW, 0, NO_ROW, 0]);
             assert_eq!(words[8..22], [0, 1, 9, 20, 1, 0, 0, 0, 2, 0, 0, 0, 6, 7]);
+        }
+    }
+
+    #[test]
+    fn a_form_can_become_another_where_it_is() {
+        for device in devices() {
+            let mut step = StepRows::fixed(&device, 3, 4, 50).unwrap();
+            let address = step.address();
+            let run = |blocks, position| Run { blocks, position, rows: 1 };
+            step.refit(2, 90);
+            assert!(!step.fits(&[run(&[1], 0), run(&[1], 0), run(&[1], 0)]), "rows");
+            assert!(step.fits(&[run(&[1], 89)]) && !step.fits(&[run(&[1], 90)]), "context");
+            // What a row less takes is room for blocks.
+            assert!(step.fits(&[run(&[1; 12], 0)]) && !step.fits(&[run(&[1; 13], 0)]), "blocks");
+            step.set(&[run(&[6, 7], 70)]).unwrap();
+            assert_eq!((step.rows(), step.alone(), step.address()), (2, (2, 90), address));
+            assert_eq!(
+                step.words.download().unwrap()[..14],
+                [70, 12, NO_ROW, 0, 0, 1, 70, 12, 1, 0, 0, 0, 6, 7]
+            );
         }
     }
 }

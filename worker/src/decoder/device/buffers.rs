@@ -8,8 +8,27 @@ use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{ArchSpec, RankSlice};
 
 use crate::decoder::MOST_BEST;
-use crate::decoder::score::LOGIT_ROWS;
+use crate::decoder::score::TILE_ROWS;
 use crate::weights::{MlpKind, MlpWeights, RankWeights};
+
+/// Bytes of attention's scratch, unless rows of [`LEAST_SCRATCH`] take more. A row takes 128 · heads · (value width + 2) of them
+/// where contexts are of 8,192 positions and more: 532 KB with 32 heads of 128, so that 256 rows take 136 MB; with the 128 heads and
+/// 512 elements of DeepSeek-V3 on one rank 8.4 MB, so that 32 rows take 269 MB, and 256 are eight rounds.
+const SCRATCH_BYTES: usize = 256 << 20;
+/// Rows that attention does in one round in any case.
+const LEAST_SCRATCH: usize = 32;
+
+/// Rows of a step that are decoded as one recording, and whose logits there is room for: of a vocabulary of 128,256 those are
+/// 131 MB for 256 rows, and what the best are found with 37 MB.
+pub(super) fn decode_rows(max_rows: usize) -> usize {
+    TILE_ROWS.min(max_rows)
+}
+
+/// Rows that there is scratch of attention for, of `rows` at most.
+fn scratch_rows(rows: usize, row_bytes: usize) -> usize {
+    let fit = SCRATCH_BYTES.checked_div(row_bytes).unwrap_or(rows);
+    fit.max(LEAST_SCRATCH).min(rows)
+}
 
 /// What every step writes besides the cache: for each, the elements of a row.
 pub(super) struct Buffers {
@@ -35,6 +54,8 @@ pub(super) struct Buffers {
     pub(super) router_logits: Buffer<f32>,
     /// Absent without experts.
     pub(super) moe: Option<MoeBuffers>,
+    /// Rows that it was last told there are.
+    live: usize,
     /// Pairs that were routed to each expert of each layer with experts.
     pub(super) counts: Vec<Option<Buffer<u64>>>,
     /// Rows that want logits: which, and their residual stream, normed.
@@ -142,6 +163,9 @@ impl Buffers {
         let floats = |width: usize| device.alloc::<f32>(max_rows * width);
         let taken = |width: usize| Acts::alloc(device, acts, max_rows * width);
         let heads = slice.q_heads.len();
+        let scored = decode_rows(max_rows);
+        let of_row = AttentionScratch::row_bytes(heads, spec.value_dim(), spec.context);
+        let alone = scratch_rows(scored, of_row);
         let counts = |layer: usize| match &spec.layers[layer].mlp {
             Mlp::Experts(e) => device.zeros(e.count).map(Some),
             Mlp::Dense { .. } => Ok(None),
@@ -161,7 +185,7 @@ impl Buffers {
                 attended: taken(w.latent_attended)?,
                 values: floats(w.latent_values)?,
             },
-            scratch: AttentionScratch::new(device, LOGIT_ROWS, heads, spec.value_dim(), spec.context)?,
+            scratch: AttentionScratch::new(device, alone, heads, spec.value_dim(), spec.context)?,
             gate_up: floats(w.gate_up)?,
             gated: taken(w.gate_up / 2)?,
             results: floats(w.results)?,
@@ -170,16 +194,32 @@ impl Buffers {
                 0 => None,
                 _ => Some(MoeBuffers::new(device, max_rows, w.top_k, w.experts, w.held)?),
             },
+            live: usize::MAX,
             counts: (0..spec.layers.len()).map(counts).collect::<Result<_, _>>()?,
-            wanted: device.zeros(LOGIT_ROWS)?,
-            last_x: device.alloc(LOGIT_ROWS * hidden)?,
-            last: Acts::alloc(device, acts, LOGIT_ROWS * hidden)?,
-            scores: device.alloc(LOGIT_ROWS * slice.vocab.len())?,
+            wanted: device.zeros(scored)?,
+            last_x: device.alloc(scored * hidden)?,
+            last: Acts::alloc(device, acts, scored * hidden)?,
+            scores: device.alloc(scored * slice.vocab.len())?,
             sampling: match slice.vocab.len() {
                 0 => None,
-                part => Some(SampleBuffers::new(device, LOGIT_ROWS, part, part.min(MOST_BEST))?),
+                part => Some(SampleBuffers::new(device, scored, part, part.min(MOST_BEST))?),
             },
         })
+    }
+
+    /// These tokens from here on, and after them so many that are no one's that there are `rows`: they go to no expert.
+    pub(super) fn set_tokens(&mut self, tokens: &[u32], rows: usize) -> Result<(), DeviceError> {
+        let mut all = tokens.to_vec();
+        all.resize(rows, 0);
+        self.tokens.view_mut().slice(0..rows).upload(&all)?;
+        match &mut self.moe {
+            Some(moe) if self.live != tokens.len() => {
+                moe.live.view_mut().upload(&[tokens.len() as u32])?;
+                self.live = tokens.len();
+            }
+            _ => (),
+        }
+        Ok(())
     }
 
     /// What was counted since the last call.

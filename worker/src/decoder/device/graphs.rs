@@ -1,36 +1,59 @@
-//! Steps that are recorded once and replayed: decoding of few sequences, where the launches would take longer than the work.
+//! Steps that are recorded once and replayed: decoding, where the launches would take longer than the work.
+//!
+//! Not every number of rows is recorded, but some ([`padded`]): a step of fewer rows is that of more, of which the last do not
+//! exist. Such a row is embedded and goes through products and norms, which do nothing to other rows; it attends to nothing,
+//! writes nothing to the cache, goes to no expert, and no one asks for its logits. Which kernels are used depends on how many rows
+//! there are with it, as always.
 
 use std::collections::HashMap;
 
 use foggara_kernels::cuda::op::step_rows::{Run, StepRows};
 use foggara_kernels::cuda::{Device, DeviceError, Recording};
 
+use super::buffers::decode_rows;
 use crate::decoder::StepInput;
-use crate::decoder::score::LOGIT_ROWS;
 
-/// Rows of a step that is recorded.
-const MOST_ROWS: usize = LOGIT_ROWS;
 /// Positions of a context: recorded for powers of two from this on.
 const LEAST_CONTEXT: usize = 1024;
+/// Blocks that the rows of a recorded step see at most, all together: 8 MiB of numbers.
+const MOST_BLOCKS: usize = 1 << 21;
+/// Steps that are kept; of more, that which was not run for longest is forgotten. A server that is steadily used is at a few sizes at
+/// a time, and of long contexts at one or two powers of two.
+const KEPT: usize = 64;
 
 /// What was recorded, by sizes.
-#[derive(Default)]
 pub(super) struct Graphs {
-    known: HashMap<Sizes, Recorded>,
+    /// The rows that recorded steps read: all of them at this one address. Absent while a step runs.
+    rows: Option<StepRows>,
+    known: HashMap<Sizes, Known>,
+    /// Rows of a step that is recorded, and positions that they see at most.
+    most_rows: usize,
+    most_context: usize,
+    /// Steps so far.
+    steps: u64,
 }
 
 /// Steps of the same sizes are the same launches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Sizes {
+    /// Those that do not exist among them.
     rows: usize,
     context: usize,
     /// The best logits of each row that are found: as many.
     depth: usize,
 }
 
+#[derive(Default)]
+struct Known {
+    recording: Option<Recording>,
+    warm: bool,
+    /// The number of its last step.
+    last: u64,
+}
+
 /// One recorded step.
 pub(super) struct Recorded {
-    /// The rows it reads: at one address for as long as it lives.
+    /// The rows it reads.
     pub(super) rows: StepRows,
     /// Absent until it has been run once as it is, so that whatever is made at first use is there.
     pub(super) recording: Option<Recording>,
@@ -45,41 +68,71 @@ impl Recorded {
     }
 }
 
-/// Whether a step is one to be recorded: each sequence has one row, which wants logits.
+/// Whether a step is one to be recorded, if there is room: each sequence has one row, which wants logits.
 pub(super) fn can_be_recorded(input: &StepInput) -> bool {
-    let decodes = |segment: &crate::decoder::Segment| segment.len == 1 && segment.logits_from == 0;
-    input.segments.len() <= MOST_ROWS && input.segments.iter().all(decodes)
+    input.segments.iter().all(|segment| segment.len == 1 && segment.logits_from == 0)
+}
+
+/// The rows that so many are recorded as: a power of two, or half as many again. Where products go through other kernels, there are
+/// such numbers.
+fn padded(rows: usize) -> usize {
+    let power = rows.next_power_of_two();
+    let between = power / 4 * 3;
+    if between >= rows { between } else { power }
 }
 
 impl Graphs {
-    /// Takes out the step for rows like these, of which the best `depth` logits are found, its rows set to them. To be [`put`](Self::put) back.
+    /// Nothing yet, for steps of at most `max_rows` rows that see at most `context` positions each.
+    ///
+    /// # Errors
+    /// If there is no memory, or the device fails.
+    pub(super) fn new(
+        device: &Device,
+        max_rows: usize,
+        context: usize,
+        block_size: usize,
+    ) -> Result<Self, DeviceError> {
+        let most_rows = decode_rows(max_rows);
+        let blocks = most_rows.saturating_mul(context.div_ceil(block_size)).min(MOST_BLOCKS);
+        let rows = Some(StepRows::fixed(device, most_rows, blocks, context)?);
+        Ok(Self { rows, known: HashMap::new(), most_rows, most_context: context, steps: 0 })
+    }
+
+    /// Takes out the step for rows like these, of which the best `depth` logits are found, its rows set to them. To be
+    /// [`put`](Self::put) back. `None`: there are more rows, positions or blocks than recorded steps have.
     ///
     /// # Errors
     /// If the device fails.
-    pub(super) fn take(
-        &mut self,
-        device: &Device,
-        runs: &[Run<'_>],
-        block_size: usize,
-        depth: usize,
-    ) -> Result<Recorded, DeviceError> {
+    pub(super) fn take(&mut self, runs: &[Run<'_>], depth: usize) -> Result<Option<Recorded>, DeviceError> {
+        if runs.len() > self.most_rows {
+            return Ok(None);
+        }
         let longest = runs.iter().map(|run| run.position + run.rows).max().unwrap_or(1);
-        let context = longest.next_power_of_two().max(LEAST_CONTEXT);
-        let sizes = Sizes { rows: runs.len(), context, depth };
-        let mut recorded = match self.known.remove(&sizes) {
-            Some(recorded) => recorded,
-            None => {
-                let blocks = sizes.rows * context.div_ceil(block_size);
-                let rows = StepRows::fixed(device, sizes.rows, blocks, context)?;
-                Recorded { rows, recording: None, warm: false, sizes }
-            }
-        };
-        recorded.rows.set(runs)?;
-        Ok(recorded)
+        let context = longest.next_power_of_two().max(LEAST_CONTEXT).min(self.most_context);
+        let sizes = Sizes { rows: padded(runs.len()).min(self.most_rows), context, depth };
+        let Some(rows) = &mut self.rows else { unreachable!("put back after every step") };
+        rows.refit(sizes.rows, context);
+        if !rows.fits(runs) {
+            return Ok(None);
+        }
+        rows.set(runs)?;
+        let Known { recording, warm, .. } = self.known.remove(&sizes).unwrap_or_default();
+        Ok(self.rows.take().map(|rows| Recorded { rows, recording, warm, sizes }))
     }
 
     /// Puts it back, for the next step of its sizes.
     pub(super) fn put(&mut self, recorded: Recorded) {
-        self.known.insert(recorded.sizes, recorded);
+        let Recorded { rows, recording, warm, sizes } = recorded;
+        self.rows = Some(rows);
+        self.steps += 1;
+        self.known.insert(sizes, Known { recording, warm, last: self.steps });
+        if self.known.len() > KEPT {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.last).map(|(sizes, _)| *sizes);
+            oldest.map(|sizes| self.known.remove(&sizes));
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "graphs_tests.rs"]
+mod tests;

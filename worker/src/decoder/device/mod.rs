@@ -2,7 +2,7 @@
 //!
 //! Nothing is allocated in a step: buffers are made once, as large as the largest step. Nothing is waited for until logits are
 //! needed, and of these only what is wanted comes to the host: all of a row, or its best few. Where a rank is alone with its
-//! layers, a step of few rows is recorded the second time its sizes come and replayed from then on (`graphs`). Sums over ranks go
+//! layers, a step that decodes is recorded the second time its sizes come and replayed from then on (`graphs`). Sums over ranks go
 //! through the host's collectives, or NCCL.
 
 mod attention;
@@ -20,7 +20,7 @@ use foggara_kernels::cuda::op::kv_cache::{DeviceKv, KvKind};
 use foggara_kernels::cuda::op::residual::{Norm, add_and_norm, combine_add_and_norm};
 use foggara_kernels::cuda::op::rope::{DeviceAngles, DeviceRope};
 use foggara_kernels::cuda::op::step_rows::{Run, StepRows};
-use foggara_kernels::cuda::{ActType, Buffer, Device, DeviceError, DeviceMatrix, WeightKind};
+use foggara_kernels::cuda::{ActType, Buffer, Device, DeviceError, DeviceMatrix, WeightKind, bytes_of};
 use foggara_kernels::op::gated::GatedActivation;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_kernels::op::rope::RopeStyle;
@@ -109,6 +109,7 @@ impl DeviceDecoder {
             KvType::Q8_0 => return Err(refused("a q8_0 KV cache is not kept on devices yet: use f16")),
         };
         let acts = act_type(&weights);
+        let block_size = cache.block_size;
         let cache = DeviceKv::new(device, cache.sizes(spec, &slice), kind)?;
         let group = spec.heads_per_kv();
         let local = |head: usize| (head / group - slice.kv_heads.start) as u32;
@@ -135,10 +136,28 @@ impl DeviceDecoder {
             heads: HeadMap::new(device, &kv_head_of)?,
             cache,
             rows: Some(StepRows::new(device)?),
-            graphs: Graphs::default(),
+            graphs: Graphs::new(device, max_rows, spec.context, block_size)?,
             sums: Sums::default(),
             max_rows,
             slice,
+        })
+    }
+
+    /// Bytes of device memory that [`new`](Self::new) takes beside the weights and the cache, to within some kilobytes; the
+    /// recordings of steps that come later are not among them.
+    ///
+    /// # Errors
+    /// None are known: no device is asked.
+    pub fn working_bytes(
+        spec: &ArchSpec,
+        slice: &RankSlice,
+        weights: &RankWeights<DeviceMatrix>,
+        block_size: usize,
+        max_rows: usize,
+    ) -> Result<u64, DeviceError> {
+        bytes_of(|device| {
+            let buffers = Buffers::new(device, spec, slice, weights, act_type(weights), max_rows)?;
+            Ok((buffers, Graphs::new(device, max_rows, spec.context, block_size)?))
         })
     }
 
@@ -283,6 +302,7 @@ impl DeviceDecoder {
         comms: &mut Comms,
         on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError> {
+        self.buffers.set_tokens(&step.0.tokens, recorded.rows.rows())?;
         if recorded.recording.is_none() && recorded.warm {
             let device = self.device.clone();
             let (rows, depth) = (&recorded.rows, recorded.depth());
@@ -293,10 +313,11 @@ impl DeviceDecoder {
             None => self.run_all(&recorded.rows, recorded.depth(), comms)?,
         }
         recorded.warm = true;
-        let (rows, depth, b) = (recorded.rows.rows(), recorded.depth(), &self.buffers);
+        let (scored, depth, b) = (recorded.rows.rows(), recorded.depth(), &self.buffers);
         let own = |wanted: &[Wanted], message: &mut Vec<f32>| -> Result<(), ForwardError> {
-            assert_eq!(wanted.len(), rows, "all rows want logits, in one tile");
-            Ok(tell(b, wanted, depth, message)?)
+            // All rows want logits: those of a tile follow each other.
+            let first = wanted.first().map_or(0, |wanted| wanted.row);
+            Ok(tell(b, wanted, first..first + wanted.len(), scored, depth, message)?)
         };
         self.scorer.score(step, comms, own, on_scores)?;
         Ok(self.sums.health()?)
@@ -360,16 +381,16 @@ impl Forward for DeviceDecoder {
         }
         assert!(input.tokens.len() <= self.max_rows, "a step of at most {} rows", self.max_rows);
         let runs: Vec<Run<'_>> = input.segments.iter().filter_map(|s| self.run_of(s, tables)).collect();
-        self.buffers.tokens.view_mut().slice(0..input.tokens.len()).upload(&input.tokens)?;
         let whole = self.device.driver().can_capture() && self.sums.are_on_device(comms);
         if whole && can_be_recorded(input) {
             let depth = depth((0..input.segments.len()).map(|segment| input.want(segment)));
-            let block_size = self.cache.sizes().block_size;
-            let mut recorded = self.graphs.take(&self.device, &runs, block_size, depth)?;
-            let done = self.run_recorded(&mut recorded, (input, tables), comms, on_scores);
-            self.graphs.put(recorded);
-            return done;
+            if let Some(mut recorded) = self.graphs.take(&runs, depth)? {
+                let done = self.run_recorded(&mut recorded, (input, tables), comms, on_scores);
+                self.graphs.put(recorded);
+                return done;
+            }
         }
+        self.buffers.set_tokens(&input.tokens, input.tokens.len())?;
         let Some(mut rows) = self.rows.take() else { unreachable!("put back after every step") };
         let done = rows.set(&runs).map_err(ForwardError::from).and_then(|()| self.run_layers(&rows, comms));
         self.rows = Some(rows);
@@ -384,5 +405,7 @@ impl Forward for DeviceDecoder {
 
 #[cfg(test)]
 mod invariance_tests;
+#[cfg(test)]
+mod launches_tests;
 #[cfg(test)]
 mod tests;

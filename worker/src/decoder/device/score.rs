@@ -1,6 +1,8 @@
 //! Logits of a rank's part of the vocabulary, and the best of them. They are left on the device but for what is wanted: what comes
 //! to the host comes slowly.
 
+use std::ops::Range;
+
 use foggara_kernels::cuda::op::elementwise::{gather_rows, soft_cap};
 use foggara_kernels::cuda::op::matmul::matmul;
 use foggara_kernels::cuda::op::residual::add_and_norm;
@@ -48,7 +50,7 @@ pub(super) fn score_wanted(
     add_and_norm(Some(out), x, None, None, weights.final_norm.view(), rows, hidden, spec.norm_eps)?;
     let depth = depth(wanted.iter().map(|wanted| wanted.want));
     score(b, weights, spec, rows, depth)?;
-    tell(b, wanted, depth, message)
+    tell(b, wanted, 0..rows, rows, depth, message)
 }
 
 /// The same of all `rows` rows, left on the device for [`tell`].
@@ -93,23 +95,27 @@ fn score(
 }
 
 /// Adds what rows want of this rank's part to `message`: of the best as many as each wants, and rows of which all are wanted.
+/// They are `rows` of the `scored` rows that were last scored.
 pub(super) fn tell(
     b: &Buffers,
     wanted: &[Wanted],
+    rows: Range<usize>,
+    scored: usize,
     depth: usize,
     message: &mut Vec<f32>,
 ) -> Result<(), DeviceError> {
+    assert_eq!(wanted.len(), rows.len(), "a row for each that wants logits");
     let Some(sampling) = &b.sampling else { return Ok(()) };
-    let (rows, part) = (wanted.len(), sampling.vocab());
+    let part = sampling.vocab();
     let depth = depth.min(part);
-    let mut found = vec![0; 2 * rows * depth];
+    let mut found = vec![0; 2 * scored * depth];
     match depth {
         0 => {}
-        1 => sampling.greatest(rows).download(&mut found)?,
-        depth => sampling.best(rows, depth).download(&mut found)?,
+        1 => sampling.greatest(scored).download(&mut found)?,
+        depth => sampling.best(scored, depth).download(&mut found)?,
     }
-    let (places, logits) = found.split_at(rows * depth);
-    let mut row = 0;
+    let (places, logits) = found.split_at(scored * depth);
+    let mut row = rows.start;
     // Neighbours that want all come in one piece.
     for wanted in wanted.chunk_by(|a, b| a.want == Want::Whole && b.want == Want::Whole) {
         match wanted[0].want {

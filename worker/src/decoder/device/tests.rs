@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use foggara_kernels::cuda::testing::devices;
+use foggara_kernels::ThreadPool;
+use foggara_kernels::cuda::testing::{devices, host_twin};
 use foggara_kernels::cuda::{Gpu, from_f8, row_to_f8};
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
-use foggara_models::{Checkpoint, Quantize};
+use foggara_models::{Checkpoint, Cut, Quantize};
 
 use super::*;
 use crate::decoder::score::tests::wants_are_met;
 use crate::decoder::tests::{agrees_on, logits, logits_on};
 use crate::testing::{Kind, golden, numbers, tokens};
+use crate::weights::OnDevice;
 
 /// Each kind of device, as what gives every rank one of its own.
 fn kinds() -> Vec<impl Fn(usize) -> Option<Device> + Sync> {
@@ -149,6 +151,31 @@ fn every_row_is_given_what_it_wants() {
         ];
         for (name, shape, chunk) in &cases[..if is_fast(&device) { 5 } else { 2 }] {
             wants_are_met(name, *shape, Kind::Shm, *chunk, &device);
+        }
+    }
+}
+
+#[test]
+fn what_a_decoder_works_with_is_known_before_it_is_made() {
+    for name in ["mixtral", "deepseek-v3", "gemma2"] {
+        let (model, _) = golden(name);
+        let plan = model.slices(&Cut::even(Shape::tensor(2)), Quantize::None).expect("can be cut");
+        for rows in [1, 100, 300] {
+            let device = host_twin();
+            let (store, pool) = (OnDevice(device.clone()), ThreadPool::with_spin(1, false));
+            let weights =
+                RankWeights::load_to(&store, &model, &plan, 1, Quantize::None, &pool, &mut |_, _| true)
+                    .expect("loads");
+            let (spec, slice) = (model.spec(), &plan.ranks[1]);
+            let said = DeviceDecoder::working_bytes(spec, slice, &weights, 16, rows).expect("counted");
+            let free = || device.driver().memory().expect("it answers").free;
+            let (before, cache) = (free(), CacheConfig { blocks: 9, block_size: 16, ty: KvType::F32 });
+            let decoder = DeviceDecoder::new(&device, spec, &plan, 1, weights, cache, rows);
+            let decoder = decoder.expect("fits on the device");
+            let taken = before - free() - decoder.cache.bytes() as u64;
+            // Norms, rotations and lists of heads and experts are not counted; whole units of memory are.
+            assert!(said.abs_diff(taken) < 100_000, "{name}, {rows} rows: {said} bytes, {taken} taken");
+            assert!(rows == 1 || said > 500_000, "{name}, {rows} rows: {said} bytes");
         }
     }
 }

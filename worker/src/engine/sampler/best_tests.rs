@@ -118,3 +118,76 @@ fn whoever_needs_more_gets_the_whole_row() {
         assert_eq!(wanted(&held, 3, 1000), wanted(&base, 0, 1000));
     }
 }
+
+/// Histories of tokens of which many are among the best, so that penalties put others in their place.
+#[test]
+fn the_best_give_the_token_of_the_whole_row_after_penalties() {
+    let (mut whole_scratch, mut best_scratch) = (Scratch::default(), Scratch::default());
+    let mut changed = 0;
+    for turn in 0..60 {
+        let vocab = [300, 1000, 4001][turn as usize % 3];
+        let row = row(vocab, turn);
+        let favourites = best_of(&row, 90);
+        for (i, (temperature, top_k, top_p, min_p)) in
+            [(0.0, 0, 1.0, 0.0), (0.7, 40, 0.95, 0.0), (1.0, 3, 1.0, 0.1), (1.3, 150, 0.999, 0.0)]
+                .into_iter()
+                .enumerate()
+        {
+            for (repetition_penalty, presence_penalty, frequency_penalty) in
+                [(1.5, 0.0, 0.0), (1.0, 3.0, 0.0), (1.0, 0.0, 1e-3), (1.1, 0.5, 0.25), (9.0, 2.0, 2.0)]
+            {
+                let drawn = SequenceParams { temperature, top_k, top_p, min_p, ..SequenceParams::default() };
+                let seed = turn * 5 + i as u64;
+                let params =
+                    SequenceParams { repetition_penalty, presence_penalty, frequency_penalty, seed, ..drawn };
+                let of = |at: u64| favourites[(noise(seed << 20 | at).powi(2) * 90.0) as usize];
+                let mut tokens: Vec<u32> = (0..5 + turn % 70).map(of).collect();
+                // One that is not among the best, twice.
+                tokens.extend([vocab as u32 - 1; 2]);
+                let history = &History::new(&params, &tokens, 3);
+                let Want::Best(count) = wanted_after(history, &params, tokens.len() - 3, vocab) else {
+                    panic!("{params:?} needs all")
+                };
+                let context = Context { params: &params, tokens: &tokens, prompt_len: 3, history };
+                let expected = sample(&row, context, &mut whole_scratch);
+                let best = found(&row, count as usize, 1 + turn as usize % 4);
+                let got = sample_best_after(&best, context, &mut best_scratch);
+                assert_eq!(got, expected, "turn {turn}: {params:?}");
+                let without = SequenceParams { repetition_penalty: 1.0, ..params.clone() };
+                let without = SequenceParams { presence_penalty: 0.0, frequency_penalty: 0.0, ..without };
+                changed += u32::from(sample_best(&best, &without, tokens.len(), &mut best_scratch) != got);
+            }
+        }
+    }
+    assert!(changed > 300, "penalties change {changed} of 1200 tokens");
+}
+
+#[test]
+fn penalties_want_a_few_more_or_the_whole_row() {
+    let greedy = SequenceParams { presence_penalty: 0.5, temperature: 0.0, ..SequenceParams::default() };
+    let of = |params: &SequenceParams, tokens: &[u32]| {
+        wanted_after(&History::new(params, tokens, 2), params, tokens.len() - 2, 1000)
+    };
+    assert_eq!(of(&greedy, &[7, 8]), Want::Best(1));
+    assert_eq!(of(&greedy, &[7, 8, 9, 9, 7]), Want::Best(3));
+    let repeats = SequenceParams { repetition_penalty: 1.2, ..greedy.clone() };
+    assert_eq!(of(&repeats, &[7, 8, 9, 9, 7]), Want::Best(4), "the prompt's as well");
+    let many: Vec<u32> = (0..258).collect();
+    assert_eq!((of(&greedy, &many[..257]), of(&greedy, &many)), (Want::Best(256), Want::Whole));
+    let drawn = SequenceParams { temperature: 1.0, top_k: 40, ..greedy.clone() };
+    assert_eq!(of(&drawn, &[7, 8, 9]), Want::Best(41));
+    for params in [
+        SequenceParams { top_k: 0, ..drawn.clone() },
+        SequenceParams { presence_penalty: -0.5, ..greedy.clone() },
+        SequenceParams { frequency_penalty: -0.5, ..greedy.clone() },
+        SequenceParams { repetition_penalty: 0.9, ..greedy.clone() },
+        SequenceParams { repetition_penalty: f32::NAN, ..greedy.clone() },
+        SequenceParams { logprobs: Some(0), ..greedy.clone() },
+        SequenceParams { logit_bias: vec![(1, -1.0)], ..greedy.clone() },
+        SequenceParams { min_tokens: 9, ..greedy.clone() },
+    ] {
+        assert_eq!(of(&params, &[7, 8, 9]), Want::Whole, "{params:?}");
+    }
+    let plain = SequenceParams { presence_penalty: 0.0, ..greedy };
+    assert_eq!(of(&plain, &[7, 8, 9]), Want::Best(1));
+}

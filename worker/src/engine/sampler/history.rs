@@ -44,6 +44,16 @@ impl History {
         self.counts.iter().map(|(token, count)| (*token, *count))
     }
 
+    /// How often this token is in the answer, if it is one of these.
+    pub(super) fn count(&self, token: u32) -> Option<u32> {
+        self.counts.get(&token).copied()
+    }
+
+    /// Tokens, each once.
+    pub(super) fn len(&self) -> usize {
+        self.counts.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }

@@ -17,6 +17,11 @@
 //! Where nothing changes the logits or asks for probabilities, a greedy token needs but the greatest of them, and one of the `k`
 //! of top-k but the best `k` ([`wanted`]): whoever computes logits finds these, and the same token is sampled from them
 //! ([`sample_best`]) as from the whole row. (Top-p and min-p alone depend on all of it.)
+//!
+//! Penalties that only lower the logits of the tokens a sequence has had need as many more of the best as there are such tokens
+//! ([`wanted_after`], [`sample_best_after`]). For of the best `k + n`, where `n` tokens may be lowered, at least `k` are as they
+//! were; whatever is not among them is worse than each of these `k`, or equal and has the greater id, and still is when it is
+//! lowered. Rounding keeps to this: it never puts the less above the greater. A penalty that lifts could lift any token.
 
 mod draw;
 mod history;
@@ -27,6 +32,7 @@ mod random;
 use foggara_kernels::op::softmax::argmax;
 use foggara_proto::sequence::{SequenceParams, TokenOutput};
 
+use crate::best::merge;
 use crate::decoder::{MOST_BEST, Want};
 
 pub(super) use history::History;
@@ -59,6 +65,7 @@ impl Context<'_> {
 pub(super) struct Scratch {
     row: Vec<f32>,
     best: Vec<(u32, f32)>,
+    lowered: Vec<(u32, f32)>,
     draw: draw::Scratch,
 }
 
@@ -95,6 +102,50 @@ pub(super) fn wanted(params: &SequenceParams, answered: usize, vocab: usize) -> 
     }
 }
 
+/// The same where penalties may be asked for, of a sequence with this history.
+pub(super) fn wanted_after(
+    history: &History,
+    params: &SequenceParams,
+    answered: usize,
+    vocab: usize,
+) -> Want {
+    if params.logprobs.is_some() || !processors::only_lowers(params, answered) {
+        return wanted(params, answered, vocab);
+    }
+    let best = kept(params).saturating_add(history.len());
+    match kept(params) {
+        1.. if best < vocab.min(MOST_BEST + 1) => Want::Best(best as u32),
+        _ => Want::Whole,
+    }
+}
+
+/// Of so many of the best a token is chosen; 0: of all.
+fn kept(params: &SequenceParams) -> usize {
+    if params.temperature < GREEDY_BELOW { 1 } else { params.top_k as usize }
+}
+
+/// Samples the next token of `sequence` from the `best` logits, as many as were wanted ([`wanted_after`]).
+pub(super) fn sample_best_after(
+    best: &[(u32, f32)],
+    sequence: Context<'_>,
+    scratch: &mut Scratch,
+) -> TokenOutput {
+    let Context { params, tokens, history, .. } = sequence;
+    if history.is_empty() {
+        return sample_best(best, params, tokens.len(), scratch);
+    }
+    let mut lowered = std::mem::take(&mut scratch.lowered);
+    lowered.clear();
+    lowered.extend(best.iter().map(|(token, logit)| {
+        let count = history.count(*token);
+        (*token, count.map_or(*logit, |count| processors::penalised(*logit, count, params)))
+    }));
+    merge(&mut lowered, kept(params));
+    let output = sample_best(&lowered, params, tokens.len(), scratch);
+    scratch.lowered = lowered;
+    output
+}
+
 /// Samples the token at `position` from the `best` logits, as many as were [`wanted`]: the one that [`sample`] would of the row.
 pub(super) fn sample_best(
     best: &[(u32, f32)],
@@ -102,7 +153,7 @@ pub(super) fn sample_best(
     position: usize,
     scratch: &mut Scratch,
 ) -> TokenOutput {
-    let Scratch { row, best: in_order, draw } = scratch;
+    let Scratch { row, best: in_order, draw, .. } = scratch;
     in_order.clear();
     in_order.extend_from_slice(best);
     in_order.sort_unstable_by_key(|(token, _)| *token);

@@ -6,9 +6,22 @@ use super::{Context, History};
 
 /// Whether anything may change the logits that a token is sampled from after `answered` tokens of the answer.
 pub(super) fn may_change(params: &SequenceParams, answered: usize) -> bool {
+    may_change_any(params, answered) || History::is_wanted(params)
+}
+
+/// Whether anything but penalties may.
+fn may_change_any(params: &SequenceParams, answered: usize) -> bool {
     let bans = answered < params.min_tokens as usize || !params.bad_words.is_empty();
     let lists = !params.allowed_token_ids.is_empty() || !params.logit_bias.is_empty();
-    bans || lists || History::is_wanted(params)
+    bans || lists
+}
+
+/// Whether nothing is done to logits but that those of tokens of the history may become less: none is lifted, so that of the
+/// others the best are as they were.
+pub(super) fn only_lowers(params: &SequenceParams, answered: usize) -> bool {
+    let lowers =
+        params.repetition_penalty >= 1.0 && params.frequency_penalty >= 0.0 && params.presence_penalty >= 0.0;
+    lowers && !may_change_any(params, answered)
 }
 
 /// Writes the logits of `sequence` to `row`; `false`, and nothing written, if they are just those of the model.
@@ -82,19 +95,26 @@ fn bias(row: &mut [f32], biases: &[(u32, f32)]) {
     }
 }
 
-/// Repetition counts the prompt and the answer, the other two the answer alone. Each token is changed once, so the order of
-/// the history does not matter.
+/// Each token is changed once, so the order of the history does not matter.
 fn penalise(row: &mut [f32], history: &History, params: &SequenceParams) {
     for (id, count) in history.counts() {
-        let Some(logit) = row.get_mut(id as usize) else { continue };
-        if *logit > 0.0 {
-            *logit /= params.repetition_penalty;
-        } else {
-            *logit *= params.repetition_penalty;
-        }
-        if count > 0 {
-            *logit -= params.frequency_penalty * count as f32;
-            *logit -= params.presence_penalty;
+        if let Some(logit) = row.get_mut(id as usize) {
+            *logit = penalised(*logit, count, params);
         }
     }
+}
+
+/// The logit of a token of the history that is in the answer so many times. Repetition counts the prompt and the answer, the other
+/// two the answer alone.
+pub(super) fn penalised(mut logit: f32, count: u32, params: &SequenceParams) -> f32 {
+    if logit > 0.0 {
+        logit /= params.repetition_penalty;
+    } else {
+        logit *= params.repetition_penalty;
+    }
+    if count > 0 {
+        logit -= params.frequency_penalty * count as f32;
+        logit -= params.presence_penalty;
+    }
+    logit
 }
