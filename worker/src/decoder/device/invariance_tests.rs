@@ -2,6 +2,8 @@
 //! alone or beside others, they have the same bits. So what is decoded, and computed again as a prompt when a worker has died, goes
 //! on with the same tokens.
 
+use std::path::Path;
+
 use foggara_kernels::cuda::testing::devices;
 use foggara_models::{Checkpoint, Quantize};
 
@@ -9,41 +11,79 @@ use super::*;
 use crate::decoder::Scores;
 use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group_on, tokens};
 
-/// What changes no bit.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Holds {
-    /// Others in its steps that decode when it does.
-    Decoding,
-    /// Whatever is in its steps, and however its tokens are cut into steps.
-    Everything,
-}
-
-/// A checkpoint of tests/golden on so many ranks, how its weights are held, and what holds.
+/// A checkpoint of tests/golden on so many ranks, and how its weights are held.
 struct Case {
     name: &'static str,
     ranks: usize,
-    quantize: Quantize,
-    holds: Holds,
+    weights: Weights,
 }
 
-const fn case(name: &'static str, ranks: usize, quantize: Quantize, holds: Holds) -> Case {
-    Case { name, ranks, quantize, holds }
+/// All of them are stored in f32.
+#[derive(Debug, Clone, Copy)]
+enum Weights {
+    /// Products in plain f32.
+    AsStored,
+    /// Rounded before they are read: products on tensor cores.
+    Bf16,
+    /// Those, and quantized.
+    Fp8,
 }
 
-/// All of these are stored in f32: products in plain f32, unless they are quantized.
-const CASES: [Case; 11] = [
-    case("llama", 1, Quantize::None, Holds::Decoding),
-    case("llama", 3, Quantize::None, Holds::Decoding),
-    case("llama-odd-heads", 1, Quantize::None, Holds::Decoding),
-    case("mistral-window", 1, Quantize::None, Holds::Decoding),
-    case("qwen2", 1, Quantize::None, Holds::Decoding),
-    case("qwen3", 1, Quantize::None, Holds::Decoding),
-    case("gemma2", 1, Quantize::None, Holds::Decoding),
-    case("gemma3", 1, Quantize::None, Holds::Decoding),
-    case("mixtral", 1, Quantize::None, Holds::Decoding),
-    case("gpt-oss", 1, Quantize::None, Holds::Decoding),
-    case("deepseek-v3", 1, Quantize::None, Holds::Decoding),
+const fn case(name: &'static str, ranks: usize, weights: Weights) -> Case {
+    Case { name, ranks, weights }
+}
+
+const CASES: [Case; 13] = [
+    case("llama", 1, Weights::AsStored),
+    case("llama", 3, Weights::AsStored),
+    case("llama-odd-heads", 1, Weights::Bf16),
+    case("mistral-window", 1, Weights::AsStored),
+    case("qwen2", 1, Weights::Bf16),
+    case("qwen3", 1, Weights::Bf16),
+    case("gemma2", 1, Weights::Bf16),
+    case("gemma3", 1, Weights::AsStored),
+    case("mixtral", 1, Weights::AsStored),
+    case("mixtral", 2, Weights::Bf16),
+    case("mixtral", 1, Weights::Fp8),
+    case("gpt-oss", 1, Weights::Bf16),
+    case("deepseek-v3", 1, Weights::Bf16),
 ];
+
+/// A checkpoint of tests/golden with its numbers rounded to bf16, in `folder`.
+fn rounded(name: &str, folder: &Path) -> Checkpoint {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    for file in std::fs::read_dir(&from).expect("the fixture is there") {
+        let path = file.expect("readable").path();
+        std::fs::copy(&path, folder.join(path.file_name().expect("a file"))).expect("copied");
+    }
+    let bytes = std::fs::read(from.join("model.safetensors")).expect("weights");
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().expect("8 bytes")) as usize);
+    let header: serde_json::Map<_, _> = serde_json::from_slice(header).expect("a header");
+    let tensors: Vec<(&str, Vec<usize>, Vec<u8>)> = header
+        .iter()
+        .filter(|(name, _)| *name != "__metadata__")
+        .map(|(name, tensor)| {
+            let numbers = |what: &str| -> Vec<usize> {
+                tensor[what]
+                    .as_array()
+                    .expect("a list")
+                    .iter()
+                    .map(|n| n.as_u64().expect("a number") as usize)
+                    .collect()
+            };
+            let [begin, end] = numbers("data_offsets")[..] else { panic!("two offsets") };
+            let values = data[begin..end].as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four));
+            let bits = values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes());
+            (name.as_str(), numbers("shape"), bits.collect())
+        })
+        .collect();
+    let borrowed: Vec<_> =
+        tensors.iter().map(|(name, shape, bits)| (*name, "BF16", shape.as_slice(), bits.clone())).collect();
+    std::fs::write(folder.join("model.safetensors"), foggara_models::testing::safetensors(&borrowed))
+        .expect("written");
+    Checkpoint::open(folder).expect("a valid checkpoint")
+}
 
 /// Of each sequence that is in a step, which, and how many of its next tokens.
 type Step = Vec<(usize, usize)>;
@@ -60,7 +100,8 @@ fn logits(
     assert!(sequences.iter().all(|tokens| tokens.len() <= each * BLOCK_SIZE), "the blocks are enough");
     let shape = Shape { ep: 1, ..Shape::tensor(case.ranks) };
     let device = |_: usize| Some(devices().remove(kind));
-    let results = group_on(model, shape, case.quantize, Kind::Shm, KvType::F16, &device, |mut engine| {
+    let quantize = if matches!(case.weights, Weights::Fp8) { Quantize::Fp8 } else { Quantize::None };
+    let results = group_on(model, shape, quantize, Kind::Shm, KvType::F16, &device, |mut engine| {
         let mut rows = vec![Vec::new(); sequences.len()];
         // Where each goes on: only rank 0 is given rows.
         let mut next = vec![0; sequences.len()];
@@ -104,16 +145,17 @@ fn sequences(expected: &serde_json::Value, len: usize) -> [Vec<u32>; 2] {
     [continued(1)[..len].to_vec(), continued(2)]
 }
 
-/// Expects what holds of sequence 0 of a checkpoint. Few steps, so that there is time for all of them.
+/// Expects it of sequence 0 of a checkpoint. Few steps, so that there is time for all of them.
 fn check(case: &Case) {
     let (model, expected) = golden(case.name);
-    let sequences = sequences(&expected, 17);
-    let everything = case.holds == Holds::Everything;
-    // The other decodes as well, or is a long prompt.
-    let beside = match everything {
-        false => [vec![(1, 20), (0, 4)], vec![(0, 12), (1, 1)], vec![(1, 1), (0, 1)]],
-        true => [vec![(1, 3), (0, 4)], vec![(0, 12), (1, 1)], vec![(0, 1), (1, 40)]],
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = match case.weights {
+        Weights::AsStored => model,
+        Weights::Bf16 | Weights::Fp8 => rounded(case.name, folder.path()),
     };
+    let sequences = sequences(&expected, 17);
+    // The other decodes as well, or is a long prompt.
+    let beside = [vec![(1, 3), (0, 4)], vec![(0, 12), (1, 1)], vec![(0, 1), (1, 40)]];
     // As a prompt; and as one when some have been decoded, which goes on after it.
     let cuts: [&[usize]; 2] = [&[17], &[7, 1, 9]];
     for kind in 0..devices().len() {
@@ -123,15 +165,12 @@ fn check(case: &Case) {
         assert_eq!(first.len(), sequences[0].len(), "a row for each token");
         let same = |what: &str, found: &[Vec<f32>]| {
             let differs = first.iter().zip(found).position(|(a, b)| a != b);
-            let Case { name, ranks, quantize, .. } = case;
-            assert_eq!(
-                differs, None,
-                "{name} on {ranks} ranks, {quantize:?}, {what}: the first that differs"
-            );
+            let Case { name, ranks, weights } = case;
+            assert_eq!(differs, None, "{name} on {ranks} ranks, {weights:?}, {what}: the first that differs");
             assert_eq!(found.len(), first.len(), "{name}: positions");
         };
         same("beside another", &run(&sequences, &beside));
-        for cut in cuts.iter().filter(|_| everything) {
+        for cut in cuts {
             same(&format!("cut {cut:?}"), &run(&sequences[..1], &alone(cut)));
         }
     }
