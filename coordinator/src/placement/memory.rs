@@ -23,7 +23,7 @@ const SEQUENCES: u64 = crate::driver::MAX_SEQUENCES as u64;
 /// Rows as wide as the residual stream, f32, that a forward pass keeps at once: the stream, its norm, queries, keys, values,
 /// the attention's output, two sides of a gated MLP, what is received from other ranks, and as much again to be sure.
 const ACTIVATION_ROWS: u64 = 20;
-/// An accelerator has a row of logits for every row of a step, and three tenths of that to find the best of them with.
+/// An accelerator has its part of a row of logits for every row of a step, and three tenths of that to find the best of them with.
 const GPU_LOGITS: f64 = 1.3;
 /// Where parts of its attention wait for each other, at most.
 const GPU_SCRATCH: u64 = 272 << 20;
@@ -84,14 +84,16 @@ pub(super) fn needs(model: &ModelFacts, shape: Shape, part: &RankPart, kind: Kin
     let ends = ends(model, shape, part.stage) as f64 * part.share;
     let weights = bytes(parameters as u64, model.bits.layers) + bytes(ends as u64, model.bits.embedding);
     let kv_per_token = (model.kv_bytes * part.kv_heads).div_ceil(kv_heads) * part.layers.len() as u64;
-    let logits = SEQUENCES * model.vocab * 4;
-    let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS + logits;
-    let own_logits = (STEP_ROWS * model.vocab * 4) as f64 * part.share * GPU_LOGITS;
-    let process = match kind {
-        Kind::Cpu => CPU_PROCESS,
-        Kind::Gpu => GPU_PROCESS + GPU_SCRATCH + own_logits as u64,
+    let (logits, process) = match kind {
+        Kind::Cpu => (SEQUENCES * model.vocab * 4, CPU_PROCESS),
+        Kind::Gpu => {
+            let own = (STEP_ROWS * model.vocab * 4) as f64 * part.share;
+            ((own * GPU_LOGITS) as u64, GPU_PROCESS + GPU_SCRATCH)
+        }
     };
-    RankNeeds { weights, kv_per_token, fixed: activations + process }
+    let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS + logits;
+    let fixed = activations + process;
+    RankNeeds { weights, kv_per_token, fixed }
 }
 
 /// Parameters of embedding and output that the ranks of `stage` hold together.
