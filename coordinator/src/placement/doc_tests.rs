@@ -2,9 +2,11 @@
 
 use std::fmt::Write;
 
+use foggara_models::Quantize;
+
 use super::choose::choose;
 use super::explain::rate;
-use super::facts::{Kind, Links, ModelFacts, Wish, WorkerFacts};
+use super::facts::{Kind, Links, ModelFacts, Takes, Wish, WorkerFacts};
 use super::known;
 
 /// Memory, bandwidth and dense bf16 operations per second.
@@ -52,6 +54,7 @@ fn cluster(hosts: &[(&Device, usize)]) -> Vec<WorkerFacts> {
                 id: workers.len() as u64 + 1,
                 host: format!("{host:02}"),
                 kind: device.kind,
+                takes: Takes::usual(device.kind),
                 memory_bytes: device.gigabytes * 1_000_000_000,
                 bytes_per_second: device.bytes_per_second,
                 flops: device.flops,
@@ -66,7 +69,9 @@ fn table() -> String {
         [&H100, &A100, &L40S, &EPYC].into_iter().flat_map(|device| [(device, 1); 4]).collect();
     let clusters = [
         ("1×H200", cluster(&[(&H200, 1)])),
+        ("1×H100", cluster(&[(&H100, 1)])),
         ("2×H100", cluster(&[(&H100, 2)])),
+        ("4×H100", cluster(&[(&H100, 4)])),
         ("8×H100", cluster(&[(&H100, 8)])),
         ("16 mixed", cluster(&mixed)),
         ("4 CPU boxes", cluster(&[(&EPYC, 1); 4])),
@@ -91,12 +96,13 @@ fn table() -> String {
 /// As stored, or else in the most exact quantization that fits.
 fn row(text: &mut String, cluster: &str, workers: &[WorkerFacts], name: &str, stored: &ModelFacts) {
     let mut refusal = String::new();
-    for weights in ["bf16", "q8_0", "q4_0"] {
-        let model = stored.quantized(weights);
-        match choose(&model, &Wish::OPEN, workers, &Links::ASSUMED, workers.len()) {
+    for quantize in [Quantize::None, Quantize::Fp8, Quantize::Q8_0, Quantize::Q4_0] {
+        let (model, wish) = (stored.quantized(quantize), Wish { quantize, ..Wish::OPEN });
+        match choose(&model, &wish, workers, &Links::ASSUMED, 1) {
             Ok(plan) => {
                 let p = plan.prediction;
-                let why = if weights == "bf16" {
+                let weights = if quantize == Quantize::None { "bf16" } else { quantize.name() };
+                let why = if quantize == Quantize::None {
                     String::new()
                 } else {
                     format!("bf16 does not fit ({refusal}); ")
