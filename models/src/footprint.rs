@@ -211,7 +211,10 @@ mod tests {
         }
         assert_eq!(of(DType::F32, Quantize::Q4_K).bytes(), 2 * plain.bytes(), "f32 stays so");
         let small = of(DType::Q4_0, Quantize::Fp8);
-        assert_eq!(small.layers[0].expert, Footprint::of_spec(&spec, DType::BF16, Quantize::Fp8).layers[0].expert);
+        assert_eq!(
+            small.layers[0].expert,
+            Footprint::of_spec(&spec, DType::BF16, Quantize::Fp8).layers[0].expert
+        );
         assert_eq!(small.embedding, plain.embedding, "in bf16");
     }
 

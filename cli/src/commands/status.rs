@@ -235,7 +235,10 @@ mod tests {
             let capabilities = wire::Capabilities { cpu: "a processor".into(), device, ..Default::default() };
             let worker = wire::Worker { capabilities: Some(capabilities), ..Default::default() };
             let status = wire::StatusResponse { workers: vec![worker.clone()], ..Default::default() };
-            (worker_row(&worker).pop().expect("the last column"), as_json(&status)["workers"][0]["device"].clone())
+            (
+                worker_row(&worker).pop().expect("the last column"),
+                as_json(&status)["workers"][0]["device"].clone(),
+            )
         };
         let gpu = wire::Device { kind: "cuda".into(), name: "NVIDIA H200".into(), ..Default::default() };
         let (shown, json) = on(Some(gpu));

@@ -31,10 +31,12 @@ pub(super) trait Stored: Serialize + DeserializeOwned {
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo): finds bit flips; not meant against an enemy.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+///
+/// From version 3 on of the version, too: with more of them than one, a bit may make one of another.
+fn checksum(version: u8, body: &[u8]) -> u64 {
+    let version = Some(&version).filter(|version| **version > 2);
+    let bytes = version.into_iter().chain(body);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 pub(super) fn encode<T: Stored>(value: &T) -> Result<Vec<u8>, CodecError> {
@@ -68,9 +70,13 @@ fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
 
 /// Version and checksum before `body`.
 pub(super) fn seal(body: &[u8]) -> Vec<u8> {
+    seal_as(VERSION, body)
+}
+
+fn seal_as(version: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
-    bytes.push(VERSION);
-    bytes.extend_from_slice(&checksum(body).to_le_bytes());
+    bytes.push(version);
+    bytes.extend_from_slice(&checksum(version, body).to_le_bytes());
     bytes.extend_from_slice(body);
     bytes
 }
@@ -91,7 +97,7 @@ fn open_versioned(bytes: &[u8]) -> Result<(u8, &[u8]), CodecError> {
         return Err(CodecError::Version(header[0]));
     }
     let expected = u64::from_le_bytes(std::array::from_fn(|i| header[1 + i]));
-    if checksum(body) != expected {
+    if checksum(header[0], body) != expected {
         return Err(CodecError::Damaged("its checksum does not match".into()));
     }
     Ok((header[0], body))
@@ -110,9 +116,7 @@ mod tests {
     /// Bytes as an older version wrote them.
     fn written_by<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
         let body = bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("small");
-        let mut bytes = seal(&body);
-        bytes[0] = version;
-        bytes
+        seal_as(version, &body)
     }
 
     #[test]
@@ -120,8 +124,7 @@ mod tests {
         // A deployment "m" of two ranks, as it lay in a log of version 1.
         let put: &[u8] =
             &[&[1, b'r', 4, 1, b'm', 2, b'/', b'm', 2, 1, 0, 4][..], b"auto", &[4], b"auto", &[10]].concat();
-        let mut bytes = seal(put);
-        bytes[0] = 1;
+        let mut bytes = seal_as(1, put);
         let mut state = ClusterState::default();
         state.apply(&decode::<Envelope>(&bytes).expect("readable"));
         assert_eq!(state.deployments["m"].shape, foggara_proto::shape::Shape::tensor(2));
@@ -139,9 +142,11 @@ mod tests {
     #[test]
     fn what_version_2_wrote_is_read() {
         // A worker of two threads that joins, as it lay in a log of version 2: it computes on its CPU.
-        let join = &[&[1, b'r', 1, 1, b'a', 1, b'c', 1, b'h', 7, 1, b'i', 2, 100, 30, 40][..], &[1, b'x', 1, b'v', 0]];
-        let mut bytes = seal(&join.concat());
-        bytes[0] = 2;
+        let join = &[
+            &[1, b'r', 1, 1, b'a', 1, b'c', 1, b'h', 7, 1, b'i', 2, 100, 30, 40][..],
+            &[1, b'x', 1, b'v', 0],
+        ];
+        let bytes = seal_as(2, &join.concat());
         let mut state = ClusterState::default();
         state.apply(&decode::<Envelope>(&bytes).expect("readable"));
         let worker = state.workers.values().next().expect("it has joined");

@@ -31,7 +31,8 @@ impl TryFrom<wire::Device> for Device {
         let kinds = [DeviceKind::Cpu, DeviceKind::Cuda];
         let kind = kinds.into_iter().find(|kind| kind.name() == d.kind);
         Ok(Self {
-            kind: kind.ok_or_else(|| format!("it computes on `{}`, which is not one of cpu, cuda", d.kind))?,
+            kind: kind
+                .ok_or_else(|| format!("it computes on `{}`, which is not one of cpu, cuda", d.kind))?,
             name: d.name,
             uuid: d.uuid,
             total_bytes: d.total_bytes,

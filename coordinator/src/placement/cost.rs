@@ -14,11 +14,11 @@ const ELEMENT: f64 = 4.0;
 const CPU_BANDWIDTH_SHARE: f64 = 0.85;
 const GPU_BANDWIDTH_SHARE: f64 = 0.8;
 /// Share of the measured operations per second. CPU: sixteen streams of docs/placement.md reach 45 to 50 % of them with
-/// quantized weights, whose products are of integers, and 20 to 25 % with others. GPUs: assumed; small batches fill the
-/// matrix units badly.
+/// quantized weights, whose products are of integers, and 20 to 25 % with others. GPUs: 64 streams of docs/gpu.md reach
+/// 6 to 8 % of what large products do: that few rows fill the matrix units badly.
 const CPU_QUANTIZED_SHARE: f64 = 0.5;
 const CPU_FLOAT_SHARE: f64 = 0.22;
-const GPU_COMPUTE_SHARE: f64 = 0.4;
+const GPU_COMPUTE_SHARE: f64 = 0.07;
 /// Seconds that a layer takes whatever its size. CPU: norms, rotations and one token's attention, fitted as above.
 /// GPUs: what some ten kernels of 2 µs each take; as above.
 const CPU_LAYER: f64 = 25e-6;

@@ -127,6 +127,36 @@ fn row(text: &mut String, cluster: &str, workers: &[WorkerFacts], name: &str, st
     writeln!(text, "| {cluster} | {name} | — | does not fit | | | | {refusal} |").expect("memory");
 }
 
+/// Predictions beside what docs/gpu.md measured on an H200, with the bandwidth and the arithmetic rate that were measured there.
+fn measured() -> String {
+    let h200 = Device { bytes_per_second: 4_260_000_000_000, flops: 783_000_000_000_000, ..H200 };
+    let (workers, mixtral) = (cluster(&[(&h200, 1)]), known::mixtral_8x7b());
+    let mut text = String::from("| model | weights | one stream | 64 streams |\n|---|---|---|---|\n");
+    for (name, model, quantize, one, together) in [
+        ("Mixtral 8x7B", &mixtral, Quantize::None, 124.2, 1967.0),
+        ("Mixtral 8x7B", &mixtral, Quantize::Fp8, 204.0, 1945.0),
+        ("Llama 3 8B", &known::llama_3_8b(), Quantize::None, 203.3, 4139.0),
+    ] {
+        let wish = Wish { quantize, sequence_tokens: 512, ..Wish::OPEN };
+        let plan = choose(&model.quantized(quantize), &wish, &workers, &Links::ASSUMED, 1).expect("it fits");
+        let p = plan.prediction;
+        let cell = |predicted: f64, measured: f64| {
+            let off = (predicted / measured - 1.0) * 100.0;
+            format!("{} / {} ({off:+.0} %)", rate(predicted), rate(measured))
+        };
+        let weights = if quantize == Quantize::None { "bf16" } else { quantize.name() };
+        let (one, together) = (cell(p.one_stream, one), cell(p.saturated, together));
+        writeln!(text, "| {name} | {weights} | {one} | {together} |").expect("memory");
+    }
+    text
+}
+
+#[test]
+fn the_documented_predictions_for_a_gpu_are_what_the_planner_says() {
+    let (document, table) = (include_str!("../../../docs/placement.md"), measured());
+    assert!(document.contains(&table), "docs/placement.md should hold this table:\n{table}");
+}
+
 #[test]
 fn the_documented_table_is_what_the_planner_says() {
     let (document, table) = (include_str!("../../../docs/placement.md"), table());

@@ -94,12 +94,13 @@ pub(super) fn shortage(
     };
     let mut text = format!("memory: needs {} on {}, {who} {}", bytes(need), kind.plural(), bytes(have));
     text += &match need.checked_sub(have) {
-        Some(lacking) => format!(": {} more{}", bytes(lacking.max(1)), such(model, wish, kind, lacking, &memory)),
+        Some(lacking) => {
+            format!(": {} more{}", bytes(lacking.max(1)), such(model, wish, kind, lacking, &memory))
+        }
         None => ", but not where the parts would have to be".into(),
     };
-    let smaller = offered(kind).iter().map(|offer| {
-        (offer, least_bytes(&model.quantized(*offer), wish, shapes, kind))
-    });
+    let smaller =
+        offered(kind).iter().map(|offer| (offer, least_bytes(&model.quantized(*offer), wish, shapes, kind)));
     let smaller: Vec<_> = smaller.filter(|(_, then)| *then < need).collect();
     if let Some((name, then)) = smaller.iter().find(|(_, then)| *then <= have) {
         text += &format!(", or --quantize {name} would need {}", bytes(*then));

@@ -184,7 +184,10 @@ fn what_is_missing_is_said_with_numbers() {
     );
     assert!(reason.contains("GB more (1 such GPU), or --quantize fp8 would need 4"), "{reason}");
     let one = choose(&model, &Wish::OPEN, &[gpu(1, "a", 80)], &Links::ASSUMED, 1).expect_err("93 GB");
-    assert!(one.contains(" on GPUs, the worker has 76.0 GB: ") && one.contains(" (1 such GPU), or "), "{one}");
+    assert!(
+        one.contains(" on GPUs, the worker has 76.0 GB: ") && one.contains(" (1 such GPU), or "),
+        "{one}"
+    );
     let few = Wish { shape: Shape { tp: 4, dp: 1, pp: 1, ep: 1 }, ..Wish::OPEN };
     let reason = choose(&model, &few, &workers, &Links::ASSUMED, 1).expect_err("two of four");
     assert_eq!(reason, "4 idle workers are needed, there are 2");
@@ -239,11 +242,18 @@ fn a_model_goes_on_gpus_where_it_fits_and_else_on_cpus_and_says_why() {
     let (kind, _, why) = on(&[gpu(3, "a", 80)], &Wish::OPEN).expect("it fits on the boxes");
     assert_eq!(kind, Kind::Cpu);
     assert!(why.starts_with("on CPUs, for it cannot be on GPUs (memory: needs 9"), "{why}");
-    let asked = |kv, quantize, dp| Wish { kv, quantize, shape: Shape { dp, ..Wish::OPEN.shape }, ..Wish::OPEN };
+    let asked =
+        |kv, quantize, dp| Wish { kv, quantize, shape: Shape { dp, ..Wish::OPEN.shape }, ..Wish::OPEN };
     let two = [gpu(3, "a", 80), gpu(4, "a", 80)];
     for (wish, why) in [
-        (asked(Some(KvFormat::Q8_0), Quantize::None, 0), "kv_dtype: a q8_0 KV cache is not kept on GPUs; use f16"),
-        (asked(None, Quantize::None, 2), "dp: data-parallel attention is not computed on GPUs; use tp and ep"),
+        (
+            asked(Some(KvFormat::Q8_0), Quantize::None, 0),
+            "kv_dtype: a q8_0 KV cache is not kept on GPUs; use f16",
+        ),
+        (
+            asked(None, Quantize::None, 2),
+            "dp: data-parallel attention is not computed on GPUs; use tp and ep",
+        ),
     ] {
         let (kind, _, said) = on(&two, &wish).expect("CPUs take it");
         assert_eq!((kind, said), (Kind::Cpu, format!("on CPUs, for it cannot be on GPUs ({why})")));

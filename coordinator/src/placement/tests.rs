@@ -301,7 +301,8 @@ fn workers_of_both_kinds_are_not_put_into_one_group() {
 fn the_same_gpus_are_as_fast_whatever_is_in_the_host() {
     let (mut state, mut around) = cluster(&["a"], 1, 0, 1 << 30);
     let slow = join_gpu(&mut state, &mut around, "x", ("a", "u1"), 1 << 30);
-    let capabilities = Capabilities { cpu: "another".into(), threads: 7, ..state.workers[&slow].capabilities.clone() };
+    let capabilities =
+        Capabilities { cpu: "another".into(), threads: 7, ..state.workers[&slow].capabilities.clone() };
     let fast = Capabilities { read_bytes_per_second: 1_300_000_000, ..capabilities };
     join_as(&mut state, &mut around, "y", "b", fast);
     let idle = idle_workers(&state, &around);
