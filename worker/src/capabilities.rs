@@ -100,7 +100,7 @@ pub(crate) fn host_id() -> String {
 
 #[cfg(test)]
 mod tests {
-    use foggara_kernels::cuda::testing::host_twin;
+    use foggara_kernels::cuda::testing::devices;
 
     use super::*;
 
@@ -115,15 +115,20 @@ mod tests {
 
     #[test]
     fn a_device_says_what_it_is_and_has() {
-        let device = host_twin();
-        let taken = device.zeros::<u8>(1 << 20).expect("memory");
-        let own = measure(1, Some(&device)).expect("it has memory");
-        drop(taken);
-        let told = own.device.expect("said");
-        assert_eq!((told.kind.as_str(), told.name), ("cuda", device.name()));
-        assert!(own.memory_bytes <= told.total_bytes - (1 << 20), "what is taken is not free");
-        assert!(!told.kv_dtypes.contains(&"q8_0".into()) && told.quantize.contains(&"fp8".into()));
-        assert!(!told.data_parallel && own.read_bytes_per_second > 0 && own.flops > 0);
-        assert!(!own.cpu.contains(&device.name()), "the processor beside it");
+        for device in devices() {
+            let taken = device.zeros::<u8>(1 << 20).expect("memory");
+            let own = measure(1, Some(&device)).expect("it has memory");
+            drop(taken);
+            let told = own.device.expect("said");
+            let gpu = Gpu::of(&device);
+            let name = gpu.map_or_else(|| device.name(), |gpu| gpu.product().to_owned());
+            assert_eq!((told.kind.as_str(), &told.name), ("cuda", &name));
+            assert!(device.name().contains(&name), "its number and its product");
+            assert_eq!(told.uuid.len(), if gpu.is_some() { 36 } else { 0 }, "{}", told.uuid);
+            assert!(own.memory_bytes <= told.total_bytes - (1 << 20), "what is taken is not free");
+            assert!(!told.kv_dtypes.contains(&"q8_0".into()) && told.quantize.contains(&"fp8".into()));
+            assert!(!told.data_parallel && own.read_bytes_per_second > 0 && own.flops > 0);
+            assert!(!own.cpu.contains(&name), "the processor beside it");
+        }
     }
 }
