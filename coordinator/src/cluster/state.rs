@@ -339,7 +339,7 @@ pub enum Command {
     /// Idle workers become a group.
     FormGroup(Formation),
     /// A worker has joined. The same incarnation registers once.
-    RegisterWorker(Worker),
+    RegisterWorker(Box<Worker>),
 }
 
 /// What became of a command.

@@ -308,7 +308,7 @@ impl wire::registry_server::Registry for RegistryService {
                 return only(Out::Refused(wire::Refused { reason }));
             }
         };
-        let id = match self.cluster.propose_leading(Command::RegisterWorker(worker)).await {
+        let id = match self.cluster.propose_leading(Command::RegisterWorker(Box::new(worker))).await {
             Ok(Outcome::Worker(id)) => id,
             Ok(other) => return Err(Status::internal(format!("{other:?}"))),
             Err(ClusterError::Refused(reason)) => return only(Out::Refused(wire::Refused { reason })),

@@ -367,7 +367,7 @@ async fn workers_say_what_they_compute_on_and_older_ones_have_cpus() {
     let Some(Told::Welcome(welcome)) = new.next().await else { panic!("not welcome") };
     let state = rig.cluster.state();
     let device = |id: u64| state.workers[&id].capabilities.device.clone();
-    assert_eq!(device(old.id), crate::cluster::state::Device::default());
+    assert_eq!(device(old.id), cluster::state::Device::default());
     let told = device(welcome.worker);
     assert_eq!((told.kind, told.name.as_str(), told.uuid.as_str()), (DeviceKind::Cuda, "G1", "u"));
     let mut unknown = FakeWorker::open(&rig, on("unknown", "tpu")).await;

@@ -109,7 +109,9 @@ fn join_as(
         capabilities,
         group: None,
     };
-    let Outcome::Worker(id) = apply(state, Command::RegisterWorker(worker)) else { panic!("refused") };
+    let Outcome::Worker(id) = apply(state, Command::RegisterWorker(Box::new(worker))) else {
+        panic!("refused")
+    };
     around.workers.insert(id);
     id
 }
