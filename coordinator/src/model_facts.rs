@@ -6,7 +6,7 @@ use std::path::Path;
 use foggara_models::footprint::{Footprint, LayerFootprint, Size, spec_of_config};
 use foggara_models::{ArchSpec, Checkpoint, DType, KvFormat, Quantize, TensorRole};
 
-use crate::placement::facts::{Bits, ExpertFacts, LayerFacts, ModelFacts};
+use crate::placement::facts::{Bits, ExpertFacts, HeldBits, LayerFacts, ModelFacts};
 
 /// The facts of a checkpoint that is served with this KV precision and quantization.
 ///
@@ -14,8 +14,10 @@ use crate::placement::facts::{Bits, ExpertFacts, LayerFacts, ModelFacts};
 /// If the checkpoint lacks a tensor, or there is no such quantization.
 pub fn facts(model: &Checkpoint, kv_dtype: &str, quantize: &str) -> Result<ModelFacts, String> {
     let stored = model.tensor(TensorRole::Embedding).map_err(|e| e.to_string())?.dtype;
-    let footprint = Footprint::of(model, quantize.parse()?).map_err(|e| e.to_string())?;
-    from_footprint(model.spec(), &footprint, stored, kv_dtype)
+    let quantize: Quantize = quantize.parse()?;
+    let cpu = Footprint::of(model, quantize).map_err(|e| e.to_string())?;
+    let gpu = Footprint::on_gpu(model, quantize).map_err(|e| e.to_string())?;
+    from_footprints(model.spec(), &cpu, &gpu, stored, kv_dtype)
 }
 
 /// The facts of the model at `path`. Of a folder without weights, what its config.json says.
@@ -28,7 +30,9 @@ pub fn facts_at(path: &Path, kv_dtype: &str, quantize: &str) -> Result<ModelFact
     }
     let (spec, stored) = spec_of_config(path).map_err(|e| e.to_string())?;
     let quantize: Quantize = quantize.parse()?;
-    from_footprint(&spec, &Footprint::of_spec(&spec, stored, quantize), stored, kv_dtype)
+    let cpu = Footprint::of_spec(&spec, stored, quantize);
+    let gpu = Footprint::of_spec_on_gpu(&spec, stored, quantize);
+    from_footprints(&spec, &cpu, &gpu, stored, kv_dtype)
 }
 
 /// Whether there is more than a configuration.
@@ -39,9 +43,10 @@ fn has_weights(path: &Path) -> bool {
         || folder.flatten().any(|entry| weights(&entry.file_name().to_string_lossy()))
 }
 
-fn from_footprint(
+fn from_footprints(
     spec: &ArchSpec,
     footprint: &Footprint,
+    gpu: &Footprint,
     stored: DType,
     kv_dtype: &str,
 ) -> Result<ModelFacts, String> {
@@ -55,13 +60,6 @@ fn from_footprint(
             parameters: layer.expert.params,
         }),
     };
-    let whole = |layer: &LayerFootprint| {
-        let experts = layer.experts as u64;
-        let experts = Size { bytes: layer.expert.bytes * experts, params: layer.expert.params * experts };
-        layer.attention + layer.dense + experts
-    };
-    let layers = footprint.layers.iter().map(whole).fold(Size::default(), |sum, layer| sum + layer);
-    let bits = |size: Size| size.bytes as f64 * 8.0 / size.params.max(1) as f64;
     Ok(ModelFacts {
         hidden: spec.hidden as u64,
         heads: spec.heads as u64,
@@ -72,13 +70,26 @@ fn from_footprint(
         tied: footprint.output.params == 0,
         vocab: spec.vocab as u64,
         context: spec.context as u64,
-        bits: Bits { layers: bits(layers), embedding: bits(footprint.embedding) },
+        bits: HeldBits { cpu: bits(footprint), gpu: bits(gpu) },
     })
+}
+
+/// Bits of a parameter on the whole.
+fn bits(footprint: &Footprint) -> Bits {
+    let whole = |layer: &LayerFootprint| {
+        let experts = layer.experts as u64;
+        let experts = Size { bytes: layer.expert.bytes * experts, params: layer.expert.params * experts };
+        layer.attention + layer.dense + experts
+    };
+    let layers = footprint.layers.iter().map(whole).fold(Size::default(), |sum, layer| sum + layer);
+    let each = |size: Size| size.bytes as f64 * 8.0 / size.params.max(1) as f64;
+    Bits { layers: each(layers), embedding: each(footprint.embedding) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::facts::Kind;
 
     fn golden(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -108,10 +119,12 @@ mod tests {
         let model = Checkpoint::open(&golden("mixtral")).expect("a checkpoint");
         let whole = facts(&model, "auto", "none").expect("complete");
         // All but norms, which are small.
-        assert!(whole.weight_bytes().abs_diff(model.total_bytes()) < model.total_bytes() / 50);
-        let small = facts(&model, "auto", "fp8").expect("complete").bits;
+        for kind in [Kind::Cpu, Kind::Gpu] {
+            assert!(whole.weight_bytes(kind).abs_diff(model.total_bytes()) < model.total_bytes() / 50);
+        }
+        let small = facts(&model, "auto", "fp8").expect("complete").bits.gpu;
         assert!(small.layers > 8.0 && small.layers < 9.0, "a byte and a scale for each row: {small:?}");
-        assert!((small.embedding - whole.bits.embedding).abs() < 1e-9, "{small:?}");
+        assert!((small.embedding - whole.bits.gpu.embedding).abs() < 1e-9, "{small:?}");
         assert_eq!(whole.kv_bytes, (model.spec().kv_heads() * model.spec().key_dim() * 2 * 4) as u64, "f32");
     }
 }

@@ -346,7 +346,7 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     BOTH(128, 2, 32, type, 4, 2, 2, 1, 4, 2, 32)                                                                      \
     BOTH(128, 3, 32_of_64, type, 4, 1, 4, 1, 4, 1, 32)                                                             \
     BOTH(128, 2, 64, type, 8, 2, 2, 1, 4, 1, 64)                                                                   \
-    BOTH(128, 3, 64_of_64, type, 8, 1, 4, 1, 3, 1, 64)                                                             \
+    BOTH(128, 2, 64_of_64, type, 8, 1, 4, 1, 3, 1, 64)                                                             \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)
 KERNELS(bf16)
 KERNELS(f16)

@@ -70,12 +70,32 @@ impl Footprint {
         Self::collect(model.spec(), |role| Ok(quantize.loaded(role, &model.tensor(role)?)))
     }
 
+    /// Of a checkpoint, loaded so onto a GPU.
+    ///
+    /// # Errors
+    /// If a tensor is missing.
+    pub fn on_gpu(model: &Checkpoint, quantize: Quantize) -> Result<Self, ModelError> {
+        let loaded = |role: TensorRole| {
+            model.tensor(role).map(|tensor| quantize.loaded_on_gpu(role, tensor.dtype, tensor.cols))
+        };
+        Self::collect(model.spec(), loaded)
+    }
+
     /// Of a model of which only the architecture and the stored type are known, loaded so.
     pub fn of_spec(spec: &ArchSpec, stored: DType, quantize: Quantize) -> Self {
+        Self::expected(spec, |role, cols| quantize.loaded_as(role, stored, cols))
+    }
+
+    /// The same, loaded so onto a GPU.
+    pub fn of_spec_on_gpu(spec: &ArchSpec, stored: DType, quantize: Quantize) -> Self {
+        Self::expected(spec, |role, cols| quantize.loaded_on_gpu(role, stored, cols))
+    }
+
+    /// Of all that is expected: `loaded` is given a matrix and its columns.
+    fn expected(spec: &ArchSpec, loaded: impl Fn(TensorRole, usize) -> Loaded) -> Self {
         let sizes: std::collections::BTreeMap<TensorRole, usize> =
             expected(spec).into_iter().map(|(role, _, cols)| (role, cols)).collect();
-        let loaded =
-            |role: TensorRole| Ok(quantize.loaded_as(role, stored, sizes.get(&role).copied().unwrap_or(1)));
+        let loaded = |role: TensorRole| Ok(loaded(role, sizes.get(&role).copied().unwrap_or(1)));
         // Nothing is read, so nothing can fail.
         Self::collect(spec, loaded).unwrap_or_default()
     }
@@ -161,6 +181,8 @@ mod tests {
             for quantize in Quantize::ALL {
                 let of = Footprint::of(&model, quantize).expect("every tensor is there");
                 assert_eq!(of, Footprint::of_spec(&spec, dtype, quantize), "{name} {quantize}");
+                let of = Footprint::on_gpu(&model, quantize).expect("every tensor is there");
+                assert_eq!(of, Footprint::of_spec_on_gpu(&spec, dtype, quantize), "{name} {quantize}");
             }
         }
     }
@@ -173,6 +195,27 @@ mod tests {
         assert_eq!(footprint.bytes() + vectors, model.total_bytes());
         assert_eq!(footprint.layers[0].expert.params, 3 * 64 * 96);
         assert_eq!((footprint.layers[2].experts, footprint.layers[2].top_k), (8, 2));
+    }
+
+    #[test]
+    fn a_gpu_holds_blocks_in_bf16_and_floats_as_they_are_stored() {
+        let (spec, _) = spec_of_config(&golden("mixtral")).expect("a valid configuration");
+        let of = |stored, quantize| Footprint::of_spec_on_gpu(&spec, stored, quantize);
+        let plain = of(DType::BF16, Quantize::None);
+        assert_eq!(plain.layers[0].expert.bytes, 2 * plain.layers[0].expert.params);
+        assert_eq!(plain, Footprint::of_spec(&spec, DType::BF16, Quantize::None));
+        // Neither what is stored in codes nor what is asked for saves memory, but for fp8.
+        for (stored, quantize) in [(DType::Q4_0, Quantize::None), (DType::BF16, Quantize::Q8_0)] {
+            assert_eq!(of(stored, quantize), plain, "{stored:?} {quantize}");
+            assert!(Footprint::of_spec(&spec, stored, quantize).bytes() < plain.bytes());
+        }
+        assert_eq!(of(DType::F32, Quantize::Q4_K).bytes(), 2 * plain.bytes(), "f32 stays so");
+        let small = of(DType::Q4_0, Quantize::Fp8);
+        assert_eq!(
+            small.layers[0].expert,
+            Footprint::of_spec(&spec, DType::BF16, Quantize::Fp8).layers[0].expert
+        );
+        assert_eq!(small.embedding, plain.embedding, "in bf16");
     }
 
     #[test]

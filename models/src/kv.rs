@@ -23,6 +23,28 @@ impl KvFormat {
     /// What may be asked for.
     pub const CHOICES: [&str; 4] = ["auto", "f32", "f16", "q8_0"];
 
+    /// Every precision.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8_0];
+
+    /// Whether GPUs keep it.
+    pub const fn on_gpus(self) -> bool {
+        !matches!(self, Self::Q8_0)
+    }
+
+    /// Its name on command lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
+    /// The precision of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
     /// What `choice` means for a checkpoint stored in `stored`. "auto", and nothing, are as exact as that is.
     ///
     /// # Errors

@@ -112,6 +112,15 @@ impl Quantize {
             Self::Q4_0 | Self::Q4_K => DType::Q4_0,
         })
     }
+
+    /// As [`loaded_as`](Self::loaded_as), on a GPU: there floats are held as they are stored, and blocks of codes in bf16.
+    pub fn loaded_on_gpu(self, role: TensorRole, dtype: DType, cols: usize) -> Loaded {
+        match self.loaded_as(role, dtype, cols) {
+            Loaded::F8 => Loaded::F8,
+            Loaded::As(_) if matches!(dtype, DType::F32 | DType::F16) => Loaded::As(dtype),
+            Loaded::As(_) => Loaded::As(DType::BF16),
+        }
+    }
 }
 
 /// The matrices that make up a model's size. The up projection of latent attention is needed transposed and stays as it is.

@@ -34,7 +34,7 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Bytes that are copied to find out how fast a device's memory is.
+/// Bytes that are copied to find out how fast a device's memory is: more than its caches hold.
 const COPIED: usize = 512 << 20;
 const COPIES: u32 = 10;
 
@@ -59,13 +59,16 @@ impl DeviceChoice {
     }
 }
 
-/// Bytes per second that kernels can read from a device's memory: a copy reads and writes as many.
+/// Bytes per second that kernels can read from a device's memory, of which `free` bytes are nobody's: a copy reads and writes as
+/// many.
 ///
 /// # Errors
 /// If the device fails.
-pub(crate) fn read_bandwidth(device: &Device) -> Result<u64, DeviceError> {
-    let from = device.zeros::<u8>(COPIED)?;
-    let mut to = device.alloc::<u8>(COPIED)?;
+pub(crate) fn read_bandwidth(device: &Device, free: u64) -> Result<u64, DeviceError> {
+    // Another worker may have most of it.
+    let copied = COPIED.min(usize::try_from(free / 4).unwrap_or(usize::MAX));
+    let from = device.zeros::<u8>(copied)?;
+    let mut to = device.alloc::<u8>(copied)?;
     to.view_mut().copy_from(from.view())?;
     device.synchronize()?;
     let started = Instant::now();
@@ -73,7 +76,7 @@ pub(crate) fn read_bandwidth(device: &Device) -> Result<u64, DeviceError> {
         to.view_mut().copy_from(from.view())?;
     }
     device.synchronize()?;
-    let bytes = 2.0 * COPIED as f64 * f64::from(COPIES);
+    let bytes = 2.0 * copied as f64 * f64::from(COPIES);
     Ok((bytes / started.elapsed().as_secs_f64()) as u64)
 }
 

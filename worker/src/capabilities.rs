@@ -1,7 +1,9 @@
 //! What this worker can do, measured when it starts.
 
 use foggara_kernels::cpu::{detect, measure};
-use foggara_kernels::cuda::{Device, DeviceError};
+use foggara_kernels::cuda::{Device, DeviceError, Gpu};
+use foggara_models::{KvFormat, Quantize};
+use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::Capabilities;
 
 use crate::accelerator;
@@ -9,19 +11,29 @@ use crate::accelerator;
 /// Long enough to be right within a tenth, short enough not to be noticed at start.
 const MEASURE_MILLIS: u64 = 40;
 
-/// Measures this machine with `threads` threads, or `device`. Takes about a tenth of a second of all of them.
+/// Measures this machine with `threads` threads, or `device`. Takes about a tenth of a second of all of them; a GPU about as
+/// long, with its libraries' start. A device that only plays a GPU is not measured: it has the CPU's speed, if that.
 ///
 /// # Errors
 /// If the device fails.
 pub(crate) fn measure(threads: usize, device: Option<&Device>) -> Result<Capabilities, DeviceError> {
     let own = of_cpu(threads);
     let Some(device) = device else { return Ok(own) };
-    Ok(Capabilities {
-        memory_bytes: device.driver().memory()?.free,
-        read_bytes_per_second: accelerator::read_bandwidth(device)?,
-        flops: accelerator::product_rate(device)?,
-        cpu: format!("{}; {}", device.name(), own.cpu),
+    let memory = device.driver().memory()?;
+    let known = known_as(device);
+    let of_device = Capabilities {
+        memory_bytes: memory.free,
+        device: Some(wire::Device { total_bytes: memory.total, ..known }),
         ..own
+    };
+    if Gpu::of(device).is_none() {
+        tracing::info!(device = device.name(), "not a GPU: its speed is taken for the CPU's");
+        return Ok(of_device);
+    }
+    Ok(Capabilities {
+        read_bytes_per_second: accelerator::read_bandwidth(device, memory.free)?,
+        flops: accelerator::product_rate(device)?,
+        ..of_device
     })
 }
 
@@ -33,6 +45,35 @@ fn of_cpu(threads: usize) -> Capabilities {
         flops: measure::fma_rate(threads, MEASURE_MILLIS),
         cpu: format!("{} ({})", cpu_name(), detect::features().name()),
         version: env!("CARGO_PKG_VERSION").into(),
+        device: Some(cpu()),
+    }
+}
+
+/// The CPU as a device.
+fn cpu() -> wire::Device {
+    let quantize = Quantize::ALL.into_iter().filter(|quantize| !quantize.needs_gpu());
+    wire::Device {
+        kind: "cpu".into(),
+        kv_dtypes: KvFormat::ALL.map(|format| format.name().into()).to_vec(),
+        quantize: quantize.map(|quantize| quantize.name().into()).collect(),
+        data_parallel: true,
+        ..wire::Device::default()
+    }
+}
+
+/// What a device is called, and what may be asked of it: what `DeviceDecoder` does not refuse. It takes every quantization, if
+/// only fp8 makes weights smaller there.
+fn known_as(device: &Device) -> wire::Device {
+    let gpu = Gpu::of(device);
+    let formats = KvFormat::ALL.into_iter().filter(|format| format.on_gpus());
+    wire::Device {
+        kind: "cuda".into(),
+        name: gpu.map_or_else(|| device.name(), |gpu| gpu.product().to_owned()),
+        uuid: gpu.map_or_else(String::new, |gpu| gpu.uuid().to_owned()),
+        total_bytes: 0,
+        kv_dtypes: formats.map(|format| format.name().into()).collect(),
+        quantize: Quantize::ALL.map(|quantize| quantize.name().into()).to_vec(),
+        data_parallel: false,
     }
 }
 
@@ -55,4 +96,39 @@ pub(crate) fn host_id() -> String {
     let namespace = std::fs::read_link("/proc/self/ns/pid").map(|link| link.to_string_lossy().into_owned());
     let memory = rustix::fs::stat("/dev/shm").map(|stat| stat.st_dev).unwrap_or_default();
     format!("{}/{}/{memory}", boot.trim(), namespace.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use foggara_kernels::cuda::testing::devices;
+
+    use super::*;
+
+    #[test]
+    fn a_cpu_says_what_it_is() {
+        let own = measure(1, None).expect("nothing of it can fail");
+        let device = own.device.expect("said");
+        assert_eq!((device.kind.as_str(), device.uuid.as_str(), device.total_bytes), ("cpu", "", 0));
+        assert!(device.kv_dtypes.contains(&"q8_0".into()) && !device.quantize.contains(&"fp8".into()));
+        assert!(device.data_parallel && own.read_bytes_per_second > 0 && own.flops > 0);
+    }
+
+    #[test]
+    fn a_device_says_what_it_is_and_has() {
+        for device in devices() {
+            let taken = device.zeros::<u8>(1 << 20).expect("memory");
+            let own = measure(1, Some(&device)).expect("it has memory");
+            drop(taken);
+            let told = own.device.expect("said");
+            let gpu = Gpu::of(&device);
+            let name = gpu.map_or_else(|| device.name(), |gpu| gpu.product().to_owned());
+            assert_eq!((told.kind.as_str(), &told.name), ("cuda", &name));
+            assert!(device.name().contains(&name), "its number and its product");
+            assert_eq!(told.uuid.len(), if gpu.is_some() { 36 } else { 0 }, "{}", told.uuid);
+            assert!(own.memory_bytes <= told.total_bytes - (1 << 20), "what is taken is not free");
+            assert!(!told.kv_dtypes.contains(&"q8_0".into()) && told.quantize.contains(&"fp8".into()));
+            assert!(!told.data_parallel && own.read_bytes_per_second > 0 && own.flops > 0);
+            assert!(!own.cpu.contains(&name), "the processor beside it");
+        }
+    }
 }

@@ -62,12 +62,17 @@ fn as_json(status: &wire::StatusResponse) -> Value {
         json!({"id": c.id, "addr": c.addr, "http_addr": c.http_addr,
         "role": c.role, "pid": c.pid})
     };
+    let device = |d: wire::Device| {
+        json!({"kind": d.kind, "name": d.name, "uuid": d.uuid, "total_bytes": d.total_bytes,
+            "kv_dtypes": d.kv_dtypes, "quantize": d.quantize, "data_parallel": d.data_parallel})
+    };
     let worker = |w: &wire::Worker| {
         let c = w.capabilities.clone().unwrap_or_default();
         json!({"id": w.id, "addr": w.addr, "host": w.host, "pid": w.pid, "group": w.group, "rank": w.rank,
             "state": w.state, "loading": w.loading.map(|l| json!({"loaded_bytes": l.loaded_bytes,
                 "total_bytes": l.total_bytes, "bytes_per_second": l.bytes_per_second})), "threads": c.threads, "memory_bytes": c.memory_bytes,
-            "read_bytes_per_second": c.read_bytes_per_second, "flops": c.flops, "cpu": c.cpu, "version": c.version})
+            "read_bytes_per_second": c.read_bytes_per_second, "flops": c.flops, "cpu": c.cpu, "version": c.version,
+            "device": c.device.map(device)})
     };
     let group = |g: &wire::Group| {
         json!({"id": g.id, "deployment": g.deployment, "epoch": g.epoch,
@@ -182,8 +187,8 @@ fn worker_row(w: &wire::Worker) -> Vec<String> {
         bytes(c.memory_bytes),
         format!("{:.1} GB/s", c.read_bytes_per_second as f64 / 1e9),
         format!("{:.0} GFLOP/s", c.flops as f64 / 1e9),
-        // A GPU comes before the processor beside it.
-        c.cpu.split_once("; ").map_or(c.cpu.as_str(), |(gpu, _)| gpu).to_owned(),
+        // A GPU has a name; else it is the processor.
+        c.device.map(|device| device.name).filter(|name| !name.is_empty()).unwrap_or(c.cpu),
     ]
 }
 
@@ -222,6 +227,25 @@ mod tests {
         let worker = wire::Worker { state: "loading".into(), loading: Some(loading), ..Default::default() };
         assert_eq!(worker_state(&worker), "loading 43% 612 MB/s");
         assert_eq!(worker_state(&wire::Worker { loading: None, ..worker }), "loading");
+    }
+
+    #[test]
+    fn a_worker_says_what_it_computes_on() {
+        let on = |device: Option<wire::Device>| {
+            let capabilities = wire::Capabilities { cpu: "a processor".into(), device, ..Default::default() };
+            let worker = wire::Worker { capabilities: Some(capabilities), ..Default::default() };
+            let status = wire::StatusResponse { workers: vec![worker.clone()], ..Default::default() };
+            (
+                worker_row(&worker).pop().expect("the last column"),
+                as_json(&status)["workers"][0]["device"].clone(),
+            )
+        };
+        let gpu = wire::Device { kind: "cuda".into(), name: "NVIDIA H200".into(), ..Default::default() };
+        let (shown, json) = on(Some(gpu));
+        assert_eq!((shown.as_str(), &json["kind"]), ("NVIDIA H200", &Value::from("cuda")));
+        let (shown, json) = on(Some(wire::Device { kind: "cpu".into(), ..Default::default() }));
+        assert_eq!((shown.as_str(), &json["kind"]), ("a processor", &Value::from("cpu")));
+        assert_eq!(on(None), ("a processor".into(), Value::Null), "an older coordinator does not say");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Changes whenever the layout of [`super::state`]'s types does.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// The oldest version that is still read.
 const OLDEST: u8 = 1;
 const HEADER_BYTES: usize = 9;
@@ -26,13 +26,17 @@ pub(super) enum CodecError {
 pub(super) trait Stored: Serialize + DeserializeOwned {
     /// Its layout in version 1 of the format.
     type V1: DeserializeOwned + Into<Self>;
+    /// In version 2.
+    type V2: DeserializeOwned + Into<Self>;
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo): finds bit flips; not meant against an enemy.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+///
+/// From version 3 on of the version, too: with more of them than one, a bit may make one of another.
+fn checksum(version: u8, body: &[u8]) -> u64 {
+    let version = Some(&version).filter(|version| **version > 2);
+    let bytes = version.into_iter().chain(body);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 pub(super) fn encode<T: Stored>(value: &T) -> Result<Vec<u8>, CodecError> {
@@ -49,6 +53,7 @@ pub(super) fn decode<T: Stored>(bytes: &[u8]) -> Result<T, CodecError> {
     let (version, body) = open_versioned(bytes)?;
     match version {
         1 => decode_body::<T::V1>(body).map(Into::into),
+        2 => decode_body::<T::V2>(body).map(Into::into),
         _ => decode_body(body),
     }
 }
@@ -65,9 +70,13 @@ fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
 
 /// Version and checksum before `body`.
 pub(super) fn seal(body: &[u8]) -> Vec<u8> {
+    seal_as(VERSION, body)
+}
+
+fn seal_as(version: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
-    bytes.push(VERSION);
-    bytes.extend_from_slice(&checksum(body).to_le_bytes());
+    bytes.push(version);
+    bytes.extend_from_slice(&checksum(version, body).to_le_bytes());
     bytes.extend_from_slice(body);
     bytes
 }
@@ -88,7 +97,7 @@ fn open_versioned(bytes: &[u8]) -> Result<(u8, &[u8]), CodecError> {
         return Err(CodecError::Version(header[0]));
     }
     let expected = u64::from_le_bytes(std::array::from_fn(|i| header[1 + i]));
-    if checksum(body) != expected {
+    if checksum(header[0], body) != expected {
         return Err(CodecError::Damaged("its checksum does not match".into()));
     }
     Ok((header[0], body))
@@ -97,18 +106,17 @@ fn open_versioned(bytes: &[u8]) -> Result<(u8, &[u8]), CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::state::{ClusterState, Command, Envelope};
+    use crate::cluster::state::{Capabilities, ClusterState, Command, Device, Envelope};
 
     impl Stored for (String, u64) {
         type V1 = Self;
+        type V2 = Self;
     }
 
-    /// Bytes as version 1 wrote them.
-    fn written_by_v1<T: Serialize>(value: &T) -> Vec<u8> {
+    /// Bytes as an older version wrote them.
+    fn written_by<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
         let body = bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("small");
-        let mut bytes = seal(&body);
-        bytes[0] = 1;
-        bytes
+        seal_as(version, &body)
     }
 
     #[test]
@@ -116,20 +124,46 @@ mod tests {
         // A deployment "m" of two ranks, as it lay in a log of version 1.
         let put: &[u8] =
             &[&[1, b'r', 4, 1, b'm', 2, b'/', b'm', 2, 1, 0, 4][..], b"auto", &[4], b"auto", &[10]].concat();
-        let mut bytes = seal(put);
-        bytes[0] = 1;
+        let mut bytes = seal_as(1, put);
         let mut state = ClusterState::default();
         state.apply(&decode::<Envelope>(&bytes).expect("readable"));
         assert_eq!(state.deployments["m"].shape, foggara_proto::shape::Shape::tensor(2));
-        let snapshot = written_by_v1(&state.to_v1());
+        let snapshot = written_by(1, &state.to_v1());
         assert_eq!(decode::<ClusterState>(&snapshot), Ok(state.clone()));
         let note = Command::PutNote { key: "k".into(), value: "v".into() };
         let note = Envelope { request_id: "r".into(), command: note };
-        assert_eq!(decode::<Envelope>(&written_by_v1(&note)), Ok(note));
+        assert_eq!(decode::<Envelope>(&written_by(1, &note)), Ok(note));
         for version in [0, VERSION + 1] {
             bytes[0] = version;
             assert_eq!(decode::<Envelope>(&bytes), Err(CodecError::Version(version)));
         }
+    }
+
+    #[test]
+    fn what_version_2_wrote_is_read() {
+        // A worker of two threads that joins, as it lay in a log of version 2: it computes on its CPU.
+        let join = &[
+            &[1, b'r', 1, 1, b'a', 1, b'c', 1, b'h', 7, 1, b'i', 2, 100, 30, 40][..],
+            &[1, b'x', 1, b'v', 0],
+        ];
+        let bytes = seal_as(2, &join.concat());
+        let mut state = ClusterState::default();
+        state.apply(&decode::<Envelope>(&bytes).expect("readable"));
+        let worker = state.workers.values().next().expect("it has joined");
+        let capabilities = Capabilities {
+            threads: 2,
+            memory_bytes: 100,
+            read_bytes_per_second: 30,
+            flops: 40,
+            cpu: "x".into(),
+            version: "v".into(),
+            device: Device::default(),
+        };
+        assert_eq!((&worker.capabilities, worker.pid), (&capabilities, 7));
+        for snapshot in [written_by(2, &state.to_v2()), written_by(1, &state.to_v1())] {
+            assert_eq!(decode::<ClusterState>(&snapshot), Ok(state.clone()));
+        }
+        assert_eq!(decode::<ClusterState>(&encode(&state).expect("small")), Ok(state));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::codec::Stored;
 
 mod v1;
+mod v2;
 
 /// Most notes, and the sizes of one.
 pub const MAX_NOTES: usize = 10_000;
@@ -52,16 +53,72 @@ pub struct Member {
 pub struct Capabilities {
     /// Threads that compute.
     pub threads: u32,
-    /// Memory it may use.
+    /// Memory it may use, of its host or of its GPU.
     pub memory_bytes: u64,
-    /// Measured read bandwidth.
+    /// Measured read bandwidth of that memory.
     pub read_bytes_per_second: u64,
-    /// Measured float operations per second.
+    /// Measured float operations per second of what it computes on.
     pub flops: u64,
     /// Processor and instruction set.
     pub cpu: String,
     /// Version of its program.
     pub version: String,
+    /// What it computes on.
+    pub device: Device,
+}
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// The host's processor, and its memory.
+    Cpu,
+    /// An NVIDIA GPU, with memory of its own.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// What a worker computes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// What kind of thing.
+    pub kind: DeviceKind,
+    /// As its maker calls it; empty for a CPU.
+    pub name: String,
+    /// Workers with the same share its memory. Empty for a CPU, or if it is not known.
+    pub uuid: String,
+    /// Bytes of its memory, in all; 0 for a CPU.
+    pub total_bytes: u64,
+    /// KV caches it keeps, by name.
+    pub kv_dtypes: Vec<String>,
+    /// What it takes weights quantized to, by name.
+    pub quantize: Vec<String>,
+    /// Whether it takes part in data-parallel attention.
+    pub data_parallel: bool,
+}
+
+impl Default for Device {
+    /// What a worker has that does not say: a CPU, as workers were before there were others.
+    fn default() -> Self {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            kind: DeviceKind::Cpu,
+            name: String::new(),
+            uuid: String::new(),
+            total_bytes: 0,
+            kv_dtypes: names(&["f32", "f16", "q8_0"]),
+            quantize: names(&[NOT_QUANTIZED, "q8_0", "q4_0", "q4_k"]),
+            data_parallel: true,
+        }
+    }
 }
 
 /// A worker process.
@@ -207,8 +264,8 @@ pub enum Command {
         /// Where.
         member: Member,
     },
-    /// A worker has joined. The same incarnation registers once.
-    RegisterWorker(Worker),
+    /// A worker has joined, as version 2 wrote it.
+    RegisterWorkerV2(v2::Worker),
     /// A worker's session has ended for good; its group ends with it.
     WorkerLost {
         /// Its id.
@@ -281,6 +338,8 @@ pub enum Command {
     },
     /// Idle workers become a group.
     FormGroup(Formation),
+    /// A worker has joined. The same incarnation registers once.
+    RegisterWorker(Box<Worker>),
 }
 
 /// What became of a command.
@@ -335,14 +394,17 @@ pub struct ClusterState {
 impl Stored for Envelope {
     /// Commands are only ever added.
     type V1 = Self;
+    type V2 = Self;
 }
 
 impl Stored for Outcome {
     type V1 = Self;
+    type V2 = Self;
 }
 
 impl Stored for ClusterState {
     type V1 = v1::ClusterState;
+    type V2 = v2::ClusterState;
 }
 
 impl ClusterState {
@@ -369,6 +431,7 @@ impl ClusterState {
                 Outcome::Done
             }
             Command::RegisterWorker(worker) => self.register_worker(worker),
+            Command::RegisterWorkerV2(worker) => self.register_worker(&worker.clone().into()),
             Command::WorkerLost { id } => self.lose_worker(*id),
             Command::ConfirmWorkers { term } => {
                 self.confirmed_term = self.confirmed_term.max(*term);

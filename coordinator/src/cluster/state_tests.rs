@@ -3,7 +3,7 @@
 use super::*;
 
 fn worker(name: &str) -> Command {
-    Command::RegisterWorker(Worker {
+    Command::RegisterWorker(Box::new(Worker {
         addr: format!("{name}:1"),
         collective_addr: format!("{name}:2"),
         host: "h".into(),
@@ -11,7 +11,7 @@ fn worker(name: &str) -> Command {
         incarnation: name.into(),
         capabilities: Capabilities::default(),
         group: Some(99),
-    })
+    }))
 }
 
 fn deployment(tp: u32) -> Deployment {

@@ -45,6 +45,7 @@ pub(super) struct Identity {
 
 impl Stored for Identity {
     type V1 = Self;
+    type V2 = Self;
 }
 
 /// The store of one coordinator.

@@ -14,7 +14,7 @@ use futures::Stream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::state::{Capabilities, Deployment, Group, Worker};
+use crate::cluster::state::{Deployment, Group, Worker};
 use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command, Outcome, Role};
 use crate::driver::MAX_STEP_ROWS;
 
@@ -301,7 +301,14 @@ impl wire::registry_server::Registry for RegistryService {
         if !self.cluster.is_leader() {
             return only(Out::NotLeader(not_leader(&self.cluster)));
         }
-        let id = match self.cluster.propose_leading(Command::RegisterWorker(worker(&hello))).await {
+        let worker = match worker(&hello) {
+            Ok(worker) => worker,
+            Err(reason) => {
+                tracing::warn!(addr = hello.addr, reason, "worker refused");
+                return only(Out::Refused(wire::Refused { reason }));
+            }
+        };
+        let id = match self.cluster.propose_leading(Command::RegisterWorker(Box::new(worker))).await {
             Ok(Outcome::Worker(id)) => id,
             Ok(other) => return Err(Status::internal(format!("{other:?}"))),
             Err(ClusterError::Refused(reason)) => return only(Out::Refused(wire::Refused { reason })),
@@ -363,24 +370,17 @@ fn propose(cluster: &ClusterHandle, command: Option<Command>) {
     }
 }
 
-fn worker(hello: &wire::Hello) -> Worker {
-    let c = hello.capabilities.clone().unwrap_or_default();
-    Worker {
+/// The worker that says this, or why it cannot be one.
+fn worker(hello: &wire::Hello) -> Result<Worker, String> {
+    Ok(Worker {
         addr: hello.addr.clone(),
         collective_addr: hello.collective_addr.clone(),
         host: hello.host.clone(),
         pid: hello.pid,
         incarnation: hello.incarnation.clone(),
-        capabilities: Capabilities {
-            threads: c.threads,
-            memory_bytes: c.memory_bytes,
-            read_bytes_per_second: c.read_bytes_per_second,
-            flops: c.flops,
-            cpu: c.cpu,
-            version: c.version,
-        },
+        capabilities: hello.capabilities.clone().unwrap_or_default().try_into()?,
         group: None,
-    }
+    })
 }
 
 /// One session's incoming side.

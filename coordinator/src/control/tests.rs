@@ -17,7 +17,7 @@ use wire::registry_message::Message as Told;
 use wire::worker_message::Message as Says;
 
 use super::{Registry, RegistryService, run_controller};
-use crate::cluster::state::{Deployment, Group, Member};
+use crate::cluster::state::{Deployment, DeviceKind, Group, Member};
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterHandle, ClusterState, Command};
 use crate::library::Library;
@@ -351,6 +351,28 @@ async fn a_worker_given_up_while_it_is_there_must_join_anew() {
     assert_ne!(again.id, a.id);
     again.released(&first).await;
     assert!(again.assigned().await.epoch > first.epoch);
+}
+
+#[tokio::test]
+async fn workers_say_what_they_compute_on_and_older_ones_have_cpus() {
+    use foggara_proto::wire::admin::{Capabilities, Device};
+    let rig = Rig::new().await;
+    let old = FakeWorker::join(&rig, "old", None).await;
+    let on = |name: &str, kind: &str| {
+        let device = Device { kind: kind.into(), name: "G1".into(), uuid: "u".into(), ..Default::default() };
+        let capabilities = Capabilities { device: Some(device), ..Default::default() };
+        wire::Hello { capabilities: Some(capabilities), ..hello(name) }
+    };
+    let mut new = FakeWorker::open(&rig, on("new", "cuda")).await;
+    let Some(Told::Welcome(welcome)) = new.next().await else { panic!("not welcome") };
+    let state = rig.cluster.state();
+    let device = |id: u64| state.workers[&id].capabilities.device.clone();
+    assert_eq!(device(old.id), cluster::state::Device::default());
+    let told = device(welcome.worker);
+    assert_eq!((told.kind, told.name.as_str(), told.uuid.as_str()), (DeviceKind::Cuda, "G1", "u"));
+    let mut unknown = FakeWorker::open(&rig, on("unknown", "tpu")).await;
+    let Some(Told::Refused(refused)) = unknown.next().await else { panic!("not refused") };
+    assert!(refused.reason.contains("`tpu`"), "{}", refused.reason);
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Which workers sit where: ranks that talk most sit on one host, quick workers first.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use foggara_proto::shape::Shape;
 
 use super::facts::{Reach, WorkerFacts};
 
-/// Speeds that differ by less than this are the same: measured bandwidths are never quite equal.
+/// Speeds, and sizes, that differ by less than this are the same: what is measured is never quite equal.
 const SAME_SPEED: f64 = 0.1;
 /// A weight's unit: the fastest rank has this.
 const FASTEST: f64 = 100.0;
@@ -34,35 +35,40 @@ pub(super) fn seats<'a>(
         return Some(stages.concat());
     }
     let mut order: Vec<&Vec<&WorkerFacts>> = hosts.values().collect();
-    order.sort_by_key(|workers| std::cmp::Reverse(workers.len()));
+    order.sort_by_key(|workers| Reverse(workers.len()));
     let seats: Vec<&WorkerFacts> = order.into_iter().flatten().copied().take(ranks).collect();
     (seats.len() == ranks).then_some(seats)
 }
 
 type Hosts<'a> = BTreeMap<&'a str, Vec<&'a WorkerFacts>>;
 
-/// The workers of each host, quickest first.
+/// The workers of each host, quickest first; of those, who has more memory (who shares a GPU has less of it).
 fn by_host<'a>(workers: &[&'a WorkerFacts]) -> Hosts<'a> {
     let mut hosts: Hosts<'a> = BTreeMap::new();
     for worker in workers {
         hosts.entry(&worker.host).or_default().push(worker);
     }
     for workers in hosts.values_mut() {
-        workers.sort_by_key(|worker| (std::cmp::Reverse(speed_class(worker)), worker.id));
+        let size = |worker: &WorkerFacts| class(worker.memory_bytes);
+        workers.sort_by_key(|w| (Reverse(speed_class(w)), Reverse(size(w)), w.id));
     }
     hosts
 }
 
-/// Bandwidth in steps of some 10 %, so that what is about as quick is in order of id.
 fn speed_class(worker: &WorkerFacts) -> u32 {
-    ((worker.bytes_per_second.max(1) as f64).ln() / SAME_SPEED.ln_1p()).round() as u32
+    class(worker.bytes_per_second)
+}
+
+/// A number in steps of some 10 %, so that what is about as much is in order of id.
+fn class(value: u64) -> u32 {
+    ((value.max(1) as f64).ln() / SAME_SPEED.ln_1p()).round() as u32
 }
 
 /// Takes `count` workers of the smallest host that has as many.
 fn take_fitting<'a>(hosts: &mut Hosts<'a>, count: usize) -> Option<Vec<&'a WorkerFacts>> {
     let fitting = hosts.values_mut().filter(|workers| workers.len() >= count);
     // The quickest of the smallest; by name after that.
-    let best = fitting.min_by_key(|workers| (workers.len(), std::cmp::Reverse(speed_class(workers[0]))))?;
+    let best = fitting.min_by_key(|workers| (workers.len(), Reverse(speed_class(workers[0]))))?;
     let rest = best.split_off(count);
     Some(std::mem::replace(best, rest))
 }

@@ -5,12 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use foggara_models::KvFormat;
+
 use super::choose::{Plan, choose};
-use super::facts::{Kind, Links, ModelFacts, Reach, Wish, WorkerFacts};
-use super::layout::{expert_map, layout};
+use super::facts::{Links, ModelFacts, Reach, Wish, WorkerFacts};
+use super::layout::expert_map;
 use super::leases::leases;
-use super::memory::{BLOCK_SIZE, needs};
-use crate::cluster::state::{Capabilities, ClusterState, Command, Deployment, Formation, Group};
+use super::memory::BLOCK_SIZE;
+use super::pools::Pools;
+use crate::cluster::state::{ClusterState, Command, Deployment, Formation};
 
 /// What is known beside the replicated state.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +49,7 @@ pub enum Step {
 /// What to do next.
 pub fn plan(state: &ClusterState, around: &Surroundings) -> Vec<Step> {
     let mut steps = Vec::new();
-    let mut hosts = Hosts::of(state, &around.models);
+    let mut pools = Pools::of(state, &around.models);
     let mut wanting: u32 = 0;
     let lacking = |name: &str, deployment: &Deployment| {
         let have = state.groups.values().filter(|group| group.deployment == *name).count();
@@ -61,14 +64,14 @@ pub fn plan(state: &ClusterState, around: &Surroundings) -> Vec<Step> {
     }
     for (name, deployment, model) in tried() {
         for _ in 0..lacking(name, deployment) {
-            let mut idle = hosts.idle(state, &around.workers);
+            let mut idle = pools.idle(state, &around.workers);
             idle.retain(|worker| !around.unfit.contains(&(name.clone(), worker.id)));
             // The others that wait get as many.
-            let enough = idle.len() / wanting.max(1) as usize;
+            let sharers = wanting.max(1);
             wanting = wanting.saturating_sub(1);
-            match choose(model, &wish(deployment), &idle, &Links::ASSUMED, enough) {
+            match choose(model, &wish(deployment), &idle, &Links::ASSUMED, sharers) {
                 Ok(plan) => {
-                    hosts.take(&plan);
+                    pools.take(&plan);
                     steps.push(Step::Do(Command::FormGroup(formation(name, model, plan))));
                 }
                 Err(reason) => {
@@ -99,14 +102,13 @@ pub fn propose(
     wish: &Wish,
     replicas: u32,
 ) -> Proposal {
-    let mut hosts = Hosts::of(state, &around.models);
+    let mut pools = Pools::of(state, &around.models);
     let mut proposal = Proposal::default();
     for replica in 0..replicas {
-        let idle = hosts.idle(state, &around.workers);
-        let enough = idle.len() / (replicas - replica) as usize;
-        match choose(model, wish, &idle, &Links::ASSUMED, enough) {
+        let idle = pools.idle(state, &around.workers);
+        match choose(model, wish, &idle, &Links::ASSUMED, replicas - replica) {
             Ok(plan) => {
-                hosts.take(&plan);
+                pools.take(&plan);
                 proposal.replicas.push(plan);
             }
             Err(reason) => {
@@ -128,7 +130,7 @@ pub fn propose_on(
 ) -> Proposal {
     let mut proposal = Proposal::default();
     for replica in 0..replicas {
-        match choose(model, wish, &workers, links, workers.len() / (replicas - replica) as usize) {
+        match choose(model, wish, &workers, links, replicas - replica) {
             Ok(plan) => {
                 workers.retain(|worker| plan.ranks.iter().all(|rank| rank.worker != worker.id));
                 proposal.replicas.push(plan);
@@ -148,13 +150,16 @@ pub fn wish(deployment: &Deployment) -> Wish {
         shape: deployment.shape,
         kv_tokens: deployment.kv_tokens,
         reach: Reach::named(&deployment.collective),
+        kv: KvFormat::named(&deployment.kv_dtype),
+        // Names were checked when it was put; of one that is not known here, no model can be opened either.
+        quantize: deployment.quantize.parse().unwrap_or_default(),
         sequence_tokens: Wish::SEQUENCE_TOKENS,
     }
 }
 
 /// The idle workers, and what each may take.
 pub fn idle_workers(state: &ClusterState, around: &Surroundings) -> Vec<WorkerFacts> {
-    Hosts::of(state, &around.models).idle(state, &around.workers)
+    Pools::of(state, &around.models).idle(state, &around.workers)
 }
 
 fn formation(name: &str, model: &ModelFacts, plan: Plan) -> Formation {
@@ -170,80 +175,4 @@ fn formation(name: &str, model: &ModelFacts, plan: Plan) -> Formation {
         block_size: BLOCK_SIZE,
         key: [0; 16],
     }
-}
-
-/// Who holds how much, and how fast they are.
-struct Hosts {
-    /// Bandwidth and operations per second by processor and number of computing cores. The same machines are taken to be
-    /// the same: what is measured beside other work differs, and slices must not follow that, for they decide the bits of
-    /// an answer.
-    speeds: BTreeMap<(String, u32), (u64, u64)>,
-    /// Bytes that the busy workers hold; `None` where that is not known.
-    busy: BTreeMap<u64, Option<u64>>,
-}
-
-impl Hosts {
-    fn of(state: &ClusterState, models: &BTreeMap<String, ModelFacts>) -> Self {
-        let mut speeds: BTreeMap<(String, u32), (u64, u64)> = BTreeMap::new();
-        for Capabilities { cpu, threads, read_bytes_per_second, flops, .. } in
-            state.workers.values().map(|worker| &worker.capabilities)
-        {
-            let (most_bytes, most_flops) = speeds.entry((cpu.clone(), *threads)).or_default();
-            *most_bytes = (*most_bytes).max(*read_bytes_per_second);
-            *most_flops = (*most_flops).max(*flops);
-        }
-        let mut busy = BTreeMap::new();
-        for group in state.groups.values() {
-            let held = models.get(&group.deployment).map(|model| held(model, group));
-            for (rank, worker) in group.ranks.iter().enumerate() {
-                busy.insert(*worker, held.as_ref().and_then(|held| held.get(rank).copied()));
-            }
-        }
-        Self { speeds, busy }
-    }
-
-    /// Marks a plan's workers.
-    fn take(&mut self, plan: &Plan) {
-        self.busy.extend(plan.ranks.iter().map(|rank| (rank.worker, Some(rank.bytes))));
-    }
-
-    /// Those that hold nothing and are there. The memory of a host is its workers' together: what the busy ones leave is
-    /// divided evenly, so that no later rank finds it taken.
-    fn idle(&self, state: &ClusterState, live: &BTreeSet<u64>) -> Vec<WorkerFacts> {
-        let mut hosts: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-        for (id, worker) in &state.workers {
-            hosts.entry(&worker.host).or_default().push(*id);
-        }
-        let mut idle = Vec::new();
-        for (host, workers) in hosts {
-            let memory =
-                |id: &u64| state.workers.get(id).map_or(0, |worker| worker.capabilities.memory_bytes);
-            let total = workers.iter().map(memory).max().unwrap_or(0);
-            let share = total / workers.len() as u64;
-            let taken: u64 = workers.iter().filter_map(|id| Some(self.busy.get(id)?.unwrap_or(share))).sum();
-            let free = workers.iter().filter(|id| !self.busy.contains_key(id)).count().max(1) as u64;
-            for id in workers.iter().filter(|id| live.contains(id) && !self.busy.contains_key(id)) {
-                let Some(worker) = state.workers.get(id) else { continue };
-                let device = (worker.capabilities.cpu.clone(), worker.capabilities.threads);
-                let (bytes_per_second, flops) = self.speeds.get(&device).copied().unwrap_or_default();
-                idle.push(WorkerFacts {
-                    id: *id,
-                    host: host.to_owned(),
-                    kind: Kind::Cpu,
-                    memory_bytes: total.saturating_sub(taken) / free,
-                    bytes_per_second,
-                    flops,
-                });
-            }
-        }
-        idle.sort_by_key(|worker| worker.id);
-        idle
-    }
-}
-
-/// Bytes that each rank of a group holds.
-fn held(model: &ModelFacts, group: &Group) -> Vec<u64> {
-    let tokens = u64::from(group.kv_blocks) * u64::from(group.block_size);
-    let parts = layout(model, group.shape, &group.rank_weights);
-    parts.iter().map(|part| needs(model, group.shape, part, Kind::Cpu).with_kv(tokens)).collect()
 }

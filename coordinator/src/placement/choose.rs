@@ -53,8 +53,10 @@ pub struct Plan {
     pub reasons: Vec<String>,
 }
 
-/// A plan for one replica on some of `workers`, or what is missing for one. `enough`: how many workers it should take at
-/// most, as long as it fits on so few.
+/// A plan for one replica on some of `workers`, or what is missing for one. `sharers`: how many replicas are to share them; as
+/// long as it fits, this one takes no more than its part.
+///
+/// GPUs are taken if it fits there, else CPUs, and never both: they round differently, and the slower would hold up the others.
 ///
 /// # Errors
 /// What is missing.
@@ -63,34 +65,70 @@ pub fn choose(
     wish: &Wish,
     workers: &[WorkerFacts],
     links: &Links,
-    enough: usize,
+    sharers: u32,
 ) -> Result<Plan, String> {
     wish.shape.check_model(model.layers.len(), model.experts() as usize).map_err(|e| e.to_string())?;
-    let mut sorted: Vec<&WorkerFacts> = workers.iter().collect();
-    sorted.sort_by_key(|worker| worker.id);
-    let subsets = subsets(&sorted);
+    let mut kinds = Kind::ALL.to_vec();
+    kinds.retain(|kind| workers.iter().any(|worker| worker.kind == *kind));
+    if kinds.is_empty() {
+        kinds.push(Kind::Cpu);
+    }
+    let mut refusals: Vec<(Kind, String)> = Vec::new();
+    for kind in &kinds {
+        let mut those: Vec<&WorkerFacts> = workers.iter().filter(|worker| worker.kind == *kind).collect();
+        those.sort_by_key(|worker| worker.id);
+        match choose_of_kind(model, wish, *kind, those, links, sharers) {
+            Ok(mut plan) => {
+                if kinds.len() > 1 {
+                    plan.reasons.insert(0, explain::kind(*kind, &refusals));
+                }
+                return Ok(plan);
+            }
+            Err(reason) => refusals.push((*kind, reason)),
+        }
+    }
+    Err(explain::refusals(&refusals))
+}
+
+/// The same on workers of one kind, in order of id.
+fn choose_of_kind(
+    model: &ModelFacts,
+    wish: &Wish,
+    kind: Kind,
+    mut workers: Vec<&WorkerFacts>,
+    links: &Links,
+    sharers: u32,
+) -> Result<Plan, String> {
+    let lacking = workers.first().and_then(|worker| explain::lacking(worker, wish));
+    workers.retain(|worker| explain::lacking(worker, wish).is_none());
+    if let (true, Some(lacking)) = (workers.is_empty(), lacking) {
+        return Err(lacking);
+    }
+    let enough = workers.len() / sharers.max(1) as usize;
+    let subsets = subsets(&workers);
     let fixed = wish.shape.is_fixed();
-    let most = if fixed { MAX_RANKS } else { u32::try_from(sorted.len()).unwrap_or(u32::MAX) };
-    let shapes = shapes(wish.shape, model, most);
+    let most = if fixed { MAX_RANKS } else { u32::try_from(workers.len()).unwrap_or(u32::MAX) };
+    let mut shapes = shapes(wish.shape, model, most);
+    shapes.retain(|shape| shape.dp == 1 || workers.iter().all(|worker| worker.takes.data_parallel));
     let least = shapes.iter().map(|shape| shape.ranks()).min();
-    if least.is_none_or(|least| least as usize > sorted.len()) {
+    if least.is_none_or(|least| least as usize > workers.len()) {
         let ranks = least.unwrap_or(wish.shape.ranks());
         let needed = if ranks == 1 { "1 idle worker is".into() } else { format!("{ranks} idle workers are") };
-        return Err(format!("{needed} needed, there are {}", sorted.len()));
+        return Err(format!("{needed} needed, there are {}", workers.len()));
     }
     let try_with = |most: usize| -> Vec<Candidate<'_>> {
         let allowed = shapes.iter().filter(|shape| fixed || shape.ranks() as usize <= most);
         allowed.filter_map(|shape| best_seats(model, wish, *shape, &subsets, links)).collect()
     };
     let mut candidates = try_with(enough.max(1));
-    if candidates.is_empty() && enough < sorted.len() {
-        candidates = try_with(sorted.len());
+    if candidates.is_empty() && enough < workers.len() {
+        candidates = try_with(workers.len());
     }
     let Some(best) = candidates.iter().reduce(|best, other| if better(other, best) { other } else { best })
     else {
-        return Err(explain::shortage(model, wish, &shapes, &sorted));
+        return Err(explain::shortage(model, wish, kind, &shapes, &workers));
     };
-    let reasons = explain::reasons(model, wish, best, &candidates, sorted.len());
+    let reasons = explain::reasons(model, wish, best, &candidates, workers.len());
     Ok(best.plan(reasons))
 }
 
@@ -132,7 +170,7 @@ pub(super) fn shapes(wish: Shape, model: &ModelFacts, most: u32) -> Vec<Shape> {
     shapes
 }
 
-/// Choices of workers: all, and those that have no less than so much memory, or speed, or the same kind.
+/// Choices of workers of one kind: all, and those that have no less than so much memory, or speed.
 fn subsets<'a>(workers: &[&'a WorkerFacts]) -> Vec<Vec<&'a WorkerFacts>> {
     let mut subsets = vec![workers.to_vec()];
     let mut add = |subset: Vec<&'a WorkerFacts>| {
@@ -150,9 +188,6 @@ fn subsets<'a>(workers: &[&'a WorkerFacts]) -> Vec<Vec<&'a WorkerFacts>> {
             let least = (step as f64 * 0.9) as u64;
             add(workers.iter().copied().filter(|worker| key(worker) >= least).collect());
         }
-    }
-    for kind in [Kind::Gpu, Kind::Cpu] {
-        add(workers.iter().copied().filter(|worker| worker.kind == kind).collect());
     }
     subsets
 }

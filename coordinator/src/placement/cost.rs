@@ -10,17 +10,17 @@ use super::memory::RankNeeds;
 /// Bytes of an activation between ranks: f32.
 const ELEMENT: f64 = 4.0;
 /// Share of the measured memory bandwidth that matrices are read with. CPU: fitted to the shapes of docs/placement.md.
-/// Accelerators: what matrix-vector kernels commonly reach of a data sheet's bandwidth; assumed, not measured here.
+/// GPUs: one stream of the models of docs/gpu.md on an H200, of what its copies move.
 const CPU_BANDWIDTH_SHARE: f64 = 0.85;
 const GPU_BANDWIDTH_SHARE: f64 = 0.8;
 /// Share of the measured operations per second. CPU: sixteen streams of docs/placement.md reach 45 to 50 % of them with
-/// quantized weights, whose products are of integers, and 20 to 25 % with others. Accelerators: assumed; small batches fill
-/// the matrix units badly.
+/// quantized weights, whose products are of integers, and 20 to 25 % with others. GPUs: 64 streams of docs/gpu.md reach
+/// 6 to 8 % of what large products do: that few rows fill the matrix units badly.
 const CPU_QUANTIZED_SHARE: f64 = 0.5;
 const CPU_FLOAT_SHARE: f64 = 0.22;
-const GPU_COMPUTE_SHARE: f64 = 0.4;
+const GPU_COMPUTE_SHARE: f64 = 0.07;
 /// Seconds that a layer takes whatever its size. CPU: norms, rotations and one token's attention, fitted as above.
-/// Accelerators: starting some ten kernels of 2 µs each from a captured graph; assumed.
+/// GPUs: what some ten kernels of 2 µs each take; as above.
 const CPU_LAYER: f64 = 25e-6;
 const GPU_LAYER: f64 = 20e-6;
 
@@ -106,15 +106,16 @@ impl Group<'_> {
                 work += busiest.rows * each;
             }
         }
-        let mut bytes = read * model.bits.layers / 8.0;
+        let bits = model.bits.on(seat.worker.kind);
+        let mut bytes = read * bits.layers / 8.0;
         if part.stage + 1 == self.shape.pp {
             let output = model.embedding as f64 * part.share;
-            bytes += output * model.bits.embedding / 8.0;
+            bytes += output * bits.embedding / 8.0;
             work += output * own_rows;
         }
         bytes += seat.needs.kv_per_token as f64 * own_rows * tokens as f64;
         let (bandwidth, compute, layer) = match seat.worker.kind {
-            Kind::Cpu if model.bits.layers < 16.0 => (CPU_BANDWIDTH_SHARE, CPU_QUANTIZED_SHARE, CPU_LAYER),
+            Kind::Cpu if bits.layers < 16.0 => (CPU_BANDWIDTH_SHARE, CPU_QUANTIZED_SHARE, CPU_LAYER),
             Kind::Cpu => (CPU_BANDWIDTH_SHARE, CPU_FLOAT_SHARE, CPU_LAYER),
             Kind::Gpu => (GPU_BANDWIDTH_SHARE, GPU_COMPUTE_SHARE, GPU_LAYER),
         };

@@ -1,10 +1,11 @@
 //! Why a plan is as it is, and what is missing where there is none, for people.
 
+use foggara_models::Quantize;
 use foggara_proto::shape::Shape;
 
 use super::choose::{Candidate, least_bytes};
 use super::facts::{Kind, ModelFacts, Reach, Wish, WorkerFacts};
-use super::memory::usable;
+use super::memory::{fixed, usable};
 
 /// Bytes in units of 1000, as memory is sold.
 pub fn bytes(count: u64) -> String {
@@ -21,12 +22,56 @@ pub fn rate(tokens: f64) -> String {
 }
 
 /// Quantizations that are offered when a model does not fit, the most exact first.
-const OFFERED: [&str; 2] = ["q8_0", "q4_0"];
+const fn offered(kind: Kind) -> &'static [Quantize] {
+    match kind {
+        Kind::Cpu => &[Quantize::Q8_0, Quantize::Q4_0],
+        Kind::Gpu => &[Quantize::Fp8],
+    }
+}
+
+/// What `worker` cannot do of what is asked for.
+pub(super) fn lacking(worker: &WorkerFacts, wish: &Wish) -> Option<String> {
+    let (takes, on) = (&worker.takes, worker.kind.plural());
+    let kv = wish.kv.filter(|kv| !takes.kv.contains(kv));
+    if let Some(kv) = kv {
+        let instead = takes.kv.last().map_or("auto", |kv| kv.name());
+        return Some(format!("kv_dtype: a {} KV cache is not kept on {on}; use {instead}", kv.name()));
+    }
+    let quantize = wish.quantize;
+    if !takes.quantize.contains(&quantize) {
+        let elsewhere = if quantize.needs_gpu() { ", on GPUs only; use q8_0" } else { "" };
+        return Some(format!("quantize: {quantize} weights are not computed on {on}{elsewhere}"));
+    }
+    let split = wish.shape.dp > 1 && !takes.data_parallel;
+    split.then(|| format!("dp: data-parallel attention is not computed on {on}; use tp and ep"))
+}
+
+/// Why a model goes on this kind of workers, where there are both; `refusals` of the other come before.
+pub(super) fn kind(kind: Kind, refusals: &[(Kind, String)]) -> String {
+    match refusals {
+        [] => format!("it fits on {}: other workers are not put into a group with them", kind.plural()),
+        refusals => format!("on {}, for it cannot be {}", kind.plural(), refusals_on(refusals)),
+    }
+}
+
+/// Why it goes on no kind of workers.
+pub(super) fn refusals(refusals: &[(Kind, String)]) -> String {
+    match refusals {
+        [(_, reason)] => reason.clone(),
+        refusals => refusals_on(refusals),
+    }
+}
+
+fn refusals_on(refusals: &[(Kind, String)]) -> String {
+    let each = refusals.iter().map(|(kind, reason)| format!("on {} ({reason})", kind.plural()));
+    each.collect::<Vec<_>>().join(", nor ")
+}
 
 /// What is missing.
 pub(super) fn shortage(
     model: &ModelFacts,
     wish: &Wish,
+    kind: Kind,
     shapes: &[Shape],
     workers: &[&WorkerFacts],
 ) -> String {
@@ -36,7 +81,6 @@ pub(super) fn shortage(
             return "collective shm needs all ranks on one host".into();
         }
     }
-    let kind = if workers.iter().any(|worker| worker.kind == Kind::Cpu) { Kind::Cpu } else { Kind::Gpu };
     // The most that any of the shapes could take.
     let ranks = shapes.iter().map(|shape| shape.ranks()).max().unwrap_or(1) as usize;
     let mut memory: Vec<u64> = workers.iter().map(|worker| usable(worker)).collect();
@@ -48,19 +92,34 @@ pub(super) fn shortage(
         1 => "the worker has".to_owned(),
         n => format!("the {n} workers have"),
     };
-    let mut text = format!("memory: needs {}, {who} {}", bytes(need), bytes(have));
+    let mut text = format!("memory: needs {} on {}, {who} {}", bytes(need), kind.plural(), bytes(have));
     text += &match need.checked_sub(have) {
-        Some(lacking) => format!(": {} more", bytes(lacking.max(1))),
+        Some(lacking) => {
+            format!(": {} more{}", bytes(lacking.max(1)), such(model, wish, kind, lacking, &memory))
+        }
         None => ", but not where the parts would have to be".into(),
     };
-    let smaller = OFFERED.map(|name| (name, least_bytes(&model.quantized(name), wish, shapes, kind)));
-    let smaller: Vec<_> = smaller.into_iter().filter(|(_, then)| *then < need).collect();
+    let smaller =
+        offered(kind).iter().map(|offer| (offer, least_bytes(&model.quantized(*offer), wish, shapes, kind)));
+    let smaller: Vec<_> = smaller.filter(|(_, then)| *then < need).collect();
     if let Some((name, then)) = smaller.iter().find(|(_, then)| *then <= have) {
         text += &format!(", or --quantize {name} would need {}", bytes(*then));
     } else if let Some((name, then)) = smaller.last() {
         text += &format!("; even --quantize {name} would need {}", bytes(*then));
     }
     text
+}
+
+/// How many GPUs that is, if there may be more of them: a GPU's memory does not grow.
+fn such(model: &ModelFacts, wish: &Wish, kind: Kind, lacking: u64, memory: &[u64]) -> String {
+    let each = memory.first().map_or(0, |largest| largest.saturating_sub(fixed(model, kind)));
+    if kind == Kind::Cpu || wish.shape.is_fixed() || each == 0 {
+        return String::new();
+    }
+    match lacking.max(1).div_ceil(each) {
+        1 => " (1 such GPU)".into(),
+        count => format!(" ({count} such GPUs)"),
+    }
 }
 
 /// Why `best` of `candidates`.

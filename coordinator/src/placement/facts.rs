@@ -1,5 +1,6 @@
 //! What the placement decides on: workers, the links between them, models.
 
+use foggara_models::{KvFormat, Quantize};
 use foggara_proto::shape::Shape;
 
 /// What a worker computes on.
@@ -7,8 +8,44 @@ use foggara_proto::shape::Shape;
 pub enum Kind {
     /// Processor cores; workers of one host share its memory.
     Cpu,
-    /// An accelerator with memory of its own.
+    /// A GPU with memory of its own.
     Gpu,
+}
+
+impl Kind {
+    /// In the order in which they are tried.
+    pub(super) const ALL: [Self; 2] = [Self::Gpu, Self::Cpu];
+
+    /// Several of them, for people.
+    pub(super) const fn plural(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPUs",
+            Self::Gpu => "GPUs",
+        }
+    }
+}
+
+/// What may be asked of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Takes {
+    /// Precisions of the KV cache.
+    pub kv: Vec<KvFormat>,
+    /// What weights are quantized to.
+    pub quantize: Vec<Quantize>,
+    /// Whether it takes part in data-parallel attention.
+    pub data_parallel: bool,
+}
+
+impl Takes {
+    /// What workers of this version take.
+    pub fn usual(kind: Kind) -> Self {
+        let gpu = kind == Kind::Gpu;
+        Self {
+            kv: KvFormat::ALL.into_iter().filter(|format| !gpu || format.on_gpus()).collect(),
+            quantize: Quantize::ALL.into_iter().filter(|quantize| gpu || !quantize.needs_gpu()).collect(),
+            data_parallel: !gpu,
+        }
+    }
 }
 
 /// A worker that may be given a rank.
@@ -20,6 +57,8 @@ pub struct WorkerFacts {
     pub host: String,
     /// What it computes on.
     pub kind: Kind,
+    /// What may be asked of it.
+    pub takes: Takes,
     /// Bytes that a rank may take, nothing subtracted but what others hold already.
     pub memory_bytes: u64,
     /// Memory bandwidth.
@@ -51,7 +90,7 @@ pub struct Links {
     pub shared_memory: Link,
     /// TCP from a host to itself: processors of a group that spans hosts.
     pub loopback: Link,
-    /// Between accelerators of one host.
+    /// Between GPUs of one host.
     pub accelerators: Link,
     /// Between hosts.
     pub network: Link,
@@ -61,9 +100,9 @@ impl Links {
     /// - Shared memory: a step of docs/performance.md spends a third of its time in 63 collectives of two messages each,
     ///   30 µs a message, waiting for the slower rank included; the bandwidth is half of one core's copy speed there.
     /// - Loopback TCP: the same wait and two system calls of some 10 µs.
-    /// - Accelerators: NVLink of the H100 and H200, 900 GB/s both ways together (NVIDIA H100 data sheet); a collective call
-    ///   is a kernel launch and a round of flags, assumed 8 µs.
-    /// - Network: 10 Gbit/s Ethernet, assumed 50 µs through both kernels.
+    /// - GPUs of one host: NVLink of the H100 and H200, 900 GB/s both ways together (NVIDIA H100 data sheet); a collective call
+    ///   is a kernel launch and a round of flags, assumed 8 µs. Never measured; where there is only PCIe, it is slower.
+    /// - Network: 10 Gbit/s Ethernet, assumed 50 µs through both kernels. Also between GPUs of different hosts.
     pub const ASSUMED: Self = Self {
         shared_memory: Link { bytes_per_second: 5_000_000_000, latency_ns: 30_000 },
         loopback: Link { bytes_per_second: 2_000_000_000, latency_ns: 50_000 },
@@ -85,7 +124,7 @@ impl Links {
     }
 }
 
-/// Bits that one parameter takes, scales included.
+/// Bits that one parameter takes, scales included, on one kind of device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bits {
     /// In the layers.
@@ -102,16 +141,35 @@ impl Bits {
     /// A byte, and four for each row: rows are of some thousand parameters.
     const FP8: f64 = 8.02;
 
-    /// After quantization to `name` at load; embedding and output of four-bit models are kept at q8_0, those of fp8 as they are
-    /// stored. What takes less already stays as it is.
-    pub fn quantized(self, name: &str) -> Self {
-        let (layers, embedding) = match name {
-            "q8_0" => (Self::Q8_0, Self::Q8_0),
-            "q4_0" | "q4_k" => (Self::Q4, Self::Q8_0),
-            "fp8" => (Self::FP8, self.embedding),
+    /// After quantization at load, on `kind`: CPUs know no fp8, and GPUs nothing else. Embedding and output of four-bit models
+    /// are kept at q8_0, those of fp8 as they are stored. What takes less already stays as it is.
+    pub fn quantized(self, quantize: Quantize, kind: Kind) -> Self {
+        let (layers, embedding) = match (kind, quantize) {
+            (Kind::Cpu, Quantize::Q8_0) => (Self::Q8_0, Self::Q8_0),
+            (Kind::Cpu, Quantize::Q4_0 | Quantize::Q4_K) => (Self::Q4, Self::Q8_0),
+            (Kind::Gpu, Quantize::Fp8) => (Self::FP8, self.embedding),
             _ => return self,
         };
         Self { layers: layers.min(self.layers), embedding: embedding.min(self.embedding) }
+    }
+}
+
+/// Bits of a parameter as each kind of device holds it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeldBits {
+    /// As stored, or quantized.
+    pub cpu: Bits,
+    /// Blocks of codes in bf16.
+    pub gpu: Bits,
+}
+
+impl HeldBits {
+    /// Those of a kind.
+    pub fn on(self, kind: Kind) -> Bits {
+        match kind {
+            Kind::Cpu => self.cpu,
+            Kind::Gpu => self.gpu,
+        }
     }
 }
 
@@ -159,7 +217,7 @@ pub struct ModelFacts {
     /// Tokens of the longest sequence.
     pub context: u64,
     /// Bits of a parameter, as served.
-    pub bits: Bits,
+    pub bits: HeldBits,
 }
 
 impl ModelFacts {
@@ -168,18 +226,20 @@ impl ModelFacts {
         self.layers.iter().filter_map(|layer| layer.experts.map(|experts| experts.count)).max().unwrap_or(0)
     }
 
-    /// Bytes of all weights.
-    pub fn weight_bytes(&self) -> u64 {
+    /// Bytes of all weights on `kind`.
+    pub fn weight_bytes(&self, kind: Kind) -> u64 {
+        let bits = self.bits.on(kind);
         let experts = |layer: &LayerFacts| layer.experts.map_or(0, |e| e.count * e.parameters);
         let layers: u64 = self.layers.iter().map(|l| l.attention + l.dense + experts(l)).sum();
         let ends = self.embedding * if self.tied { 1 } else { 2 };
-        bytes(layers, self.bits.layers) + bytes(ends, self.bits.embedding)
+        bytes(layers, bits.layers) + bytes(ends, bits.embedding)
     }
 
     /// The same model, quantized at load.
     #[must_use]
-    pub fn quantized(&self, name: &str) -> Self {
-        Self { bits: self.bits.quantized(name), ..self.clone() }
+    pub fn quantized(&self, quantize: Quantize) -> Self {
+        let on = |kind| self.bits.on(kind).quantized(quantize, kind);
+        Self { bits: HeldBits { cpu: on(Kind::Cpu), gpu: on(Kind::Gpu) }, ..self.clone() }
     }
 }
 
@@ -219,6 +279,10 @@ pub struct Wish {
     pub kv_tokens: u64,
     /// How ranks may reach each other.
     pub reach: Reach,
+    /// Precision of the KV cache; `None`: any that is exact enough, which every worker keeps.
+    pub kv: Option<KvFormat>,
+    /// What weights are quantized to.
+    pub quantize: Quantize,
     /// Tokens that a sequence has in the cache while its speed is predicted.
     pub sequence_tokens: u64,
 }
@@ -232,6 +296,8 @@ impl Wish {
         shape: Shape { tp: 0, dp: 0, pp: 0, ep: 0 },
         kv_tokens: 0,
         reach: Reach::Auto,
+        kv: None,
+        quantize: Quantize::None,
         sequence_tokens: Self::SEQUENCE_TOKENS,
     };
 }

@@ -1,9 +1,10 @@
 //! Models whose sizes are public, for tests and the table of docs/placement.md. Numbers are of their `config.json`.
 
-use super::facts::{Bits, ExpertFacts, LayerFacts, ModelFacts};
+use super::facts::{Bits, ExpertFacts, HeldBits, Kind, LayerFacts, ModelFacts};
 
 /// As these are published, and a KV cache in f16.
-const BF16: Bits = Bits { layers: 16.0, embedding: 16.0 };
+const BF16: HeldBits =
+    HeldBits { cpu: Bits { layers: 16.0, embedding: 16.0 }, gpu: Bits { layers: 16.0, embedding: 16.0 } };
 const KV_ELEMENT: u64 = 2;
 
 struct Grouped {
@@ -51,6 +52,21 @@ pub(super) fn mixtral_8x7b() -> ModelFacts {
         experts: 8,
         vocab: 32_000,
         context: 32_768,
+    })
+}
+
+/// meta-llama/Meta-Llama-3-8B.
+pub(super) fn llama_3_8b() -> ModelFacts {
+    grouped(&Grouped {
+        hidden: 4096,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        width: 14_336,
+        experts: 0,
+        vocab: 128_256,
+        context: 8_192,
     })
 }
 
@@ -116,10 +132,14 @@ pub(super) fn deepseek_v3() -> ModelFacts {
 #[test]
 fn they_have_as_many_parameters_as_their_names_say() {
     // Parameters as published, in billions.
-    for (model, billions) in
-        [(mixtral_8x7b(), 46.7), (mixtral_8x22b(), 140.6), (llama_3_70b(), 70.6), (deepseek_v3(), 671.0)]
-    {
-        let got = model.weight_bytes() as f64 / 2e9;
+    for (model, billions) in [
+        (mixtral_8x7b(), 46.7),
+        (mixtral_8x22b(), 140.6),
+        (llama_3_8b(), 8.03),
+        (llama_3_70b(), 70.6),
+        (deepseek_v3(), 671.0),
+    ] {
+        let got = model.weight_bytes(Kind::Gpu) as f64 / 2e9;
         assert!((got / billions - 1.0).abs() < 0.005, "{got} of {billions}");
     }
 }

@@ -2,7 +2,7 @@
 
 use foggara_proto::shape::Shape;
 
-use super::facts::{Kind, ModelFacts, WorkerFacts, bytes};
+use super::facts::{ExpertFacts, Kind, ModelFacts, WorkerFacts, bytes};
 use super::layout::RankPart;
 
 /// Positions of a KV block.
@@ -13,9 +13,11 @@ pub(super) const DEFAULT_KV_TOKENS: u64 = 65_536;
 const LEAST_KV_TOKENS: u64 = 2_048;
 /// A worker process beside weights and cache: program, threads, buffers. The bound that the project sets itself.
 const CPU_PROCESS: u64 = 60 << 20;
-/// An accelerator's context, kernels and communication buffers: what `nvidia-smi` shows of an idle process on an H100 is
-/// about half a gigabyte.
-const GPU_PROCESS: u64 = 512 << 20;
+/// A process on a GPU beside what it asks for: its context, kernels and buffers of NCCL. What `nvidia-smi` shows of an idle
+/// process on an H100 is about half a gigabyte.
+pub(super) const GPU_PROCESS: u64 = 600 << 20;
+/// cublasLt's workspace. (Staging of uploads and downloads is the host's memory.)
+const GPU_WORKSPACE: u64 = 32 << 20;
 /// Rows of the largest step; the driver's own limit.
 const STEP_ROWS: u64 = crate::driver::MAX_STEP_ROWS as u64;
 /// Sequences of a group at once; each may need a row of logits.
@@ -23,12 +25,14 @@ const SEQUENCES: u64 = crate::driver::MAX_SEQUENCES as u64;
 /// Rows as wide as the residual stream, f32, that a forward pass keeps at once: the stream, its norm, queries, keys, values,
 /// the attention's output, two sides of a gated MLP, what is received from other ranks, and as much again to be sure.
 const ACTIVATION_ROWS: u64 = 20;
-/// An accelerator has its part of a row of logits for every row of a step, and three tenths of that to find the best of them with.
+/// A GPU has a row of logits for every row of a step, and three tenths of that to find the best of them with.
 const GPU_LOGITS: f64 = 1.3;
 /// Where parts of its attention wait for each other, at most.
 const GPU_SCRATCH: u64 = 272 << 20;
-/// Share of a worker's memory left alone: allocator, page cache, the system, coordinators on the same host. Chosen.
-const MARGIN: f64 = 0.1;
+/// Share of a worker's memory left alone. Of a host's: allocator, page cache, the system, coordinators. Of a GPU's: memory that
+/// is given in pages of 2 MiB, blocks kept for the next request, recorded steps. Chosen.
+const CPU_MARGIN: f64 = 0.1;
+const GPU_MARGIN: f64 = 0.05;
 
 /// Bytes that one rank takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,7 +60,11 @@ impl RankNeeds {
 
 /// What may be used of a worker's memory.
 pub fn usable(worker: &WorkerFacts) -> u64 {
-    (worker.memory_bytes as f64 * (1.0 - MARGIN)) as u64
+    let margin = match worker.kind {
+        Kind::Cpu => CPU_MARGIN,
+        Kind::Gpu => GPU_MARGIN,
+    };
+    (worker.memory_bytes as f64 * (1.0 - margin)) as u64
 }
 
 /// Tokens of cache that are wanted of `model`, and the fewest that will do.
@@ -82,18 +90,30 @@ pub(super) fn needs(model: &ModelFacts, shape: Shape, part: &RankPart, kind: Kin
         }
     }
     let ends = ends(model, shape, part.stage) as f64 * part.share;
-    let weights = bytes(parameters as u64, model.bits.layers) + bytes(ends as u64, model.bits.embedding);
+    let bits = model.bits.on(kind);
+    let weights = bytes(parameters as u64, bits.layers) + bytes(ends as u64, bits.embedding);
     let kv_per_token = (model.kv_bytes * part.kv_heads).div_ceil(kv_heads) * part.layers.len() as u64;
-    let (logits, process) = match kind {
-        Kind::Cpu => (SEQUENCES * model.vocab * 4, CPU_PROCESS),
+    RankNeeds { weights, kv_per_token, fixed: fixed(model, kind) }
+}
+
+/// What a rank takes on `kind` whatever its part: activations of the largest step, and the process.
+pub(super) fn fixed(model: &ModelFacts, kind: Kind) -> u64 {
+    let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS;
+    match kind {
+        Kind::Cpu => activations + SEQUENCES * model.vocab * 4 + CPU_PROCESS,
         Kind::Gpu => {
-            let own = (STEP_ROWS * model.vocab * 4) as f64 * part.share;
-            ((own * GPU_LOGITS) as u64, GPU_PROCESS + GPU_SCRATCH)
+            let logits = (STEP_ROWS * model.vocab * 4) as f64 * GPU_LOGITS;
+            activations + logits as u64 + pairs(model) + GPU_SCRATCH + GPU_WORKSPACE + GPU_PROCESS
         }
-    };
-    let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS + logits;
-    let fixed = activations + process;
-    RankNeeds { weights, kv_per_token, fixed }
+    }
+}
+
+/// What a GPU keeps at once of all pairs of a row and one of its experts: two sides of a gated MLP and what it makes of them, f32,
+/// between them half as much in bf16. An expert is three matrices as long as the residual stream is wide.
+fn pairs(model: &ModelFacts) -> u64 {
+    let experts = model.layers.iter().filter_map(|layer| layer.experts);
+    let row = |e: ExpertFacts| e.top_k * (e.parameters / model.hidden.max(1) + model.hidden) * 4;
+    STEP_ROWS * experts.map(row).max().unwrap_or(0)
 }
 
 /// Parameters of embedding and output that the ranks of `stage` hold together.

@@ -1,8 +1,9 @@
 //! Which workers hold what: pure, deterministic.
 //!
-//! [`facts`] say what is there and what is asked; [`layout`] cuts a model for a shape, [`memory`] says what that takes and
-//! [`cost`] how fast it will be; [`assign`] seats ranks on workers; [`mod@choose`] takes the best of all shapes that fit, and
-//! [`explain`] says why, or what is missing. [`changes`] compares that with what is in place, [`leases`] says who drives it.
+//! [`facts`] say what is there and what is asked, [`pools`] whose memory is whose; [`layout`] cuts a model for a shape,
+//! [`memory`] says what that takes and [`cost`] how fast it will be; [`assign`] seats ranks on workers; [`mod@choose`] takes the
+//! best of all shapes that fit, and [`explain`] says why, or what is missing. [`changes`] compares that with what is in place,
+//! [`leases`] says who drives it.
 
 mod assign;
 mod changes;
@@ -13,6 +14,7 @@ pub mod facts;
 mod layout;
 mod leases;
 mod memory;
+mod pools;
 
 pub use changes::{Proposal, Step, Surroundings, idle_workers, plan, propose, propose_on, wish};
 pub use choose::{Plan, PlannedRank, choose};

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use foggara_models::{KvFormat, Quantize};
 use foggara_proto::shape::Shape;
 use proptest::prelude::*;
 
-use super::choose::{choose, shapes};
-use super::facts::{Bits, ExpertFacts, Kind, LayerFacts, Links, ModelFacts, Reach, Wish, WorkerFacts};
+use super::choose::{PlannedRank, choose, shapes};
+use super::facts::{
+    Bits, ExpertFacts, HeldBits, Kind, LayerFacts, Links, ModelFacts, Reach, Takes, Wish, WorkerFacts,
+};
 use super::layout::{layout, split};
 use super::memory::usable;
 
@@ -33,7 +36,11 @@ fn models() -> impl Strategy<Value = ModelFacts> {
             tied,
             vocab: 1000,
             context: 4096,
-            bits: Bits { layers: 16.0, embedding: 16.0 },
+            // As of a GGUF file, which takes more on GPUs.
+            bits: HeldBits {
+                cpu: Bits { layers: 8.5, embedding: 8.5 },
+                gpu: Bits { layers: 16.0, embedding: 16.0 },
+            },
         }
     })
 }
@@ -41,13 +48,17 @@ fn models() -> impl Strategy<Value = ModelFacts> {
 fn clusters() -> impl Strategy<Value = Vec<WorkerFacts>> {
     let worker = (0usize..4, prop::bool::ANY, 50u64..3_000, 1u64..40);
     prop::collection::vec(worker, 1..13).prop_map(|workers| {
-        let facts = |(id, (host, gpu, memory, speed)): (usize, (usize, bool, u64, u64))| WorkerFacts {
-            id: id as u64 + 1,
-            host: ["a", "b", "c", "d"][host].to_owned(),
-            kind: if gpu { Kind::Gpu } else { Kind::Cpu },
-            memory_bytes: memory * 1_000_000,
-            bytes_per_second: speed * 1_000_000_000,
-            flops: speed * 10_000_000_000,
+        let facts = |(id, (host, gpu, memory, speed)): (usize, (usize, bool, u64, u64))| {
+            let kind = if gpu { Kind::Gpu } else { Kind::Cpu };
+            WorkerFacts {
+                id: id as u64 + 1,
+                host: ["a", "b", "c", "d"][host].to_owned(),
+                kind,
+                takes: Takes::usual(kind),
+                memory_bytes: memory * 1_000_000,
+                bytes_per_second: speed * 1_000_000_000,
+                flops: speed * 10_000_000_000,
+            }
         };
         workers.into_iter().enumerate().map(facts).collect()
     })
@@ -56,11 +67,16 @@ fn clusters() -> impl Strategy<Value = Vec<WorkerFacts>> {
 fn wishes() -> impl Strategy<Value = Wish> {
     let number = || prop_oneof![3 => Just(0u32), 1 => 1u32..5];
     let reach = prop_oneof![Just(Reach::Auto), Just(Reach::Tcp), Just(Reach::SharedMemory)];
-    (number(), number(), number(), number(), prop_oneof![Just(0u64), 1u64..100_000], reach).prop_map(
-        |(tp, dp, pp, ep, kv_tokens, reach)| Wish {
+    let tokens = prop_oneof![Just(0u64), 1u64..100_000];
+    let kv = prop_oneof![3 => Just(None), 1 => Just(Some(KvFormat::Q8_0))];
+    let quantize = prop_oneof![3 => Just(Quantize::None), 1 => Just(Quantize::Fp8)];
+    (number(), number(), number(), number(), tokens, reach, kv, quantize).prop_map(
+        |(tp, dp, pp, ep, kv_tokens, reach, kv, quantize)| Wish {
             shape: Shape { tp, dp, pp, ep },
             kv_tokens,
             reach,
+            kv,
+            quantize,
             ..Wish::OPEN
         },
     )
@@ -68,19 +84,28 @@ fn wishes() -> impl Strategy<Value = Wish> {
 
 proptest! {
     #[test]
-    fn plans_keep_to_memory_wishes_and_workers(model in models(), workers in clusters(), wish in wishes(), enough in 1usize..13) {
+    fn plans_keep_to_memory_wishes_and_workers(model in models(), workers in clusters(), wish in wishes(), sharers in 1u32..13) {
         let links = Links::ASSUMED;
-        let outcome = choose(&model, &wish, &workers, &links, enough);
+        let outcome = choose(&model, &wish, &workers, &links, sharers);
         let mut shuffled = workers.clone();
         shuffled.reverse();
-        prop_assert_eq!(&outcome, &choose(&model, &wish, &shuffled, &links, enough), "order of inputs");
+        prop_assert_eq!(&outcome, &choose(&model, &wish, &shuffled, &links, sharers), "order of inputs");
         let Ok(plan) = outcome else { return Ok(()) };
         prop_assert!(plan.shape.is_fixed() && plan.shape.check().is_ok() && wish.shape.allows(plan.shape));
         prop_assert_eq!(plan.ranks.len(), plan.shape.ranks() as usize);
         let distinct: BTreeSet<u64> = plan.ranks.iter().map(|rank| rank.worker).collect();
         prop_assert_eq!(distinct.len(), plan.ranks.len());
+        let on = |rank: &PlannedRank| workers.iter().find(|worker| worker.id == rank.worker).expect("one of them");
+        let kind = on(&plan.ranks[0]).kind;
+        prop_assert!(kind == Kind::Cpu || (plan.shape.dp == 1 && wish.kv.is_none()));
+        prop_assert!(kind == Kind::Gpu || wish.quantize == Quantize::None);
+        if kind == Kind::Cpu {
+            let gpus: Vec<WorkerFacts> = workers.iter().filter(|w| w.kind == Kind::Gpu).cloned().collect();
+            prop_assert!(gpus.is_empty() || choose(&model, &wish, &gpus, &links, 1).is_err(), "GPUs come first");
+        }
         for rank in &plan.ranks {
-            let worker = workers.iter().find(|worker| worker.id == rank.worker).expect("one of them");
+            let worker = on(rank);
+            prop_assert_eq!(worker.kind, kind, "never both");
             prop_assert!(rank.bytes <= usable(worker), "{:?} on {:?}", rank, worker);
             prop_assert!(rank.bytes >= rank.needs.weights + rank.needs.kv_per_token * plan.kv_tokens);
         }
@@ -141,6 +166,7 @@ fn gpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
         id,
         host: host.into(),
         kind: Kind::Gpu,
+        takes: Takes::usual(Kind::Gpu),
         memory_bytes: gigabytes * 1_000_000_000,
         bytes_per_second: 3_000_000_000_000,
         flops: 900_000_000_000_000,
@@ -151,21 +177,26 @@ fn gpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
 fn what_is_missing_is_said_with_numbers() {
     let model = super::known::mixtral_8x7b();
     let workers = [gpu(1, "a", 40), gpu(2, "a", 40)];
-    let reason = choose(&model, &Wish::OPEN, &workers, &Links::ASSUMED, 2).expect_err("93 GB of weights");
+    let reason = choose(&model, &Wish::OPEN, &workers, &Links::ASSUMED, 1).expect_err("93 GB of weights");
     assert!(
-        reason.starts_with("memory: needs 9") && reason.contains("the 2 workers have 72.0 GB"),
+        reason.starts_with("memory: needs 9") && reason.contains(" on GPUs, the 2 workers have 76.0 GB"),
         "{reason}"
     );
-    assert!(reason.contains("GB more, or --quantize q8_0 would need 5"), "{reason}");
+    assert!(reason.contains("GB more (1 such GPU), or --quantize fp8 would need 4"), "{reason}");
+    let one = choose(&model, &Wish::OPEN, &[gpu(1, "a", 80)], &Links::ASSUMED, 1).expect_err("93 GB");
+    assert!(
+        one.contains(" on GPUs, the worker has 76.0 GB: ") && one.contains(" (1 such GPU), or "),
+        "{one}"
+    );
     let few = Wish { shape: Shape { tp: 4, dp: 1, pp: 1, ep: 1 }, ..Wish::OPEN };
-    let reason = choose(&model, &few, &workers, &Links::ASSUMED, 2).expect_err("two of four");
+    let reason = choose(&model, &few, &workers, &Links::ASSUMED, 1).expect_err("two of four");
     assert_eq!(reason, "4 idle workers are needed, there are 2");
     let shm = Wish { reach: Reach::SharedMemory, ..Wish::OPEN };
     let dense = Wish { shape: Shape { ep: 9, ..shm.shape }, ..shm };
-    assert!(choose(&model, &dense, &workers, &Links::ASSUMED, 2).expect_err("8 experts").starts_with("ep: "));
+    assert!(choose(&model, &dense, &workers, &Links::ASSUMED, 1).expect_err("8 experts").starts_with("ep: "));
     let apart = [gpu(1, "a", 80), gpu(2, "b", 80)];
     let two = Wish { shape: Shape::tensor(2), ..shm };
-    let reason = choose(&model, &two, &apart, &Links::ASSUMED, 2).expect_err("two hosts");
+    let reason = choose(&model, &two, &apart, &Links::ASSUMED, 1).expect_err("two hosts");
     assert!(reason.contains("one host"), "{reason}");
 }
 
@@ -175,10 +206,75 @@ fn slower_workers_get_smaller_slices() {
     let mut workers = [gpu(1, "a", 80), gpu(2, "a", 80)];
     workers[1].bytes_per_second /= 2;
     let wish = Wish { shape: Shape::tensor(2), ..Wish::OPEN };
-    let plan = choose(&model, &wish, &workers, &Links::ASSUMED, 2).expect("it fits");
+    let plan = choose(&model, &wish, &workers, &Links::ASSUMED, 1).expect("it fits");
     assert_eq!(plan.rank_weights, [100, 50]);
     assert!(plan.ranks[0].needs.weights > plan.ranks[1].needs.weights * 3 / 2);
     let equal = gpu(2, "a", 80);
-    let plan = choose(&model, &wish, &[workers[0].clone(), equal], &Links::ASSUMED, 2).expect("it fits");
+    let plan = choose(&model, &wish, &[workers[0].clone(), equal], &Links::ASSUMED, 1).expect("it fits");
     assert_eq!(plan.rank_weights, Vec::<u32>::new());
+}
+
+fn cpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
+    WorkerFacts {
+        kind: Kind::Cpu,
+        takes: Takes::usual(Kind::Cpu),
+        bytes_per_second: 400_000_000_000,
+        flops: 7_000_000_000_000,
+        ..gpu(id, host, gigabytes)
+    }
+}
+
+#[test]
+fn a_model_goes_on_gpus_where_it_fits_and_else_on_cpus_and_says_why() {
+    let model = super::known::mixtral_8x7b();
+    let boxes = [cpu(1, "a", 384), cpu(2, "b", 384)];
+    let on = |gpus: &[WorkerFacts], wish: &Wish| {
+        let workers = [&boxes[..], gpus].concat();
+        let plan = choose(&model, wish, &workers, &Links::ASSUMED, 1)?;
+        let kinds: BTreeSet<Kind> =
+            plan.ranks.iter().map(|rank| if rank.worker < 3 { Kind::Cpu } else { Kind::Gpu }).collect();
+        assert_eq!(kinds.len(), 1, "never both");
+        Ok::<_, String>((*kinds.first().expect("one"), plan.shape, plan.reasons[0].clone()))
+    };
+    let (kind, shape, why) = on(&[gpu(3, "a", 80), gpu(4, "a", 80)], &Wish::OPEN).expect("it fits");
+    assert_eq!((kind, shape), (Kind::Gpu, Shape::tensor(2)));
+    assert!(why.starts_with("it fits on GPUs"), "{why}");
+    let (kind, _, why) = on(&[gpu(3, "a", 80)], &Wish::OPEN).expect("it fits on the boxes");
+    assert_eq!(kind, Kind::Cpu);
+    assert!(why.starts_with("on CPUs, for it cannot be on GPUs (memory: needs 9"), "{why}");
+    let asked =
+        |kv, quantize, dp| Wish { kv, quantize, shape: Shape { dp, ..Wish::OPEN.shape }, ..Wish::OPEN };
+    let two = [gpu(3, "a", 80), gpu(4, "a", 80)];
+    for (wish, why) in [
+        (
+            asked(Some(KvFormat::Q8_0), Quantize::None, 0),
+            "kv_dtype: a q8_0 KV cache is not kept on GPUs; use f16",
+        ),
+        (
+            asked(None, Quantize::None, 2),
+            "dp: data-parallel attention is not computed on GPUs; use tp and ep",
+        ),
+    ] {
+        let (kind, _, said) = on(&two, &wish).expect("CPUs take it");
+        assert_eq!((kind, said), (Kind::Cpu, format!("on CPUs, for it cannot be on GPUs ({why})")));
+        assert_eq!(choose(&model, &wish, &two, &Links::ASSUMED, 1).expect_err("GPUs alone"), why);
+    }
+    let small = asked(None, Quantize::Fp8, 0);
+    let refused = choose(&model, &small, &boxes, &Links::ASSUMED, 1).expect_err("no GPU");
+    assert_eq!(refused, "quantize: fp8 weights are not computed on CPUs, on GPUs only; use q8_0");
+    let three = Wish { shape: Shape::tensor(3), ..Wish::OPEN };
+    assert_eq!(
+        on(&two, &three).expect_err("two of each are not four"),
+        "on GPUs (3 idle workers are needed, there are 2), nor on CPUs (3 idle workers are needed, there are 2)"
+    );
+}
+
+#[test]
+fn data_parallelism_is_never_chosen_on_gpus() {
+    let model = super::known::mixtral_8x22b().quantized(Quantize::Fp8);
+    for count in 2..9 {
+        let workers: Vec<WorkerFacts> = (1..=count).map(|id| gpu(id, "a", 141)).collect();
+        let plan = choose(&model, &Wish::OPEN, &workers, &Links::ASSUMED, 1).expect("it fits");
+        assert_eq!(plan.shape.dp, 1, "{count} GPUs: {}", plan.shape);
+    }
 }

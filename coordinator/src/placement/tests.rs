@@ -1,12 +1,14 @@
 //! Placement on small clusters.
 
+use std::collections::BTreeMap;
+
 use foggara_proto::shape::Shape;
 
-use super::facts::{Bits, LayerFacts, ModelFacts};
+use super::facts::{Bits, HeldBits, Kind, LayerFacts, ModelFacts};
 use super::*;
 use crate::cluster::state::{
-    Capabilities, ClusterState, CollectiveKind, Command, Deployment, Envelope, Formation, Member, Outcome,
-    Worker,
+    Capabilities, ClusterState, CollectiveKind, Command, Deployment, Device, DeviceKind, Envelope, Formation,
+    Member, Outcome, Worker,
 };
 
 /// A small dense model: 4 key heads of 2 bytes, 2 layers.
@@ -21,7 +23,10 @@ fn model() -> ModelFacts {
         tied: true,
         vocab: 5,
         context: 64,
-        bits: Bits { layers: 16.0, embedding: 16.0 },
+        bits: HeldBits {
+            cpu: Bits { layers: 16.0, embedding: 16.0 },
+            gpu: Bits { layers: 16.0, embedding: 16.0 },
+        },
     }
 }
 
@@ -57,7 +62,44 @@ fn cluster(hosts: &[&str], tp: u32, replicas: u32, memory: u64) -> (ClusterState
 }
 
 fn join(state: &mut ClusterState, around: &mut Surroundings, name: &str, host: &str, memory: u64) -> u64 {
-    let capabilities = Capabilities { memory_bytes: memory, ..Capabilities::default() };
+    join_as(state, around, name, host, Capabilities { memory_bytes: memory, ..Capabilities::default() })
+}
+
+/// The same, on a GPU of this UUID, which has a gibibyte more than is free.
+fn join_gpu(
+    state: &mut ClusterState,
+    around: &mut Surroundings,
+    name: &str,
+    place: (&str, &str),
+    memory_bytes: u64,
+) -> u64 {
+    let (host, uuid) = place;
+    let device = Device {
+        kind: DeviceKind::Cuda,
+        name: "G1".into(),
+        uuid: uuid.into(),
+        total_bytes: memory_bytes + (1 << 30),
+        quantize: vec!["none".into(), "fp8".into()],
+        kv_dtypes: vec!["f16".into()],
+        data_parallel: false,
+    };
+    let capabilities = Capabilities {
+        memory_bytes,
+        read_bytes_per_second: 1_000_000_000,
+        flops: 1_000_000_000_000,
+        device,
+        ..Capabilities::default()
+    };
+    join_as(state, around, name, host, capabilities)
+}
+
+fn join_as(
+    state: &mut ClusterState,
+    around: &mut Surroundings,
+    name: &str,
+    host: &str,
+    capabilities: Capabilities,
+) -> u64 {
     let worker = Worker {
         addr: "a".into(),
         collective_addr: "c".into(),
@@ -67,7 +109,9 @@ fn join(state: &mut ClusterState, around: &mut Surroundings, name: &str, host: &
         capabilities,
         group: None,
     };
-    let Outcome::Worker(id) = apply(state, Command::RegisterWorker(worker)) else { panic!("refused") };
+    let Outcome::Worker(id) = apply(state, Command::RegisterWorker(Box::new(worker))) else {
+        panic!("refused")
+    };
     around.workers.insert(id);
     id
 }
@@ -172,6 +216,100 @@ fn what_others_hold_on_a_host_is_taken_off() {
         assert_eq!(formed(&steps).len(), usize::from(fits), "{steps:?}");
         apply(&mut state, Command::RemoveDeployment { name: "n".into() });
     }
+}
+
+/// What the planner adds to what a worker on a GPU says is free: its own process.
+const PROCESS: u64 = 600 << 20;
+
+#[test]
+fn a_gpu_is_its_workers_own_and_a_shared_one_is_divided() {
+    const GIB: u64 = 1 << 30;
+    for (gpus, expected) in [
+        // Two on a host: each whole, whatever the host has.
+        (&[("a", "u1"), ("a", "u2")][..], vec![80 * GIB + PROCESS; 2]),
+        // One for two, also where their containers look like two hosts; the third has its own.
+        (&[("a", "u1"), ("b", "u1"), ("a", "u2")], vec![40 * GIB + PROCESS / 2; 2]),
+        // Whose GPU does not say which it is.
+        (&[("a", ""), ("a", "")], vec![80 * GIB + PROCESS; 2]),
+    ] {
+        let (mut state, mut around) = cluster(&["a", "a"], 1, 0, 10 * GIB);
+        for (i, place) in gpus.iter().enumerate() {
+            // Who came second to a GPU has found less of it.
+            let free = 80 * GIB - if i == 1 && gpus[0].1 == place.1 && !place.1.is_empty() { GIB } else { 0 };
+            join_gpu(&mut state, &mut around, &format!("g{i}"), *place, free);
+        }
+        let idle = idle_workers(&state, &around);
+        let memory = |kind| idle.iter().filter(move |w| w.kind == kind).map(|w| w.memory_bytes);
+        assert_eq!(memory(Kind::Cpu).collect::<Vec<_>>(), [5 * GIB; 2], "the host's, of its CPUs alone");
+        assert_eq!(memory(Kind::Gpu).take(2).collect::<Vec<_>>(), expected, "{gpus:?}");
+        assert!(memory(Kind::Gpu).skip(2).all(|bytes| bytes == 80 * GIB + PROCESS));
+    }
+    // Never more than there is.
+    let (mut state, mut around) = cluster(&[], 1, 0, 0);
+    let id = join_gpu(&mut state, &mut around, "g", ("a", "u"), 80 * GIB);
+    state.workers.get_mut(&id).expect("joined").capabilities.device.total_bytes = 80 * GIB + 5;
+    assert_eq!(idle_workers(&state, &around)[0].memory_bytes, 80 * GIB + 5);
+}
+
+#[test]
+fn what_a_rank_holds_of_a_shared_gpu_is_taken_off_and_of_another_is_not() {
+    let memory = 8 << 30;
+    let (mut state, mut around) = cluster(&[], 1, 1, 0);
+    for (name, uuid) in [("x", "u1"), ("y", "u1"), ("z", "u2")] {
+        join_gpu(&mut state, &mut around, name, ("a", uuid), memory);
+    }
+    // A gibibyte of cache.
+    let deployment = Deployment { kv_tokens: (1 << 30) / 16, ..state.deployments["m"].clone() };
+    apply(&mut state, Command::RemoveDeployment { name: "m".into() });
+    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
+    do_all(&mut state, &around);
+    let [group] = &state.groups.values().collect::<Vec<_>>()[..] else { panic!("{:?}", state.groups) };
+    let idle = idle_workers(&state, &around);
+    let left: BTreeMap<u64, u64> = idle.iter().map(|worker| (worker.id, worker.memory_bytes)).collect();
+    let ids: Vec<u64> = state.workers.keys().copied().collect();
+    assert_eq!(group.ranks, [ids[2]], "where most is left");
+    assert_eq!((left[&ids[0]], left[&ids[1]]), ((memory + PROCESS) / 2, (memory + PROCESS) / 2));
+    // The next one takes a part of the shared GPU, and leaves the rest to its sharer.
+    let deployment = state.deployments["m"].clone();
+    apply(&mut state, Command::PutDeployment { name: "n".into(), deployment });
+    around.models.insert("n".into(), model());
+    do_all(&mut state, &around);
+    let rest = idle_workers(&state, &around);
+    let taken = (1 << 30) + PROCESS + (32 << 20);
+    assert_eq!(rest.len(), 1);
+    assert!(rest[0].memory_bytes.abs_diff(memory + PROCESS - taken) < 1 << 20, "{rest:?}");
+}
+
+#[test]
+fn workers_of_both_kinds_are_not_put_into_one_group() {
+    let (mut state, mut around) = cluster(&["a"], 2, 1, 1 << 30);
+    let gpu = join_gpu(&mut state, &mut around, "x", ("a", "u1"), 1 << 30);
+    let steps = plan(&state, &around);
+    let Some(Step::Missing { reason, .. }) = steps.last() else { panic!("{steps:?}") };
+    assert_eq!(
+        reason,
+        "on GPUs (2 idle workers are needed, there are 1), nor on CPUs (2 idle workers are needed, there are 1)"
+    );
+    let other = join_gpu(&mut state, &mut around, "y", ("a", "u2"), 1 << 30);
+    assert_eq!(formed(&plan(&state, &around)), [(vec![gpu, other], CollectiveKind::Shm)]);
+    // Its cache is one that only CPUs keep.
+    let deployment = Deployment { kv_dtype: "q8_0".into(), ..deployment(1, 1) };
+    apply(&mut state, Command::RemoveDeployment { name: "m".into() });
+    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
+    assert_eq!(formed(&plan(&state, &around)), [(vec![1], CollectiveKind::Solo)]);
+}
+
+#[test]
+fn the_same_gpus_are_as_fast_whatever_is_in_the_host() {
+    let (mut state, mut around) = cluster(&["a"], 1, 0, 1 << 30);
+    let slow = join_gpu(&mut state, &mut around, "x", ("a", "u1"), 1 << 30);
+    let capabilities =
+        Capabilities { cpu: "another".into(), threads: 7, ..state.workers[&slow].capabilities.clone() };
+    let fast = Capabilities { read_bytes_per_second: 1_300_000_000, ..capabilities };
+    join_as(&mut state, &mut around, "y", "b", fast);
+    let idle = idle_workers(&state, &around);
+    let speeds: Vec<u64> = idle.iter().map(|worker| worker.bytes_per_second).collect();
+    assert_eq!(speeds, [0, 1_300_000_000, 1_300_000_000]);
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn state(ready: usize, driven: usize) -> ClusterState {
             capabilities: Capabilities::default(),
             group: None,
         };
-        let Outcome::Worker(worker) = apply(&mut state, Command::RegisterWorker(worker)) else {
+        let Outcome::Worker(worker) = apply(&mut state, Command::RegisterWorker(Box::new(worker))) else {
             panic!("refused")
         };
         let form = Command::FormGroup(Formation {

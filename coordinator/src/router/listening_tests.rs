@@ -78,7 +78,7 @@ impl Rig {
             capabilities: Capabilities::default(),
             group: None,
         };
-        let Outcome::Worker(worker) = self.write(Command::RegisterWorker(worker)).await else {
+        let Outcome::Worker(worker) = self.write(Command::RegisterWorker(Box::new(worker))).await else {
             panic!("refused")
         };
         let form = Command::FormGroup(Formation {

@@ -105,6 +105,16 @@ impl Gpu {
         device.driver().as_any().downcast_ref()
     }
 
+    /// Its product name.
+    pub fn product(&self) -> &str {
+        &self.0.context.product
+    }
+
+    /// Tells it from every other GPU, whichever process asks; empty if the driver does not say.
+    pub fn uuid(&self) -> &str {
+        &self.0.context.uuid
+    }
+
     /// Its compute capability.
     pub fn capability(&self) -> (u32, u32) {
         self.0.context.capability

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use foggara_coordinator::placement::facts::{Kind, Link, Links, WorkerFacts};
+use foggara_coordinator::placement::facts::{Kind, Link, Links, Takes, WorkerFacts};
 use serde::Deserialize;
 
 const MAX_WORKERS: usize = 4096;
@@ -14,7 +14,7 @@ const MAX_WORKERS: usize = 4096;
 struct Nodes {
     /// Between hosts; assumed if left out.
     network: Option<Way>,
-    /// Between the accelerators of a host; assumed if left out.
+    /// Between the GPUs of a host; assumed if left out.
     accelerators: Option<Way>,
     /// Kinds of machines.
     nodes: Vec<Node>,
@@ -38,7 +38,7 @@ struct Node {
     workers: Option<usize>,
     /// "cpu" (the default) or "gpu".
     kind: Option<String>,
-    /// Memory of each worker, in 10⁹ bytes.
+    /// Memory of each worker, in 10⁹ bytes: its part of its host's, or all of its GPU's.
     memory_gb: f64,
     /// Its bandwidth, in 10⁹ bytes per second.
     bandwidth_gb_s: f64,
@@ -94,6 +94,7 @@ fn parse(text: &str) -> anyhow::Result<(Vec<WorkerFacts>, Links)> {
                     id: workers.len() as u64 + 1,
                     host: host.clone(),
                     kind,
+                    takes: Takes::usual(kind),
                     memory_bytes: (positive("memory_gb", node.memory_gb)? * 1e9) as u64,
                     bytes_per_second: (positive("bandwidth_gb_s", node.bandwidth_gb_s)? * 1e9) as u64,
                     flops: (positive("tflops", node.tflops)? * 1e12) as u64,

@@ -3,12 +3,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::ensure;
 use clap::Args;
 use foggara_coordinator::model_facts;
-use foggara_coordinator::placement::facts::{Kind, Reach, Wish, WorkerFacts};
+use foggara_coordinator::placement::facts::{Reach, Wish};
 use foggara_coordinator::placement::{self, rate};
-use foggara_models::Quantize;
+use foggara_models::KvFormat;
 use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 use serde_json::{Value, json};
@@ -77,7 +76,6 @@ fn offline(
     sequence_tokens: u64,
 ) -> anyhow::Result<wire::PlanDeploymentResponse> {
     let (workers, links) = nodes::read(file)?;
-    let workers = able(workers, &deployment.quantize)?;
     deployment.shape().check()?;
     let path = std::path::Path::new(&deployment.model_path);
     let model = model_facts::facts_at(path, &deployment.kv_dtype, &deployment.quantize);
@@ -86,20 +84,12 @@ fn offline(
         shape: deployment.shape(),
         kv_tokens: deployment.kv_tokens,
         reach: Reach::named(&deployment.collective),
+        kv: KvFormat::named(&deployment.kv_dtype),
+        quantize: deployment.quantize.parse().map_err(|reason: String| anyhow::anyhow!(reason))?,
         sequence_tokens,
     };
     let proposal = placement::propose_on(&model, &wish, deployment.replicas, workers, &links);
     Ok(proposal.into())
-}
-
-/// The workers that can compute with weights that are quantized so.
-fn able(mut workers: Vec<WorkerFacts>, quantize: &str) -> anyhow::Result<Vec<WorkerFacts>> {
-    let quantize: Quantize = quantize.parse().map_err(|reason: String| anyhow::anyhow!(reason))?;
-    if quantize.needs_gpu() {
-        workers.retain(|worker| worker.kind == Kind::Gpu);
-        ensure!(!workers.is_empty(), "quantize: {quantize} weights are computed on GPUs only; use q8_0");
-    }
-    Ok(workers)
 }
 
 fn as_json(answer: &wire::PlanDeploymentResponse) -> Value {
@@ -167,24 +157,6 @@ mod tests {
         assert_eq!(as_json(&wire::PlanDeploymentResponse::default())["missing"], Value::Null);
         let lacking = wire::PlanDeploymentResponse { missing: "memory".into(), ..Default::default() };
         assert_eq!(as_json(&lacking)["missing"], "memory");
-    }
-
-    #[test]
-    fn fp8_is_planned_on_gpus_only() {
-        let worker = |id, kind| WorkerFacts {
-            id,
-            host: "a".into(),
-            kind,
-            memory_bytes: 1,
-            bytes_per_second: 1,
-            flops: 1,
-        };
-        let both = || vec![worker(1, Kind::Cpu), worker(2, Kind::Gpu)];
-        let ids = |workers: Vec<WorkerFacts>| workers.iter().map(|w| w.id).collect::<Vec<_>>();
-        assert_eq!(ids(able(both(), "fp8").expect("one is a GPU")), [2]);
-        assert_eq!(ids(able(both(), "q8_0").expect("any")), [1, 2]);
-        let refused = able(vec![worker(1, Kind::Cpu)], "fp8").expect_err("no GPU");
-        assert_eq!(refused.to_string(), "quantize: fp8 weights are computed on GPUs only; use q8_0");
     }
 
     #[test]

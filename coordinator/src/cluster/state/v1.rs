@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use foggara_proto::shape::Shape;
 use serde::{Deserialize, Serialize};
 
-use super::{CollectiveKind, DriverLease, Member, Outcome, Worker};
+use super::v2::Worker;
+use super::{CollectiveKind, DriverLease, Member, Outcome};
 
 /// A model to be served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,7 +120,7 @@ impl From<ClusterState> for super::ClusterState {
     fn from(s: ClusterState) -> Self {
         Self {
             members: s.members,
-            workers: s.workers,
+            workers: s.workers.into_iter().map(|(id, worker)| (id, worker.into())).collect(),
             deployments: s.deployments.into_iter().map(|(name, d)| (name, d.into())).collect(),
             obstacles: s.obstacles,
             groups: s.groups.into_iter().map(|(id, group)| (id, group.into())).collect(),
@@ -160,7 +161,7 @@ impl super::ClusterState {
         };
         ClusterState {
             members: s.members,
-            workers: s.workers,
+            workers: s.workers.into_iter().map(|(id, worker)| (id, worker.into())).collect(),
             deployments: s.deployments.into_iter().map(|(name, d)| (name, deployment(d))).collect(),
             obstacles: s.obstacles,
             groups: s.groups.into_iter().map(|(id, g)| (id, group(g))).collect(),

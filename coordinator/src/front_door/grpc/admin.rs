@@ -10,7 +10,7 @@ use foggara_proto::wire::cluster::LoadingRequest;
 use foggara_proto::wire::cluster::peer_client::PeerClient;
 use tonic::{Request, Response, Status};
 
-use crate::cluster::state::{Capabilities, ClusterState, Deployment, NOT_QUANTIZED, QUANTIZATIONS};
+use crate::cluster::state::{ClusterState, Deployment, NOT_QUANTIZED, QUANTIZATIONS};
 use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::Kind;
@@ -151,22 +151,11 @@ fn workers(state: &ClusterState, loading: &BTreeMap<u64, wire::Loading>) -> Vec<
                 (true, false) => "loading".into(),
                 (true, true) => "ready".into(),
             },
-            capabilities: Some(capabilities(&worker.capabilities)),
+            capabilities: Some(worker.capabilities.clone().into()),
             loading: loading.get(id).copied().filter(|_| group.is_some() && !ready),
         }
     };
     state.workers.iter().map(worker).collect()
-}
-
-fn capabilities(c: &Capabilities) -> wire::Capabilities {
-    wire::Capabilities {
-        threads: c.threads,
-        memory_bytes: c.memory_bytes,
-        read_bytes_per_second: c.read_bytes_per_second,
-        flops: c.flops,
-        cpu: c.cpu.clone(),
-        version: c.version.clone(),
-    }
 }
 
 fn groups(state: &ClusterState) -> Vec<wire::Group> {

@@ -13,7 +13,11 @@ use crate::cuda::DeviceError;
 
 /// The primary context of a GPU: shared with every library of the process that uses it.
 pub(super) struct Context {
+    /// Its number and product, for messages.
     pub name: String,
+    pub product: String,
+    /// Tells it from every other GPU; empty if the driver does not say.
+    pub uuid: String,
     pub capability: (u32, u32),
     pub multiprocessors: u32,
     device: CUdevice,
@@ -133,6 +137,19 @@ fn product_name(device: CUdevice) -> String {
         .unwrap_or_else(|| "GPU".into())
 }
 
+/// As `nvidia-smi -L` shows it: a GPU's, or that of its instance.
+fn uuid(device: CUdevice) -> Option<String> {
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: the device is the driver's; the pointer is to sixteen bytes.
+    let answer = unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, device) };
+    if answer != CUresult::CUDA_SUCCESS {
+        return None;
+    }
+    let hex: Vec<String> = uuid.bytes.iter().map(|byte| format!("{:02x}", byte.to_ne_bytes()[0])).collect();
+    let parts = [0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex[part].concat());
+    Some(parts.join("-"))
+}
+
 /// What a GPU is; makes no context on it.
 ///
 /// # Errors
@@ -195,7 +212,8 @@ impl Context {
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
         static OPENINGS: AtomicU64 = AtomicU64::new(1);
         let device = handle(ordinal)?;
-        let name = format!("GPU {ordinal} ({})", product_name(device));
+        let product = product_name(device);
+        let name = format!("GPU {ordinal} ({product})");
         let capability = capability(device)?;
         if capability.0 < 8 {
             let reason = format!("compute capability {}.{}; 8.0 is the least", capability.0, capability.1);
@@ -208,7 +226,8 @@ impl Context {
         let answer = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
         name.check("cuDevicePrimaryCtxRetain", answer)?;
         let opening = OPENINGS.fetch_add(1, Ordering::Relaxed);
-        let context = Self { name, capability, multiprocessors, device, context, opening };
+        let uuid = uuid(device).unwrap_or_default();
+        let context = Self { name, product, uuid, capability, multiprocessors, device, context, opening };
         context.bind()?;
         Ok(context)
     }
