@@ -275,7 +275,7 @@ fn what_a_rank_holds_of_a_shared_gpu_is_taken_off_and_of_another_is_not() {
     around.models.insert("n".into(), model());
     do_all(&mut state, &around);
     let rest = idle_workers(&state, &around);
-    let taken = (1 << 30) + PROCESS + (32 << 20);
+    let taken = (1 << 30) + PROCESS + ((32 + 272) << 20);
     assert_eq!(rest.len(), 1);
     assert!(rest[0].memory_bytes.abs_diff(memory + PROCESS - taken) < 1 << 20, "{rest:?}");
 }
