@@ -14,9 +14,9 @@ use futures::Stream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::state::{Deployment, Group, Worker};
+use crate::cluster::state::{Deployment, DeviceKind, Group, Worker};
 use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command, Outcome, Role};
-use crate::driver::MAX_STEP_ROWS;
+use crate::driver::{GPU_STEP_ROWS, MAX_STEP_ROWS};
 
 /// Between heartbeats, both ways.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -222,6 +222,7 @@ fn assign(state: &ClusterState, group_id: u64, group: &Group, id: u64) -> Option
     let threads_on_host =
         state.workers.values().filter(|worker| worker.host == *here).map(|w| w.capabilities.threads).sum();
     let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    let on_gpus = workers.iter().all(|worker| worker.capabilities.device.kind == DeviceKind::Cuda);
     Some(wire::Assign {
         group: group_id,
         epoch: group.epoch,
@@ -233,7 +234,7 @@ fn assign(state: &ClusterState, group_id: u64, group: &Group, id: u64) -> Option
         kv_blocks: group.kv_blocks,
         block_size: group.block_size,
         kv_dtype: deployment.kv_dtype.clone(),
-        max_step_rows: MAX_STEP_ROWS,
+        max_step_rows: if on_gpus { GPU_STEP_ROWS } else { MAX_STEP_ROWS },
         threads_on_host,
         group_key: group.key.to_vec(),
         shape: Some(group.shape.into()),

@@ -39,6 +39,10 @@ pub use manager::{DriverContext, run_drivers};
 pub const MAX_SEQUENCES: u32 = 64;
 /// Rows of one step.
 pub const MAX_STEP_ROWS: u32 = 256;
+/// Sequences of a group of GPUs at once: all rows that one recorded step decodes.
+pub const GPU_SEQUENCES: u32 = 256;
+/// Rows of one of its steps: so many of a prompt that every expert has enough of them to be worth its weights' reading.
+pub const GPU_STEP_ROWS: u32 = 2048;
 /// Sequences that may wait for one group, unless set otherwise.
 pub const DEFAULT_QUEUE: usize = 512;
 /// How long a leader goes on when plans are late, in milliseconds, unless set otherwise.
@@ -240,6 +244,12 @@ fn send(commands: &mpsc::Sender<DriverCommand>, command: DriverCommand) {
     }
 }
 
+/// How many sequences a group does at once whose steps have at most so many rows.
+fn sequences(step_rows: u32) -> u32 {
+    let most = if step_rows > MAX_STEP_ROWS { GPU_SEQUENCES } else { MAX_SEQUENCES };
+    most.min(step_rows)
+}
+
 /// The batcher's limits for a group.
 fn limits(group: &foggara_proto::step::GroupLimits, queue: usize, lease_ms: u32) -> Limits {
     Limits {
@@ -247,7 +257,7 @@ fn limits(group: &foggara_proto::step::GroupLimits, queue: usize, lease_ms: u32)
         pools: group.pools,
         block_size: group.block_size,
         step_rows: group.max_step_rows,
-        sequences: MAX_SEQUENCES.min(group.max_step_rows),
+        sequences: sequences(group.max_step_rows),
         queue,
         lease_ms,
     }

@@ -18,14 +18,16 @@ const CPU_PROCESS: u64 = 60 << 20;
 pub(super) const GPU_PROCESS: u64 = 600 << 20;
 /// cublasLt's workspace. (Staging of uploads and downloads is the host's memory.)
 const GPU_WORKSPACE: u64 = 32 << 20;
-/// Rows of the largest step; the driver's own limit.
+/// Rows of the largest step; the driver's own limits.
 const STEP_ROWS: u64 = crate::driver::MAX_STEP_ROWS as u64;
+const GPU_STEP_ROWS: u64 = crate::driver::GPU_STEP_ROWS as u64;
 /// Sequences of a group at once; each may need a row of logits.
 const SEQUENCES: u64 = crate::driver::MAX_SEQUENCES as u64;
+const GPU_SEQUENCES: u64 = crate::driver::GPU_SEQUENCES as u64;
 /// Rows as wide as the residual stream, f32, that a forward pass keeps at once: the stream, its norm, queries, keys, values,
 /// the attention's output, two sides of a gated MLP, what is received from other ranks, and as much again to be sure.
 const ACTIVATION_ROWS: u64 = 20;
-/// A GPU has a row of logits for every row of a step, and three tenths of that to find the best of them with.
+/// To find the best of logits, a GPU has three tenths as much again.
 const GPU_LOGITS: f64 = 1.3;
 /// Where parts of its attention wait for each other, at most.
 const GPU_SCRATCH: u64 = 272 << 20;
@@ -98,12 +100,12 @@ pub(super) fn needs(model: &ModelFacts, shape: Shape, part: &RankPart, kind: Kin
 
 /// What a rank takes on `kind` whatever its part: activations of the largest step, and the process.
 pub(super) fn fixed(model: &ModelFacts, kind: Kind) -> u64 {
-    let activations = STEP_ROWS * model.hidden * 4 * ACTIVATION_ROWS;
+    let row = model.hidden * 4 * ACTIVATION_ROWS;
     match kind {
-        Kind::Cpu => activations + SEQUENCES * model.vocab * 4 + CPU_PROCESS,
+        Kind::Cpu => STEP_ROWS * row + SEQUENCES * model.vocab * 4 + CPU_PROCESS,
         Kind::Gpu => {
-            let logits = (STEP_ROWS * model.vocab * 4) as f64 * GPU_LOGITS;
-            activations + logits as u64 + pairs(model) + GPU_SCRATCH + GPU_WORKSPACE + GPU_PROCESS
+            let logits = (GPU_SEQUENCES * model.vocab * 4) as f64 * GPU_LOGITS;
+            GPU_STEP_ROWS * row + logits as u64 + pairs(model) + GPU_SCRATCH + GPU_WORKSPACE + GPU_PROCESS
         }
     }
 }
@@ -113,7 +115,7 @@ pub(super) fn fixed(model: &ModelFacts, kind: Kind) -> u64 {
 fn pairs(model: &ModelFacts) -> u64 {
     let experts = model.layers.iter().filter_map(|layer| layer.experts);
     let row = |e: ExpertFacts| e.top_k * (e.parameters / model.hidden.max(1) + model.hidden) * 4;
-    STEP_ROWS * experts.map(row).max().unwrap_or(0)
+    GPU_STEP_ROWS * experts.map(row).max().unwrap_or(0)
 }
 
 /// Parameters of embedding and output that the ranks of `stage` hold together.
