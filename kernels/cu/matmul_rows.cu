@@ -335,7 +335,6 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 2, 64)                                                                      \
     BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 3, 2, 64)                                                                \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 3, 1, false, 128, false)
-// E4M3 is taken apart by every warp that multiplies it: so by few.
 #define EIGHT_BIT_KERNELS(type)                                                                                    \
     BOTH(32, 4, 1, type, 1, 1, 1, 1, 5, 4, 1)                                                                         \
     BOTH(32, 4, 1_of_32, type, 1, 1, 1, 2, 3, 4, 1)                                                                \
@@ -344,9 +343,9 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     BOTH(128, 2, 16, type, 2, 2, 2, 1, 6, 2, 16)                                                                      \
     BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                                \
     BOTH(128, 2, 32, type, 4, 2, 2, 1, 4, 2, 32)                                                                      \
-    BOTH(128, 3, 32_of_64, type, 4, 1, 4, 1, 4, 1, 32)                                                             \
-    BOTH(128, 2, 64, type, 8, 2, 2, 1, 4, 1, 64)                                                                   \
-    BOTH(128, 2, 64_of_64, type, 8, 1, 4, 1, 3, 1, 64)                                                             \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 3, 2, 32)                                                             \
+    BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 1, 64)                                                                   \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 4, 1, 64)                                                             \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)
 KERNELS(bf16)
 KERNELS(f16)

@@ -86,7 +86,7 @@ fn from_hex(hex: &str) -> Result<[u8; 128]> {
 /// Of such sizes that another order of adding up is seen.
 fn values(rank: usize, len: usize) -> Vec<f32> {
     let one = |i: usize| {
-        let bits = (i as u32).wrapping_mul(0x9e37_79b9).wrapping_add(rank as u32 * 0x85eb_ca6b);
+        let bits = (i as u32).wrapping_mul(0x9e37_79b9).wrapping_add((rank as u32).wrapping_mul(0x85eb_ca6b));
         let bits = (bits ^ bits >> 15).wrapping_mul(0x2c1b_3c6d);
         (bits >> 8) as f32 * [1e-9, 1e-7, 1e-4][bits as usize % 3] - 1.0
     };

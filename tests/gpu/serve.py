@@ -2,8 +2,8 @@
 
     cargo build --release && python3 tests/gpu/serve.py
 
-Needs a GPU, PyTorch and transformers. For a Llama and a Mixtral: the log-probabilities of prompts, and greedy tokens where the
-reference is sure of them, in f32 and (to see what bf16 alone does) in bf16; how fast one stream and 32 are over HTTP. Then, with two workers on the same GPU,
+Needs a GPU, PyTorch and transformers; FOGGARA names another program than target/release/foggara. For a Llama and a Mixtral: the log-probabilities of prompts, and greedy tokens where the
+reference is sure of them, in f32 and (to see what bf16 alone does) in bf16; how fast streams and prompts are over HTTP. Then, with two workers on the same GPU,
 what becomes of a stream whose worker is killed.
 """
 
@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-FOGGARA = pathlib.Path(__file__).parents[2] / "target/release/foggara"
+FOGGARA = os.environ.get("FOGGARA", pathlib.Path(__file__).parents[2] / "target/release/foggara")
 URL = "http://127.0.0.1:8080/v1/completions"
 VOCAB = 32000
 # Of the best token over the second, in log-probability, for the reference to be sure.
@@ -145,6 +145,17 @@ def rate(count):
     print(f"  {count} streams: {sum(got) / (time.time() - started):.0f} tok/s")
 
 
+def prompt_rate(count, length):
+    body = {"model": "m", "max_tokens": 1, "temperature": 0}
+    generator = torch.Generator().manual_seed(7)
+    long = [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for _ in range(count)]
+    threads = [threading.Thread(target=lambda ids=ids: ask(body | {"prompt": ids}).read()) for ids in long]
+    started = time.time()
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    print(f"  {count} prompts of {length}: {count * length / (time.time() - started):.0f} tok/s")
+
+
 def kill_under_a_stream():
     body = {"model": "m", "prompt": prompts()[1], "max_tokens": 120, "temperature": 0, "return_token_ids": True}
     body["ignore_eos"] = True
@@ -159,6 +170,7 @@ def kill_under_a_stream():
     after = stream(body, kill)
     same = sum(a == b for a, b in zip(before, after))
     print(f"  a worker killed: {len(after)} of {len(before)} tokens, {same} of them the same")
+    assert after == before, "a worker's end changed tokens"
 
 
 def main():
@@ -168,8 +180,9 @@ def main():
             exact = make(kind, config, folder)
             with Cluster(folder, "--workers", "1"):
                 compare(name, exact)
-                rate(1)
-                rate(32)
+                for count in (1, 32, 128):
+                    rate(count)
+                prompt_rate(16, 3000)
             if name == "mixtral":
                 with Cluster(folder, "--workers", "2", "--tp", "2", "--ep", "2"):
                     compare(f"{name}, two workers", exact)

@@ -32,8 +32,7 @@ pub(super) enum Matrices {
 pub(super) struct Form {
     height: usize,
     width: usize,
-    /// For 16-bit and for 8-bit weights.
-    threads: [usize; 2],
+    threads: usize,
     /// Stages of shared memory, and lines of 128 bytes of weights in each: of 16-bit and of 8-bit ones.
     stages: [(usize, usize); 2],
     /// For bf16, f16 and f8.
@@ -43,7 +42,7 @@ pub(super) struct Form {
 }
 
 macro_rules! form {
-    ($name:literal, $height:literal x $width:literal, $threads:expr, $stages:expr) => {
+    ($name:literal, $height:literal x $width:literal, $threads:literal, $stages:expr) => {
         Form {
             height: $height,
             width: $width,
@@ -65,36 +64,30 @@ macro_rules! form {
 
 /// A warp has 16 outputs of few rows, or two times 16 where there are enough of them.
 const ONE: [Form; 2] =
-    [form!("1", 1 x 16, [32; 2], [(6, 4), (5, 4)]), form!("1_of_32", 1 x 32, [32; 2], [(3, 4), (3, 4)])];
+    [form!("1", 1 x 16, 32, [(6, 4), (5, 4)]), form!("1_of_32", 1 x 32, 32, [(3, 4), (3, 4)])];
 const EIGHT: [Form; 2] =
-    [form!("8", 8 x 16, [32; 2], [(8, 2), (6, 2)]), form!("8_of_32", 8 x 32, [32; 2], [(5, 2), (4, 2)])];
+    [form!("8", 8 x 16, 32, [(8, 2), (6, 2)]), form!("8_of_32", 8 x 32, 32, [(5, 2), (4, 2)])];
 /// Narrow and wide tiles of as many rows: wide ones read x less often, if there are enough of them for all multiprocessors.
-const SIXTEEN: [Form; 2] = [
-    form!("16", 16 x 32, [128; 2], [(8, 2), (6, 2)]),
-    form!("16_of_64", 16 x 64, [128; 2], [(3, 2), (3, 2)]),
-];
-const THIRTY_TWO: [Form; 2] = [
-    form!("32", 32 x 32, [128; 2], [(6, 2), (4, 2)]),
-    form!("32_of_64", 32 x 64, [256, 128], [(4, 2), (4, 1)]),
-];
-const SIXTY_FOUR: [Form; 2] = [
-    form!("64", 64 x 32, [256, 128], [(4, 2), (4, 1)]),
-    form!("64_of_64", 64 x 64, [256, 128], [(3, 2), (3, 1)]),
-];
-const MANY: Form = Form { gated: None, ..form!("128", 128 x 128, [256; 2], [(3, 1), (2, 1)]) };
+const SIXTEEN: [Form; 2] =
+    [form!("16", 16 x 32, 128, [(8, 2), (6, 2)]), form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2)])];
+const THIRTY_TWO: [Form; 2] =
+    [form!("32", 32 x 32, 128, [(6, 2), (4, 2)]), form!("32_of_64", 32 x 64, 256, [(4, 2), (3, 2)])];
+const SIXTY_FOUR: [Form; 2] =
+    [form!("64", 64 x 32, 256, [(4, 2), (4, 1)]), form!("64_of_64", 64 x 64, 256, [(3, 2), (4, 1)])];
+const MANY: Form = Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1)]) };
 /// For x of any length and place.
-const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, [32; 2], [(4, 1), (3, 1)]) };
+const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1)]) };
 /// By wgmma (`kernels/cu/matmul_wide.cu`).
 const WIDE: Form = Form {
     height: 256,
     width: 128,
-    threads: [256; 2],
+    threads: 256,
     stages: [(4, 1), (5, 1)],
     kernels: ["wide_bf16", "wide_f16", "wide_f8"],
     gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
 };
 /// The same for bf16, which is not converted: there are registers for more.
-const WIDE_DIRECT: Form = Form { width: 192, threads: [384; 2], ..WIDE };
+const WIDE_DIRECT: Form = Form { width: 192, threads: 384, ..WIDE };
 /// What [`WIDE`] has to align its shared memory.
 const WIDE_SPARE: usize = 1024;
 
@@ -202,8 +195,7 @@ impl Sizes {
             WeightKind::F8 => 2,
         };
         let kernels = if self.gated { form.gated? } else { form.kernels };
-        let narrow = usize::from(self.kind == WeightKind::F8);
-        let ((stages, lines), threads) = (form.stages[narrow], form.threads[narrow]);
+        let (stages, lines) = form.stages[usize::from(self.kind == WeightKind::F8)];
         let line = if form.height == WIDE.height {
             // Of 64 inputs.
             WIDE.height * 128 + form.width * 64 * self.kind.bytes()
@@ -214,7 +206,7 @@ impl Sizes {
         let spare = if form.height == WIDE.height { WIDE_SPARE } else { 0 };
         let shared = stages * lines * line + spare;
         let (rows, batches, mut outputs) = (self.row_tiles(form), self.batches(), self.output_tiles(form));
-        if threads == 32 {
+        if form.threads == 32 {
             // A warp begins with nothing on its way to it: so once only, and does one tile after the other.
             let at_once = PROCESSORS * (SHARED / (shared + SHARED_OF_BLOCK));
             let each = (outputs * rows * batches).div_ceil(at_once);
@@ -223,7 +215,7 @@ impl Sizes {
         Some(Launch {
             kernel: kernels[slot],
             grid: [rows, outputs, batches].map(|blocks| blocks as u32),
-            threads: threads as u32,
+            threads: form.threads as u32,
             shared: shared as u32,
         })
     }
