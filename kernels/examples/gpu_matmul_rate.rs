@@ -181,6 +181,7 @@ fn groups(device: &Device, tokens: usize, first: usize) -> Result<Groups, Device
         count: EXPERTS,
         offsets: device.upload(&offsets)?,
         max_rows: tokens * TOP_K,
+        most_of_one: tokens * TOP_K,
         group_of_row: device.upload(&group_of_row.collect::<Vec<u32>>())?,
         token_of_row: device.upload(&sorted.concat())?,
     })

@@ -94,7 +94,7 @@ pub struct Device {
     /// As its maker calls it; empty for a CPU.
     pub name: String,
     /// Workers with the same share its memory. Empty for a CPU, or if it is not known.
-    pub uuid: String,
+    pub unique_id: String,
     /// Bytes of its memory, in all; 0 for a CPU.
     pub total_bytes: u64,
     /// KV caches it keeps, by name.
@@ -112,7 +112,7 @@ impl Default for Device {
         Self {
             kind: DeviceKind::Cpu,
             name: String::new(),
-            uuid: String::new(),
+            unique_id: String::new(),
             total_bytes: 0,
             kv_dtypes: names(&["f32", "f16", "q8_0"]),
             quantize: names(&[NOT_QUANTIZED, "q8_0", "q4_0", "q4_k"]),

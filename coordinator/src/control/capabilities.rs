@@ -34,7 +34,7 @@ impl TryFrom<wire::Device> for Device {
             kind: kind
                 .ok_or_else(|| format!("it computes on `{}`, which is not one of cpu, cuda", d.kind))?,
             name: d.name,
-            uuid: d.uuid,
+            unique_id: d.uuid,
             total_bytes: d.total_bytes,
             kv_dtypes: d.kv_dtypes,
             quantize: d.quantize,
@@ -62,7 +62,7 @@ impl From<Device> for wire::Device {
         Self {
             kind: d.kind.name().into(),
             name: d.name,
-            uuid: d.uuid,
+            uuid: d.unique_id,
             total_bytes: d.total_bytes,
             kv_dtypes: d.kv_dtypes,
             quantize: d.quantize,
@@ -86,7 +86,7 @@ mod tests {
             device: Device {
                 kind: DeviceKind::Cuda,
                 name: "NVIDIA H200".into(),
-                uuid: "0a-1b".into(),
+                unique_id: "0a-1b".into(),
                 total_bytes: 150_000_000_000,
                 kv_dtypes: vec!["f16".into()],
                 quantize: vec!["none".into(), "fp8".into(), "one of tomorrow".into()],

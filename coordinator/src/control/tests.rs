@@ -369,7 +369,7 @@ async fn workers_say_what_they_compute_on_and_older_ones_have_cpus() {
     let device = |id: u64| state.workers[&id].capabilities.device.clone();
     assert_eq!(device(old.id), cluster::state::Device::default());
     let told = device(welcome.worker);
-    assert_eq!((told.kind, told.name.as_str(), told.uuid.as_str()), (DeviceKind::Cuda, "G1", "u"));
+    assert_eq!((told.kind, told.name.as_str(), told.unique_id.as_str()), (DeviceKind::Cuda, "G1", "u"));
     let mut unknown = FakeWorker::open(&rig, on("unknown", "tpu")).await;
     let Some(Told::Refused(refused)) = unknown.next().await else { panic!("not refused") };
     assert!(refused.reason.contains("`tpu`"), "{}", refused.reason);

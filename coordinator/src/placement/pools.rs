@@ -23,10 +23,10 @@ enum Pool<'a> {
 
 impl<'a> Pool<'a> {
     fn of(id: u64, worker: &'a Worker) -> Self {
-        match (worker.capabilities.device.kind, worker.capabilities.device.uuid.as_str()) {
+        match (worker.capabilities.device.kind, worker.capabilities.device.unique_id.as_str()) {
             (DeviceKind::Cpu, _) => Self::Host(&worker.host),
             (DeviceKind::Cuda, "") => Self::Unknown(id),
-            (DeviceKind::Cuda, uuid) => Self::Gpu(uuid),
+            (DeviceKind::Cuda, unique_id) => Self::Gpu(unique_id),
         }
     }
 }

@@ -73,11 +73,11 @@ fn join_gpu(
     place: (&str, &str),
     memory_bytes: u64,
 ) -> u64 {
-    let (host, uuid) = place;
+    let (host, unique_id) = place;
     let device = Device {
         kind: DeviceKind::Cuda,
         name: "G1".into(),
-        uuid: uuid.into(),
+        unique_id: unique_id.into(),
         total_bytes: memory_bytes + (1 << 30),
         quantize: vec!["none".into(), "fp8".into()],
         kv_dtypes: vec!["f16".into()],
@@ -255,8 +255,8 @@ fn a_gpu_is_its_workers_own_and_a_shared_one_is_divided() {
 fn what_a_rank_holds_of_a_shared_gpu_is_taken_off_and_of_another_is_not() {
     let memory = 8 << 30;
     let (mut state, mut around) = cluster(&[], 1, 1, 0);
-    for (name, uuid) in [("x", "u1"), ("y", "u1"), ("z", "u2")] {
-        join_gpu(&mut state, &mut around, name, ("a", uuid), memory);
+    for (name, unique_id) in [("x", "u1"), ("y", "u1"), ("z", "u2")] {
+        join_gpu(&mut state, &mut around, name, ("a", unique_id), memory);
     }
     // A gibibyte of cache.
     let deployment = Deployment { kv_tokens: (1 << 30) / 16, ..state.deployments["m"].clone() };

@@ -39,7 +39,7 @@ pub fn matmul(
     }
     check_lengths(&out, (rows - 1) * out_stride + n, &x, rows * k);
     // Of odd sizes the library's products are others, which add up otherwise.
-    let wholly = k % 64 == 0 && n % 64 == 0 && out_stride % 64 == 0;
+    let wholly = [k, n, out_stride].iter().all(|size| size.is_multiple_of(64));
     if are_for_library(rows, w.kind(), x.ty()) && wholly && library::agrees(out.device())? {
         let (to, from, weights) = (out.address(), x.address(), w.data().address());
         // SAFETY: the lengths have just been checked, and rows of the matrix follow each other without gaps.
