@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Instant;
 
-use foggara_kernels::cuda::op::matmul::matmul;
+use foggara_kernels::cuda::op::matmul::{library_agrees, matmul};
 use foggara_kernels::cuda::{ActsView, Device, DeviceError, DeviceMatrix, Gpu, WeightKind};
 
 /// What was asked for.
@@ -89,6 +89,11 @@ const PRODUCTS: u32 = 5;
 /// # Errors
 /// If the device fails.
 pub(crate) fn product_rate(device: &Device) -> Result<u64, DeviceError> {
+    if !library_agrees(device)? {
+        tracing::info!(
+            "large products are done by our own kernels: cublasLt is not there, or adds up otherwise"
+        );
+    }
     let (rows, n, k) = PRODUCT;
     let w = DeviceMatrix::empty(device, WeightKind::Bf16, n, k)?;
     let x = device.zeros::<u16>(rows * k)?;

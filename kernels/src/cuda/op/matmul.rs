@@ -206,7 +206,7 @@ fn check_lengths(out: &ViewMut<'_, f32>, of_out: usize, x: &ActsView<'_>, of_x: 
 /// Of more rows than these dense products in bf16 go to the vendor's library, where it adds up as our kernels do.
 /// `FOGGARA_CUDA_LIBRARY_ROWS` says another number, for measurements.
 const LIBRARY_ROWS: usize = 64;
-/// Outputs of a block of `plain_rows` of `kernels/cu/matvec.cu`, a warp each.
+/// Outputs of a block of `plain_rows` of `kernels/cu/matmul_plain.cu`, a warp each.
 const PLAIN_OUTPUTS: usize = 8;
 /// So few outputs have a block each.
 const PLAIN_FEW: usize = 264;
@@ -321,7 +321,7 @@ impl Product<'_> {
             && [self.k, self.x_stride, self.x_batch].iter().all(|n| n % 8 == 0)
     }
 
-    /// Matrices that a kernel of `matvec.cu` may meet.
+    /// Matrices that a kernel of `matmul_plain.cu` may meet.
     fn matrices(&self) -> u32 {
         match &self.which {
             Which::One(_) => 1,
