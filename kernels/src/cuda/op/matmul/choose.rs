@@ -27,7 +27,7 @@ pub(super) enum Matrices {
     Groups { count: usize, most: usize },
 }
 
-/// Kernels that make tiles of so many rows and outputs: of `kernels/cu/matmul_rows.cu`, or [`WIDE`].
+/// Kernels that make tiles of so many rows and outputs: of `kernels/cu/matmul_rows.cuh`, or [`WIDE`].
 #[derive(Debug)]
 pub(super) struct Form {
     height: usize,

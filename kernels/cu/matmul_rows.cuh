@@ -1,5 +1,6 @@
 // Products of rows with matrices by mma.sync: for up to 64 rows as fast as the matrix can be read, and for any number on GPUs
 // without wgmma. blockIdx.x counts tiles of rows, blockIdx.y blocks that share the tiles of outputs.
+#pragma once
 #include "product.cuh"
 
 // Weights come by lines of 128 bytes of a row, through a ring in shared memory of STAGES stages of LINES lines each, with the
@@ -310,8 +311,8 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     }
 }
 
-// rows_HEIGHT_TYPE and rows_gated_HEIGHT_TYPE, of (EIGHTS, DOWN, ACROSS, HIGH, STAGES, LINES, GATED, X_ROWS). choose.rs knows the
-// sizes, too.
+// matmul_rows_TYPE.cu make of it rows_HEIGHT_TYPE and rows_gated_HEIGHT_TYPE, of (EIGHTS, DOWN, ACROSS, HIGH, STAGES, LINES,
+// GATED, X_ROWS). choose.rs knows the sizes, too. `any` is for x of any length and place.
 #define ROWS(threads, blocks, name, type, ...)                                                                     \
     FG_KERNEL_MIN(threads, blocks, rows_##name##_##type, PRODUCT(bf16)) {                                          \
         few<type, __VA_ARGS__>(THE_PRODUCT);                                                                       \
@@ -324,34 +325,28 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     ROWS(threads, blocks, name, type, eights, down, across, high, stages, lines, false, x_rows)                    \
     GATED(threads, blocks, name, type, eights, down, across, high, stages, lines, true, x_rows)
 #define KERNELS(type)                                                                                              \
-    BOTH(32, 4, 1, type, 1, 1, 1, 1, 6, 4, 1)                                                                         \
+    BOTH(32, 4, 1, type, 1, 1, 1, 1, 6, 4, 1)                                                                      \
     BOTH(32, 4, 1_of_32, type, 1, 1, 1, 2, 3, 4, 1)                                                                \
     BOTH(32, 4, 8_of_32, type, 1, 1, 1, 2, 5, 2, 8)                                                                \
-    BOTH(32, 4, 8, type, 1, 1, 1, 1, 8, 2, 8)                                                                         \
-    BOTH(128, 2, 16, type, 2, 2, 2, 1, 8, 2, 16)                                                                      \
-    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                                \
-    BOTH(128, 2, 32, type, 4, 2, 2, 1, 6, 2, 32)                                                                      \
-    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 4, 2, 32)                                                                \
-    BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 2, 64)                                                                      \
-    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 3, 2, 64)                                                                \
-    ROWS(256, 1, 128, type, 16, 2, 4, 2, 3, 1, false, 128, false)
+    BOTH(32, 4, 8, type, 1, 1, 1, 1, 8, 2, 8)                                                                      \
+    BOTH(128, 2, 16, type, 2, 2, 2, 1, 8, 2, 16)                                                                   \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                             \
+    BOTH(128, 2, 32, type, 4, 2, 2, 1, 6, 2, 32)                                                                   \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 4, 2, 32)                                                             \
+    BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 2, 64)                                                                   \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 3, 2, 64)                                                             \
+    ROWS(256, 1, 128, type, 16, 2, 4, 2, 3, 1, false, 128, false)                                                  \
+    ROWS(32, 4, any, type, 1, 1, 1, 1, 4, 1, false, 8, true, false)
 #define EIGHT_BIT_KERNELS(type)                                                                                    \
-    BOTH(32, 4, 1, type, 1, 1, 1, 1, 5, 4, 1)                                                                         \
+    BOTH(32, 4, 1, type, 1, 1, 1, 1, 5, 4, 1)                                                                      \
     BOTH(32, 4, 1_of_32, type, 1, 1, 1, 2, 3, 4, 1)                                                                \
     BOTH(32, 4, 8_of_32, type, 1, 1, 1, 2, 4, 2, 8)                                                                \
-    BOTH(32, 4, 8, type, 1, 1, 1, 1, 6, 2, 8)                                                                         \
-    BOTH(128, 2, 16, type, 2, 2, 2, 1, 6, 2, 16)                                                                      \
-    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                                \
-    BOTH(128, 2, 32, type, 4, 2, 2, 1, 4, 2, 32)                                                                      \
+    BOTH(32, 4, 8, type, 1, 1, 1, 1, 6, 2, 8)                                                                      \
+    BOTH(128, 2, 16, type, 2, 2, 2, 1, 6, 2, 16)                                                                   \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                             \
+    BOTH(128, 2, 32, type, 4, 2, 2, 1, 4, 2, 32)                                                                   \
     BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 3, 2, 32)                                                             \
     BOTH(256, 2, 64, type, 8, 4, 2, 1, 4, 1, 64)                                                                   \
     BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 4, 1, 64)                                                             \
-    ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)
-KERNELS(bf16)
-KERNELS(f16)
-EIGHT_BIT_KERNELS(f8)
-
-// x of any length and place, 16 outputs and 8 rows at a time.
-ROWS(32, 4, any, bf16, 1, 1, 1, 1, 4, 1, false, 8, true, false)
-ROWS(32, 4, any, f16, 1, 1, 1, 1, 4, 1, false, 8, true, false)
-ROWS(32, 4, any, f8, 1, 1, 1, 1, 3, 1, false, 8, true, false)
+    ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)                                                  \
+    ROWS(32, 4, any, type, 1, 1, 1, 1, 3, 1, false, 8, true, false)
