@@ -31,6 +31,7 @@ fn op_of(kernel: &'static str) -> &'static str {
         ("attention_f", "attention"),
         ("convert_", "conversion"),
         ("gated_f32", "activation"),
+        ("moe_router_product_", "product"),
         ("moe_product_route_and_sort_", "router"),
         ("moe_route_and_sort", "router"),
         ("moe_combine_", "experts' sum"),
@@ -83,7 +84,7 @@ fn expected(spec: &ArchSpec, w: &RankWeights<DeviceMatrix>, tp: usize, alone: us
             MlpKind::Dense(mlp) => of_mlp(&mut ops, mlp, true),
             MlpKind::Experts(experts) => {
                 add("router", 1);
-                // Of few rows the router's product is done with what follows it.
+                // Of few rows the router's product is done with what follows it, of more alone.
                 add("product", is(alone + together > 8));
                 if let Some((_, first)) = experts.held.first() {
                     add("experts' sum", is(tp > 1));
