@@ -150,15 +150,6 @@ FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
         : "l"(global), "r"((u32)live));
     return v;
 }
-// The same, but anything where `live` is false.
-FG_DEVICE uint4 load_streaming_if(const void *global, bool live) {
-    uint4 v;
-    asm volatile(
-        "{ .reg .pred live; setp.ne.u32 live, %5, 0; @live ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(global), "r"((u32)live));
-    return v;
-}
 // A kernel may begin before those before it have ended (the launch says so; Hopper and later). This waits for their end. Before,
 // only what no kernel of a step writes (weights, tables of their addresses) may be read, and nothing may be written: those before
 // may still be reading it. Every thread of every kernel calls it, also one with nothing to do, for the kernel after this one waits
@@ -229,7 +220,6 @@ FG_DEVICE u32 load_latest(const u32 *global) { return *global; }
 FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
     return live ? load_streaming(global) : uint4{0, 0, 0, 0};
 }
-FG_DEVICE uint4 load_streaming_if(const void *global, bool live) { return load_streaming_or_zero(global, live); }
 FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) { return load_streaming_or_zero(global, live); }
 FG_DEVICE u32 raise_bf16x2(u32 pair) {
     const float factor = 1.329227995784916e36f;  // 2^120
@@ -248,35 +238,24 @@ FG_DEVICE void begin_after_others() {
     wait_for_kernel_before();
 }
 
-// What one thread takes of a row of weights with one load of 16 bytes, as pairs of bf16 in order: the form in which
-// multiply_16x8x16 wants it. E4M3 loses nothing; f16 is rounded.
+// Pairs of weights as multiply_16x8x16 takes them: of bf16. E4M3 loses nothing; f16 is rounded.
 template <class W>
 struct Unit;
 template <>
 struct Unit<bf16> {
-    static constexpr u32 ELEMENTS = 8;
     FG_DEVICE u32 pair(u32 two) { return two; }
-    FG_DEVICE void pairs(u32 (&out)[4], const uint4 &v) { out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w; }
 };
 template <>
 struct Unit<f16> {
-    static constexpr u32 ELEMENTS = 8;
     FG_DEVICE u32 pair(u32 two) { return to_bf16x2(to_float(f16{(u16)two}), to_float(f16{(u16)(two >> 16)})); }
-    FG_DEVICE void pairs(u32 (&out)[4], const uint4 &v) {
-        out[0] = pair(v.x), out[1] = pair(v.y), out[2] = pair(v.z), out[3] = pair(v.w);
-    }
 };
 template <>
 struct Unit<f8> {
-    static constexpr u32 ELEMENTS = 16;
-    // Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a product, and so are subnormals.
+    // Bytes 2·PART and 2·PART + 1 of four. Sign, exponent and mantissa go where bf16 has them; the exponent is put right by a
+    // product, and so are subnormals.
     template <int PART>
     FG_DEVICE u32 pair(u32 four) {
         return raise_bf16x2(widen_bytes<PART>(four) << 4 & 0x87f087f0u);
-    }
-    FG_DEVICE void pairs(u32 (&out)[8], const uint4 &v) {
-        out[0] = pair<0>(v.x), out[1] = pair<1>(v.x), out[2] = pair<0>(v.y), out[3] = pair<1>(v.y);
-        out[4] = pair<0>(v.z), out[5] = pair<1>(v.z), out[6] = pair<0>(v.w), out[7] = pair<1>(v.w);
     }
 };
 

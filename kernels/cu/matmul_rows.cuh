@@ -39,8 +39,9 @@ FG_DEVICE void together() {
 }
 
 // Of up to 8 · EIGHTS rows and 16 · HIGH · ACROSS outputs, DOWN × ACROSS warps have the same part each. `X_ROWS`: rows of x that
-// shared memory has room for (where it is 1, all eight are the same one). `AHEAD`: a step is read while the one before is multiplied. `ALIGNED`: rows of x begin
-// at, and have, multiples of 16 bytes. `GATED`: the activation of outputs o and o + n / 2 goes to out, in bf16.
+// shared memory has room for (where it is 1, all eight are the same one). `AHEAD`: a step is read while the one before is multiplied.
+// `ALIGNED`: rows of x begin at, and have, multiples of 16 bytes. `GATED`: the activation of outputs o and o + n / 2 goes to out, in
+// bf16. Matrices are asked for before the kernels before have ended.
 template <class W, u32 EIGHTS, u32 DOWN, u32 ACROSS, u32 HIGH, u32 STAGES, u32 LINES, bool GATED, u32 X_ROWS = 8 * EIGHTS,
           bool AHEAD = true, bool ALIGNED = true>
 FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {

@@ -155,6 +155,7 @@ impl Sizes {
         if idle || self.gated && form.gated.is_none() { self.wide_enough(&SIXTY_FOUR) } else { form }
     }
 
+    /// On Hopper.
     pub(super) fn by_wgmma(&self) -> &'static Form {
         if self.kind == WeightKind::Bf16 { &WIDE_DIRECT } else { &WIDE }
     }
@@ -196,14 +197,11 @@ impl Sizes {
         };
         let kernels = if self.gated { form.gated? } else { form.kernels };
         let (stages, lines) = form.stages[usize::from(self.kind == WeightKind::F8)];
-        let line = if form.height == WIDE.height {
-            // Of 64 inputs.
-            WIDE.height * 128 + form.width * 64 * self.kind.bytes()
-        } else {
-            let inputs = 128 / self.kind.bytes();
-            form.height * inputs * 2 + form.width * 128
-        };
-        let spare = if form.height == WIDE.height { WIDE_SPARE } else { 0 };
+        let by_wgmma = form.height == WIDE.height;
+        // wgmma's lines are 128 bytes of x, the others' of weights.
+        let inputs = if by_wgmma { 64 } else { 128 / self.kind.bytes() };
+        let line = inputs * (form.height * size_of::<u16>() + form.width * self.kind.bytes());
+        let spare = if by_wgmma { WIDE_SPARE } else { 0 };
         let shared = stages * lines * line + spare;
         let (rows, batches, mut outputs) = (self.row_tiles(form), self.batches(), self.output_tiles(form));
         if form.threads == 32 {
