@@ -31,8 +31,12 @@ impl TryFrom<wire::Device> for Device {
         let kinds = [DeviceKind::Cpu, DeviceKind::Cuda];
         let kind = kinds.into_iter().find(|kind| kind.name() == d.kind);
         Ok(Self {
-            kind: kind
-                .ok_or_else(|| format!("it computes on `{}`, which is not one of cpu, cuda", d.kind))?,
+            kind: kind.ok_or_else(|| {
+                let kind = d.kind;
+                format!(
+                    "it computes on `{kind}`, which is not one of cpu, cuda: upgrade the coordinators first"
+                )
+            })?,
             name: d.name,
             unique_id: d.uuid,
             total_bytes: d.total_bytes,
