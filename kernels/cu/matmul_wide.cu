@@ -1,6 +1,7 @@
 // Products of many rows with matrices by Hopper's own instructions. blockIdx.x counts tiles of rows (of all groups, one after the
 // other, if there are any), blockIdx.y tiles of outputs: blocks that run at the same time share the weights they read.
 #include "product.cuh"
+#include "wgmma.cuh"
 
 // Inputs of a stage: 128 bytes of a row of x.
 constexpr u32 DEPTH = 64;
@@ -19,14 +20,6 @@ FG_DEVICE void find_rows(const Product<bf16> &p, u64 *row_at, u32 height, const 
 // `a` is described like `b`, or given in registers: as multiply_16x8x16 takes it, 16 outputs a warp. Described are the first of
 // rows that lie as place_wide says; 2 more are the next 16 inputs.
 #ifdef FOGGARA_HOST
-FG_DEVICE u64 describe(const u8 *rows) {
-    if ((u64)rows % 1024) twin::fail("describes rows that do not begin at a multiple of 1024 bytes");
-    return (u64)rows >> 4;
-}
-FG_DEVICE u32 described(u64 rows, u32 row, u32 pair) {
-    u64 at = (rows << 4) + row * 128 + pair * 4;
-    return *(const u32 *)(at ^ (at >> 7 & 7) << 4);
-}
 // Pair `pair` of inputs of outputs g and g + 8 of a warp is `a[high][pair]`.
 template <u32 SUMS>
 FG_DEVICE void multiply_by_hand(float (&d)[SUMS], const u32 (&a)[2][8], u64 b) {
@@ -55,20 +48,7 @@ FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], const u32 (&a)[4], u64 b) {
     }
     multiply_by_hand(d, rows, b);
 }
-FG_DEVICE void begin_multiply() {}
-FG_DEVICE void commit_multiply() {}
-template <int N>
-FG_DEVICE void wait_multiply() {}
-FG_DEVICE void show_shared() {}
-template <class T>
-FG_DEVICE void pin(T &) {}
 #else
-FG_DEVICE u64 describe(const u8 *rows) {
-    u64 address = shared_address(rows) >> 4 & 0x3fff;
-    return address | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-#define FG_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define FG_SUMS_16(i) FG_SUMS_4(i), FG_SUMS_4(i + 4), FG_SUMS_4(i + 8), FG_SUMS_4(i + 12)
 FG_DEVICE void multiply_warpgroup(float (&d)[32], u64 a, u64 b) {
     asm volatile(
         "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -141,23 +121,8 @@ FG_DEVICE void multiply_warpgroup(float (&d)[128], const u32 (&a)[4], u64 b) {
           FG_SUMS_16(112)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-FG_DEVICE void begin_multiply() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-FG_DEVICE void commit_multiply() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until at most N of the committed are not done.
-template <int N>
-FG_DEVICE void wait_multiply() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-// What threads have written to shared memory is there for wgmma.
-FG_DEVICE void show_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// The value is what it is from here on: not earlier, when wgmma may still be at work.
-FG_DEVICE void pin(float &x) { asm volatile("" : "+f"(x)::"memory"); }
-FG_DEVICE void pin(u32 &x) { asm volatile("" : "+r"(x)::"memory"); }
 #endif
 
-// Rows of 128 bytes, eight of which make a pattern of 1024 bytes (its beginning is a multiple of that): unit u of row r is at
-// u ^ (r % 8).
-FG_DEVICE u32 place_wide(u32 row, u32 unit) { return row * 128 + (unit ^ (row % 8)) * 16; }
 // 8-bit weights: rows of 64 bytes, so placed that the same unit of eight rows is in different banks.
 FG_DEVICE u32 place_narrow(u32 row, u32 unit) { return row * 64 + (unit ^ (row / 2 % 4)) * 16; }
 

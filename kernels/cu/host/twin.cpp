@@ -36,6 +36,7 @@ __thread Here here;
 namespace {
 
 constexpr u32 MAX_THREADS = 1024;
+constexpr u32 BARRIERS = 16;  // of a block; 0 is that of __syncthreads
 constexpr u32 MAX_SHARED = 227 * 1024;  // what a block can have on sm_90 and sm_100
 // Not a power of two: the tops of all stacks would meet in the same few lines of the cache.
 #ifdef __SANITIZE_ADDRESS__
@@ -72,6 +73,14 @@ struct Warp {
     const char *what[32];
 };
 
+// A barrier with a number, for some warps of a block.
+struct Barrier {
+    u32 arrived;
+    u32 waiting[MAX_THREADS / 32];  // lanes of each warp
+    u32 openings;
+    u64 come, opened[2];
+};
+
 // What one host thread needs to run blocks.
 struct Runner {
     Here *here;  // of this host thread; found here it costs less
@@ -93,6 +102,7 @@ struct Runner {
     u8 *stacks;
     u8 *statics;
     u64 statics_bytes;
+    Barrier barriers[BARRIERS];
     Warp warps[MAX_THREADS / 32];
     Fiber fibers[MAX_THREADS];
 };
@@ -262,6 +272,9 @@ const char *name_of(const Runner &r) { return r.kernel ? r.kernel->name : "no ke
     for (u32 w = 0; w * 32 < r.threads; w++) {
         Warp &warp = r.warps[w];
         if (warp.at_barrier) fprintf(stderr, "  warp %u: lanes %08x in __syncthreads\n", w, warp.at_barrier);
+        for (u32 i = 0; i < BARRIERS; i++)
+            if (u32 lanes = r.barriers[i].waiting[w])
+                fprintf(stderr, "  warp %u: lanes %08x at barrier %u, where %u threads are\n", w, lanes, i, r.barriers[i].arrived);
         u32 left = warp.together;
         while (left) {
             u32 first = __builtin_ctz(left), same = 0;
@@ -388,6 +401,10 @@ void run_block(Runner &r) {
     runner = &r;
     r.alive = r.threads;
     r.at_barrier = 0;
+    for (Barrier &barrier : r.barriers) {
+        barrier.arrived = 0;
+        memset(barrier.waiting, 0, sizeof barrier.waiting);
+    }
     r.backwards = (here.block.x + here.block.y + here.block.z + r.launches) % 2;
     u32 warps = (r.threads + 31) / 32;
     for (u32 w = 0; w < warps; w++) {
@@ -477,6 +494,32 @@ void block_together() {
         run_another(r, &r.fibers[thread].stack_pointer);
     }
     take_from(opened);
+}
+
+void barrier(u32 number, u32 threads, bool wait) {
+    if (number == 0 || number >= BARRIERS || threads % 32) fail("a barrier has a number from 1 to 15, and whole warps");
+    Runner &r = *runner;
+    u32 thread = r.current;
+    Barrier &b = r.barriers[number];
+    u64 *opened = &b.opened[b.openings % 2];
+    leave_to(&b.come);
+    if (++b.arrived > threads) fail("more threads come to a barrier than it is for");
+    if (b.arrived == threads) {
+        take_from(&b.come);
+        leave_to(&b.opened[b.openings++ % 2]);
+        b.arrived = 0;
+        for (u32 w = 0; w * 32 < r.threads; w++) {
+            if (!b.waiting[w]) continue;
+            r.warps[w].runnable |= b.waiting[w];
+            b.waiting[w] = 0;
+            r.runnable_warps |= 1u << w;
+        }
+    } else if (wait) {
+        b.waiting[thread / 32] |= 1u << thread % 32;
+        not_runnable(r, thread);
+        run_another(r, &r.fibers[thread].stack_pointer);
+    }
+    if (wait) take_from(opened);
 }
 
 void warp_together(u32 mask, const char *what, Exchange exchange, void *operand) {

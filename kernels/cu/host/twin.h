@@ -26,6 +26,8 @@ typedef void (*Exchange)(u32 mask, void **operands);
 // Returns when every lane of the mask has called it with the same mask and exchange, and the exchange has been done.
 void warp_together(u32 mask, const char *what, Exchange exchange, void *operand);
 void block_together();
+// Returns when so many threads have come to this barrier, or at once if it is not to wait.
+void barrier(u32 number, u32 threads, bool wait);
 // Ends the process, saying what the running CUDA thread did wrong.
 [[noreturn]] void fail(const char *what);
 // Ends the process if 16 bytes there are not in shared memory, or not aligned.
@@ -182,6 +184,8 @@ FG_DEVICE ulonglong2 make_ulonglong2(u64 x, u64 y) { return {x, y}; }
 
 // Barriers, shuffles and votes.
 FG_DEVICE void __syncthreads() { twin::block_together(); }
+FG_DEVICE void barrier_sync(u32 number, u32 threads) { twin::barrier(number, threads, true); }
+FG_DEVICE void barrier_arrive(u32 number, u32 threads) { twin::barrier(number, threads, false); }
 void fg_syncwarp(u32 mask);
 FG_DEVICE void __syncwarp(u32 mask = 0xffffffffu) { fg_syncwarp(mask); }
 FG_DEVICE void __threadfence() {}

@@ -1,0 +1,249 @@
+// Products of up to 64 rows of E4M3 with matrices in E4M3, as fast as these can be read. Blocks share all tiles: block b of B has
+// tiles b, b + B, and so on. One warpgroup copies, the others multiply.
+#pragma once
+#include "matmul_f8.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
+// WARPGROUPS of 64 rows of wgmma each. Weights come by stages of LINES lines of 128 inputs through a ring in shared memory of STAGES
+// of them, with the inputs of N rows of x that meet them; those of the next tile right after those of the one before.
+//
+// PAIR 2: a warpgroup has 32 outputs in place of 64, and two groups of inputs at the same time. Eight rows of wgmma are of one group
+// and the next eight of the other, and so are N columns and the next N; of what comes out half is of no use. There are tiles for
+// twice as many blocks, and 256 bytes of each row are read at a time.
+template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES>
+struct Few {
+    static constexpr u32 THREADS = 128 + 128 * WARPGROUPS, OUTPUTS = 64 / PAIR * WARPGROUPS, COLUMNS = N * PAIR, UNITS = 8 * PAIR;
+    static constexpr u32 W_BYTES = WARPGROUPS * 8192, LINE = W_BYTES + COLUMNS * 128, STAGE = LINES * LINE;
+
+    // Stages that a tile takes.
+    FG_DEVICE u32 stages(u32 k) { return (k + LINES * PAIR * GROUP - 1) / (LINES * PAIR * GROUP); }
+    // Barriers: a stage is there, and it is not needed any more.
+    FG_DEVICE u32 is_there(u32 slot) { return 1 + slot; }
+    FG_DEVICE u32 is_free(u32 slot) { return 1 + STAGES + slot; }
+    static_assert(2 * STAGES <= 15, "there are no more barriers");
+
+    // The output that is row `row` of a tile's weights whose first one is `first`; n or more if there is none. Of gated ones a warp
+    // has the gates and the others: in eights where it has 16 outputs, in fours where it has eight.
+    template <bool GATED>
+    FG_DEVICE u32 output(u32 n, u32 first, u32 row) {
+        if (!GATED || PAIR == 1) return output_of<GATED>(n, first, row);
+        u32 gate = first / 2 + row / 8 * 4 + row % 4;
+        return gate < n / 2 ? gate + row / 4 % 2 * (n / 2) : n;
+    }
+};
+
+// Copies the stages of this block's tiles: weights of the first ones before the kernels before have ended. `waited`: they have.
+template <class F, u32 N, u32 STAGES, u32 LINES, bool GATED>
+FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited) {
+    constexpr u32 UNITS = F::UNITS, W_EACH = F::OUTPUTS * UNITS / 128, X_EACH = (N * UNITS + 127) / 128, BEHIND = STAGES - 2;
+    u32 units = (p.k + 15) / 16, stages = F::stages(p.k), unit = threadIdx.x % UNITS, row = threadIdx.x / UNITS;
+    // Where this thread's units of the next stage come from: of weights, and of x.
+    F8Tile w_at, x_at;
+    u32 w_index = blockIdx.x, w_stage = 0, x_index = blockIdx.x, x_stage = 0;
+    const u8 *w_from[W_EACH], *x_from[X_EACH], *w_begin = nullptr;
+    auto w_to = [&](u32 i) {
+        u32 output = i * (128 / UNITS) + row;
+        return place_wide(UNITS == 8 ? output : output / 8 * 16 + unit / 8 * 8 + output % 8, unit % 8);
+    };
+    auto begin_w = [&] {
+        if (!find_f8_tile(p, waited, N, F::OUTPUTS, w_index, w_at)) return false;
+        w_begin = weights_of(p, w_at.group);
+        FG_UNROLL
+        for (u32 i = 0; i < W_EACH; i++) {
+            u32 output = F::template output<GATED>(p.n, w_at.output, i * (128 / UNITS) + row);
+            w_from[i] = w_begin + ((u64)min(output, p.n - 1) * units + unit) * 16;
+        }
+        return true;
+    };
+    auto begin_x = [&] {
+        if (!find_f8_tile(p, waited, N, F::OUTPUTS, x_index, x_at)) return false;
+        FG_UNROLL
+        for (u32 i = 0; i < X_EACH; i++) {
+            u32 mine = i * (128 / UNITS) + row;
+            x_from[i] = nullptr;
+            if (mine < x_at.rows) {
+                x_from[i] = (const u8 *)p.x + x_at.group * p.x_batch + x_row_of(p, x_at, mine) * p.x_stride + unit * 16;
+            }
+        }
+        return true;
+    };
+    auto load_w = [&](u8 *to) {
+        bool whole = (w_stage + 1) * LINES * UNITS <= units;
+        FG_UNROLL
+        for (u32 line = 0; line < LINES; line++) {
+            FG_UNROLL
+            for (u32 i = 0; i < W_EACH; i++) {
+                u8 *there = to + line * F::LINE + w_to(i);
+                const u8 *from = w_from[i] + line * UNITS * 16;
+                if (whole) {
+                    copy_async_16(there, from);
+                } else {
+                    bool live = (w_stage * LINES + line) * UNITS + unit < units;
+                    copy_async_16_or_zero(there, live ? from : w_begin, live);
+                }
+            }
+        }
+        FG_UNROLL
+        for (u32 i = 0; i < W_EACH; i++) w_from[i] += LINES * UNITS * 16;
+        if (++w_stage < stages) return true;
+        w_stage = 0, w_index += gridDim.x;
+        return begin_w();
+    };
+    // Of rows that there are not comes nothing, whatever is there.
+    auto load_x = [&](u8 *to) {
+        FG_UNROLL
+        for (u32 line = 0; line < LINES; line++) {
+            FG_UNROLL
+            for (u32 i = 0; i < X_EACH; i++) {
+                if (!x_from[i]) continue;
+                u32 before = (x_stage * LINES + line) * UNITS, mine = i * (128 / UNITS) + row;
+                bool live = before + unit < units;
+                u8 *there = to + line * F::LINE + F::W_BYTES + place_wide(mine + unit / 8 * N, unit % 8);
+                copy_async_16_or_zero_cached(there, live ? x_from[i] + before * 16 : (const u8 *)p.x, live);
+            }
+        }
+        if (++x_stage < stages) return true;
+        x_stage = 0, x_index += gridDim.x;
+        return begin_x();
+    };
+
+    bool more_w = begin_w();
+    FG_NO_UNROLL
+    for (u32 stage = 0; stage < STAGES && more_w; stage++) more_w = load_w(shared + stage * F::STAGE);
+    // Weights are always there, x only now.
+    wait_for_kernel_before();
+    let_next_kernel_begin();
+    waited = true;
+    u32 count = 0, slot = 0, ready = 0;
+    auto tell = [&] {
+#if PROBE_FENCE == 2
+        show_shared();
+#endif
+        barrier_arrive(F::is_there(ready), F::THREADS);
+        if (++ready == STAGES) ready = 0;
+    };
+    FG_NO_UNROLL
+    for (bool more_x = begin_x(); more_x; count++) {
+        u8 *to = shared + slot * F::STAGE;
+        if (count >= STAGES) {
+            barrier_sync(F::is_free(slot), F::THREADS);
+            more_w = load_w(to);
+        }
+        more_x = load_x(to);
+        copy_async_commit();
+        if (++slot == STAGES) slot = 0;
+        if (count < BEHIND) continue;
+        copy_async_wait<BEHIND>();
+        tell();
+    }
+    copy_async_wait<0>();
+    for (u32 left = min(count, BEHIND); left > 0; left--) tell();
+}
+
+// The sums of a warp's part of a tile go to out. Thread t of four has columns 8 · j + 2t + c: sums 2 · j + c where PAIR is 2, else
+// 4 · j + c of output g and 4 · j + 2 + c of output g + 8.
+template <class F, u32 N, u32 PAIR, bool GATED>
+FG_DEVICE void finish_few(const Product<f8> &p, const F8Tile &at, const float *x_scales, const Gate &gate, u32 row_of_tile,
+                          const float (&totals)[N / 2 / PAIR]) {
+    u32 t = threadIdx.x % 4, width = p.n / 2;
+    const float *scales = scales_of(p, at.group);
+    u32 o[2];
+    float scale[2];
+    FG_UNROLL
+    for (u32 high = 0; high < 2 / PAIR; high++) {
+        o[high] = F::template output<GATED>(p.n, at.output, row_of_tile + high * 8);
+        scale[high] = o[high] < p.n ? scales[o[high]] : 0.0f;
+    }
+    float *out = p.out + at.group * p.out_batch;
+    FG_UNROLL
+    for (u32 i = 0; i < N / 4; i++) {
+        u32 row = i / 2 * 8 + 2 * t + i % 2, sum = i / 2 * (4 / PAIR) + i % 2;
+        bool live = row < at.rows;
+        float x_scale = live ? x_scales[x_row_of(p, at, row)] : 0.0f;
+        if constexpr (GATED) {
+            float of_gate = scaled(totals[sum], x_scale, scale[0]), up;
+            if constexpr (PAIR == 1) up = scaled(totals[sum + 2], x_scale, scale[1]);
+            else up = __shfl_down_sync(0xffffffffu, of_gate, 16);
+            if (!live || o[0] >= width) continue;
+            float x = activate(gate.activation, of_gate, up, gate.alpha, gate.limit);
+            store((bf16 *)out + (at.first + row) * p.out_stride + o[0], x);
+        } else {
+            FG_UNROLL
+            for (u32 high = 0; high < 2 / PAIR; high++) {
+                if (!live || o[high] >= p.n) continue;
+                out[(at.first + row) * p.out_stride + o[high]] = scaled(totals[sum + high * 2], x_scale, scale[high]);
+            }
+        }
+    }
+}
+
+template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES, bool GATED>
+FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
+    using F = Few<N, PAIR, WARPGROUPS, STAGES, LINES>;
+    constexpr u32 SUMS = N / 2 / PAIR;
+    FG_DYNAMIC_SHARED(shared);
+    // The launch gives 1024 bytes more.
+    shared += (1024 - (u64)shared % 1024) % 1024;
+    bool waited = false;
+    if (!p.offsets) {
+        let_next_kernel_begin();
+    } else if (!p.known) {
+        wait_for_kernel_before();
+        waited = true;
+    }
+    if (threadIdx.x < 128) {
+        copy_few<F, N, STAGES, LINES, GATED>(p, shared, waited);
+        return;
+    }
+    wait_for_kernel_before();
+    let_next_kernel_begin();
+    u32 stages = F::stages(p.k), slot = 0, lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+    F8Tile at;
+    FG_NO_UNROLL
+    for (u32 index = blockIdx.x; find_f8_tile(p, true, N, F::OUTPUTS, index, at); index += gridDim.x) {
+        float totals[SUMS];
+        FG_UNROLL
+        for (u32 i = 0; i < SUMS; i++) totals[i] = 0.0f;
+        FG_NO_UNROLL
+        for (u32 stage = 0; stage < stages; stage++) {
+            const u8 *here = shared + slot * F::STAGE;
+            float sums[LINES][F::COLUMNS / 2];
+            FG_UNROLL
+            for (u32 line = 0; line < LINES; line++) {
+                FG_UNROLL
+                for (u32 i = 0; i < F::COLUMNS / 2; i++) sums[line][i] = 0.0f;
+            }
+            barrier_sync(F::is_there(slot), F::THREADS);
+#if PROBE_FENCE == 1
+            show_shared();
+#endif
+            begin_multiply();
+            FG_UNROLL
+            for (u32 line = 0; line < LINES; line++) {
+                const u8 *of_line = here + line * F::LINE;
+                multiply_group(sums[line], describe(of_line + warp / 4 * 8192), describe(of_line + F::W_BYTES));
+            }
+            commit_multiply();
+            wait_multiply<0>();
+            barrier_arrive(F::is_free(slot), F::THREADS);
+            if (++slot == STAGES) slot = 0;
+            FG_UNROLL
+            for (u32 line = 0; line < LINES; line++) {
+                FG_UNROLL
+                for (u32 i = 0; i < F::COLUMNS / 2; i++) pin(sums[line][i]);
+                FG_UNROLL
+                for (u32 i = 0; i < SUMS; i++) {
+                    if constexpr (PAIR == 1) {
+                        totals[i] = __fadd_rn(totals[i], sums[line][i]);
+                    } else {
+                        // Rows of the one group and its columns, then of the other.
+                        u32 one = i / 2 * 4 + i % 2;
+                        totals[i] = __fadd_rn(__fadd_rn(totals[i], sums[line][one]), sums[line][N / 2 + one + 2]);
+                    }
+                }
+            }
+        }
+        finish_few<F, N, PAIR, GATED>(p, at, x_scales, gate, warp * (16 / PAIR) + lane / 4, totals);
+    }
+}
+#endif
