@@ -167,6 +167,11 @@ pub unsafe trait Driver: Send + Sync {
         None
     }
 
+    /// Whether its tensor cores multiply E4M3 with E4M3 (`wgmma`), so that products with weights in E4M3 take their inputs in it, too.
+    fn multiplies_f8(&self) -> bool {
+        false
+    }
+
     /// Launches of each kernel so far.
     fn launches(&self) -> Vec<(&'static str, u64)>;
 
@@ -250,6 +255,11 @@ impl Device {
     /// Its name.
     pub fn name(&self) -> String {
         self.driver().name()
+    }
+
+    /// Whether products with weights in E4M3 take their inputs in it, too: [`Driver::multiplies_f8`].
+    pub fn multiplies_f8(&self) -> bool {
+        self.driver().multiplies_f8()
     }
 
     /// A buffer of `len` elements; what is in it is anything.

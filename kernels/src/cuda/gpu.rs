@@ -35,6 +35,9 @@ use super::{Device, DeviceError, source};
 pub use context::Facts;
 pub(super) use context::{count, driver_version, facts, free_memory};
 
+/// The compute capability of Hopper.
+const HOPPER: (u32, u32) = (9, 0);
+
 /// One GPU. Cheap to clone.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
@@ -333,6 +336,10 @@ unsafe impl Driver for Gpu {
         let product = products::Product { out, out_stride, x, w, rows, n, k };
         // SAFETY: the addresses have so many elements, as the caller says.
         unsafe { lock(&self.0.products).multiply(&self.0, &product) }
+    }
+
+    fn multiplies_f8(&self) -> bool {
+        self.capability() == HOPPER
     }
 
     fn launches(&self) -> Vec<(&'static str, u64)> {

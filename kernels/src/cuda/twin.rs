@@ -298,6 +298,10 @@ unsafe impl Driver for HostTwin {
         Ok(())
     }
 
+    fn multiplies_f8(&self) -> bool {
+        true
+    }
+
     fn launches(&self) -> Vec<(&'static str, u64)> {
         self.state().launches.iter().map(|(name, count)| (*name, *count)).collect()
     }

@@ -55,7 +55,7 @@ pub fn embed(
 /// If the device fails.
 ///
 /// # Panics
-/// If the lengths do not fit `rows` and `width`.
+/// If the lengths do not fit `rows` and `width`, or `out` is in E4M3.
 pub fn gated(
     out: ActsViewMut<'_>,
     gate_up: View<'_, f32>,
@@ -76,6 +76,7 @@ pub fn gated(
     let kernel = match out.ty() {
         ActType::F32 => "gated_f32",
         ActType::Bf16 => "gated_bf16",
+        ActType::F8 => panic!("activations are not written in E4M3"),
     };
     let [activation, alpha, limit] = activation_args(activation);
     let threads = row_threads(width).min(256);
@@ -166,7 +167,7 @@ pub fn soft_cap(x: ViewMut<'_, f32>, cap: f32) -> Result<(), DeviceError> {
 /// If the device fails.
 ///
 /// # Panics
-/// If `out` is not as many rows as are picked, or of another type, or `x` not whole rows.
+/// If `out` is not as many rows as are picked, or of another type, or `x` not whole rows, or in E4M3.
 pub fn gather_rows(
     out: ActsViewMut<'_>,
     x: ActsView<'_>,
@@ -182,13 +183,14 @@ pub fn gather_rows(
     let element = match x.ty() {
         ActType::F32 => 4,
         ActType::Bf16 => 2,
+        ActType::F8 => panic!("rows in E4M3 are not picked"),
     };
     let bytes = width * element;
     let aligned = [x.address(), out.address(), bytes as u64].iter().all(|at| at.is_multiple_of(16));
     let (kernel, word) = match (aligned, x.ty()) {
         (true, _) => ("gather_rows_16", 16),
         (false, ActType::F32) => ("gather_rows_4", 4),
-        (false, ActType::Bf16) => ("gather_rows_2", 2),
+        (false, _) => ("gather_rows_2", 2),
     };
     let words = bytes / word;
     let launch = Launch { kernel, grid: [rows.len() as u32, 1, 1], threads: row_threads(words), shared: 0 };

@@ -95,7 +95,7 @@ const ACTIVATIONS: [GatedActivation; 3] = [
 fn assert_near(found: &[f32], expected: &[f64], ty: ActType, what: &str) {
     let tolerance = match ty {
         ActType::F32 => 2e-6,
-        ActType::Bf16 => 1.0 / 256.0 + 1e-5,
+        _ => 1.0 / 256.0 + 1e-5,
     };
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {

@@ -255,7 +255,7 @@ impl Product<'_> {
         let sizes = self.sizes();
         let on_tensor_cores = match self.x.ty() {
             ActType::Bf16 => sizes.launch(sizes.form()),
-            ActType::F32 => None,
+            ActType::F32 | ActType::F8 => None,
         };
         let launch = on_tensor_cores.unwrap_or_else(|| self.plain());
         self.start(&launch)
@@ -332,6 +332,7 @@ impl Product<'_> {
 
     fn plain(&self) -> Launch {
         let kernel = match (self.kind, self.x.ty(), self.rows) {
+            (_, ActType::F8, _) => panic!("no products of rows in E4M3 yet"),
             (WeightKind::F32, ActType::F32, 1) => "plain_row_f32",
             (WeightKind::F32, ActType::F32, _) => "plain_rows_f32",
             (WeightKind::F32, ActType::Bf16, 1) => "plain_row_f32_of_bf16",

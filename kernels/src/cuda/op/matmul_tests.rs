@@ -24,7 +24,7 @@ fn weights(
         (WeightKind::F32, _) => value,
         (WeightKind::Bf16, _) => bf16::from_f32(value).to_f32(),
         (WeightKind::F16, ActType::F32) => f16::from_f32(value).to_f32(),
-        (WeightKind::F16, ActType::Bf16) => bf16::from_f32(f16::from_f32(value).to_f32()).to_f32(),
+        (WeightKind::F16, _) => bf16::from_f32(f16::from_f32(value).to_f32()).to_f32(),
         (WeightKind::F8, _) => value,
     };
     if kind == WeightKind::F8 {
@@ -46,7 +46,7 @@ fn activations(random: &mut Random, ty: ActType, len: usize) -> Vec<f32> {
     let values = random.floats(len);
     match ty {
         ActType::F32 => values,
-        ActType::Bf16 => values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect(),
+        _ => values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect(),
     }
 }
 
@@ -54,7 +54,7 @@ fn upload_acts(device: &Device, ty: ActType, values: &[f32]) -> Acts {
     let bits = || values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect::<Vec<u16>>();
     match ty {
         ActType::F32 => Acts::F32(device.upload(values).expect("upload")),
-        ActType::Bf16 => Acts::Bf16(device.upload(&bits()).expect("upload")),
+        _ => Acts::Bf16(device.upload(&bits()).expect("upload")),
     }
 }
 

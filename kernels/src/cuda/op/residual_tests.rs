@@ -59,7 +59,7 @@ fn check(device: &Device, random: &mut Random, case: &Case) {
     let tolerance = match kind {
         ActType::F32 => 1e-5,
         // Half a unit of 8 bits, of at most about 2.
-        ActType::Bf16 => 8e-3,
+        _ => 8e-3,
     };
     assert_close(&found, &normalised(&sum, width, &weight, eps), tolerance, &format!("out of {what}"));
 }

@@ -99,6 +99,10 @@ unsafe impl Driver for Losing {
         unsafe { self.call()?.replay(captured) }
     }
 
+    fn multiplies_f8(&self) -> bool {
+        self.twin.driver().multiplies_f8()
+    }
+
     fn launches(&self) -> Vec<(&'static str, u64)> {
         self.twin.driver().launches()
     }

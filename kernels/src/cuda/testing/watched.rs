@@ -111,6 +111,10 @@ unsafe impl Driver for Watched {
         unsafe { self.twin.driver().replay(captured) }
     }
 
+    fn multiplies_f8(&self) -> bool {
+        self.twin.driver().multiplies_f8()
+    }
+
     fn launches(&self) -> Vec<(&'static str, u64)> {
         self.twin.driver().launches()
     }
