@@ -1,6 +1,5 @@
 // Products of up to 64 rows of E4M3 with matrices in E4M3, as fast as these can be read. Blocks share all tiles: block b of B has
 // tiles b, b + B, and so on. One warpgroup copies, the others multiply.
-#pragma once
 #include "matmul_f8.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
@@ -116,9 +115,6 @@ FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited) {
     waited = true;
     u32 count = 0, slot = 0, ready = 0;
     auto tell = [&] {
-#if PROBE_FENCE == 2
-        show_shared();
-#endif
         barrier_arrive(F::is_there(ready), F::THREADS);
         if (++ready == STAGES) ready = 0;
     };
@@ -154,12 +150,19 @@ FG_DEVICE void finish_few(const Product<f8> &p, const F8Tile &at, const float *x
         o[high] = F::template output<GATED>(p.n, at.output, row_of_tile + high * 8);
         scale[high] = o[high] < p.n ? scales[o[high]] : 0.0f;
     }
+    // All before anything is written, so that they are waited for once.
+    u32 x_rows[N / 4];
+    float x_scale_of[N / 4];
+    FG_UNROLL
+    for (u32 i = 0; i < N / 4; i++) x_rows[i] = x_row_of(p, at, min(i / 2 * 8 + 2 * t + i % 2, at.rows - 1));
+    FG_UNROLL
+    for (u32 i = 0; i < N / 4; i++) x_scale_of[i] = x_scales[x_rows[i]];
     float *out = p.out + at.group * p.out_batch;
     FG_UNROLL
     for (u32 i = 0; i < N / 4; i++) {
         u32 row = i / 2 * 8 + 2 * t + i % 2, sum = i / 2 * (4 / PAIR) + i % 2;
         bool live = row < at.rows;
-        float x_scale = live ? x_scales[x_row_of(p, at, row)] : 0.0f;
+        float x_scale = x_scale_of[i];
         if constexpr (GATED) {
             float of_gate = scaled(totals[sum], x_scale, scale[0]), up;
             if constexpr (PAIR == 1) up = scaled(totals[sum + 2], x_scale, scale[1]);
@@ -214,9 +217,7 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
                 for (u32 i = 0; i < F::COLUMNS / 2; i++) sums[line][i] = 0.0f;
             }
             barrier_sync(F::is_there(slot), F::THREADS);
-#if PROBE_FENCE == 1
             show_shared();
-#endif
             begin_multiply();
             FG_UNROLL
             for (u32 line = 0; line < LINES; line++) {
@@ -246,4 +247,15 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
         finish_few<F, N, PAIR, GATED>(p, at, x_scales, gate, warp * (16 / PAIR) + lane / 4, totals);
     }
 }
+// f8_HEIGHT and gated_f8_HEIGHT, of (N, PAIR, WARPGROUPS, STAGES, LINES): choose.rs knows the sizes, too.
+#define FEW(name, warpgroups, ...)                                                                                      \
+    FG_KERNEL_MIN(128 + 128 * warpgroups, 2, f8_##name, F8_PRODUCT) { f8_few<__VA_ARGS__, false>(THE_PRODUCT, x_scales); } \
+    FG_KERNEL_MIN(128 + 128 * warpgroups, 2, gated_f8_##name, F8_GATED_PRODUCT) {                                       \
+        f8_few<__VA_ARGS__, true>(THE_PRODUCT, x_scales, THE_GATE);                                                     \
+    }
+FEW(8, 1, 8, 2, 1, 5, 2)
+FEW(16, 1, 16, 2, 1, 4, 2)
+FEW(32, 1, 32, 1, 1, 4, 2)
+FEW(64, 2, 64, 1, 2, 4, 1)
+FEW(64_narrow, 1, 64, 1, 1, 3, 2)
 #endif
