@@ -215,6 +215,29 @@ FG_DEVICE float to_float(f8 x) {
     return bits_to_float(float_to_bits(bits_to_float(rest) * 1.329227995784916e36f) | sign);  // 2^120
 }
 
+// The nearest of E4M3, ties to even; beyond the largest, the largest. Of four, the first in the lowest byte.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+FG_DEVICE u32 to_f8x4(float4 v) {
+    u16 low, high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v.y), "f"(v.x));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v.w), "f"(v.z));
+    return (u32)high << 16 | low;
+}
+#else
+FG_DEVICE u32 to_f8_bits(float x) {
+    u32 bits = float_to_bits(x), sign = bits >> 24 & 0x80, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return sign | 0x7f;
+    if (size >= 0x43e00000) return sign | 0x7e;  // 448
+    // Below 2^-6 steps are 2^-9: what is added leaves just them. Above, the bits of the mantissa that go are rounded away; a carry
+    // runs into the exponent, as it should.
+    if (size < 0x3c800000) return sign | (float_to_bits(bits_to_float(size) * 512.0f + 8388608.0f) - 0x4b000000);
+    return sign | min((size + 0x7ffff + (size >> 20 & 1)) / 0x100000 - (120 << 3), 0x7eu);
+}
+FG_DEVICE u32 to_f8x4(float4 v) {
+    return to_f8_bits(v.x) | to_f8_bits(v.y) << 8 | to_f8_bits(v.z) << 16 | to_f8_bits(v.w) << 24;
+}
+#endif
+
 // The elements of a 32-bit word of two bf16.
 FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
@@ -312,6 +335,37 @@ FG_DEVICE float block_sum(float x) {
     float mine = threadIdx.x % 32 < warps ? parts[threadIdx.x % 32] : 0.0f;
     return warp_sum(mine);
 }
+// The same, the largest.
+FG_DEVICE u32 block_max(u32 x) {
+    FG_SHARED u32 parts[32];
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    u32 warps = (blockDim.x + 31) / 32;
+    return warp_max(threadIdx.x % 32 < warps ? parts[threadIdx.x % 32] : 0u);
+}
+
+// A row of activations in E4M3: what its numbers are multiplied by to become codes, and the codes to become numbers again
+// (kernels/src/cuda/f8_rows.rs says which). `size` is the largest of all sizes: NaN is above all of them.
+struct F8Scale {
+    float by, back;
+};
+FG_DEVICE u32 size_of(float x) { return float_to_bits(x) & 0x7fffffff; }
+FG_DEVICE u32 sizes_of(float4 v) { return max(max(size_of(v.x), size_of(v.y)), max(size_of(v.z), size_of(v.w))); }
+FG_DEVICE F8Scale f8_scale(u32 size) {
+    float largest = bits_to_float(size);
+    if (size >= 0x7f800000) return {0.0f, bits_to_float(0x7fc00000)};
+    if (size < 0x0d800000) return {0.0f, 0.0f};  // 2^-100
+    return {448.0f / largest, largest / 448.0f};
+}
+// Four codes; all of a row that has none are 0.
+FG_DEVICE u32 to_codes(float4 v, const F8Scale &scale) {
+    if (scale.by == 0.0f) return 0;
+    return to_f8x4(make_float4(v.x * scale.by, v.y * scale.by, v.z * scale.by, v.w * scale.by));
+}
+// One of them.
+FG_DEVICE u8 to_code(float x, const F8Scale &scale) { return (u8)to_codes(make_float4(x, 0.0f, 0.0f, 0.0f), scale); }
 
 // Gated activations: Noam Shazeer, "GLU variants improve transformer", 2020. Comparisons, not fminf: what is no number stays so. Where
 // a product meets a sum it is said whether it is rounded: several kernels do this, and the compiler may choose anew in each.

@@ -2,11 +2,18 @@
 // normalization", 2019).
 #include "foggara.cuh"
 
+// Where a norm's rows go in E4M3, each `stride` codes, with zeros behind its end.
+struct Codes {
+    u8 *codes;
+    float *scales;
+    u32 stride;
+};
+
 // One block a row. With `added`, x += added first (added · inverse root mean square · post_norm where there is a post_norm).
-// out = x / rms(x) · weight, in the type products take. Without `out`, only the addition is done.
-template <class A>
+// out = x / rms(x) · weight, in the type products take; with CODES, also in E4M3. With neither, only the addition is done.
+template <class A, bool CODES>
 FG_DEVICE void add_and_norm(A *out, float *x, const float *added, const float *post_norm, const float *weight,
-                            u32 width, float eps) {
+                            u32 width, float eps, const Codes &to) {
     begin_after_others();
     u64 row = (u64)blockIdx.x * width;
     float scale = 1.0f;
@@ -25,17 +32,30 @@ FG_DEVICE void add_and_norm(A *out, float *x, const float *added, const float *p
         }
         squares += value * value;
     }
-    if (!out) return;
+    if (!out && !CODES) return;
     float inverse = 1.0f / sqrtf(block_sum(squares) / width + eps);
     // Each thread reads what it wrote itself.
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) store(out + row + i, x[row + i] * inverse * weight[i]);
+    if (out) {
+        for (u32 i = threadIdx.x; i < width; i += blockDim.x) store(out + row + i, x[row + i] * inverse * weight[i]);
+    }
+    if (!CODES) return;
+    u32 size = 0;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) size = max(size, size_of(x[row + i] * inverse * weight[i]));
+    F8Scale code_scale = f8_scale(block_max(size));
+    if (threadIdx.x == 0) to.scales[blockIdx.x] = code_scale.back;
+    u8 *codes = to.codes + (u64)blockIdx.x * to.stride;
+    for (u32 i = threadIdx.x; i < to.stride; i += blockDim.x)
+        codes[i] = i < width ? to_code(x[row + i] * inverse * weight[i], code_scale) : 0;
 }
 
 FG_KERNEL(1024, add_and_norm_f32, (float *out, float *x, const float *added, const float *post_norm, const float *weight, u32 width, float eps)) {
-    add_and_norm(out, x, added, post_norm, weight, width, eps);
+    add_and_norm<float, false>(out, x, added, post_norm, weight, width, eps, {});
 }
 FG_KERNEL(1024, add_and_norm_bf16, (bf16 *out, float *x, const float *added, const float *post_norm, const float *weight, u32 width, float eps)) {
-    add_and_norm(out, x, added, post_norm, weight, width, eps);
+    add_and_norm<bf16, false>(out, x, added, post_norm, weight, width, eps, {});
+}
+FG_KERNEL(1024, add_and_norm_f8, (bf16 *out, float *x, const float *added, const float *post_norm, const float *weight, u32 width, float eps, u8 *codes, float *scales, u32 stride)) {
+    add_and_norm<bf16, true>(out, x, added, post_norm, weight, width, eps, {codes, scales, stride});
 }
 
 #define NOWHERE 0xffffffffu
@@ -149,17 +169,17 @@ FG_DEVICE void add_results(float4 (&sums)[PER], const Results &e, u32 row, u32 w
 }
 
 // As add_and_norm; `added` may be absent, and with EXPERTS what they give is added to it first (and stays here). Norms' weights
-// are asked for before the kernel waits for others.
-template <class A, u32 PER, bool EXPERTS>
+// are asked for before the kernel waits for others. `width` in float4s.
+template <class A, u32 PER, bool EXPERTS, bool CODES>
 FG_DEVICE void add_and_norm_4(A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,
-                              float eps, const Results &e) {
+                              float eps, const Results &e, const Codes &to) {
     let_next_kernel_begin();
     u64 row = (u64)blockIdx.x * width;
     float4 weights[PER], posts[PER], values[PER], more[PER];
     FG_UNROLL
     for (u32 j = 0; j < PER; j++) {
         u32 at = threadIdx.x + j * blockDim.x;
-        weights[j] = floats_of(load_streaming_or_zero(weight + at, out && at < width));
+        weights[j] = floats_of(load_streaming_or_zero(weight + at, (CODES || out) && at < width));
         posts[j] = floats_of(load_streaming_or_zero(post_norm + at, post_norm && at < width));
     }
     wait_for_kernel_before();
@@ -188,31 +208,48 @@ FG_DEVICE void add_and_norm_4(A *out, float4 *x, const float4 *added, const floa
         u32 at = threadIdx.x + j * blockDim.x;
         if ((added || EXPERTS) && at < width) x[row + at] = values[j];
     }
-    if (!out) return;
+    if (!out && !CODES) return;
     float inverse = 1.0f / sqrtf(block_sum(squares) / (width * 4) + eps);
+    u32 size = 0;
     FG_UNROLL
     for (u32 j = 0; j < PER; j++) {
         u32 at = threadIdx.x + j * blockDim.x;
         float4 v = values[j], w = weights[j];
         v.x *= inverse * w.x, v.y *= inverse * w.y, v.z *= inverse * w.z, v.w *= inverse * w.w;
-        if (at < width) store_4(out + (row + at) * 4, v);
+        if (out && at < width) store_4(out + (row + at) * 4, v);
+        if (CODES) values[j] = v, size = max(size, sizes_of(v));
+    }
+    if (!CODES) return;
+    // Behind a row's end there are zeros, or, like all of it, what is no number.
+    F8Scale code_scale = f8_scale(block_max(size));
+    if (threadIdx.x == 0) to.scales[blockIdx.x] = code_scale.back;
+    u32 *codes = (u32 *)(to.codes + (u64)blockIdx.x * to.stride);
+    FG_UNROLL
+    for (u32 j = 0; j < PER; j++) {
+        u32 at = threadIdx.x + j * blockDim.x;
+        if (at < to.stride / 4) codes[at] = to_codes(values[j], code_scale);
     }
 }
 
-#define NORM(A, name, floats)                                                                                            \
+#define NORM_KERNELS(A, name, floats, with_codes, to, ...)                                                               \
     FG_KERNEL(1024, add_and_norm_##floats##_##name,                                                                      \
               (A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,         \
-               float eps)) {                                                                                             \
-        add_and_norm_4<A, floats / 4, false>(out, x, added, post_norm, weight, width, eps, {});                          \
+               float eps __VA_ARGS__)) {                                                                                 \
+        add_and_norm_4<A, floats / 4, false, with_codes>(out, x, added, post_norm, weight, width, eps, {}, to);          \
     }                                                                                                                    \
     FG_KERNEL(1024, combine_add_and_norm_##floats##_##name,                                                              \
               (A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,         \
-               float eps, const float4 *y, const float4 *bias, const u32 *positions, const float *weights,               \
-               const u32 *group_of_row, u32 stride, u32 top_k)) {                                                        \
-        Results e = {y, bias, positions, weights, group_of_row, stride, top_k};                                          \
-        add_and_norm_4<A, floats / 4, true>(out, x, added, post_norm, weight, width, eps, e);                            \
+               float eps __VA_ARGS__, const float4 *y, const float4 *bias, const u32 *positions, const float *weights,   \
+               const u32 *group_of_row, u32 results_stride, u32 top_k)) {                                                \
+        Results e = {y, bias, positions, weights, group_of_row, results_stride, top_k};                                  \
+        add_and_norm_4<A, floats / 4, true, with_codes>(out, x, added, post_norm, weight, width, eps, e, to);            \
     }
+#define NORM(A, name, floats) NORM_KERNELS(A, name, floats, false, Codes{})
+#define NORM_F8(floats) \
+    NORM_KERNELS(bf16, f8, floats, true, (Codes{codes, scales, stride}), , u8 *codes, float *scales, u32 stride)
 NORM(float, f32, 4)
 NORM(float, f32, 8)
 NORM(bf16, bf16, 4)
 NORM(bf16, bf16, 8)
+NORM_F8(4)
+NORM_F8(8)

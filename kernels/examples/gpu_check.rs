@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use foggara_kernels::cuda::nccl::NcclComm;
-use foggara_kernels::cuda::op::residual::add_and_norm;
+use foggara_kernels::cuda::op::residual::{Normed, add_and_norm};
 use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, Gpu, Launch, doctor};
 use half::bf16;
 
@@ -243,7 +243,16 @@ fn recording(device: &Device) -> Outcome {
         // Memory taken and given back meanwhile stays with the recording.
         let mut scratch = device.alloc::<f32>(rows * width)?;
         scratch.view_mut().copy_from(step.view())?;
-        add_and_norm(None, x.view_mut(), Some(scratch.view()), None, weight.view(), rows, width, 1e-6)
+        add_and_norm(
+            Normed::default(),
+            x.view_mut(),
+            Some(scratch.view()),
+            None,
+            weight.view(),
+            rows,
+            width,
+            1e-6,
+        )
     });
     let recorded = recorded.and_then(|()| copied.view_mut().copy_from(x.view()));
     let captured = driver.end_capture().map_err(text)?;

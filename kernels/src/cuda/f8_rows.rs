@@ -32,12 +32,18 @@ pub fn activations_to_f8(row: &[f32], codes: &mut Vec<u8>) -> f32 {
     largest / LARGEST
 }
 
-/// Room on a device for rows in E4M3: `x[r][i] = scale[r] · code[r][i]`.
+/// Room on a device for rows in E4M3, now of one width and now of another.
+#[derive(Debug)]
+pub struct F8Room {
+    codes: Buffer<u8>,
+    scales: Buffer<f32>,
+}
+
+/// Rows in E4M3: `x[r][i] = scale[r] · code[r][i]`.
 #[derive(Debug)]
 pub struct F8Rows {
     /// `[rows][f8_stride(width)]`; behind each row zeros.
-    codes: Buffer<u8>,
-    scales: Buffer<f32>,
+    room: F8Room,
     width: usize,
 }
 
@@ -57,6 +63,36 @@ pub struct F8ViewMut<'a> {
     width: usize,
 }
 
+impl F8Room {
+    /// Room for any of these: rows, and their width.
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    pub fn alloc(device: &Device, any: &[(usize, usize)]) -> Result<Self, DeviceError> {
+        let codes = any.iter().map(|(rows, width)| rows * f8_stride(*width)).max();
+        let rows = any.iter().map(|(rows, _)| *rows).max();
+        Ok(Self { codes: device.alloc(codes.unwrap_or(0))?, scales: device.alloc(rows.unwrap_or(0))? })
+    }
+
+    /// Its first `rows` rows of `width`.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    pub fn view(&self, rows: usize, width: usize) -> F8View<'_> {
+        let codes = self.codes.view().slice(0..rows * f8_stride(width));
+        F8View { codes, scales: self.scales.view().slice(0..rows), width }
+    }
+
+    /// The same, to be written.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    pub fn view_mut(&mut self, rows: usize, width: usize) -> F8ViewMut<'_> {
+        let codes = self.codes.view_mut().slice(0..rows * f8_stride(width));
+        F8ViewMut { codes, scales: self.scales.view_mut().slice(0..rows), width }
+    }
+}
+
 impl F8Rows {
     /// Room for `rows` rows of `width`; what is in it is anything.
     ///
@@ -67,7 +103,7 @@ impl F8Rows {
     /// If rows are of no width.
     pub fn alloc(device: &Device, rows: usize, width: usize) -> Result<Self, DeviceError> {
         assert!(width > 0, "rows of nothing");
-        Ok(Self { codes: device.alloc(rows * f8_stride(width))?, scales: device.alloc(rows)?, width })
+        Ok(Self { room: F8Room::alloc(device, &[(rows, width)])?, width })
     }
 
     /// `values`, in rows of `width`, rounded as [`activations_to_f8`] says.
@@ -79,53 +115,35 @@ impl F8Rows {
     /// If they are not whole rows.
     pub fn upload(device: &Device, width: usize, values: &[f32]) -> Result<Self, DeviceError> {
         let rows = whole_rows(values.len(), width);
-        let mut room = Self::alloc(device, rows, width)?;
+        let mut made = Self::alloc(device, rows, width)?;
         let (mut codes, mut scales) = (Vec::new(), Vec::new());
         for row in values.chunks_exact(width) {
             scales.push(activations_to_f8(row, &mut codes));
             codes.resize(codes.len().next_multiple_of(ALIGN), 0);
         }
-        room.codes.view_mut().upload(&codes)?;
-        room.scales.view_mut().upload(&scales)?;
-        Ok(room)
+        made.room.codes.view_mut().upload(&codes)?;
+        made.room.scales.view_mut().upload(&scales)?;
+        Ok(made)
     }
 
-    /// Numbers that there is room for, in rows of its own width.
+    /// Numbers, without what is behind rows.
     pub fn len(&self) -> usize {
-        self.scales.len() * self.width
+        self.room.scales.len() * self.width
     }
 
-    /// Whether there is no room.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.scales.is_empty()
+        self.room.scales.is_empty()
     }
 
     /// All, to be read.
     pub fn view(&self) -> F8View<'_> {
-        F8View { codes: self.codes.view(), scales: self.scales.view(), width: self.width }
+        self.room.view(self.room.scales.len(), self.width)
     }
 
     /// All, to be written.
     pub fn view_mut(&mut self) -> F8ViewMut<'_> {
-        F8ViewMut { codes: self.codes.view_mut(), scales: self.scales.view_mut(), width: self.width }
-    }
-
-    /// The first `rows` rows of what is here in rows of another width.
-    ///
-    /// # Panics
-    /// If there is no room for them.
-    pub fn rows(&self, rows: usize, width: usize) -> F8View<'_> {
-        let codes = self.codes.view().slice(0..rows * f8_stride(width));
-        F8View { codes, scales: self.scales.view().slice(0..rows), width }
-    }
-
-    /// The same, to be written.
-    ///
-    /// # Panics
-    /// If there is no room for them.
-    pub fn rows_mut(&mut self, rows: usize, width: usize) -> F8ViewMut<'_> {
-        let codes = self.codes.view_mut().slice(0..rows * f8_stride(width));
-        F8ViewMut { codes, scales: self.scales.view_mut().slice(0..rows), width }
+        self.room.view_mut(self.room.scales.len(), self.width)
     }
 
     /// What all rows stand for; waits for what writes them.
@@ -133,7 +151,7 @@ impl F8Rows {
     /// # Errors
     /// If the device fails.
     pub fn download(&self) -> Result<Vec<f32>, DeviceError> {
-        let (codes, scales) = (self.codes.download()?, self.scales.download()?);
+        let (codes, scales) = (self.room.codes.download()?, self.room.scales.download()?);
         let rows = codes.chunks_exact(f8_stride(self.width)).zip(scales);
         let row = |(codes, scale): (&[u8], f32)| -> Vec<f32> {
             codes[..self.width].iter().map(|code| from_f8(*code) * scale).collect()
@@ -146,7 +164,7 @@ impl F8Rows {
     /// # Errors
     /// If the device fails.
     pub fn download_codes(&self) -> Result<(Vec<u8>, Vec<f32>), DeviceError> {
-        Ok((self.codes.download()?, self.scales.download()?))
+        Ok((self.room.codes.download()?, self.room.scales.download()?))
     }
 }
 

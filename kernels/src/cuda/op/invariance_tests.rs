@@ -210,24 +210,26 @@ fn norms() {
             let (x, added) = (Pool::new(random, width), Pool::new(random, width));
             let [post_norm, weight] = [0; 2].map(|_| device.upload(&random.floats(width)).unwrap());
             let ty = if width % 3 == 0 { ActType::F32 } else { ActType::Bf16 };
-            invariant(&name(&[&"add_and_norm", &width, &ty]), random, |batch| {
-                let (mut x, added) = (x.floats(&device, batch), added.floats(&device, batch));
-                let mut out = Acts::alloc(&device, ty, batch.len() * width).unwrap();
-                add_and_norm(
-                    Some(out.view_mut()),
-                    x.view_mut(),
-                    Some(added.view()),
-                    with.then(|| post_norm.view()),
-                    weight.view(),
-                    batch.len(),
-                    width,
-                    1e-5,
-                )
-                .unwrap();
-                let (sums, out) = (x.download().unwrap(), out.download().unwrap());
-                let each = sums.chunks_exact(width).zip(out.chunks_exact(width));
-                each.map(|(sums, out)| bits(&[sums, out].concat())).collect()
-            });
+            for ty in [ty, ActType::F8] {
+                invariant(&name(&[&"add_and_norm", &width, &ty]), random, |batch| {
+                    let (mut x, added) = (x.floats(&device, batch), added.floats(&device, batch));
+                    let mut out = Acts::alloc_rows(&device, ty, batch.len(), width).unwrap();
+                    add_and_norm(
+                        Some(out.view_mut()),
+                        x.view_mut(),
+                        Some(added.view()),
+                        with.then(|| post_norm.view()),
+                        weight.view(),
+                        batch.len(),
+                        width,
+                        1e-5,
+                    )
+                    .unwrap();
+                    let (sums, out) = (x.download().unwrap(), out.download().unwrap());
+                    let each = sums.chunks_exact(width).zip(out.chunks_exact(width));
+                    each.map(|(sums, out)| bits(&[sums, out].concat())).collect()
+                });
+            }
             invariant(&name(&[&"norm_heads", &width]), random, |batch| {
                 let mut x = x.floats(&device, batch);
                 norm_heads(x.view_mut(), width, batch.len(), weight.view(), 1e-5).unwrap();
@@ -387,7 +389,7 @@ fn check_moe(device: &Device, random: &mut Random, m: &Moe) {
         let (mut partial, mut to) = (residual.floats(device, batch), residual.floats(device, batch));
         let mut out = Acts::alloc(device, ActType::F32, rows * width).unwrap();
         let norm = Norm {
-            out: Some(out.view_mut()),
+            out: out.view_mut().into(),
             x: to.view_mut(),
             added: None,
             post_norm: None,

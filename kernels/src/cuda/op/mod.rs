@@ -9,6 +9,7 @@ mod invariance_tests;
 pub mod kv_cache;
 pub mod matmul;
 pub mod moe;
+pub mod quantize;
 pub mod random;
 pub mod rank_sum;
 pub mod residual;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::cuda::testing::{Random, assert_close, devices};
-use crate::cuda::{Acts, Device};
+use crate::cuda::{Acts, Device, F8Rows, activations_to_f8, f8_stride};
 
 /// Each row of `x` divided by its root mean square.
 fn normalised(x: &[f64], width: usize, weight: &[f32], eps: f32) -> Vec<f64> {
@@ -81,5 +81,54 @@ fn adds_and_normalises() {
             check(&device, &mut random, &case);
         }
         assert!(device.driver().launches().iter().map(|(_, count)| count).sum::<u64>() > 40);
+    }
+}
+
+/// A norm's rows in f32, and the same in E4M3, alone or with bf16 beside them.
+fn check_codes(device: &Device, random: &mut Random, width: usize, beside: bool) {
+    let rows = 4;
+    let (mut x, mut weight) = (random.floats(rows * width), random.floats(width));
+    // A row of nothing, and one that is seen.
+    x[width..2 * width].fill(0.0);
+    x[2 * width] = f32::NAN;
+    weight[0] = 30.0;
+    let (added, weight) = (device.zeros(rows * width).unwrap(), device.upload(&weight).unwrap());
+    let norm = |out: Normed<'_>| {
+        let mut x = device.upload(&x).unwrap();
+        add_and_norm(out, x.view_mut(), Some(added.view()), None, weight.view(), rows, width, 1e-5).unwrap();
+    };
+    let mut plain = Acts::alloc(device, ActType::F32, rows * width).unwrap();
+    norm(plain.view_mut().into());
+    let mut also = Acts::alloc(device, ActType::Bf16, rows * width).unwrap();
+    let mut codes = F8Rows::alloc(device, rows, width).unwrap();
+    codes.view_mut().fill(0xa5).unwrap();
+    norm(Normed { plain: beside.then(|| also.view_mut()), codes: Some(codes.view_mut()) });
+
+    let (values, what) = (plain.download().unwrap(), format!("{width} wide, {beside}"));
+    let (codes, scales) = codes.download_codes().unwrap();
+    let found = codes.chunks_exact(f8_stride(width)).zip(&scales);
+    for (row, ((codes, scale), values)) in found.zip(values.chunks_exact(width)).enumerate() {
+        let mut expected = Vec::new();
+        let by = activations_to_f8(values, &mut expected);
+        expected.resize(codes.len(), 0);
+        assert_eq!(codes, expected, "{what}: row {row}");
+        assert!(*scale == by || row == 2 && scale.is_nan() && by.is_nan(), "{what}: row {row}: {scale}");
+        assert_eq!(*scale == 0.0, row == 1, "{what}: row {row}");
+    }
+    if beside {
+        let expected = Acts::upload(device, ActType::Bf16, &values).unwrap().download().unwrap();
+        let same = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
+        assert!(also.download().unwrap().iter().zip(&expected).all(same), "{what}: bf16");
+    }
+}
+
+#[test]
+fn codes_are_those_of_the_rows_in_f32() {
+    for device in devices() {
+        let mut random = Random::new(2);
+        for width in [1, 9, 33, 1000, 8, 20, 64, 576, 4096, 4100, 7168, 8192, 8196] {
+            check_codes(&device, &mut random, width, width % 3 == 0);
+            check_codes(&device, &mut random, width, width % 3 != 0);
+        }
     }
 }
