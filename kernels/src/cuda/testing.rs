@@ -3,11 +3,11 @@
 mod losing;
 mod watched;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::twin::HostTwin;
-use super::{Device, Gpu, gpu};
+use super::{Device, DeviceError, Gpu, gpu};
 
 pub use losing::losing_twin;
 pub use watched::{Log, Seen, watched_twin};
@@ -41,11 +41,22 @@ fn first_gpu() -> Option<Device> {
 /// # Panics
 /// If it has not been built.
 pub fn host_twin() -> Device {
+    opened(HostTwin::open)
+}
+
+/// The same, of a device that does not multiply E4M3 with E4M3.
+///
+/// # Panics
+/// If it has not been built.
+pub fn host_twin_without_f8() -> Device {
+    opened(HostTwin::open_without_f8)
+}
+
+fn opened(open: impl Fn(&Path) -> Result<Device, DeviceError>) -> Device {
     let built =
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/cuda-host/libfoggara_twin.so"));
     let path = std::env::var_os("FOGGARA_TWIN").map_or_else(built, PathBuf::from);
-    HostTwin::open(&path)
-        .unwrap_or_else(|error| panic!("{error}\nthe host twin is built by `cargo xtask kernels`"))
+    open(&path).unwrap_or_else(|error| panic!("{error}\nthe host twin is built by `cargo xtask kernels`"))
 }
 
 /// Numbers for tests: the same for the same seed.

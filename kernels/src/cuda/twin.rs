@@ -35,6 +35,8 @@ struct Library {
 pub struct HostTwin {
     library: Library,
     state: Mutex<State>,
+    /// As Hopper; else as what came before and after.
+    multiplies_f8: bool,
 }
 
 #[derive(Default)]
@@ -86,10 +88,22 @@ impl HostTwin {
     /// # Errors
     /// If it cannot be loaded.
     pub fn open_with_memory(path: &Path, bytes: u64) -> Result<Device, DeviceError> {
+        Self::open_like(path, bytes, true)
+    }
+
+    /// As [`open`](Self::open), of a device that does not multiply E4M3 with E4M3.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub fn open_without_f8(path: &Path) -> Result<Device, DeviceError> {
+        Self::open_like(path, BYTES, false)
+    }
+
+    fn open_like(path: &Path, bytes: u64, multiplies_f8: bool) -> Result<Device, DeviceError> {
         let library =
             Library::load(path).map_err(|reason| error("dlopen", path.display().to_string(), reason))?;
         let state = State { allocations: Allocations::new(bytes), ..State::default() };
-        Ok(Device::new(Arc::new(Self { library, state: Mutex::new(state) })))
+        Ok(Device::new(Arc::new(Self { library, state: Mutex::new(state), multiplies_f8 })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -299,7 +313,7 @@ unsafe impl Driver for HostTwin {
     }
 
     fn multiplies_f8(&self) -> bool {
-        true
+        self.multiplies_f8
     }
 
     fn launches(&self) -> Vec<(&'static str, u64)> {

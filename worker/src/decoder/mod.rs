@@ -14,6 +14,8 @@ mod input;
 mod mlp;
 mod patience;
 mod project;
+#[cfg(test)]
+mod rounding;
 mod routing;
 mod score;
 

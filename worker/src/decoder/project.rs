@@ -16,6 +16,10 @@ pub(super) fn project(
     out: &mut [f32],
     width: usize,
 ) {
+    #[cfg(test)]
+    let mut rounded = columns.first().and_then(|column| super::rounding::rounded(&column.weights, x, true));
+    #[cfg(test)]
+    let x = rounded.as_mut().unwrap_or(x);
     if columns.iter().any(|column| column.weights.is_quantized()) {
         x.quantize(pool);
     }
@@ -26,6 +30,10 @@ pub(super) fn project(
 
 /// The product of one matrix, in rows as wide as it makes them.
 pub(super) fn product(pool: &ThreadPool, w: &WeightMatrix, x: &mut Activations, out: &mut [f32]) {
+    #[cfg(test)]
+    let mut rounded = super::rounding::rounded(w, x, false);
+    #[cfg(test)]
+    let x = rounded.as_mut().unwrap_or(x);
     if w.is_quantized() {
         x.quantize(pool);
     }

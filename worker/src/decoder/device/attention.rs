@@ -10,11 +10,12 @@ use foggara_kernels::cuda::op::rope::{
     DeviceAngles, Grouped as GroupedRows, HeadsAt, LatentKeys, latent_write, rope_and_write, rope_rows,
 };
 use foggara_kernels::cuda::op::step_rows::StepRows;
-use foggara_kernels::cuda::{ActsViewMut, Buffer, DeviceError, View, ViewMut};
+use foggara_kernels::cuda::{ActsViewMut, Buffer, DeviceError, View, ViewMut, WeightKind};
 use foggara_models::spec::{Attention, Grouped, Latent};
 
 use super::DeviceDecoder;
 use super::buffers::Buffers;
+use super::inputs::Kinds;
 use super::weights::{DeviceAttention, DeviceGrouped, DeviceLatent, Maybe};
 
 /// What a layer's attention needs of the decoder.
@@ -66,7 +67,7 @@ impl DeviceDecoder {
             }
             _ => unreachable!("weights are loaded as the architecture says"),
         };
-        let attended = b.attended.view().slice(0..rows.rows() * o.cols());
+        let attended = b.attended.of(o.kind(), rows.rows(), o.cols());
         matmul(b.partial.view_mut().slice(0..width), hidden, attended, o, rows.rows())?;
         bias_rows(b.partial.view_mut().slice(0..width), hidden, rows.rows(), bias)
     }
@@ -87,7 +88,7 @@ fn grouped(b: &mut Buffers, a: Grouped, w: &DeviceGrouped, c: &mut Context<'_>) 
     let width = (heads + 2 * c.cache.sizes().kv_heads) * a.head_dim;
     for column in &w.qkv {
         let out = b.qkv.view_mut().slice(column.at..rows * width);
-        matmul(out, width, b.normed.view().slice(0..rows * c.hidden), &column.weights, rows)?;
+        matmul(out, width, b.normed.of(column.weights.kind(), rows, c.hidden), &column.weights, rows)?;
     }
     let x = GroupedRows {
         qkv: b.qkv.view().slice(0..rows * width),
@@ -99,8 +100,10 @@ fn grouped(b: &mut Buffers, a: Grouped, w: &DeviceGrouped, c: &mut Context<'_>) 
     };
     let q_width = heads * a.head_dim;
     rope_and_write(b.q.view_mut().slice(0..rows * q_width), c.cache, c.layer, c.rows, &x, c.angles)?;
-    let out = b.attended.view_mut().slice(0..rows * q_width);
-    meet(out, b.q.view().slice(0..rows * q_width), w.sinks.as_ref().map(Buffer::view), &mut b.scratch, c)
+    let sinks = w.sinks.as_ref().map(Buffer::view);
+    let q = b.q.view().slice(0..rows * q_width);
+    meet(b.attended.plain_mut(rows * q_width), q, sinks, &mut b.scratch, c)?;
+    b.attended.finish(w.o.kind(), rows, q_width, None)
 }
 
 fn meet(
@@ -119,29 +122,28 @@ fn latent(b: &mut Buffers, a: Latent, w: &DeviceLatent, c: &mut Context<'_>) -> 
     let (rows, heads) = (c.rows.rows(), c.heads.heads());
     let head_width = a.nope_dim + a.rope_dim;
     let queries = rows * heads * head_width;
-    let normed = b.normed.view().slice(0..rows * c.hidden);
+    let normed = |kind: WeightKind| b.normed.of(kind, rows, c.hidden);
     match &w.q_down {
         Some(down) => {
             let len = rows * down.rows();
-            matmul(b.qkv.view_mut().slice(0..len), down.rows(), normed, down, rows)?;
+            matmul(b.qkv.view_mut().slice(0..len), down.rows(), normed(down.kind()), down, rows)?;
             bias_rows(b.qkv.view_mut().slice(0..len), down.rows(), rows, &w.q_down_bias)?;
             let Some(norm) = &w.q_norm else { unreachable!("a short vector has a norm") };
-            let short = b.latent.short.view_mut().slice(0..len);
+            let short = b.latent.short.normed(Kinds::of([w.q_up.kind()]), rows, down.rows());
             let x = b.qkv.view_mut().slice(0..len);
-            add_and_norm(Some(short), x, None, None, norm.view(), rows, down.rows(), a.norm_eps)?;
-            let short = b.latent.short.view().slice(0..len);
+            add_and_norm(short, x, None, None, norm.view(), rows, down.rows(), a.norm_eps)?;
+            let short = b.latent.short.of(w.q_up.kind(), rows, down.rows());
             let out = b.latent.queries.view_mut().slice(0..queries);
             matmul(out, heads * head_width, short, &w.q_up, rows)?;
         }
         None => {
             let out = b.latent.queries.view_mut().slice(0..queries);
-            matmul(out, heads * head_width, normed, &w.q_up, rows)?;
+            matmul(out, heads * head_width, normed(w.q_up.kind()), &w.q_up, rows)?;
         }
     }
 
     let width = a.kv_rank + a.rope_dim;
-    let normed = b.normed.view().slice(0..rows * c.hidden);
-    matmul(b.qkv.view_mut().slice(0..rows * width), width, normed, &w.kv_down, rows)?;
+    matmul(b.qkv.view_mut().slice(0..rows * width), width, normed(w.kv_down.kind()), &w.kv_down, rows)?;
     let keys = LatentKeys {
         x: b.qkv.view().slice(0..rows * width),
         bias: w.kv_down_bias.as_ref().map(Buffer::view),
@@ -186,5 +188,5 @@ fn latent(b: &mut Buffers, a: Latent, w: &DeviceLatent, c: &mut Context<'_>) -> 
         rows,
     )?;
     let values = b.latent.values.view().slice(0..rows * out_width);
-    convert(b.attended.view_mut().slice(0..rows * out_width), values)
+    b.attended.set(w.o.kind(), values, rows, out_width)
 }

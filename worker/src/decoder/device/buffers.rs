@@ -3,13 +3,14 @@
 use foggara_kernels::cuda::op::attention::AttentionScratch;
 use foggara_kernels::cuda::op::moe::MoeBuffers;
 use foggara_kernels::cuda::op::sample::SampleBuffers;
-use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, DeviceMatrix};
+use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, DeviceMatrix, WeightKind};
 use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{ArchSpec, RankSlice};
 
+use super::inputs::Inputs;
 use crate::decoder::MOST_BEST;
 use crate::decoder::score::TILE_ROWS;
-use crate::weights::{MlpKind, MlpWeights, RankWeights};
+use crate::weights::{AttentionWeights, MlpKind, MlpWeights, RankWeights};
 
 /// Bytes of attention's scratch, unless rows of [`LEAST_SCRATCH`] take more. A row takes 128 · heads · (value width + 2) of them
 /// where contexts are of 8,192 positions and more: 532 KB with 32 heads of 128, so that 256 rows take 136 MB; with the 128 heads and
@@ -37,18 +38,18 @@ pub(super) struct Buffers {
     pub(super) x: Buffer<f32>,
     /// What this rank adds to it; after the sum over ranks, what all do.
     pub(super) partial: Buffer<f32>,
-    pub(super) normed: Acts,
+    pub(super) normed: Inputs,
     /// Queries, keys and values side by side; of latent attention the short vector and the shared key.
     pub(super) qkv: Buffer<f32>,
     /// Queries as they meet keys.
     pub(super) q: Buffer<f32>,
     /// What the output projection of attention takes.
-    pub(super) attended: Acts,
+    pub(super) attended: Inputs,
     pub(super) latent: LatentBuffers,
     pub(super) scratch: AttentionScratch,
     /// Of an MLP's rows, or of pairs of a row and an expert.
     pub(super) gate_up: Buffer<f32>,
-    pub(super) gated: Acts,
+    pub(super) gated: Inputs,
     /// What experts make of their rows.
     pub(super) results: Buffer<f32>,
     pub(super) router_logits: Buffer<f32>,
@@ -69,7 +70,7 @@ pub(super) struct Buffers {
 
 /// Working memory of latent attention; empty without.
 pub(super) struct LatentBuffers {
-    pub(super) short: Acts,
+    pub(super) short: Inputs,
     /// Heads · (nope + rope).
     pub(super) queries: Buffer<f32>,
     /// The part of queries that is not rotated, as products take it.
@@ -88,7 +89,8 @@ struct Widths {
     short: usize,
     latent_attended: usize,
     latent_values: usize,
-    gate_up: usize,
+    /// Rows of an MLP's inner width that a row of a step becomes, and that width: of each kind of MLP.
+    inner: Vec<(usize, usize)>,
     results: usize,
     experts: usize,
     top_k: usize,
@@ -113,15 +115,14 @@ impl Widths {
             },
         };
         for (layer, global) in weights.layers.iter().zip(slice.layers.clone()) {
-            let width = |mlp: &MlpWeights<DeviceMatrix>| 2 * mlp.down.cols();
+            let width = |mlp: &MlpWeights<DeviceMatrix>| mlp.down.cols();
             match (&layer.mlp, &spec.layers[global].mlp) {
-                (MlpKind::Dense(mlp), _) => widths.gate_up = widths.gate_up.max(width(mlp)),
+                (MlpKind::Dense(mlp), _) => widths.inner.push((1, width(mlp))),
                 (MlpKind::Experts(w), Mlp::Experts(e)) => {
                     // Every row may be in so many pairs of this rank.
                     let pairs = e.top_k.min(w.held.len());
-                    let of_experts = w.held.first().map_or(0, |(_, mlp)| width(mlp) * pairs);
-                    let shared = w.shared.as_ref().map_or(0, width);
-                    widths.gate_up = widths.gate_up.max(of_experts).max(shared);
+                    widths.inner.extend(w.held.first().map(|(_, mlp)| (pairs, width(mlp))));
+                    widths.inner.extend(w.shared.as_ref().map(|mlp| (1, width(mlp))));
                     widths.results = widths.results.max(pairs * spec.hidden);
                     widths.experts = widths.experts.max(e.count);
                     widths.top_k = widths.top_k.max(e.top_k);
@@ -141,13 +142,25 @@ impl Widths {
             short: 0,
             latent_attended: 0,
             latent_values: 0,
-            gate_up: 0,
+            inner: Vec::new(),
             results: 0,
             experts: 0,
             top_k: 0,
             held: 0,
         }
     }
+}
+
+/// Whether matrices in E4M3 take their inputs in it, too: where the device of the weights multiplies both as they are. (Memory is
+/// counted on a device that does nothing.)
+fn device_multiplies_f8(weights: &RankWeights<DeviceMatrix>) -> bool {
+    weights.layers.iter().any(|layer| {
+        let o = match &layer.attention {
+            AttentionWeights::Grouped(w) => &w.o,
+            AttentionWeights::Latent(w) => &w.o,
+        };
+        o.kind() == WeightKind::F8 && o.device().multiplies_f8()
+    })
 }
 
 impl Buffers {
@@ -161,7 +174,11 @@ impl Buffers {
     ) -> Result<Self, DeviceError> {
         let (w, hidden) = (Widths::of(spec, slice, weights), spec.hidden);
         let floats = |width: usize| device.alloc::<f32>(max_rows * width);
-        let taken = |width: usize| Acts::alloc(device, acts, max_rows * width);
+        let plain = |width: usize| Acts::alloc(device, acts, max_rows * width);
+        let with_codes = device_multiplies_f8(weights);
+        let taken = |width: usize| Inputs::new(device, acts, with_codes, &[(max_rows, width)]);
+        let inner: Vec<_> = w.inner.iter().map(|(times, width)| (max_rows * times, *width)).collect();
+        let most_inner = inner.iter().map(|(rows, width)| rows * width).max().unwrap_or(0);
         let heads = slice.q_heads.len();
         let scored = decode_rows(max_rows);
         let of_row = AttentionScratch::row_bytes(heads, spec.value_dim(), spec.context);
@@ -181,13 +198,13 @@ impl Buffers {
             latent: LatentBuffers {
                 short: taken(w.short)?,
                 queries: floats(w.queries)?,
-                unrotated: taken(w.queries)?,
-                attended: taken(w.latent_attended)?,
+                unrotated: plain(w.queries)?,
+                attended: plain(w.latent_attended)?,
                 values: floats(w.latent_values)?,
             },
             scratch: AttentionScratch::new(device, alone, heads, spec.value_dim(), spec.context)?,
-            gate_up: floats(w.gate_up)?,
-            gated: taken(w.gate_up / 2)?,
+            gate_up: device.alloc(2 * most_inner)?,
+            gated: Inputs::new(device, acts, with_codes, &inner)?,
             results: floats(w.results)?,
             router_logits: floats(w.experts)?,
             moe: match w.experts {

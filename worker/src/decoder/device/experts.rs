@@ -50,23 +50,24 @@ pub(super) fn run_mlp(
     let (both, width) = (2 * w.width, w.width);
     let at_once = match &w.gate_up[..] {
         [all] if w.gate_up_bias.is_none() && all.weights.rows() == both => {
-            let x = b.normed.view().slice(0..rows * hidden);
-            gated_matmul(b.gated.view_mut().slice(0..rows * width), x, &all.weights, rows, activation)?
+            let x = b.normed.of(all.weights.kind(), rows, hidden);
+            gated_matmul(b.gated.plain_mut(rows * width), x, &all.weights, rows, activation)?
         }
         _ => false,
     };
     if !at_once {
         for column in &w.gate_up {
             let out = b.gate_up.view_mut().slice(column.at..rows * both);
-            let x = b.normed.view().slice(0..rows * hidden);
+            let x = b.normed.of(column.weights.kind(), rows, hidden);
             matmul(out, both, x, &column.weights, rows)?;
         }
         let bias = w.gate_up_bias.as_ref().map(Buffer::view);
-        let out = b.gated.view_mut().slice(0..rows * width);
+        let out = b.gated.plain_mut(rows * width);
         gated(out, b.gate_up.view().slice(0..rows * both), bias, None, rows, width, activation)?;
     }
+    b.gated.finish(w.down.kind(), rows, width, None)?;
     let partial = b.partial.view_mut().slice(0..rows * hidden);
-    matmul(partial, hidden, b.gated.view().slice(0..rows * width), &w.down, rows)?;
+    matmul(partial, hidden, b.gated.of(w.down.kind(), rows, width), &w.down, rows)?;
     bias_rows(b.partial.view_mut().slice(0..rows * hidden), hidden, rows, &w.down_bias)
 }
 
@@ -86,7 +87,7 @@ pub(super) fn run(
         }
         None => Onto::Nothing,
     };
-    let x = b.normed.view().slice(0..rows * hidden);
+    let x = b.normed.of(w.router.kind(), rows, hidden);
     let router = Router {
         routing: routing(e.routing),
         bias: w.router_bias.as_ref().map(Buffer::view),
@@ -147,8 +148,8 @@ fn run_held(
     let tokens = groups.token_of_row.view();
     let at_once = match &held.gate_up[..] {
         [(_, all)] if held.gate_up_bias.is_none() && all.rows() == both => {
-            let x = b.normed.view().slice(0..rows * hidden);
-            let out = b.gated.view_mut().slice(0..sorted * width);
+            let x = b.normed.of(all.kind(), rows, hidden);
+            let out = b.gated.plain_mut(sorted * width);
             grouped_gated_matmul(out, x, Some(tokens), all, groups, activation)?
         }
         _ => false,
@@ -156,16 +157,17 @@ fn run_held(
     if !at_once {
         for (at, table) in &held.gate_up {
             let out = b.gate_up.view_mut().slice(*at..sorted * both);
-            let x = b.normed.view().slice(0..rows * hidden);
+            let x = b.normed.of(table.kind(), rows, hidden);
             grouped_matmul(out, both, x, Some(tokens), table, groups)?;
         }
         let bias = held.gate_up_bias.as_ref().map(Buffer::view);
-        let out = b.gated.view_mut().slice(0..sorted * width);
+        let out = b.gated.plain_mut(sorted * width);
         let gate_up = b.gate_up.view().slice(0..sorted * both);
         gated(out, gate_up, bias, Some(groups), sorted, width, activation)?;
     }
+    b.gated.finish(held.down.kind(), sorted, width, Some(groups))?;
     let results = b.results.view_mut().slice(0..sorted * hidden);
-    let x = b.gated.view().slice(0..sorted * width);
+    let x = b.gated.of(held.down.kind(), sorted, width);
     grouped_matmul_next(results, hidden, x, None, &held.down, groups)
 }
 

@@ -9,6 +9,7 @@ mod attention;
 mod buffers;
 mod experts;
 mod graphs;
+mod inputs;
 mod score;
 mod sum;
 mod weights;
@@ -218,7 +219,8 @@ impl DeviceDecoder {
         let (hidden, eps) = (self.spec.hidden, self.spec.norm_eps);
         let layers = &self.weights.layers;
         let b = &mut self.buffers;
-        let out = after.map(|_| b.normed.view_mut().slice(0..rows * hidden));
+        let out = after.map(|layer| b.normed.normed(layers[layer].attention_kinds, rows, hidden));
+        let out = out.unwrap_or_default();
         let x = b.x.view_mut().slice(0..rows * hidden);
         let post_norm = before.and_then(|layer| layers[layer].post_mlp_norm.as_ref()).map(Buffer::view);
         let Some(layer) = after.or(before) else { return Ok(()) };
@@ -246,7 +248,7 @@ impl DeviceDecoder {
         let hidden = self.spec.hidden;
         let (layer, b) = (&self.weights.layers[local], &mut self.buffers);
         add_and_norm(
-            Some(b.normed.view_mut().slice(0..rows * hidden)),
+            b.normed.normed(layer.mlp_kinds, rows, hidden),
             b.x.view_mut().slice(0..rows * hidden),
             Some(b.partial.view().slice(0..rows * hidden)),
             layer.post_attn_norm.as_ref().map(Buffer::view),

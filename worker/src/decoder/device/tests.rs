@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use foggara_kernels::ThreadPool;
-use foggara_kernels::cuda::testing::{devices, host_twin};
+use foggara_kernels::cuda::testing::{devices, host_twin, host_twin_without_f8};
 use foggara_kernels::cuda::{Gpu, from_f8, row_to_f8};
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Cut, Quantize};
 
 use super::*;
+use crate::decoder::rounding::{Rounding, round};
 use crate::decoder::score::tests::wants_are_met;
-use crate::decoder::tests::{agrees_on, logits, logits_on};
+use crate::decoder::tests::{agrees_on, logits_on};
 use crate::testing::{Kind, golden, numbers, tokens};
 use crate::weights::OnDevice;
 
@@ -99,43 +100,78 @@ fn off_by(found: &[f32], expected: &[f64]) -> f64 {
     (off / expected.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
 
-/// Against the CPU's f32 with the same rounded weights: what is left is that activations are bf16 in products, each off by up to
-/// 2^-9; 0.016 was seen. A token between two experts may go to the other one, which small random models answer quite differently.
+/// What comes of prompts on the CPU, in f32, with inputs of products rounded as a device rounds them that multiplies E4M3, or one
+/// that does not.
+fn reference(model: &Checkpoint, sequences: &[Vec<u32>], to_f8: bool) -> Vec<Vec<Vec<f32>>> {
+    let spec = model.spec();
+    let experts = spec.layers.iter().filter_map(|layer| match &layer.mlp {
+        Mlp::Experts(e) => Some(e.count),
+        Mlp::Dense { .. } => None,
+    });
+    let except: Vec<usize> = experts.chain([spec.vocab]).collect();
+    // Asked for in the thread that computes.
+    let cpu = |_: usize| {
+        round(Rounding { to_f8, except: except.clone() });
+        None
+    };
+    let how = (shape(1, 1, 1), Quantize::None);
+    logits_on(model, sequences, how, (Kind::Shm, KvType::F32), 512, &cpu)
+}
+
+/// Against the CPU's f32 with the same rounded weights, and with inputs rounded in the same places. What is left is the order of
+/// addition (10^-7 was seen), and inputs that were so close to the middle between two codes that they became the other one. (A token
+/// between two experts may go to the other one, too, which small random models answer quite differently.)
 ///
-/// Against the exact weights, each off by up to a sixteenth: no more than that is sure where no expert is another one.
-#[test]
-fn weights_in_fp8_give_the_logits_of_weights_that_are_rounded_so() {
+/// Against the exact weights, each off by up to a sixteenth: no more than that is sure where no expert is another one. Where inputs
+/// are rounded, too, these are off as much again: errors that know nothing of each other add up to the root of two of one.
+fn fp8_agrees(device: &(impl Fn(usize) -> Option<Device> + Sync)) {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
-    for device in kinds() {
-        for name in ["llama", "mixtral"] {
-            let (model, expected) = golden(name);
-            let cases = expected["cases"].as_array().expect("cases");
-            let sequences: Vec<_> = cases.iter().map(|case| tokens(&case["prompt"])).collect();
-            let folder = tempfile::tempdir().expect("a folder");
-            let same = rounded(&goldens.join(name), folder.path());
-            let same = logits(&same, &sequences, shape(1, 1, 1), Kind::Shm, KvType::F32, 512);
-            for (shape, chunk) in [(shape(1, 1, 1), 512), (shape(1, 1, 1), 1), (shape(2, 1, 1), 512)] {
-                let how = (shape, Quantize::Fp8);
-                let all = logits_on(&model, &sequences, how, (Kind::Shm, KvType::F32), chunk, &device);
-                let last = |rows: &[Vec<f32>], case: &serde_json::Value| {
-                    off_by(rows.last().expect("a prompt"), &numbers(&case["logits_last"]))
-                };
-                let least = all.iter().zip(cases).map(|(rows, case)| last(rows, case)).fold(1.0, f64::min);
-                assert!(least > 0.005 && least < 0.15, "{name} {shape}: off by {least:.3} of f32's");
-                if shape.ranks() > 1 {
-                    // Rows that are cut have scales of their own.
-                    continue;
-                }
-                let rows = all.iter().flatten().zip(same.iter().flatten());
-                let off = rows
-                    .map(|(row, same)| off_by(row, &same.iter().copied().map(f64::from).collect::<Vec<_>>()));
-                let mut off: Vec<f64> = off.collect();
-                off.sort_by(f64::total_cmp);
-                let sure = if name == "mixtral" { off.len() * 9 / 10 } else { off.len() };
-                assert!(off[sure - 1] <= 0.03, "{name}, {chunk} at a time: off by {off:.3?}");
+    for name in ["llama", "mixtral"] {
+        let (model, expected) = golden(name);
+        let cases = expected["cases"].as_array().expect("cases");
+        let sequences: Vec<_> = cases.iter().map(|case| tokens(&case["prompt"])).collect();
+        let folder = tempfile::tempdir().expect("a folder");
+        let same = rounded(&goldens.join(name), folder.path());
+        let to_f8 = device(0).is_some_and(|device| device.multiplies_f8());
+        let same = reference(&same, &sequences, to_f8);
+        let most = if to_f8 { 0.15 * 2.0_f64.sqrt() } else { 0.15 };
+        for (shape, chunk) in [(shape(1, 1, 1), 512), (shape(1, 1, 1), 1), (shape(2, 1, 1), 512)] {
+            let how = (shape, Quantize::Fp8);
+            let all = logits_on(&model, &sequences, how, (Kind::Shm, KvType::F32), chunk, device);
+            let last = |rows: &[Vec<f32>], case: &serde_json::Value| {
+                off_by(rows.last().expect("a prompt"), &numbers(&case["logits_last"]))
+            };
+            let least = all.iter().zip(cases).map(|(rows, case)| last(rows, case)).fold(1.0, f64::min);
+            assert!(least > 0.005 && least < most, "{name} {shape}: off by {least:.3} of f32's");
+            if shape.ranks() > 1 {
+                // Rows that are cut have scales of their own.
+                continue;
             }
+            let rows = all.iter().flatten().zip(same.iter().flatten());
+            let off =
+                rows.map(|(row, same)| off_by(row, &same.iter().copied().map(f64::from).collect::<Vec<_>>()));
+            let mut off: Vec<f64> = off.collect();
+            off.sort_by(f64::total_cmp);
+            let nearly_all = off.len() * 9 / 10;
+            let what = format!("{name}, {chunk} at a time, inputs in E4M3: {to_f8}: off by {off:.2e?}");
+            eprintln!("{what}");
+            // The host twin adds up in f32; tensor cores keep fewer bits, so that more inputs become others.
+            assert!(is_fast(device) || off[nearly_all - 1] <= 1e-4, "{what}");
+            let sure = if name == "mixtral" { nearly_all } else { off.len() };
+            assert!(off[sure - 1] <= 0.03, "{what}");
         }
     }
+}
+
+#[test]
+fn weights_in_fp8_give_the_logits_of_weights_that_are_rounded_so() {
+    kinds().iter().for_each(fp8_agrees);
+}
+
+/// Their inputs are in bf16.
+#[test]
+fn so_they_do_where_inputs_cannot_be_rounded_so() {
+    fp8_agrees(&|_| Some(host_twin_without_f8()));
 }
 
 /// One position at a time is recorded where there is one rank.

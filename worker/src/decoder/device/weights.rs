@@ -2,6 +2,7 @@
 
 use foggara_kernels::cuda::{Buffer, Device, DeviceError, DeviceMatrix, MatrixTable};
 
+use super::inputs::Kinds;
 use crate::weights::{
     AttentionWeights, Column, ExpertsWeights, LayerWeights, MlpKind, MlpWeights, RankWeights,
 };
@@ -21,9 +22,13 @@ pub(super) struct DeviceWeights {
 pub(super) struct DeviceLayer {
     pub(super) attn_norm: Buffer<f32>,
     pub(super) attention: DeviceAttention,
+    /// Of what attention's input goes to.
+    pub(super) attention_kinds: Kinds,
     pub(super) post_attn_norm: Maybe,
     pub(super) mlp_norm: Buffer<f32>,
     pub(super) mlp: DeviceMlpKind,
+    /// Of what the MLP's input goes to.
+    pub(super) mlp_kinds: Kinds,
     pub(super) post_mlp_norm: Maybe,
 }
 
@@ -123,15 +128,40 @@ impl DeviceLayer {
     fn new(device: &Device, w: LayerWeights<DeviceMatrix>) -> Result<Self, DeviceError> {
         Ok(Self {
             attn_norm: device.upload(&w.attn_norm)?,
+            attention_kinds: attention_kinds(&w.attention),
             attention: DeviceAttention::new(device, w.attention)?,
             post_attn_norm: maybe(device, &w.post_attn_norm)?,
             mlp_norm: device.upload(&w.mlp_norm)?,
+            mlp_kinds: mlp_kinds(&w.mlp),
             mlp: match w.mlp {
                 MlpKind::Dense(mlp) => DeviceMlpKind::Dense(DeviceMlp::new(device, mlp)?),
                 MlpKind::Experts(w) => DeviceMlpKind::Experts(Box::new(DeviceExperts::new(device, w)?)),
             },
             post_mlp_norm: maybe(device, &w.post_mlp_norm)?,
         })
+    }
+}
+
+fn attention_kinds(w: &AttentionWeights<DeviceMatrix>) -> Kinds {
+    match w {
+        AttentionWeights::Grouped(w) => Kinds::of(w.qkv.iter().map(|column| column.weights.kind())),
+        AttentionWeights::Latent(w) => {
+            let queries = w.q_down.as_ref().unwrap_or(&w.q_up);
+            Kinds::of([queries.kind(), w.kv_down.kind()])
+        }
+    }
+}
+
+fn mlp_kinds(w: &MlpKind<DeviceMatrix>) -> Kinds {
+    let of = |mlp: &MlpWeights<DeviceMatrix>| -> Vec<_> {
+        mlp.gate_up.iter().map(|column| column.weights.kind()).collect()
+    };
+    match w {
+        MlpKind::Dense(mlp) => Kinds::of(of(mlp)),
+        MlpKind::Experts(w) => {
+            let mlps = w.shared.iter().chain(w.held.iter().map(|(_, mlp)| mlp));
+            Kinds::of(mlps.flat_map(of).chain([w.router.kind()]))
+        }
     }
 }
 
