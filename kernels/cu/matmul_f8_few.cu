@@ -19,7 +19,9 @@ struct Few {
     // Barriers: a stage is there, and it is not needed any more.
     FG_DEVICE u32 is_there(u32 slot) { return 1 + slot; }
     FG_DEVICE u32 is_free(u32 slot) { return 1 + STAGES + slot; }
-    static_assert(2 * STAGES <= 15, "there are no more barriers");
+    // Those that multiply meet.
+    FG_DEVICE void meet() { barrier_sync(1 + 2 * STAGES, THREADS - 128); }
+    static_assert(2 * STAGES + 1 <= 15, "there are no more barriers");
 
     // The output that is row `row` of a tile's weights whose first one is `first`; n or more if there is none. Of gated ones a warp
     // has the gates and the others: in eights where it has 16 outputs, in fours where it has eight.
@@ -136,7 +138,8 @@ FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited) {
     for (u32 left = min(count, BEHIND); left > 0; left--) tell();
 }
 
-// The sums of a warp's part of a tile go to out. Thread t of four has columns 8 · j + 2t + c: sums 2 · j + c where PAIR is 2, else
+// The sums of a warp's part of a tile go to out. What rows are multiplied by is in shared memory: from elsewhere it would be waited
+// for again and again. Thread t of four has columns 8 · j + 2t + c: sums 2 · j + c where PAIR is 2, else
 // 4 · j + c of output g and 4 · j + 2 + c of output g + 8.
 template <class F, u32 N, u32 PAIR, bool GATED>
 FG_DEVICE void finish_few(const Product<f8> &p, const F8Tile &at, const float *x_scales, const Gate &gate, u32 row_of_tile,
@@ -150,19 +153,13 @@ FG_DEVICE void finish_few(const Product<f8> &p, const F8Tile &at, const float *x
         o[high] = F::template output<GATED>(p.n, at.output, row_of_tile + high * 8);
         scale[high] = o[high] < p.n ? scales[o[high]] : 0.0f;
     }
-    // All before anything is written, so that they are waited for once.
-    u32 x_rows[N / 4];
-    float x_scale_of[N / 4];
-    FG_UNROLL
-    for (u32 i = 0; i < N / 4; i++) x_rows[i] = x_row_of(p, at, min(i / 2 * 8 + 2 * t + i % 2, at.rows - 1));
-    FG_UNROLL
-    for (u32 i = 0; i < N / 4; i++) x_scale_of[i] = x_scales[x_rows[i]];
     float *out = p.out + at.group * p.out_batch;
     FG_UNROLL
     for (u32 i = 0; i < N / 4; i++) {
         u32 row = i / 2 * 8 + 2 * t + i % 2, sum = i / 2 * (4 / PAIR) + i % 2;
         bool live = row < at.rows;
-        float x_scale = x_scale_of[i];
+        float x_scale = x_scales[row];
+        pin(x_scale);  // not long before: there are no registers for all of them
         if constexpr (GATED) {
             float of_gate = scaled(totals[sum], x_scale, scale[0]), up;
             if constexpr (PAIR == 1) up = scaled(totals[sum + 2], x_scale, scale[1]);
@@ -184,6 +181,7 @@ template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES, bool GATED>
 FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
     using F = Few<N, PAIR, WARPGROUPS, STAGES, LINES>;
     constexpr u32 SUMS = N / 2 / PAIR;
+    FG_SHARED float row_scales[N];
     FG_DYNAMIC_SHARED(shared);
     // The launch gives 1024 bytes more.
     shared += (1024 - (u64)shared % 1024) % 1024;
@@ -204,6 +202,8 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
     F8Tile at;
     FG_NO_UNROLL
     for (u32 index = blockIdx.x; find_f8_tile(p, true, N, F::OUTPUTS, index, at); index += gridDim.x) {
+        u32 thread = threadIdx.x - 128;
+        float my_scale = thread < at.rows ? x_scales[x_row_of(p, at, thread)] : 0.0f;  // of a row
         float totals[SUMS];
         FG_UNROLL
         for (u32 i = 0; i < SUMS; i++) totals[i] = 0.0f;
@@ -244,13 +244,16 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
                 }
             }
         }
-        finish_few<F, N, PAIR, GATED>(p, at, x_scales, gate, warp * (16 / PAIR) + lane / 4, totals);
+        F::meet();  // what was there is not needed any more
+        if (thread < N) row_scales[thread] = my_scale;
+        F::meet();
+        finish_few<F, N, PAIR, GATED>(p, at, row_scales, gate, warp * (16 / PAIR) + lane / 4, totals);
     }
 }
-// f8_HEIGHT and gated_f8_HEIGHT, of (N, PAIR, WARPGROUPS, STAGES, LINES): choose.rs knows the sizes, too.
+// f8_few_HEIGHT and f8_few_gated_HEIGHT, of (N, PAIR, WARPGROUPS, STAGES, LINES): op/matmul/f8.rs knows the sizes, too.
 #define FEW(name, warpgroups, ...)                                                                                      \
-    FG_KERNEL_MIN(128 + 128 * warpgroups, 2, f8_##name, F8_PRODUCT) { f8_few<__VA_ARGS__, false>(THE_PRODUCT, x_scales); } \
-    FG_KERNEL_MIN(128 + 128 * warpgroups, 2, gated_f8_##name, F8_GATED_PRODUCT) {                                       \
+    FG_KERNEL_MIN(128 + 128 * warpgroups, 2, f8_few_##name, F8_PRODUCT) { f8_few<__VA_ARGS__, false>(THE_PRODUCT, x_scales); } \
+    FG_KERNEL_MIN(128 + 128 * warpgroups, 2, f8_few_gated_##name, F8_GATED_PRODUCT) {                                       \
         f8_few<__VA_ARGS__, true>(THE_PRODUCT, x_scales, THE_GATE);                                                     \
     }
 FEW(8, 1, 8, 2, 1, 5, 2)

@@ -67,53 +67,51 @@ FG_DEVICE void copy_stages(const Product<f8> &p, u8 *shared) {
 // The sums of 64 outputs go to out. Thread t of four has columns 8 · j + 2t and the next of outputs g and g + 8 of a warp's 16. What
 // rows are multiplied by is in shared memory: from elsewhere it would be waited for again and again.
 template <u32 N, bool GATED>
-FG_DEVICE void store_sums(const Product<f8> &p, const F8Tile &at, const float *x_scales, const Gate &gate, u32 first,
-                          const float (&totals)[N / 2]) {
-    u32 warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, width = p.n / 2;
+FG_DEVICE void store_sums(const Product<f8> &p, const F8Tile &at, const float *x_scales, const Gate &gate, u32 row_of_tile,
+                        const float (&totals)[N / 2]) {
+    u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, width = p.n / 2;
     const float *scales = scales_of(p, at.group);
+    u32 o[2];
     float scale[2];
     FG_UNROLL
     for (u32 high = 0; high < 2; high++) {
-        u32 o = output_of<GATED>(p.n, at.output, first + warp * 16 + high * 8 + g);
-        scale[high] = o < p.n ? scales[o] : 0.0f;
+        o[high] = output_of<GATED>(p.n, at.output, row_of_tile + high * 8 + g);
+        scale[high] = o[high] < p.n ? scales[o[high]] : 0.0f;
     }
     float *out = p.out + at.group * p.out_batch;
-    if constexpr (GATED) {
-        // Of two threads with neighbouring outputs each takes both of one row.
-        u32 odd = g % 2, o = (at.output + first) / 2 + warp * 8 + g - odd;
-        bf16 *to = (bf16 *)out + (at.first + 2 * t + odd) * p.out_stride + o;
-        bool whole = o + 1 < width && p.out_stride % 2 == 0 && (u64)p.out % 4 == 0;
+    FG_UNROLL
+    for (u32 j = 0; j < N / 8; j++) {
+        u32 row = j * 8 + 2 * t;
+        float x_scale[2];
         FG_UNROLL
-        for (u32 j = 0; j < N / 8; j++) {
-            u32 row = j * 8 + 2 * t, bits[2];
+        for (u32 c = 0; c < 2; c++) x_scale[c] = x_scales[row + c];
+        if constexpr (GATED) {
+            u32 bits[2];
             FG_UNROLL
             for (u32 c = 0; c < 2; c++) {
-                float sum = scaled(totals[j * 4 + c], x_scales[row + c], scale[0]);
-                float up = scaled(totals[j * 4 + 2 + c], x_scales[row + c], scale[1]);
+                float sum = scaled(totals[j * 4 + c], x_scale[c], scale[0]), up = scaled(totals[j * 4 + 2 + c], x_scale[c], scale[1]);
                 bits[c] = to_bf16(activate(gate.activation, sum, up, gate.alpha, gate.limit)).bits;
             }
-            u32 other = __shfl_xor_sync(0xffffffffu, odd ? bits[0] : bits[1], 4);
+            // Of two threads with neighbouring outputs each takes both of one row.
+            u32 odd = g % 2, other = __shfl_xor_sync(0xffffffffu, odd ? bits[0] : bits[1], 4);
             u32 low = odd ? other : bits[0], high = odd ? bits[1] : other;
-            if (row + odd < at.rows && o < width) {
-                if (whole) {
-                    *(u32 *)to = low | high << 16;
-                } else {
-                    to[0].bits = (u16)low;
-                    if (o + 1 < width) to[1].bits = (u16)high;
-                }
+            u32 output = at.output / 2 + row_of_tile / 2 + g - odd;
+            bf16 *to = (bf16 *)out + (at.first + row + odd) * p.out_stride + output;
+            if (row + odd >= at.rows || output >= width) continue;
+            if (output + 1 < width && (u64)to % 4 == 0) {
+                *(u32 *)to = low | high << 16;
+            } else {
+                to[0].bits = (u16)low;
+                if (output + 1 < width) to[1].bits = (u16)high;
             }
-            to += 8 * p.out_stride;
-        }
-    } else {
-        u32 o = at.output + first + warp * 16 + g;
-        float *to = out + (at.first + 2 * t) * p.out_stride + o;
-        FG_UNROLL
-        for (u32 i = 0; i < N / 4; i++) {
-            u32 row = i / 2 * 8 + 2 * t + i % 2;
-            if (row >= at.rows) continue;
-            float *there = to + (i / 2 * 8 + i % 2) * p.out_stride;
-            if (o < p.n) there[0] = scaled(totals[i / 2 * 4 + i % 2], x_scales[row], scale[0]);
-            if (o + 8 < p.n) there[8] = scaled(totals[i / 2 * 4 + 2 + i % 2], x_scales[row], scale[1]);
+        } else {
+            FG_UNROLL
+            for (u32 high = 0; high < 2; high++) {
+                if (o[high] >= p.n) continue;
+                float *to = out + (at.first + row) * p.out_stride + o[high];
+                if (row < at.rows) to[0] = scaled(totals[j * 4 + high * 2], x_scale[0], scale[high]);
+                if (row + 1 < at.rows) to[p.out_stride] = scaled(totals[j * 4 + high * 2 + 1], x_scale[1], scale[high]);
+            }
         }
     }
 }
@@ -122,7 +120,10 @@ FG_DEVICE void store_sums(const Product<f8> &p, const F8Tile &at, const float *x
 template <u32 N, bool GATED>
 FG_DEVICE void multiply_tile(const Product<f8> &p, const F8Tile &at, const float *x_scales, const Gate &gate, u8 *shared, u32 &slot) {
     u32 stages = (p.k + GROUP - 1) / GROUP, multiplier = threadIdx.x / 128 - 1, thread = threadIdx.x % 128;
-    float my_scale = thread < at.rows ? x_scales[x_row_of(p, at, thread)] : 0.0f;  // of a row
+    float *row_scales = (float *)(shared + STAGES * STAGE) + multiplier * ROWS;
+    meet(multiplier);  // what was there is not needed any more
+    row_scales[thread] = thread < at.rows ? x_scales[x_row_of(p, at, thread)] : 0.0f;
+    meet(multiplier);
     float totals[2][N / 2];
     FG_UNROLL
     for (u32 i = 0; i < N; i++) totals[i / (N / 2)][i % (N / 2)] = 0.0f;
@@ -148,13 +149,9 @@ FG_DEVICE void multiply_tile(const Product<f8> &p, const F8Tile &at, const float
         }
         if (++slot == STAGES) slot = 0;
     }
-    float *row_scales = (float *)(shared + STAGES * STAGE) + multiplier * ROWS;
-    meet(multiplier);  // what was there is not needed any more
-    row_scales[thread] = my_scale;
-    meet(multiplier);
     FG_UNROLL
     for (u32 half = 0; half < 2; half++) {
-        store_sums<N, GATED>(p, at, row_scales, gate, (multiplier * 2 + half) * 64, totals[half]);
+        store_sums<N, GATED>(p, at, row_scales, gate, (multiplier * 2 + half) * 64 + thread / 32 * 16, totals[half]);
     }
 }
 
@@ -166,10 +163,10 @@ FG_DEVICE void f8_many(Product<f8> p, const float *x_scales, Gate gate = {}) {
     wait_for_kernel_before();
     let_next_kernel_begin();  // not before: see `known`
     if (threadIdx.x < 128) {
-        give_registers<40>();
+        give_registers<56>();
         copy_stages<GATED>(p, shared);
     } else {
-        take_registers<232>();
+        take_registers<224>();
         u32 slot = 0;
         F8Tile at;
         FG_NO_UNROLL
@@ -184,5 +181,5 @@ FG_DEVICE void f8_many(Product<f8> p, const float *x_scales, Gate gate = {}) {
 }
 
 FG_KERNEL_MIN(THREADS, 1, f8_many, F8_PRODUCT) { f8_many<false>(THE_PRODUCT, x_scales); }
-FG_KERNEL_MIN(THREADS, 1, gated_f8_many, F8_GATED_PRODUCT) { f8_many<true>(THE_PRODUCT, x_scales, THE_GATE); }
+FG_KERNEL_MIN(THREADS, 1, f8_many_gated, F8_GATED_PRODUCT) { f8_many<true>(THE_PRODUCT, x_scales, THE_GATE); }
 #endif

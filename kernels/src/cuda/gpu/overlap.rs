@@ -14,7 +14,7 @@ use crate::cuda::DeviceError;
 
 /// The kernels that gain by it: those that ask for weights before they wait. (With all of them a step takes 5 to 16 % longer on an
 /// H200: blocks that wait are in the way of those that work.)
-const GAIN: [&str; 1] = ["rows_"];
+const GAIN: [&str; 2] = ["rows_", "f8_few_"];
 /// `0`: kernels begin when those before have ended; `1`: every kernel begins early; names with commas between them: only those whose own begin so begin early. For
 /// measurements, and to find out whether an error comes from here.
 const SWITCH: &str = "FOGGARA_CUDA_OVERLAP";

@@ -11,10 +11,12 @@ use crate::cuda::{
 use crate::op::gated::GatedActivation;
 
 mod choose;
+mod f8;
 mod gated;
 mod library;
 
 use choose::{Matrices, Sizes};
+use f8::F8Form;
 pub use gated::{gated_matmul, grouped_gated_matmul};
 pub use library::agrees as library_agrees;
 
@@ -252,13 +254,25 @@ const HOPPER: (u32, u32) = (9, 0);
 
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
+        self.check_f8();
         let sizes = self.sizes();
         let on_tensor_cores = match self.x.ty() {
             ActType::Bf16 => sizes.launch(sizes.form()),
-            ActType::F32 | ActType::F8 => None,
+            ActType::F8 => Some(F8Form::of(&sizes).launch(&sizes)),
+            ActType::F32 => None,
         };
         let launch = on_tensor_cores.unwrap_or_else(|| self.plain());
         self.start(&launch)
+    }
+
+    /// # Panics
+    /// If rows in E4M3 meet what they cannot.
+    fn check_f8(&self) {
+        let ActsView::F8(x) = &self.x else { return };
+        assert!(self.device.multiplies_f8(), "{} does not multiply E4M3 with E4M3", self.device.name());
+        assert_eq!(self.kind, WeightKind::F8, "weights that meet rows in E4M3");
+        assert_eq!(x.width(), self.k, "numbers of a row that meets weights of as many");
+        assert!(!matches!(self.which, Which::Batch(_)), "rows in E4M3 have no batches");
     }
 
     fn start(self, launch: &Launch) -> Result<(), DeviceError> {
@@ -270,14 +284,21 @@ impl Product<'_> {
                 (None, Some(*w), groups.offsets.view().address(), x_rows, groups.count)
             }
         };
+        let (x_stride, x_scales) = match &self.x {
+            ActsView::F8(x) => (x.stride(), Some(x.scales())),
+            _ => (self.x_stride, None),
+        };
         let mut args = vec![
             Arg::Ptr(self.out),
             Arg::U64(self.out_stride as u64),
             Arg::U64(self.out_batch as u64),
             Arg::Ptr(self.x.address()),
-            Arg::U64(self.x_stride as u64),
+            Arg::U64(x_stride as u64),
             Arg::U64(self.x_batch as u64),
             Arg::Ptr(x_rows),
+        ];
+        args.extend(x_scales.map(|scales| Arg::Ptr(scales.address())));
+        args.extend([
             Arg::Ptr(one.map_or(0, |w| w.data().address())),
             Arg::Ptr(one.and_then(DeviceMatrix::scales).map_or(0, |scales| scales.address())),
             Arg::Ptr(table.map_or(0, |w| w.data_addresses().address())),
@@ -288,7 +309,7 @@ impl Product<'_> {
             Arg::U32(self.n as u32),
             Arg::U32(self.k as u32),
             Arg::U32(self.known.into()),
-        ];
+        ]);
         args.extend(self.gate.into_iter().flat_map(activation_args));
         // SAFETY: the callers have checked the lengths of `out` and `x`; matrices, tables and groups are of the lengths that the
         // kernels read.
@@ -332,7 +353,7 @@ impl Product<'_> {
 
     fn plain(&self) -> Launch {
         let kernel = match (self.kind, self.x.ty(), self.rows) {
-            (_, ActType::F8, _) => panic!("no products of rows in E4M3 yet"),
+            (_, ActType::F8, _) => unreachable!("rows in E4M3 have kernels of their own"),
             (WeightKind::F32, ActType::F32, 1) => "plain_row_f32",
             (WeightKind::F32, ActType::F32, _) => "plain_rows_f32",
             (WeightKind::F32, ActType::Bf16, 1) => "plain_row_f32_of_bf16",

@@ -108,7 +108,7 @@ pub(super) const ALL: [&Form; 11] = [
 ];
 
 /// Multiprocessors of a large GPU, the shared memory of each, and what of it a block takes besides its own.
-const PROCESSORS: usize = 132;
+pub(super) const PROCESSORS: usize = 132;
 const SHARED: usize = 228 << 10;
 const SHARED_OF_BLOCK: usize = 1 << 10;
 
@@ -118,16 +118,11 @@ impl Sizes {
         if !self.aligned {
             return &ANY;
         }
-        let typical = match self.matrices {
-            Matrices::Batch(_) => self.rows,
-            // How rows fall on groups is not known here: some have twice what there is on average.
-            Matrices::Groups { count, most } => (self.rows.div_ceil(count) * 3 / 2).min(most),
-        };
         let one = match self.matrices {
             Matrices::Batch(_) => self.rows == 1,
             Matrices::Groups { most, .. } => most == 1,
         };
-        match typical {
+        match self.typical_rows() {
             _ if one => self.two_chains(&ONE),
             ..=8 => self.two_chains(&EIGHT),
             9..=16 => self.wide_enough(&SIXTEEN),
@@ -137,21 +132,30 @@ impl Sizes {
         }
     }
 
+    /// Rows that meet a matrix, as a rule.
+    pub(super) fn typical_rows(&self) -> usize {
+        match self.matrices {
+            Matrices::Batch(_) => self.rows,
+            // How rows fall on groups is not known here: some have twice what there is on average.
+            Matrices::Groups { count, most } => (self.rows.div_ceil(count) * 3 / 2).min(most),
+        }
+    }
+
     fn wide_enough(&self, forms: &'static [Form; 2]) -> &'static Form {
-        let tiles = self.row_tiles(&forms[1]) * self.output_tiles(&forms[1]) * self.batches();
+        let tiles = self.row_tiles(forms[1].height) * self.output_tiles(&forms[1]) * self.batches();
         if tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
     }
 
     /// Taking E4M3 apart is what a warp waits for: with two chains of products it has something else to do meanwhile.
     fn two_chains(&self, forms: &'static [Form; 2]) -> &'static Form {
-        let tiles = self.row_tiles(&forms[1]) * self.output_tiles(&forms[1]) * self.batches();
+        let tiles = self.row_tiles(forms[1].height) * self.output_tiles(&forms[1]) * self.batches();
         if self.kind == WeightKind::F8 && tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
     }
 
     fn many(&self) -> &'static Form {
         let form = if self.hopper { self.by_wgmma() } else { &MANY };
         // Large tiles that leave half of all multiprocessors idle are slower than small ones that do not.
-        let idle = self.row_tiles(form) * self.output_tiles(form) * self.batches() <= PROCESSORS / 2;
+        let idle = self.row_tiles(form.height) * self.output_tiles(form) * self.batches() <= PROCESSORS / 2;
         if idle || self.gated && form.gated.is_none() { self.wide_enough(&SIXTY_FOUR) } else { form }
     }
 
@@ -160,14 +164,12 @@ impl Sizes {
         if self.kind == WeightKind::Bf16 { &WIDE_DIRECT } else { &WIDE }
     }
 
-    /// Tiles of rows; of groups, at most.
-    fn row_tiles(&self, form: &Form) -> usize {
+    /// Tiles of `height` rows; of groups, at most.
+    pub(super) fn row_tiles(&self, height: usize) -> usize {
         match self.matrices {
-            Matrices::Batch(_) => self.rows.div_ceil(form.height),
+            Matrices::Batch(_) => self.rows.div_ceil(height),
             // Every group's last tile may have a single row.
-            Matrices::Groups { count, .. } => {
-                (self.rows + count.min(self.rows) * (form.height - 1)) / form.height
-            }
+            Matrices::Groups { count, .. } => (self.rows + count.min(self.rows) * (height - 1)) / height,
         }
     }
 
@@ -203,7 +205,7 @@ impl Sizes {
         let line = inputs * (form.height * size_of::<u16>() + form.width * self.kind.bytes());
         let spare = if by_wgmma { WIDE_SPARE } else { 0 };
         let shared = stages * lines * line + spare;
-        let (rows, batches, mut outputs) = (self.row_tiles(form), self.batches(), self.output_tiles(form));
+        let (rows, batches, mut outputs) = (self.row_tiles(form.height), self.batches(), self.output_tiles(form));
         if form.threads == 32 {
             // A warp begins with nothing on its way to it: so once only, and does one tile after the other.
             let at_once = PROCESSORS * (SHARED / (shared + SHARED_OF_BLOCK));

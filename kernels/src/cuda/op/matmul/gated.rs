@@ -90,7 +90,11 @@ impl Product<'_> {
     fn can_be_gated(&self) -> bool {
         let library =
             matches!(self.which, Which::One(_)) && are_for_library(self.rows, self.kind, self.x.ty());
-        self.x.ty() == ActType::Bf16 && !library && self.sizes().can_be_gated()
+        match self.x.ty() {
+            ActType::F8 => true,
+            ActType::Bf16 => !library && self.sizes().can_be_gated(),
+            ActType::F32 => false,
+        }
     }
 }
 

@@ -1,0 +1,151 @@
+//! Which kernel does a product of activations in E4M3 with weights in E4M3 (`kernels/cu/matmul_f8_few.cu`, `matmul_f8_many.cu`), and on
+//! how many blocks. All of them add up in one order (`kernels/cu/matmul_f8.cuh`), so that only the time depends on it.
+
+use super::choose::{Matrices, PROCESSORS, Sizes};
+use crate::cuda::Launch;
+
+/// Kernels that make tiles of so many rows and outputs.
+#[derive(Debug)]
+pub(super) struct F8Form {
+    height: usize,
+    width: usize,
+    threads: usize,
+    /// Stages of shared memory, and the bytes of each.
+    stages: (usize, usize),
+    /// Besides them.
+    spare: usize,
+    /// Blocks that a multiprocessor has room for.
+    blocks: usize,
+    kernel: &'static str,
+    /// That which does the gated activation of what comes out, too.
+    gated: &'static str,
+}
+
+/// What all of them have to align their shared memory.
+const SPARE: usize = 1024;
+
+/// A form of `matmul_f8_few.cu`, by what is said there: rows, groups of inputs at the same time, warpgroups, stages, lines.
+macro_rules! few {
+    ($name:literal, $height:literal, $pair:literal, $warpgroups:literal, $stages:literal, $lines:literal) => {
+        F8Form {
+            height: $height,
+            width: 64 / $pair * $warpgroups,
+            threads: 128 + 128 * $warpgroups,
+            stages: ($stages, $lines * ($warpgroups * 8192 + $height * $pair * 128)),
+            spare: SPARE,
+            blocks: 2,
+            kernel: concat!("f8_few_", $name),
+            gated: concat!("f8_few_gated_", $name),
+        }
+    };
+}
+
+const EIGHT: F8Form = few!("8", 8, 2, 1, 5, 2);
+const SIXTEEN: F8Form = few!("16", 16, 2, 1, 4, 2);
+const THIRTY_TWO: F8Form = few!("32", 32, 1, 1, 4, 2);
+const SIXTY_FOUR: F8Form = few!("64", 64, 1, 2, 4, 1);
+/// Of half as many outputs, where there are too few tiles otherwise.
+const SIXTY_FOUR_NARROW: F8Form = few!("64_narrow", 64, 1, 1, 3, 2);
+const MANY: F8Form = F8Form {
+    height: 128,
+    width: 256,
+    threads: 384,
+    stages: (4, (256 + 128) * 128),
+    // And what the rows of a tile are multiplied by, for each of two warpgroups.
+    spare: SPARE + 2 * 128 * size_of::<f32>(),
+    blocks: 1,
+    kernel: "f8_many",
+    gated: "f8_many_gated",
+};
+
+#[cfg(test)]
+pub(super) const ALL: [&F8Form; 6] =
+    [&EIGHT, &SIXTEEN, &THIRTY_TWO, &SIXTY_FOUR, &SIXTY_FOUR_NARROW, &MANY];
+
+impl F8Form {
+    /// The kernel for these sizes.
+    pub(super) fn of(sizes: &Sizes) -> &'static Self {
+        match sizes.typical_rows() {
+            ..=8 => &EIGHT,
+            9..=16 => &SIXTEEN,
+            17..=32 => &THIRTY_TWO,
+            33..=64 if SIXTY_FOUR.tiles(sizes) >= 2 * PROCESSORS => &SIXTY_FOUR,
+            33..=64 => &THIRTY_TWO,
+            // Large tiles that leave half of all multiprocessors idle are slower than small ones that do not.
+            _ if MANY.tiles(sizes) > PROCESSORS / 2 => &MANY,
+            _ => &SIXTY_FOUR_NARROW,
+        }
+    }
+
+    /// Tiles; of groups, at most.
+    fn tiles(&self, sizes: &Sizes) -> usize {
+        let batches = match sizes.matrices {
+            Matrices::Batch(batches) => batches,
+            Matrices::Groups { .. } => 1,
+        };
+        sizes.row_tiles(self.height) * sizes.n.div_ceil(self.width) * batches
+    }
+
+    /// Its kernel, and blocks that share all tiles: as many as run at the same time.
+    pub(super) fn launch(&self, sizes: &Sizes) -> Launch {
+        let blocks = self.tiles(sizes).min(PROCESSORS * self.blocks);
+        Launch {
+            kernel: if sizes.gated { self.gated } else { self.kernel },
+            grid: [blocks as u32, 1, 1],
+            threads: self.threads as u32,
+            shared: (self.stages.0 * self.stages.1 + self.spare) as u32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::WeightKind;
+
+    fn sizes(rows: usize, n: usize, matrices: Matrices) -> Sizes {
+        Sizes { kind: WeightKind::F8, rows, n, matrices, aligned: true, gated: false, hopper: true }
+    }
+
+    fn chosen(sizes: &Sizes) -> (&'static str, u32) {
+        let launch = F8Form::of(sizes).launch(sizes);
+        (launch.kernel, launch.grid[0])
+    }
+
+    #[test]
+    fn tiles_are_as_high_as_there_are_rows() {
+        let one = |rows, n| chosen(&sizes(rows, n, Matrices::Batch(1)));
+        assert_eq!(one(1, 4096), ("f8_few_8", 128));
+        assert_eq!(one(8, 28_672), ("f8_few_8", 264));
+        assert_eq!(one(9, 6144), ("f8_few_16", 192));
+        assert_eq!(one(32, 6144), ("f8_few_32", 96));
+        assert_eq!(one(64, 6144), ("f8_few_32", 192));
+        assert_eq!(one(64, 57_344), ("f8_few_64", 264));
+        assert_eq!(one(256, 6144), ("f8_few_64_narrow", 264));
+        assert_eq!(one(300, 100), ("f8_few_64_narrow", 10));
+        assert_eq!(one(2048, 6144), ("f8_many", 132));
+        let gated = Sizes { gated: true, ..sizes(2048, 28_672, Matrices::Batch(1)) };
+        assert_eq!(chosen(&gated), ("f8_many_gated", 132));
+        assert_eq!(chosen(&Sizes { rows: 2, ..gated }), ("f8_few_gated_8", 264));
+    }
+
+    #[test]
+    fn groups_share_rows() {
+        let grouped = |rows, most| chosen(&sizes(rows, 4096, Matrices::Groups { count: 8, most }));
+        assert_eq!(grouped(2, 1), ("f8_few_8", 256));
+        assert_eq!(grouped(32, 16), ("f8_few_8", 264));
+        assert_eq!(grouped(128, 64), ("f8_few_32", 264));
+        assert_eq!(grouped(256, 128), ("f8_few_64", 264));
+        assert_eq!(grouped(512, 256), ("f8_many", 132));
+        assert_eq!(grouped(4096, 2048), ("f8_many", 132));
+    }
+
+    #[test]
+    fn what_a_kernel_takes_fits_a_multiprocessor() {
+        let all = sizes(100, 1000, Matrices::Batch(1));
+        for form in ALL {
+            let shared = form.launch(&all).shared as usize;
+            assert!(form.blocks * (shared + 1024) <= 228 << 10, "{form:?}: {shared}");
+        }
+    }
+}
