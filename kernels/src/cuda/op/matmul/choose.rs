@@ -205,7 +205,8 @@ impl Sizes {
         let line = inputs * (form.height * size_of::<u16>() + form.width * self.kind.bytes());
         let spare = if by_wgmma { WIDE_SPARE } else { 0 };
         let shared = stages * lines * line + spare;
-        let (rows, batches, mut outputs) = (self.row_tiles(form.height), self.batches(), self.output_tiles(form));
+        let (rows, batches, mut outputs) =
+            (self.row_tiles(form.height), self.batches(), self.output_tiles(form));
         if form.threads == 32 {
             // A warp begins with nothing on its way to it: so once only, and does one tile after the other.
             let at_once = PROCESSORS * (SHARED / (shared + SHARED_OF_BLOCK));

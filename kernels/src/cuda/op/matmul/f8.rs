@@ -59,8 +59,7 @@ const MANY: F8Form = F8Form {
 };
 
 #[cfg(test)]
-pub(super) const ALL: [&F8Form; 6] =
-    [&EIGHT, &SIXTEEN, &THIRTY_TWO, &SIXTY_FOUR, &SIXTY_FOUR_NARROW, &MANY];
+pub(super) const ALL: [&F8Form; 6] = [&EIGHT, &SIXTEEN, &THIRTY_TWO, &SIXTY_FOUR, &SIXTY_FOUR_NARROW, &MANY];
 
 impl F8Form {
     /// The kernel for these sizes.
@@ -149,3 +148,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "f8_tests.rs"]
+mod product_tests;
