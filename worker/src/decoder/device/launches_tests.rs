@@ -99,10 +99,10 @@ fn expected(spec: &ArchSpec, w: &RankWeights<DeviceMatrix>, tp: usize, alone: us
 }
 
 /// What each rank's device was asked in each of these steps of two sequences, of so many tokens each.
-fn seen(model: &Checkpoint, shape: Shape, steps: &[[u32; 2]]) -> Vec<Vec<Vec<Seen>>> {
+fn seen(model: &Checkpoint, shape: Shape, quantize: Quantize, steps: &[[u32; 2]]) -> Vec<Vec<Vec<Seen>>> {
     let twins: Vec<(Device, Log)> = (0..shape.ranks()).map(|_| watched_twin()).collect();
     let device = |rank: usize| twins.get(rank).map(|(device, _)| device.clone());
-    group_on(model, shape, Quantize::None, Kind::Shm, KvType::F32, &device, |mut engine| {
+    group_on(model, shape, quantize, Kind::Shm, KvType::F32, &device, |mut engine| {
         let log = &twins[engine.comms.rank()].1;
         let mut starts = [0, 0];
         let of_step = |lens: &[u32; 2]| {
@@ -150,7 +150,7 @@ fn agrees(name: &str, shape: Shape) {
     let pool = ThreadPool::with_spin(1, false);
     // Sixteen rows of a sequence are taken together; and few rows are routed otherwise.
     let lens = if shape.ranks() == 1 { &[[16, 1], [1, 1]][..] } else { &[[1, 2]] };
-    for (rank, steps) in seen(&model, shape, lens).iter().enumerate() {
+    for (rank, steps) in seen(&model, shape, Quantize::None, lens).iter().enumerate() {
         let weights =
             RankWeights::load_to(&store, &model, &plan, rank, Quantize::None, &pool, &mut |_, _| true)
                 .expect("loads");
@@ -180,5 +180,45 @@ fn no_op_of_any_golden_model_is_left_to_the_host() {
     }
     for name in GOLDEN_WITH_EXPERTS {
         agrees(name, shape(2, 2));
+    }
+}
+
+/// What products with weights in E4M3 take is made once: by norms, or of what comes from attention and gates.
+fn rounded_once(name: &str, shape: Shape) {
+    let (model, _) = golden(name);
+    let plan = model.slices(&Cut::even(shape), Quantize::Fp8).expect("can be cut");
+    let store = OnDevice(host_twin());
+    let pool = ThreadPool::with_spin(1, false);
+    for (rank, steps) in seen(&model, shape, Quantize::Fp8, &[[3, 2]]).iter().enumerate() {
+        let weights =
+            RankWeights::load_to(&store, &model, &plan, rank, Quantize::Fp8, &pool, &mut |_, _| true)
+                .expect("loads");
+        // The norm before the logits is rounded to bf16.
+        let (mut norms, mut others) = (0, 0);
+        for layer in &weights.layers {
+            norms += 2;
+            if let AttentionWeights::Latent(a) = &layer.attention {
+                norms += is(a.q_down.is_some());
+            }
+            others += 1 + match &layer.mlp {
+                MlpKind::Dense(_) => 1,
+                MlpKind::Experts(w) => is(w.shared.is_some()) + is(!w.held.is_empty()),
+            };
+        }
+        let launched = |of: &dyn Fn(&str) -> bool| {
+            steps[0].iter().filter(|seen| matches!(seen, Seen::Launch(kernel) if of(kernel))).count()
+        };
+        let found = launched(&|kernel| kernel.contains("add_and_norm") && kernel.ends_with("_f8"));
+        assert_eq!(found, norms, "{name} {shape}, rank {rank}: norms that round");
+        let found = launched(&|kernel| kernel.starts_with("quantize_rows"));
+        assert_eq!(found, others, "{name} {shape}, rank {rank}: others");
+    }
+}
+
+#[test]
+fn inputs_of_weights_in_fp8_are_rounded_once() {
+    for name in ["llama", "mixtral", "deepseek-v3"] {
+        rounded_once(name, Shape::tensor(1));
+        rounded_once(name, Shape::tensor(2));
     }
 }
