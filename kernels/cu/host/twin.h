@@ -26,6 +26,13 @@ typedef void (*Exchange)(u32 mask, void **operands);
 // Returns when every lane of the mask has called it with the same mask and exchange, and the exchange has been done.
 void warp_together(u32 mask, const char *what, Exchange exchange, void *operand);
 void block_together();
+
+// A barrier in shared memory that counts who arrives and bytes that come (PTX: mbarrier). `arrive` says how many bytes will come.
+void init_barrier(u64 *barrier, u32 count);
+void arrive(u64 *barrier, u32 bytes);
+void bytes_came(u64 *barrier, u32 bytes);
+// Returns when a round of this parity has ended.
+void await_round(u64 *barrier, u32 parity);
 // Ends the process, saying what the running CUDA thread did wrong.
 [[noreturn]] void fail(const char *what);
 // Ends the process if 16 bytes there are not in shared memory, or not aligned.
@@ -153,6 +160,8 @@ inline u32 lane() { return here.thread.x % 32; }
     static twin::Registered fg_registered_##name(#name, threads, &fg_kernel_##name);           \
     static void fg_kernel_##name params
 #define FG_KERNEL_MIN(threads, blocks, name, params) FG_KERNEL(threads, name, params)
+#define FG_KERNEL_CLUSTER(threads, blocks, name, params) FG_KERNEL(threads, name, params)
+#define FG_GLOBAL static __thread
 #define FG_DEVICE [[maybe_unused]] static inline
 #define FG_SHARED static __thread
 #define FG_DYNAMIC_SHARED(pointer) u8 *pointer = twin::here.dynamic_shared
