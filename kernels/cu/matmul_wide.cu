@@ -1,5 +1,6 @@
 // Products of many rows with matrices by Hopper's own instructions. blockIdx.x counts tiles of rows (of all groups, one after the
 // other, if there are any), blockIdx.y tiles of outputs: blocks that run at the same time share the weights they read.
+// (Many sorted rows of groups in bf16 are matmul_streamed.cu's.)
 #include "product.cuh"
 #include "wgmma.cuh"
 

@@ -3,7 +3,9 @@
 
 use super::choose::{Matrices, PROCESSORS, Sizes};
 use super::{Product, Which};
-use crate::cuda::{ActType, ActsView, Arg, DeviceError, Groups, Launch, MatrixTable, View, ViewMut, WeightKind};
+use crate::cuda::{
+    ActType, ActsView, Arg, DeviceError, Groups, Launch, MatrixTable, View, ViewMut, WeightKind,
+};
 
 /// Outputs of a block, and blocks that have the same rows.
 const OUTPUTS: usize = 128;

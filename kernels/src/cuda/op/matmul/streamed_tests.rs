@@ -93,11 +93,18 @@ fn activations_are_those_of_other_kernels() {
                 GatedActivation::GeluTanh,
                 GatedActivation::ClampedSwiglu { alpha: 1.702, limit: 0.5 },
             ] {
-                let new = || Acts::upload(device, ActType::Bf16, &vec![f32::NAN; rows * width]).expect("upload");
+                let new =
+                    || Acts::upload(device, ActType::Bf16, &vec![f32::NAN; rows * width]).expect("upload");
                 let (mut out, mut expected) = (new(), new());
                 let tokens = groups.token_of_row.view();
-                let done =
-                    grouped_gated_matmul(expected.view_mut(), x.view(), Some(tokens), &w, &groups, activation);
+                let done = grouped_gated_matmul(
+                    expected.view_mut(),
+                    x.view(),
+                    Some(tokens),
+                    &w,
+                    &groups,
+                    activation,
+                );
                 assert!(done.expect("product"), "{width} × {k}: not done");
 
                 let mut room = poisoned(device, rows * k / 2);
@@ -130,9 +137,9 @@ fn rows_are_gathered_up_to_the_last_group() {
         let mut room = poisoned(&device, groups.max_rows * 72 / 2);
         let tokens = groups.token_of_row.view();
         gather(room.view_mut(), x.view(), tokens, 72, &groups).expect("rows");
-        let found: Vec<u16> =
-            bits(&room).iter().flat_map(|two| [*two as u16, (*two >> 16) as u16]).collect();
-        let (x, tokens) = (x.download().expect("download"), groups.token_of_row.download().expect("download"));
+        let found: Vec<u16> = bits(&room).iter().flat_map(|two| [*two as u16, (*two >> 16) as u16]).collect();
+        let (x, tokens) =
+            (x.download().expect("download"), groups.token_of_row.download().expect("download"));
         for (row, found) in found.chunks_exact(72).enumerate() {
             let from = tokens[row] as usize * 72;
             let expected = x[from..from + 72].iter().map(|x| bf16::from_f32(*x).to_bits());
