@@ -4,7 +4,7 @@
 // neighbours have the same rows: each copies half of them to both, so that the second level of the cache gives less.
 #include "product.cuh"
 #include "tensor_map.cuh"
-#include "wgmma.cuh"
+#include "wgmma_bf16.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
 // Of a block: outputs, rows at most, inputs of a stage, stages of shared memory, and threads (a warp of the last 128 copies).
@@ -215,7 +215,7 @@ FG_DEVICE void streamed(const Product<bf16> &p, const Gate &gate = {}) {
     Work work;
     u32 stage = 0, index = blockIdx.x / CLUSTER;
     if (threadIdx.x >= MULTIPLY) {
-        keep_registers<56>();
+        give_registers<56>();
         u32 group = p.count, turn = 0;
         for (; threadIdx.x < MULTIPLY + 32 && find_work(p, index, work); index += gridDim.x / CLUSTER) {
             if (work.group != group) {
@@ -225,7 +225,7 @@ FG_DEVICE void streamed(const Product<bf16> &p, const Gate &gate = {}) {
             if (threadIdx.x == MULTIPLY) copy_tile<GATED>(p, work, maps[blockIdx.x][turn], s, stage);
         }
     } else {
-        want_registers<224>();
+        take_registers<224>();
         for (; find_work(p, index, work); index += gridDim.x / CLUSTER) {
 #define FG_HEIGHT(HEIGHT)                                             \
     case HEIGHT:                                                      \

@@ -2,7 +2,7 @@
 // other, if there are any), blockIdx.y tiles of outputs: blocks that run at the same time share the weights they read.
 // (Many sorted rows of groups in bf16 are matmul_streamed.cu's.)
 #include "product.cuh"
-#include "wgmma.cuh"
+#include "wgmma_bf16.cuh"
 
 // Inputs of a stage: 128 bytes of a row of x.
 constexpr u32 DEPTH = 64;

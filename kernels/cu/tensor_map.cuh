@@ -79,10 +79,6 @@ FG_DEVICE void arrive_at(u64 *barrier, u32) { arrive(barrier); }
 FG_DEVICE void copy_box_to_all(u8 *shared, const TensorMap *map, u64 *barrier, u32 inner, u32 outer) {
     copy_box(shared, map, barrier, inner, outer, 2);
 }
-template <u32 N>
-FG_DEVICE void keep_registers() {}
-template <u32 N>
-FG_DEVICE void want_registers() {}
 // Of 8 by 8 elements of 16 bits, of which a thread has two of a row, those of a column.
 FG_DEVICE u32 transpose_8x8(u32 two) {
     u32 lane = threadIdx.x % 32, from = lane % 4 * 8 + lane / 8, high = lane / 4 % 2 * 16;
@@ -187,15 +183,6 @@ FG_DEVICE void copy_box_to_all(u8 *shared, const TensorMap *map, u64 *barrier, u
         "%5;" ::"r"(shared_address(shared)),
         "l"(map), "r"(inner), "r"(outer), "r"(shared_address(barrier)), "h"((u16)((1 << CLUSTER) - 1))
         : "memory");
-}
-// From here on each thread of the warpgroup has so many, fewer or more than before.
-template <u32 N>
-FG_DEVICE void keep_registers() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <u32 N>
-FG_DEVICE void want_registers() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 FG_DEVICE u32 transpose_8x8(u32 two) {
     u32 other;

@@ -1,11 +1,14 @@
-// Hopper's own products, by the 128 threads of a warpgroup (PTX: wgmma), and how they want what is in shared memory.
+// Hopper's products of warpgroups (wgmma): how their operands lie in shared memory, and how they are waited for. On the host, which
+// plays them by plain arithmetic, they are done at once.
 #pragma once
 #include "foggara.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
-// wgmma: d += a (64 outputs × 16 inputs) · b (16 inputs × N rows), by the 128 threads of a warpgroup, done when it is waited for.
-// `a` is described like `b`, or given in registers: as multiply_16x8x16 takes it, 16 outputs a warp. Described are the first of
-// rows that lie as place_wide says; 2 more are the next 16 inputs.
+// Rows of 128 bytes, eight of which make a pattern of 1024 bytes (its beginning is a multiple of that): unit u of row r is at
+// u ^ (r % 8).
+FG_DEVICE u32 place_wide(u32 row, u32 unit) { return row * 128 + (unit ^ (row % 8)) * 16; }
+
+// How wgmma is told of the first of rows that lie as place_wide says; 2 more are the next 32 bytes of each.
 #ifdef FOGGARA_HOST
 FG_DEVICE u64 describe(const u8 *rows) {
     if ((u64)rows % 1024) twin::fail("describes rows that do not begin at a multiple of 1024 bytes");
@@ -15,34 +18,6 @@ FG_DEVICE u32 described(u64 rows, u32 row, u32 pair) {
     u64 at = (rows << 4) + row * 128 + pair * 4;
     return *(const u32 *)(at ^ (at >> 7 & 7) << 4);
 }
-// Pair `pair` of inputs of outputs g and g + 8 of a warp is `a[high][pair]`.
-template <u32 SUMS>
-FG_DEVICE void multiply_by_hand(float (&d)[SUMS], const u32 (&a)[2][8], u64 b) {
-    for (u32 i = 0; i < SUMS; i++) {
-        u32 column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-        float products[16];
-        for (u32 pair = 0; pair < 8; pair++) {
-            u32 w = a[i / 2 % 2][pair], x = described(b, column, pair);
-            products[2 * pair] = low_bf16(w) * low_bf16(x), products[2 * pair + 1] = high_bf16(w) * high_bf16(x);
-        }
-        d[i] = twin::add_together(d[i], products);
-    }
-}
-template <u32 SUMS>
-FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], u64 a, u64 b) {
-    u32 rows[2][8], row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-    for (u32 i = 0; i < 16; i++) rows[i / 8][i % 8] = described(a, row + i / 8 * 8, i % 8);
-    multiply_by_hand(d, rows, b);
-}
-template <u32 SUMS>
-FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], const u32 (&a)[4], u64 b) {
-    u32 rows[2][8];
-    for (u32 i = 0; i < 16; i++) {
-        u32 from = threadIdx.x % 32 / 4 * 4 + i % 4;
-        rows[i / 8][i % 8] = __shfl_sync(0xffffffffu, a[i % 8 / 4 * 2 + i / 8], from);
-    }
-    multiply_by_hand(d, rows, b);
-}
 FG_DEVICE void begin_multiply() {}
 FG_DEVICE void commit_multiply() {}
 template <int N>
@@ -50,63 +25,17 @@ FG_DEVICE void wait_multiply() {}
 FG_DEVICE void show_shared() {}
 template <class T>
 FG_DEVICE void pin(T &) {}
+template <int N>
+FG_DEVICE void give_registers() {}
+template <int N>
+FG_DEVICE void take_registers() {}
 #else
 FG_DEVICE u64 describe(const u8 *rows) {
     u64 address = shared_address(rows) >> 4 & 0x3fff;
     return address | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 #define FG_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define FG_SUMS_8(i) FG_SUMS_4(i), FG_SUMS_4(i + 4)
-#define FG_SUMS_16(i) FG_SUMS_8(i), FG_SUMS_8(i + 8)
-#define FG_SUMS_32(i) FG_SUMS_16(i), FG_SUMS_16(i + 16)
-// Names of the first of them.
-#define FG_NAMES_32 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
-    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define FG_NAMES_64 FG_NAMES_32 \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-    ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define FG_NAMES_68 FG_NAMES_64 \
-    ", %64, %65, %66, %67"
-#define FG_NAMES_72 FG_NAMES_64 \
-    ", %64, %65, %66, %67, %68, %69, %70, %71"
-#define FG_NAMES_80 FG_NAMES_64 \
-    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-#define FG_NAMES_96 FG_NAMES_80 \
-    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define FG_NAMES_112 FG_NAMES_96 \
-    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
-#define FG_NAMES_128 FG_NAMES_112 \
-    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-// For `N` rows; A, B and so on are the numbers after those of the sums.
-#define FG_MULTIPLY(N, SUMS, B, ...)                                                                                        \
-    FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], u64 a, u64 b) {                                                     \
-        asm volatile("{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n" #N                      \
-                     "k16.f32.bf16.bf16 {" FG_NAMES_##SUMS "}, %" #SUMS ", %" #B ", more, 1, 1, 0, 0; }"                    \
-                     : __VA_ARGS__                                                                                          \
-                     : "l"(a), "l"(b));                                                                                     \
-    }
-// With `a` in registers.
-#define FG_MULTIPLY_HELD(N, SUMS, A1, A2, A3, B, ...)                                                                       \
-    FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], const u32 (&a)[4], u64 b) {                                         \
-        asm volatile("{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n" #N                      \
-                     "k16.f32.bf16.bf16 {" FG_NAMES_##SUMS "}, {%" #SUMS ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B            \
-                     ", more, 1, 1, 0; }"                                                                                   \
-                     : __VA_ARGS__                                                                                          \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                 \
-    }
-#define FG_SUMS_64 FG_SUMS_32(0), FG_SUMS_32(32)
-FG_MULTIPLY(64, 32, 33, FG_SUMS_32(0))
-FG_MULTIPLY(128, 64, 65, FG_SUMS_64)
-FG_MULTIPLY(136, 68, 69, FG_SUMS_64, FG_SUMS_4(64))
-FG_MULTIPLY(144, 72, 73, FG_SUMS_64, FG_SUMS_8(64))
-FG_MULTIPLY(160, 80, 81, FG_SUMS_64, FG_SUMS_16(64))
-FG_MULTIPLY(192, 96, 97, FG_SUMS_64, FG_SUMS_32(64))
-FG_MULTIPLY(224, 112, 113, FG_SUMS_64, FG_SUMS_32(64), FG_SUMS_16(96))
-FG_MULTIPLY(256, 128, 129, FG_SUMS_64, FG_SUMS_32(64), FG_SUMS_32(96))
-FG_MULTIPLY_HELD(64, 32, 33, 34, 35, 36, FG_SUMS_32(0))
-FG_MULTIPLY_HELD(128, 64, 65, 66, 67, 68, FG_SUMS_64)
-FG_MULTIPLY_HELD(256, 128, 129, 130, 131, 132, FG_SUMS_64, FG_SUMS_32(64), FG_SUMS_32(96))
+#define FG_SUMS_16(i) FG_SUMS_4(i), FG_SUMS_4(i + 4), FG_SUMS_4(i + 8), FG_SUMS_4(i + 12)
 FG_DEVICE void begin_multiply() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 FG_DEVICE void commit_multiply() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until at most N of the committed are not done.
@@ -119,9 +48,14 @@ FG_DEVICE void show_shared() { asm volatile("fence.proxy.async.shared::cta;" :::
 // The value is what it is from here on: not earlier, when wgmma may still be at work.
 FG_DEVICE void pin(float &x) { asm volatile("" : "+f"(x)::"memory"); }
 FG_DEVICE void pin(u32 &x) { asm volatile("" : "+r"(x)::"memory"); }
+// A warpgroup goes on with N registers a thread, so that others can have more; or with N that others have given.
+template <int N>
+FG_DEVICE void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+FG_DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
 #endif
-
-// Rows of 128 bytes, eight of which make a pattern of 1024 bytes (its beginning is a multiple of that): unit u of row r is at
-// u ^ (r % 8).
-FG_DEVICE u32 place_wide(u32 row, u32 unit) { return row * 128 + (unit ^ (row % 8)) * 16; }
 #endif
