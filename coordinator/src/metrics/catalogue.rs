@@ -52,7 +52,7 @@ impl Family {
     /// What it is counted in, by the endings that Prometheus recommends.
     fn unit(&self) -> &'static str {
         let name = self.name.trim_end_matches("_total");
-        [("_seconds", "seconds"), ("_bytes", "bytes"), ("_tokens", "tokens"), ("_rows", "tokens")]
+        [("_seconds", "seconds"), ("_bytes", "bytes"), ("_tokens", "tokens"), ("_rows", "tokens"), ("bytes_per_second", "bytes a second")]
             .into_iter()
             .find_map(|(end, unit)| name.ends_with(end).then_some(unit))
             .unwrap_or("number")
@@ -86,7 +86,7 @@ fn values_of(label: &str) -> (&'static str, &'static str) {
         "rank" => ("ranks", "ranks of a replica, from 0; at most 64"),
         "phase" => ("4", "`wait`, `compute`, `collective`, `sample`"),
         "worker" => ("workers", "ids of workers that load"),
-        "coordinator" => ("coordinators", "ids of the other coordinators"),
+        "follower" => ("coordinators", "ids of the other coordinators"),
         "version" => ("1", "the version of Foggara"),
         other => panic!("label `{other}` is not described"),
     }

@@ -37,12 +37,12 @@ impl RaftFamilies {
             lag: table.gauges(
                 "raft_follower_lag_entries",
                 "Committed entries that a follower has not confirmed; the leader alone tells.",
-                &["coordinator"],
+                &["follower"],
             ),
             active: table.gauges(
                 "raft_follower_active",
                 "1 if a follower has answered lately; the leader alone tells.",
-                &["coordinator"],
+                &["follower"],
             ),
             scrape: Mutex::new(()),
         }

@@ -74,8 +74,8 @@ fn every_family_the_operators_watch_is_there() {
         ("foggara_raft_term", 4.0),
         ("foggara_raft_commit_index", 9.0),
         ("foggara_raft_applied_index", 8.0),
-        (r#"foggara_raft_follower_lag_entries{coordinator="2"}"#, 2.0),
-        (r#"foggara_raft_follower_active{coordinator="2"}"#, 1.0),
+        (r#"foggara_raft_follower_lag_entries{follower="2"}"#, 2.0),
+        (r#"foggara_raft_follower_active{follower="2"}"#, 1.0),
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
     }
