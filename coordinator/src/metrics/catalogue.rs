@@ -52,10 +52,16 @@ impl Family {
     /// What it is counted in, by the endings that Prometheus recommends.
     fn unit(&self) -> &'static str {
         let name = self.name.trim_end_matches("_total");
-        [("_seconds", "seconds"), ("_bytes", "bytes"), ("_tokens", "tokens"), ("_rows", "tokens"), ("bytes_per_second", "bytes a second")]
-            .into_iter()
-            .find_map(|(end, unit)| name.ends_with(end).then_some(unit))
-            .unwrap_or("number")
+        [
+            ("_seconds", "seconds"),
+            ("_bytes", "bytes"),
+            ("_tokens", "tokens"),
+            ("_rows", "tokens"),
+            ("bytes_per_second", "bytes a second"),
+        ]
+        .into_iter()
+        .find_map(|(end, unit)| name.ends_with(end).then_some(unit))
+        .unwrap_or("number")
     }
 
     /// How many series there can be on one coordinator.
