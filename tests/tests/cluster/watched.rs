@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use foggara_proto::wire::admin::PutNoteRequest;
 use foggara_tests::ask::Ask;
 use foggara_tests::prometheus::{Prometheus, promtool};
 use foggara_tests::setup::Setup;
@@ -48,6 +49,76 @@ fn rules_name_metrics_that_exist_and_alerts_have_runbooks() {
     assert_eq!(alerts, pages, "an alert for each page, and a page for each alert");
     for alert in &alerts {
         assert!(rules.contains(&format!("runbook: docs/runbooks/{alert}.md")), "{alert}");
+    }
+}
+
+#[test]
+fn dashboards_are_as_grafana_wants_them() {
+    let files: Vec<_> = dashboards().into_iter().map(|(path, _)| path).collect();
+    let script = paths::root().join("tests/clients/grafana_schema.py");
+    let output =
+        std::process::Command::new(paths::python()).arg(script).args(&files).output().expect("Python runs");
+    assert!(output.status.success(), "{}", process::text(&output));
+}
+
+/// Every dashboard that is shipped.
+fn dashboards() -> Vec<(std::path::PathBuf, serde_json::Value)> {
+    let folder = paths::root().join("deploy/grafana/dashboards");
+    let files =
+        std::fs::read_dir(folder).expect("the dashboards").map(|entry| entry.expect("can be read").path());
+    let read = |path: std::path::PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("can be read");
+        let value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        (path, value)
+    };
+    let all: Vec<_> = files.map(read).collect();
+    assert!(all.len() >= 5, "{} dashboards", all.len());
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_panel_shows_something_of_a_busy_cluster() {
+    let _machine = machine::shared().await;
+    let setup = Setup::new("panels").model("moe", &paths::golden("mixtral")).workers(2).option("tp", 2);
+    let cluster = setup.option("ep", 2).start().await;
+    let prometheus = Prometheus::start(&cluster, TIMES).await;
+    let busy = async {
+        // The same prompt is found in the prefix cache; notes are written to Raft's log.
+        let prompt: Vec<u32> = (1..40).collect();
+        for round in 0_u32.. {
+            cluster.client(0).ask(Ask::tokens("moe", &prompt).exactly(8)).await;
+            let note = PutNoteRequest {
+                key: "round".into(),
+                value: round.to_string(),
+                request_id: format!("round-{round}"),
+            };
+            cluster.client(0).admin().put_note(note).await.expect("is written");
+        }
+    };
+    let shown = async {
+        for (path, dashboard) in dashboards() {
+            for panel in dashboard["panels"].as_array().expect("panels") {
+                let may_be_empty = panel["fieldConfig"]["defaults"]["noValue"].is_string();
+                for target in panel["targets"].as_array().expect("targets") {
+                    let expression = target["expr"].as_str().expect("an expression");
+                    let asked = expression
+                        .replace("$cluster", ".*")
+                        .replace("$model", ".*")
+                        .replace("$__rate_interval", "10s");
+                    assert!(!asked.contains('$'), "{asked}");
+                    let what = format!("{}: {}: {asked} shows something", path.display(), panel["title"]);
+                    wait::until(&what, async || {
+                        let series = prometheus.query(&asked).await?;
+                        (may_be_empty || series.iter().any(|(_, value)| value.is_finite())).then_some(())
+                    })
+                    .await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = busy => {}
+        () = shown => {}
     }
 }
 
