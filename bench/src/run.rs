@@ -22,7 +22,8 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
     let cost = ModelCost::asked(args)?;
     progress("limits of this machine");
     let mut limits = MachineLimits::measure(threads, how.quick);
-    let kernels = if how.wants(Workload::Kernels) {
+    // A server that runs already may be on another machine: kernels of this one say little of it.
+    let kernels = if how.wants(Workload::Kernels) && (args.own_cluster() || !how.only.is_empty()) {
         progress("kernels");
         kernels::Bench::new(threads, how.quick).run()?
     } else {
