@@ -144,10 +144,8 @@ impl<'a, const P: usize> Group<'a, P> {
     fn chunks<const W: usize>(&self, count: usize) -> [[&'a [[u8; W]]; PANEL_ROWS]; P] {
         let none: &[[u8; W]] = &[];
         let mut chunks = [[none; PANEL_ROWS]; P];
-        for p in 0..P {
-            for r in 0..PANEL_ROWS {
-                chunks[p][r] = &self.rows[p][r].as_chunks().0[..count];
-            }
+        for (chunk, row) in chunks.as_flattened_mut().iter_mut().zip(self.rows.as_flattened()) {
+            *chunk = &row.as_chunks().0[..count];
         }
         chunks
     }
@@ -203,6 +201,7 @@ fn each_group<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>>(
 
 /// A panel's sums of `T` rows, which stay in registers.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 fn few<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>, const T: usize>(
     group: &Group<'_, P>,
     next: &Group<'_, P>,
@@ -212,8 +211,8 @@ fn few<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>, const T:
     let count = x.cols() / COLUMNS;
     let chunks = group.chunks::<W>(count);
     let mut rows: [&[[f32; COLUMNS]]; T] = [&[]; T];
-    for t in 0..T {
-        rows[t] = &x.row(first + t).as_chunks().0[..count];
+    for (t, row) in rows.iter_mut().enumerate() {
+        *row = &x.row(first + t).as_chunks().0[..count];
     }
     let (mut even, mut odd) = ([L::splat(0.0); T], [L::splat(0.0); T]);
     for i in 0..count {
@@ -229,8 +228,7 @@ fn few<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>, const T:
             }
         }
     }
-    let left = x.cols() % COLUMNS;
-    if left > 0 {
+    if !x.cols().is_multiple_of(COLUMNS) {
         let rest = group.rest::<W>();
         let columns: [L; COLUMNS] = C::lanes(rest.each_ref().map(|panel| panel.each_ref()));
         for t in 0..T {
@@ -310,7 +308,7 @@ fn unpack<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>>(
         }
         *block = C::lanes(at(&chunks, begin + i));
     }
-    if columns % COLUMNS > 0 {
+    if !columns.is_multiple_of(COLUMNS) {
         let rest = group.rest::<W>();
         let lanes: [L; COLUMNS] = C::lanes(rest.each_ref().map(|panel| panel.each_ref()));
         block[whole * COLUMNS..columns].copy_from_slice(&lanes[..columns % COLUMNS]);
@@ -343,8 +341,8 @@ fn tile<L: PanelLanes<P>, const P: usize, const T: usize>(
         }
     }
     if let [last] = block.as_chunks::<2>().1 {
-        for i in 0..T {
-            even[i] = last.fma(L::splat(x.row(t + i)[from + block.len() - 1]), even[i]);
+        for (i, even) in even.iter_mut().enumerate() {
+            *even = last.fma(L::splat(x.row(t + i)[from + block.len() - 1]), *even);
         }
     }
     for i in 0..T {
