@@ -13,9 +13,9 @@ const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
 
 /// Measures how fast a cluster serves, and how much of the machine's limit that is.
 ///
-/// With no option: measures memory bandwidth and arithmetic rate of this machine, starts a local cluster (3 coordinators, 2
-/// workers of one thread, the demo model), runs every workload against it, prints a table, and compares it with the run
-/// before. Needs a quiet machine.
+/// With no option: measures memory bandwidth and arithmetic rates of this machine and the kernels by themselves, starts a local
+/// cluster (3 coordinators, 2 workers of one thread, the demo model), runs every workload against it, measures the machine again,
+/// prints tables, and compares them with the run before. Needs a quiet machine.
 #[derive(Parser)]
 #[command(
     name = "foggara-bench",
@@ -24,6 +24,7 @@ const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
     after_help = "Examples:\n  \
         foggara-bench --quick\n  \
         foggara-bench --only decode --only prefill --workers 1 --threads 2\n  \
+        foggara-bench --only kernels    # without a cluster\n  \
         foggara-bench --endpoint http://127.0.0.1:8081 --model model.gguf   # a running cluster\n  \
         foggara-bench --http http://127.0.0.1:8000 --model model.gguf       # any OpenAI-compatible server\n  \
         foggara-bench leak --requests 1000\n  \
@@ -242,6 +243,9 @@ pub(crate) struct LoadArgs {
     /// Quantize at load: none, q8_0, q4_0 or q4_k (fp8 is for GPUs, and loading is measured on the CPU).
     #[arg(long, value_name = "TYPE", default_value = "none")]
     pub(crate) quantize: String,
+    /// Floats that need no conversion: mapped or copied, as for workers.
+    #[arg(long, value_name = "WHERE", default_value = "mapped")]
+    pub(crate) weights: foggara_worker::weights::Residence,
     /// Machine-readable.
     #[arg(long)]
     pub(crate) json: bool,
@@ -350,7 +354,7 @@ pub(crate) struct RunArgs {
     /// Prints JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Folder for `latest.json` and `latest.md` [default: bench/results of the source tree].
+    /// Folder for `latest.json`, `latest.md` and `latest.svg` [default: bench/results of the source tree].
     #[arg(long, value_name = "DIR", hide_default_value = true,
         default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
     pub(crate) results: PathBuf,

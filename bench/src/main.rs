@@ -1,20 +1,25 @@
 //! `foggara-bench`: how fast a cluster serves, and how much of the machine that is.
 //!
-//! A run measures the machine's limits, starts a cluster of separate processes (or takes a running server), drives it as a
-//! client would, and sets each figure beside the limit that bounds it. One file of [`workload`] is one way of loading it.
+//! A run measures the machine's limits and the kernels by themselves, starts a cluster of separate processes (or takes a running
+//! server), drives it as a client would, measures the limits again, and sets each figure beside what bounds it. One file of
+//! [`workload`] is one way of loading it.
 #![forbid(unsafe_code)]
 
 mod apart;
 mod args;
+mod bound;
 mod client;
 mod cluster;
+mod cost;
 mod delay;
 mod gpu;
+mod kernels;
 mod leak;
 mod limits;
 mod loading;
 mod members;
 mod metrics;
+mod plot;
 mod process;
 mod prompts;
 mod report;

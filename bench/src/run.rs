@@ -1,4 +1,4 @@
-//! A whole run: limits, server, workloads, report.
+//! A whole run: limits, kernels, server, workloads, limits again, report.
 
 use std::io::Write;
 
@@ -8,7 +8,9 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::args::{RunArgs, TargetArgs};
-use crate::limits::{Ceilings, MachineLimits, ModelCost};
+use crate::cost::ModelCost;
+use crate::kernels;
+use crate::limits::MachineLimits;
 use crate::prompts::Prompts;
 use crate::report::{Machine, Measure, Report, markdown};
 use crate::target::Target;
@@ -19,42 +21,39 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
     let threads = args.workers * args.threads;
     let cost = ModelCost::asked(args)?;
     progress("limits of this machine");
-    let limits = MachineLimits::measure(threads, how.quick);
-    let rates = limits.of(threads).cloned();
-    let ceilings = cost.zip(rates).map(|(cost, rates)| Ceilings { rates, cost });
-    let explanation = ceilings.as_ref().map(Ceilings::explain);
-
-    let (target, mut measures) = open(args, how).await?;
-    let bench = Bench {
-        target: &target,
-        ceilings,
-        prompts: Prompts::new(),
-        repetitions: how.repetitions(),
-        streams: how.streams,
-        clients: how.clients,
-        arrivals: how.arrivals,
-        quick: how.quick,
+    let mut limits = MachineLimits::measure(threads, how.quick);
+    // A server that runs already may be on another machine: kernels of this one say little of it.
+    let kernels = if how.wants(Workload::Kernels) && (args.own_cluster() || !how.only.is_empty()) {
+        progress("kernels");
+        kernels::Bench::new(threads, how.quick).run()?
+    } else {
+        Vec::new()
     };
-    let wanted = |workload: &&Workload| **workload != Workload::ColdStart && how.wants(**workload);
-    for workload in Workload::value_variants().iter().filter(wanted) {
-        progress(&workload.name());
-        measures.extend(bench.run(*workload).await?);
-    }
-
+    let (target, measures) = of_server(args, how, cost).await?;
+    progress("limits of this machine, again");
+    limits.measure_after(threads, how.quick);
+    let rates = limits.of(threads);
+    let (of, model) = match target {
+        Some((of, model)) => (of, model),
+        None => ("no server".to_owned(), String::new()),
+    };
     let mut report = Report {
         date: now()?,
         commit: commit(),
         command: command_line(),
         machine: Machine::this(),
-        target: target.describe(),
-        model: target.model().to_owned(),
+        target: of,
+        model,
         cost,
+        explanation: cost.zip(rates.as_ref()).map(|(cost, rates)| cost.explain(rates)),
         limits,
-        explanation,
+        kernels,
         measures,
         compared_with: None,
     };
-    target.close().await?;
+    if let Some(rates) = &rates {
+        report.settle(rates);
+    }
     if let Some(before) = Report::previous(&how.results) {
         report.compare(&before);
     }
@@ -62,6 +61,40 @@ pub(crate) async fn run(args: &TargetArgs, how: &RunArgs) -> Result<()> {
     let text = if how.json { serde_json::to_string_pretty(&report)? + "\n" } else { markdown(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// What was served and by whom, if anything that is asked for needs a server.
+type Served = Option<(String, String)>;
+
+/// Every workload that needs a server, on one; it is stopped when this returns.
+async fn of_server(
+    args: &TargetArgs,
+    how: &RunArgs,
+    cost: Option<ModelCost>,
+) -> Result<(Served, Vec<Measure>)> {
+    let wanted = |workload: &&Workload| workload.of_server() && how.wants(**workload);
+    let workloads: Vec<Workload> = Workload::value_variants().iter().filter(wanted).copied().collect();
+    if workloads.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let (target, mut measures) = open(args, how).await?;
+    let bench = Bench {
+        target: &target,
+        cost,
+        prompts: Prompts::new(),
+        repetitions: how.repetitions(),
+        streams: how.streams,
+        clients: how.clients,
+        arrivals: how.arrivals,
+        quick: how.quick,
+    };
+    for workload in workloads.into_iter().filter(|workload| *workload != Workload::ColdStart) {
+        progress(&workload.name());
+        measures.extend(bench.run(workload).await?);
+    }
+    let served = (target.describe(), target.model().to_owned());
+    target.close().await?;
+    Ok((Some(served), measures))
 }
 
 /// The server, and what starting it told.

@@ -58,6 +58,8 @@ pub struct CoordinatorConfig {
     pub lease_ms: u32,
     /// Folders that hold models. One that is not there is got from the nodes that have it, as far as it is needed here.
     pub models: Vec<PathBuf>,
+    /// Whether metrics have vLLM's names, too.
+    pub vllm_metrics: bool,
     /// Where hashes of models' files are remembered; the data folder if not given.
     pub cache: Option<PathBuf>,
 }
@@ -121,7 +123,7 @@ pub async fn run(
     let raft = ClusterConfig::new(&config.cluster_id, config.id, members, config.data_dir.clone());
     let cluster = cluster::start(&raft, transport.clone())?;
     transport.set_handle(cluster.clone());
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new().with_vllm_names(config.vllm_metrics));
     let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::default());
     let library = Library::new(
         config.id,
@@ -227,6 +229,7 @@ mod tests {
     fn config(dir: &std::path::Path) -> CoordinatorConfig {
         let any = "127.0.0.1:0".parse().expect("an address");
         CoordinatorConfig {
+            vllm_metrics: false,
             id: 1,
             cluster_id: "test".into(),
             peers: [(1, "127.0.0.1:1".to_owned())].into(),

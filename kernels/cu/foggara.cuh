@@ -30,7 +30,12 @@ struct f8 { u8 bits; };  // E4M3 (OCP 8-bit floating point, 2023): no infinities
 // FG_KERNEL_MIN(threads, blocks, name, (...)): the same, with registers for at least `blocks` blocks on a multiprocessor.
 #define FG_KERNEL_MIN(threads, blocks, name, params) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name params
+// FG_KERNEL_CLUSTER(threads, blocks, name, (...)): blocks that follow each other run together, one on a multiprocessor.
+#define FG_KERNEL_CLUSTER(threads, blocks, name, params) \
+    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name params
 #define FG_DEVICE static __device__ __forceinline__
+// Memory of the device that is there as long as the kernels are.
+#define FG_GLOBAL static __device__
 // Shared memory of fixed size; FG_DYNAMIC_SHARED(pointer) declares `u8 *pointer` to what the launch gave.
 #define FG_SHARED __shared__
 extern __shared__ __align__(128) u8 fg_dynamic_shared[];

@@ -1,10 +1,10 @@
-// Products of many rows of E4M3 with matrices in E4M3: tiles of 256 outputs and 128 rows. One warpgroup copies, two multiply 128
-// outputs each. Blocks share all tiles: block b of B has tiles b, b + B, and so on; those that run at the same time share the weights
+// Products of many rows of E4M3 with matrices in E4M3: tiles of 128 outputs and 128 rows. One warpgroup copies, two multiply 64
+// outputs each, with two sets of sums: while one is multiplied, the other is added to the totals. Blocks share all tiles: block b of B has tiles b, b + B, and so on; those that run at the same time share the weights
 // and rows they read.
 #include "matmul_f8.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
-constexpr u32 ROWS = 128, OUTPUTS = 256, THREADS = 384, STAGES = 4;
+constexpr u32 ROWS = 128, OUTPUTS = 128, THREADS = 384, STAGES = 6;
 constexpr u32 W_BYTES = OUTPUTS * 128, STAGE = W_BYTES + ROWS * 128;
 
 // Barriers: a stage is there; it is not needed any more; and the threads of a warpgroup that multiplies meet.
@@ -124,35 +124,52 @@ FG_DEVICE void multiply_tile(const Product<f8> &p, const F8Tile &at, const float
     meet(multiplier);  // what was there is not needed any more
     row_scales[thread] = thread < at.rows ? x_scales[x_row_of(p, at, thread)] : 0.0f;
     meet(multiplier);
-    float totals[2][N / 2];
+    float totals[N / 2], sums[2][N / 2];
     FG_UNROLL
-    for (u32 i = 0; i < N; i++) totals[i / (N / 2)][i % (N / 2)] = 0.0f;
-    FG_NO_UNROLL
-    for (u32 stage = 0; stage < stages; stage++) {
-        u64 w = describe(shared + slot * STAGE + multiplier * 16384), x = describe(shared + slot * STAGE + W_BYTES);
+    for (u32 i = 0; i < N / 2; i++) totals[i] = 0.0f;
+    // The sums of a stage, which is not needed any more then.
+    auto add = [&](float(&set)[N / 2], u32 from) {
+        barrier_arrive(is_free(from), THREADS);
+        FG_UNROLL
+        for (u32 i = 0; i < N / 2; i++) pin(set[i]);
+        FG_UNROLL
+        for (u32 i = 0; i < N / 2; i++) totals[i] = __fadd_rn(totals[i], set[i]);
+    };
+    auto multiply = [&](float(&set)[N / 2]) {
         barrier_sync(is_there(slot), THREADS);
         show_shared();
+        const u8 *stage = shared + slot * STAGE;
+        begin_multiply();
+        multiply_group(set, describe(stage + multiplier * 8192), describe(stage + W_BYTES));
+        commit_multiply();
+    };
+    auto next = [](u32 of) { return of + 1 == STAGES ? 0 : of + 1; };
+    multiply(sums[0]);
+    FG_NO_UNROLL
+    for (u32 stage = 1; stage + 1 < stages; stage += 2) {
         FG_UNROLL
-        for (u32 half = 0; half < 2; half++) {
-            float sums[N / 2];
-            FG_UNROLL
-            for (u32 i = 0; i < N / 2; i++) sums[i] = 0.0f;
-            begin_multiply();
-            multiply_group(sums, w + half * (8192 >> 4), x);
-            commit_multiply();
-            wait_multiply<0>();
-            if (half == 1) barrier_arrive(is_free(slot), THREADS);
-            FG_UNROLL
-            for (u32 i = 0; i < N / 2; i++) pin(sums[i]);
-            FG_UNROLL
-            for (u32 i = 0; i < N / 2; i++) totals[half][i] = __fadd_rn(totals[half][i], sums[i]);
+        for (u32 turn = 0; turn < 2; turn++) {
+            u32 before = slot;
+            slot = next(slot);
+            multiply(sums[1 - turn]);
+            wait_multiply<1>();
+            add(sums[turn], before);
         }
-        if (++slot == STAGES) slot = 0;
     }
-    FG_UNROLL
-    for (u32 half = 0; half < 2; half++) {
-        store_sums<N, GATED>(p, at, row_scales, gate, (multiplier * 2 + half) * 64 + thread / 32 * 16, totals[half]);
+    if (stages % 2 == 0) {
+        u32 before = slot;
+        slot = next(slot);
+        multiply(sums[1]);
+        wait_multiply<1>();
+        add(sums[0], before);
+        wait_multiply<0>();
+        add(sums[1], slot);
+    } else {
+        wait_multiply<0>();
+        add(sums[0], slot);
     }
+    slot = next(slot);
+    store_sums<N, GATED>(p, at, row_scales, gate, multiplier * 64 + thread / 32 * 16, totals);
 }
 
 template <bool GATED>

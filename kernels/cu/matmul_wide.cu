@@ -1,7 +1,8 @@
 // Products of many rows with matrices by Hopper's own instructions. blockIdx.x counts tiles of rows (of all groups, one after the
 // other, if there are any), blockIdx.y tiles of outputs: blocks that run at the same time share the weights they read.
+// (Many sorted rows of groups in bf16 are matmul_streamed.cu's.)
 #include "product.cuh"
-#include "wgmma.cuh"
+#include "wgmma_bf16.cuh"
 
 // Inputs of a stage: 128 bytes of a row of x.
 constexpr u32 DEPTH = 64;
@@ -15,113 +16,6 @@ FG_DEVICE void find_rows(const Product<bf16> &p, u64 *row_at, u32 height, const 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
 // On Hopper, its own instructions: tiles of 256 rows and 128 outputs, of which two warpgroups have 64 each. Outputs are the rows
 // of wgmma and rows its columns, so that weights that have to be converted first pass through registers.
-
-// wgmma: d += a (64 outputs × 16 inputs) · b (16 inputs × N rows), by the 128 threads of a warpgroup, done when it is waited for.
-// `a` is described like `b`, or given in registers: as multiply_16x8x16 takes it, 16 outputs a warp. Described are the first of
-// rows that lie as place_wide says; 2 more are the next 16 inputs.
-#ifdef FOGGARA_HOST
-// Pair `pair` of inputs of outputs g and g + 8 of a warp is `a[high][pair]`.
-template <u32 SUMS>
-FG_DEVICE void multiply_by_hand(float (&d)[SUMS], const u32 (&a)[2][8], u64 b) {
-    for (u32 i = 0; i < SUMS; i++) {
-        u32 column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-        float products[16];
-        for (u32 pair = 0; pair < 8; pair++) {
-            u32 w = a[i / 2 % 2][pair], x = described(b, column, pair);
-            products[2 * pair] = low_bf16(w) * low_bf16(x), products[2 * pair + 1] = high_bf16(w) * high_bf16(x);
-        }
-        d[i] = twin::add_together(d[i], products);
-    }
-}
-template <u32 SUMS>
-FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], u64 a, u64 b) {
-    u32 rows[2][8], row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-    for (u32 i = 0; i < 16; i++) rows[i / 8][i % 8] = described(a, row + i / 8 * 8, i % 8);
-    multiply_by_hand(d, rows, b);
-}
-template <u32 SUMS>
-FG_DEVICE void multiply_warpgroup(float (&d)[SUMS], const u32 (&a)[4], u64 b) {
-    u32 rows[2][8];
-    for (u32 i = 0; i < 16; i++) {
-        u32 from = threadIdx.x % 32 / 4 * 4 + i % 4;
-        rows[i / 8][i % 8] = __shfl_sync(0xffffffffu, a[i % 8 / 4 * 2 + i / 8], from);
-    }
-    multiply_by_hand(d, rows, b);
-}
-#else
-FG_DEVICE void multiply_warpgroup(float (&d)[32], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-        "}, %32, %33, more, 1, 1, 0, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16)
-        : "l"(a), "l"(b));
-}
-FG_DEVICE void multiply_warpgroup(float (&d)[32], const u32 (&a)[4], u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-        "}, {%32, %33, %34, %35}, %36, more, 1, 1, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-FG_DEVICE void multiply_warpgroup(float (&d)[64], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-        "}, %64, %65, more, 1, 1, 0, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48)
-        : "l"(a), "l"(b));
-}
-FG_DEVICE void multiply_warpgroup(float (&d)[64], const u32 (&a)[4], u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-        "}, {%64, %65, %66, %67}, %68, more, 1, 1, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-FG_DEVICE void multiply_warpgroup(float (&d)[128], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
-        "}, %128, %129, more, 1, 1, 0, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96),
-          FG_SUMS_16(112)
-        : "l"(a), "l"(b));
-}
-FG_DEVICE void multiply_warpgroup(float (&d)[128], const u32 (&a)[4], u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, 1, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
-        "}, {%128, %129, %130, %131}, %132, more, 1, 1, 0; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48), FG_SUMS_16(64), FG_SUMS_16(80), FG_SUMS_16(96),
-          FG_SUMS_16(112)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-#endif
 
 // 8-bit weights: rows of 64 bytes, so placed that the same unit of eight rows is in different banks.
 FG_DEVICE u32 place_narrow(u32 row, u32 unit) { return row * 64 + (unit ^ (row / 2 % 4)) * 16; }

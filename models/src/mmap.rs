@@ -9,6 +9,9 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::ModelError;
 
+/// What pages are at least; where they are larger, advice reaches a little further than it says.
+pub(crate) const PAGE: usize = 4096;
+
 /// A file's bytes.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
@@ -26,7 +29,7 @@ impl MappedFile {
         }
         let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
         // SAFETY: the mapping is read-only and private. Changing a model file while it is being served is a mistake this
-        // cannot guard against: a file that is cut short then ends the process.
+        // cannot guard against: a file that is cut short then ends the process. One that another is renamed over stays as it was.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| ModelError::io(path, e))?;
         Ok(Self { path: path.into(), map })
     }
@@ -46,14 +49,36 @@ impl MappedFile {
     }
 
     /// Makes `range` readable at once: one call in place of a page fault every few pages. Reads what is not in memory yet.
-    pub(crate) fn populate(&self, range: Range<usize>) {
-        // Older systems do not know it, and go on with page faults.
-        drop(self.map.advise_range(Advice::PopulateRead, range.start, range.len()));
+    ///
+    /// # Errors
+    /// If it cannot be read: the disk, or the file is shorter than it was.
+    pub(crate) fn populate(&self, range: Range<usize>) -> Result<(), ModelError> {
+        match self.map.advise_range(Advice::PopulateRead, range.start, range.len()) {
+            Ok(()) => Ok(()),
+            // Systems before Linux 5.14 do not know it.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                for byte in self.map[range].iter().step_by(PAGE) {
+                    std::hint::black_box(*byte);
+                }
+                Ok(())
+            }
+            Err(error) => Err(ModelError::io(&self.path, error)),
+        }
     }
 
-    /// Gives the pages of `range` back, so that what was read once does not stay in this process's memory.
+    /// Gives the whole pages of `range` back, so that what was read once does not stay in this process's memory. What shares a
+    /// page with something else stays.
     pub(crate) fn advise_dont_need(&self, range: Range<usize>) {
-        // SAFETY: a read-only file mapping: pages given back are read from the file again when touched.
-        drop(unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) });
+        let (from, to) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        if from < to {
+            // SAFETY: a read-only file mapping: pages given back are read from the file again when touched.
+            drop(unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) });
+        }
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
     }
 }

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use crate::dtype::DType;
 use crate::error::ModelError;
+use crate::in_place::{InPlace, fills_pages};
 use crate::mmap::MappedFile;
 use crate::roles::Part;
 
@@ -252,9 +253,22 @@ impl TensorSlice {
     ///
     /// # Panics
     /// If there are no such rows.
-    pub fn populate(&self, rows: Range<usize>) {
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn populate(&self, rows: Range<usize>) -> Result<(), ModelError> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        self.file.populate(self.extent_of(rows));
+        self.file.populate(self.extent_of(rows))
+    }
+
+    /// Where its rows lie, if they can be used there: each side by side, in pages that hold little else.
+    pub fn in_place(&self) -> Option<InPlace> {
+        let worth = fills_pages(self.start, self.row_stride, self.row_bytes(), self.rows);
+        (self.col_stride == 0 && worth).then(|| InPlace {
+            file: Arc::<MappedFile>::clone(&self.file),
+            start: self.start,
+            stride: self.row_stride,
+        })
     }
 
     /// Gives the slice's pages back to the system after they were read.
@@ -262,7 +276,13 @@ impl TensorSlice {
         self.file.advise_dont_need(self.extent());
     }
 
-    fn extent(&self) -> Range<usize> {
+    /// Its file.
+    pub(crate) fn file(&self) -> &Arc<MappedFile> {
+        &self.file
+    }
+
+    /// From the first of its bytes to the last.
+    pub(crate) fn extent(&self) -> Range<usize> {
         self.extent_of(0..self.rows)
     }
 

@@ -18,6 +18,7 @@ pub mod nodes;
 pub mod paths;
 pub mod ports;
 pub mod process;
+pub mod prometheus;
 pub mod reference;
 pub mod scratch;
 pub mod setup;

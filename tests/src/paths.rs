@@ -45,6 +45,11 @@ pub fn python() -> PathBuf {
     there(root().join(".cache/python/bin/python"))
 }
 
+/// `prometheus` or `promtool`.
+pub fn of_prometheus(program: &str) -> PathBuf {
+    there(root().join(".cache/prometheus/usr/bin").join(program))
+}
+
 fn there(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is missing: `cargo xtask test` makes it", path.display());
     path

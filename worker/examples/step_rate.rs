@@ -1,6 +1,7 @@
 //! Prints how fast a group computes, without coordinators: prefill, and decode of one and of many sequences.
 //!
-//! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS [THREADS_PER_RANK [PART_OF_A_LINE]]]`
+//! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS [THREADS_PER_RANK [PART_OF_A_LINE]]]`, with
+//! `FOGGARA_WEIGHTS=copied` to have floats in panels.
 
 #![allow(clippy::print_stdout)]
 
@@ -12,7 +13,7 @@ use foggara_kernels::collective::{Collective, CollectiveStats, Solo, SpinPolicy,
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
 use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Forward, Segment, StepInput};
-use foggara_worker::weights::RankWeights;
+use foggara_worker::weights::{OnCpu, RankWeights, Residence};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -63,7 +64,9 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize, want
     let spin = if slices.ranks.len() * threads > cores { SpinPolicy::Park } else { SpinPolicy::default() };
     let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
     let started = Instant::now();
-    let weights = RankWeights::load(model, slices, rank, Quantize::None, &pool, &mut |_, _| true)?;
+    let residence = std::env::var("FOGGARA_WEIGHTS").map_or(Ok(Residence::default()), |name| name.parse())?;
+    let (store, quantize) = (OnCpu(residence), Quantize::None);
+    let weights = RankWeights::load_to(&store, model, slices, rank, quantize, &pool, &mut |_, _| true)?;
     if rank == 0 {
         println!("loaded {:.1} MB in {:.0?}", weights.bytes() as f64 / 1e6, started.elapsed());
     }

@@ -77,11 +77,19 @@ fn known_as(device: &Device) -> wire::Device {
     }
 }
 
-/// Bytes the system could give without swapping (proc(5), MemAvailable); 0 if it does not say.
+/// Bytes the system could give without swapping, and without taking pages of files away that processes use; 0 if it does not say.
 pub(crate) fn available_memory() -> u64 {
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    available(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+}
+
+/// Of the text of /proc/meminfo (proc(5)): what is available, less the files that are mapped. It counts these as available, but
+/// weights that are mapped are read in every step. Memory that is shared but of no file is counted as mapped, and not as available.
+fn available(info: &str) -> u64 {
+    let field = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    };
+    field("MemAvailable").saturating_sub(field("Mapped").saturating_sub(field("Shmem")))
 }
 
 fn cpu_name() -> String {
@@ -103,6 +111,20 @@ mod tests {
     use foggara_kernels::cuda::testing::devices;
 
     use super::*;
+
+    #[test]
+    fn what_is_mapped_is_not_available() {
+        let info = |mapped, shared| {
+            format!(
+                "MemFree: 7 kB\nMemAvailable:  1000 kB\nMapped: {mapped} kB\nShmemHugePages: 9 kB\nShmem: {shared} kB\n"
+            )
+        };
+        assert_eq!(available(&info(300, 0)), 700 << 10);
+        assert_eq!(available(&info(300, 100)), 800 << 10, "of no file");
+        assert_eq!(available(&info(300, 400)), 1000 << 10);
+        assert_eq!(available(&info(2000, 0)), 0);
+        assert_eq!(available(""), 0);
+    }
 
     #[test]
     fn a_cpu_says_what_it_is() {

@@ -21,7 +21,7 @@ use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Fo
 use crate::engine::{Engine, EngineError, EngineEvent, OwnUse, Told, follow, kv_type, lead};
 use crate::loading::Loading;
 use crate::models::{Models, OpenError};
-use crate::weights::{LoadError, OnDevice, RankWeights};
+use crate::weights::{LoadError, OnCpu, OnDevice, RankWeights, Residence};
 
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -72,6 +72,7 @@ pub(crate) struct GroupHost {
     /// Why nothing on the device works any more, once that is so.
     lost: watch::Sender<Option<DeviceError>>,
     models: Models,
+    residence: Residence,
     read_speed: u64,
 }
 
@@ -83,12 +84,13 @@ impl GroupHost {
         threads: usize,
         device: Option<Device>,
         models: Models,
+        residence: Residence,
         read_speed: u64,
         news: UnboundedSender<wire::WorkerMessage>,
     ) -> Self {
         let (held, ending, listener) = (Arc::default(), Arc::default(), Arc::new(listener));
         let lost = watch::Sender::new(None);
-        Self { held, ending, news, listener, threads, device, lost, models, read_speed }
+        Self { held, ending, news, listener, threads, device, lost, models, residence, read_speed }
     }
 
     /// Waits until the device is lost: this process can do nothing with it any more, another one may.
@@ -400,7 +402,12 @@ impl Rank {
             goes_on()
         };
         let loaded = match &self.host.device {
-            None => RankWeights::load(&model, &plan, rank, quantize, &pool, &mut progress).map(Loaded::Cpu),
+            None => {
+                let store = OnCpu(self.host.residence);
+                let weights =
+                    RankWeights::load_to(&store, &model, &plan, rank, quantize, &pool, &mut progress);
+                weights.map(Loaded::Cpu)
+            }
             Some(device) => {
                 let store = OnDevice(device.clone());
                 let weights =

@@ -20,6 +20,7 @@ use crate::group::GroupHost;
 use crate::models::Models;
 use crate::rpc::{FilesService, MAX_MESSAGE_BYTES, RankService};
 use crate::session::{Session, hello};
+use crate::weights::Residence;
 
 /// How long a worker whose device is lost goes on, for the coordinator to hear of it.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -37,6 +38,8 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// What computes.
     pub device: DeviceChoice,
+    /// Where floats that need no conversion are, on the CPU.
+    pub weights: Residence,
     /// Shown to coordinators and asked of them.
     pub token: ClusterToken,
     /// Folders that hold models, looked through where a model does not lie at the path it is deployed with.
@@ -131,7 +134,7 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
     let (news, received) = mpsc::unbounded_channel();
     let models = Models::new(config.models, config.cache);
     let read_speed = measured.read_bytes_per_second;
-    let group = GroupHost::new(collective, threads, device, models.clone(), read_speed, news);
+    let group = GroupHost::new(collective, threads, device, models.clone(), config.weights, read_speed, news);
     let session = Session {
         hello: hello(format!("{host}:{}", addr.port()), format!("{host}:{collective_port}"), measured),
         token: config.token.clone(),

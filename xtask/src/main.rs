@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod cubins;
+mod dashboards;
 mod demo;
 mod kernels;
 mod place;
@@ -39,6 +40,7 @@ enum Task {
     Bench(bench::Arguments),
     Kernels(kernels::Arguments),
     Cubins(cubins::Arguments),
+    Dashboards(dashboards::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,5 +63,6 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Kernels(arguments) => kernels::run(&arguments),
         Task::Cubins(arguments) => cubins::run(&arguments),
+        Task::Dashboards(arguments) => dashboards::run(&arguments),
     }
 }

@@ -21,6 +21,11 @@ pub fn python() -> PathBuf {
     cache().join("python/bin/python")
 }
 
+/// The folder of `prometheus` and `promtool`.
+pub fn prometheus() -> PathBuf {
+    cache().join("prometheus/usr/bin")
+}
+
 /// The demo model.
 pub fn demo_model() -> PathBuf {
     cache().join("models/smollm2-135m-instruct-q4_1.gguf")

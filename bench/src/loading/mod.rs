@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use foggara_kernels::cpu::measure::read_to_memory;
-use foggara_models::{Checkpoint, Cut, Quantize, Shape};
+use foggara_models::{Checkpoint, Quantize, Shape};
 use serde::Serialize;
 
 use ranks::Ranks;
@@ -27,6 +27,7 @@ struct Loading {
     model: String,
     shape: String,
     quantize: String,
+    weights: String,
     file_bytes: u64,
     /// By all ranks together.
     read_bytes: u64,
@@ -43,14 +44,13 @@ struct Loading {
 
 /// Measures and prints.
 pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
-    let model = Checkpoint::open(&args.model)?;
-    let quantize: Quantize = args.quantize.parse().map_err(|e: String| anyhow!(e))?;
-    let shape = Shape { tp: args.tp.unwrap_or(args.workers), dp: args.dp, pp: args.pp, ep: args.ep };
-    let plan = model.slices(&Cut::even(shape), quantize)?;
     if let Some(rank) = args.rank {
-        ranks::serve(&model, &plan, quantize, rank)?;
+        ranks::serve(args, rank)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let model = Checkpoint::open(&args.model)?;
+    let quantize: Quantize = args.quantize.parse().map_err(|e: String| anyhow!(e))?;
+    let shape = shape(args);
     let files = files(&args.model)?;
     let file_bytes = files.iter().map(|(_, len)| len).sum();
     let (mut page_cache, mut kept) = (0.0f64, 0.0f64);
@@ -69,6 +69,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
         model: model.name().into(),
         shape: shape.to_string(),
         quantize: quantize.to_string(),
+        weights: args.weights.to_string(),
         file_bytes,
         read_bytes,
         page_cache_bytes_per_second: page_cache,
@@ -82,12 +83,16 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn shape(args: &LoadArgs) -> Shape {
+    Shape { tp: args.tp.unwrap_or(args.workers), dp: args.dp, pp: args.pp, ep: args.ep }
+}
+
 fn show(l: &Loading) -> String {
     let giga = |bytes: f64| bytes / 1e9;
     let memory: Vec<String> =
         l.weight_bytes.iter().map(|bytes| format!("{:.0} MB", *bytes as f64 / 1e6)).collect();
     format!(
-        "{} ({:.2} GB), {}, quantize {}, a process of one thread for each rank, the best of {ROUNDS}\n\
+        "{} ({:.2} GB), {}, quantize {}, {}, a process of one thread for each rank, the best of {ROUNDS}\n\
          page cache read  {:6.2} GB/s into one small buffer, {:.2} GB/s into memory that is kept\n\
          loaded           {:6.2} GB/s, {:.0} % and {:.0} % of these: {:.2} GB in {:.2} s\n\
          weights by rank  {}\n",
@@ -95,6 +100,7 @@ fn show(l: &Loading) -> String {
         giga(l.file_bytes as f64),
         l.shape,
         l.quantize,
+        l.weights,
         giga(l.page_cache_bytes_per_second),
         giga(l.kept_bytes_per_second),
         giga(l.load_bytes_per_second),

@@ -4,11 +4,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use foggara_kernels::ThreadPool;
-use foggara_models::{Checkpoint, Quantize, SlicePlan};
-use foggara_worker::weights::RankWeights;
+use foggara_models::{Checkpoint, Cut, Quantize};
+use foggara_worker::weights::{OnCpu, RankWeights};
 use serde::{Deserialize, Serialize};
+
+use crate::args::LoadArgs;
 
 /// What a rank says of one loading.
 #[derive(Serialize, Deserialize)]
@@ -37,23 +39,31 @@ struct Rank {
     answers: BufReader<ChildStdout>,
 }
 
-/// Is rank `rank`: loads its slice for each line that comes in, until there are no more.
-pub(super) fn serve(model: &Checkpoint, plan: &SlicePlan, quantize: Quantize, rank: usize) -> Result<()> {
+/// Is rank `rank`: loads its slice for each line that comes in, until there are no more. The files are opened anew for each: pages
+/// that are mapped already would be no loading.
+pub(super) fn serve(args: &LoadArgs, rank: usize) -> Result<()> {
     let pool = ThreadPool::new(1);
+    let quantize: Quantize = args.quantize.parse().map_err(|e: String| anyhow!(e))?;
     let mut out = std::io::stdout();
-    writeln!(out, "ready")?;
-    for line in std::io::stdin().lines() {
-        line?;
+    let mut asked = std::io::stdin().lines();
+    loop {
+        let model = Checkpoint::open(&args.model)?;
+        let plan = model.slices(&Cut::even(super::shape(args)), quantize)?;
+        writeln!(out, "ready")?;
+        if asked.next().transpose()?.is_none() {
+            return Ok(());
+        }
         let mut read_bytes = 0;
-        let weights = RankWeights::load(model, plan, rank, quantize, &pool, &mut |done, _| {
+        let mut progress = |done, _| {
             read_bytes = done;
             true
-        })?;
+        };
+        let store = OnCpu(args.weights);
+        let weights = RankWeights::load_to(&store, &model, &plan, rank, quantize, &pool, &mut progress)?;
         let loaded = Loaded { read_bytes, weight_bytes: weights.bytes() };
         // Giving memory back is not loading: it comes after the answer.
         writeln!(out, "{}", serde_json::to_string(&loaded)?)?;
     }
-    Ok(())
 }
 
 impl Ranks {
@@ -72,10 +82,13 @@ impl Ranks {
             Ok(Rank { process, ask, answers })
         };
         let mut ranks = Self((0..count).map(start).collect::<Result<_>>()?);
-        for rank in &mut ranks.0 {
-            rank.answer()?;
-        }
+        ranks.all_ready()?;
         Ok(ranks)
+    }
+
+    /// Waits until each waits for a line.
+    fn all_ready(&mut self) -> Result<()> {
+        self.0.iter_mut().try_for_each(|rank| rank.answer().map(drop))
     }
 
     /// Every rank loads its slice, all at the same time.
@@ -89,8 +102,10 @@ impl Ranks {
             .iter_mut()
             .map(|rank| Ok(serde_json::from_str(&rank.answer()?)?))
             .collect::<Result<_>>()?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.all_ready()?;
         Ok(Round {
-            seconds: started.elapsed().as_secs_f64(),
+            seconds,
             read_bytes: loaded.iter().map(|rank| rank.read_bytes).sum(),
             weight_bytes: loaded.iter().map(|rank| rank.weight_bytes).collect(),
         })

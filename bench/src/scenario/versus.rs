@@ -11,8 +11,10 @@ use serde::Serialize;
 
 use super::print;
 use crate::args::VersusArgs;
+use crate::bound::Bound;
 use crate::cluster::Cluster;
-use crate::limits::Ceilings;
+use crate::cost::ModelCost;
+use crate::limits::MachineLimits;
 use crate::prompts::Prompts;
 use crate::report::{Machine, Measure, Unit};
 use crate::target::Target;
@@ -55,6 +57,8 @@ struct Found {
     machine: Machine,
     /// Names of the servers, ours first.
     sides: Vec<String>,
+    /// Before and after; what limits come of are the higher ones.
+    limits: MachineLimits,
     rows: Vec<Row>,
 }
 
@@ -66,6 +70,8 @@ struct Row {
     unit: Unit,
     /// The most that the machine allows ours, if it is known.
     limit: Option<f64>,
+    #[serde(skip)]
+    bound: Option<Bound>,
     /// By server, then by round.
     values: Vec<Vec<f64>>,
 }
@@ -74,13 +80,10 @@ impl Row {
     /// How many times as good as the `peer`-th server ours was, round by round.
     fn ratios(&self, peer: usize) -> Vec<f64> {
         let pairs = self.values[0].iter().zip(&self.values[peer]);
-        match self.unit {
-            Unit::Seconds | Unit::Millis | Unit::Megabytes | Unit::PercentOfCore => {
-                pairs.map(|(ours, theirs)| theirs / ours).collect()
-            }
-            Unit::TokensPerSecond | Unit::RequestsPerSecond | Unit::Times => {
-                pairs.map(|(ours, theirs)| ours / theirs).collect()
-            }
+        if self.unit.is_cost() {
+            pairs.map(|(ours, theirs)| theirs / ours).collect()
+        } else {
+            pairs.map(|(ours, theirs)| ours / theirs).collect()
         }
     }
 }
@@ -88,14 +91,16 @@ impl Row {
 /// Measures; the exit code says nothing of the figures.
 pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
     ensure!(args.rounds > 0 && args.runs > 0, "--rounds and --runs must be at least 1");
-    for workload in [Workload::ColdStart, Workload::HttpDecode, Workload::Idle] {
+    for workload in [Workload::Kernels, Workload::ColdStart, Workload::HttpDecode, Workload::Idle] {
         ensure!(
             !args.only.contains(&workload),
             "--only {} is measured of our own cluster alone: run it without `versus`",
             workload.name()
         );
     }
-    let ceilings = Ceilings::measure(&args.target)?;
+    let cost = ModelCost::asked(&args.target)?;
+    let threads = args.target.workers * args.target.threads;
+    let mut limits = MachineLimits::measure(threads, false);
     let ours = if args.target.own_cluster() { Some(Cluster::start(&args.target).await?) } else { None };
     let mut sides = vec![(OURS.to_owned(), Target::open(&args.target, ours).await?)];
     for Peer { name, url } in &args.peers {
@@ -116,7 +121,7 @@ pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
                 eprintln!("… {name}, {}, {} of {}", workload.name(), round + 1, args.rounds);
                 let bench = Bench {
                     target,
-                    ceilings: ceilings.clone(),
+                    cost,
                     prompts: Prompts::new(),
                     repetitions: args.runs,
                     streams: args.streams,
@@ -129,12 +134,18 @@ pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
             }
         }
     }
+    limits.measure_after(threads, false);
+    let rates = limits.of(threads);
+    for row in &mut rows {
+        row.limit = row.bound.as_ref().zip(rates.as_ref()).and_then(|(bound, rates)| bound.limit(rates));
+    }
     let found = Found {
         date: crate::run::now()?,
         commit: crate::run::commit(),
         command: crate::run::command_line(),
         machine: Machine::this(),
         sides: sides.iter().map(|(name, _)| name.clone()).collect(),
+        limits,
         rows,
     };
     for (_, target) in sides {
@@ -150,11 +161,11 @@ pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
 /// Adds what the `side`-th of `sides` servers was measured at. (What compares it with itself is left out.)
 fn take(rows: &mut Vec<Row>, sides: usize, side: usize, measures: Vec<Measure>) {
     for measure in measures.into_iter().filter(|measure| measure.unit != Unit::Times) {
-        let Measure { key, what, unit, value, limit, .. } = measure;
+        let Measure { key, what, unit, value, bound, .. } = measure;
         let row = match rows.iter_mut().position(|row| row.key == key) {
             Some(place) => &mut rows[place],
             None => {
-                rows.push(Row { key, what, unit, limit, values: vec![Vec::new(); sides] });
+                rows.push(Row { key, what, unit, limit: None, bound, values: vec![Vec::new(); sides] });
                 let last = rows.len() - 1;
                 &mut rows[last]
             }
@@ -201,6 +212,7 @@ mod tests {
             command: "foggara-bench versus".into(),
             machine: Machine { cpu: "a cpu".into(), cores: 2, memory_bytes: 1 << 30 },
             sides: vec![OURS.into(), "other".into()],
+            limits: MachineLimits { rates: vec![], after: vec![] },
             rows,
         }
     }
@@ -230,7 +242,7 @@ mod tests {
                 "{picture}"
             );
         }
-        assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"), "{picture}");
+        crate::plot::tests::assert_well_formed(&picture);
     }
 
     #[test]

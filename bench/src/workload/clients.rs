@@ -28,7 +28,7 @@ pub(crate) async fn run(bench: &Bench<'_>, input: usize, output: usize) -> Resul
     let what = format!("{count} clients, {input} in / {output} out");
     let mut measures = vec![
         Measure::single(&key(""), &what, Unit::TokensPerSecond, rate)
-            .limit(bench.limit(|ceilings| ceilings.clients(count, input, output)))
+            .bound(bench.bound(|cost| cost.clients(count, input, output)))
             .note(format!("generated tokens, {} requests, prompts included", traces.len())),
     ];
     for (samples, percent, suffix, what, unit) in [

@@ -34,5 +34,5 @@ pub(super) async fn measure(
         millis(99.0)
     );
     let measure = Measure::of(key, what, Unit::TokensPerSecond, &rates).context("no repetition")?;
-    Ok(vec![measure.limit(bench.limit(|ceilings| ceilings.decode(1))).note(note)])
+    Ok(vec![measure.bound(bench.bound(|cost| cost.decode(1))).note(note)])
 }

@@ -13,8 +13,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::args::ArrivalArgs;
+use crate::bound::Bound;
 use crate::client::Ask;
-use crate::limits::Ceilings;
+use crate::cost::ModelCost;
 use crate::prompts::Prompts;
 use crate::report::Measure;
 use crate::target::Target;
@@ -27,6 +28,8 @@ const ANSWER: usize = 128;
 /// The table of workloads, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Workload {
+    /// Products, attention, quantizing and sums over ranks by themselves, without a cluster
+    Kernels,
     /// From starting `foggara up` to its `ready` line
     ColdStart,
     /// One stream of 128 tokens
@@ -55,6 +58,11 @@ impl Workload {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Whether it needs a server.
+    pub(crate) fn of_server(self) -> bool {
+        self != Self::Kernels
+    }
+
     /// Whether it runs where nothing is asked for.
     pub(crate) fn usual(self) -> bool {
         !matches!(self, Self::LongPrompts | Self::LongAnswers | Self::Arrivals)
@@ -65,7 +73,7 @@ impl Workload {
 pub(crate) struct Bench<'a> {
     pub(crate) target: &'a Target,
     /// Present if the model's file is known.
-    pub(crate) ceilings: Option<Ceilings>,
+    pub(crate) cost: Option<ModelCost>,
     pub(crate) prompts: Prompts,
     pub(crate) repetitions: usize,
     pub(crate) streams: usize,
@@ -75,10 +83,10 @@ pub(crate) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Runs one workload. The cold start is none of these: it comes before there is a target.
+    /// Runs one workload. Kernels and the cold start are none of these: they come before there is a target.
     pub(crate) async fn run(&self, workload: Workload) -> Result<Vec<Measure>> {
         match workload {
-            Workload::ColdStart => Ok(Vec::new()),
+            Workload::Kernels | Workload::ColdStart => Ok(Vec::new()),
             Workload::Decode => decode::run(self).await,
             Workload::HttpDecode => http_decode::run(self).await,
             Workload::Prefill => prefill::run(self).await,
@@ -96,8 +104,8 @@ impl Bench<'_> {
         Ask { prompt: self.prompts.next(SHORT_PROMPT), max_tokens: ANSWER }
     }
 
-    /// The limit that `ceiling` picks, where limits are known.
-    fn limit(&self, ceiling: impl Fn(&Ceilings) -> f64) -> Option<f64> {
-        self.ceilings.as_ref().map(ceiling)
+    /// What `of` says of the model, where it is known.
+    fn bound(&self, of: impl Fn(&ModelCost) -> Bound) -> Option<Bound> {
+        self.cost.as_ref().map(of)
     }
 }

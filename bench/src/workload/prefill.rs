@@ -24,7 +24,7 @@ pub(crate) async fn run(bench: &Bench<'_>) -> Result<Vec<Measure>> {
     let prefill = Measure::of("prefill-512", "prefill, prompt of 512", Unit::TokensPerSecond, &rates);
     let first = Measure::of("prefill-512-ttft", "time to first token of it", Unit::Seconds, &seconds);
     Ok(vec![
-        prefill.context("no repetition")?.limit(bench.limit(|ceilings| ceilings.prefill(PROMPT))).note(note),
+        prefill.context("no repetition")?.bound(bench.bound(|cost| cost.prefill(PROMPT))).note(note),
         first.context("no repetition")?,
     ])
 }

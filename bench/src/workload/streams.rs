@@ -32,12 +32,12 @@ pub(crate) async fn run(bench: &Bench<'_>) -> Result<Vec<Measure>> {
     let shape = format!("{SHORT_PROMPT} tokens in, {ANSWER} out, sum of all streams");
     Ok(vec![
         all.context("no repetition")?
-            .limit(bench.limit(|ceilings| ceilings.decode(count)))
+            .bound(bench.bound(|cost| cost.decode(count)))
             .note(format!("{shape}, while all decode")),
         ratio.context("no repetition")?.note("each pair measured one after the other"),
         whole
             .context("no repetition")?
-            .limit(bench.limit(|ceilings| ceilings.clients(count, SHORT_PROMPT, ANSWER)))
+            .bound(bench.bound(|cost| cost.clients(count, SHORT_PROMPT, ANSWER)))
             .note(format!("{shape}, from the first request to the last token")),
     ])
 }

@@ -59,6 +59,9 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_LEASE_MS, value_name = "MS",
           value_parser = clap::value_parser!(u32).range(0..=60_000))]
     lease_ms: u32,
+    /// Show metrics under vLLM's names, too, for dashboards and autoscalers that know those
+    #[arg(long, env = "FOGGARA_VLLM_METRICS")]
+    vllm_metrics: bool,
     #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
@@ -81,6 +84,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         queue: arguments.queue,
         router: arguments.router_policy,
         lease_ms: arguments.lease_ms,
+        vllm_metrics: arguments.vllm_metrics,
         models: arguments.models,
         cache: arguments.cache_dir,
     };

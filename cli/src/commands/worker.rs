@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use foggara_proto::auth::ClusterToken;
+use foggara_worker::weights::Residence;
 use foggara_worker::{DeviceChoice, WorkerConfig};
 
 use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
@@ -32,6 +33,11 @@ pub(crate) struct Arguments {
     /// What computes: auto (the first GPU, if there is one), cpu, cuda or cuda:NUMBER
     #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
     device: DeviceChoice,
+    /// Where weights are that are stored as floats and need no conversion: mapped (used where they lie in their files: a start
+    /// takes no time, and workers on a machine share them) or copied (for files on file systems that are slow or not to be relied on,
+    /// such as NFS)
+    #[arg(long, default_value = "mapped", env = "FOGGARA_WEIGHTS", value_name = "WHERE")]
+    weights: Residence,
     /// A folder that holds models, each in a folder of its own or directly; may be repeated. A model that does not lie
     /// at the path it was added with is looked for here
     #[arg(long, value_name = "DIR")]
@@ -67,6 +73,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         advertise: arguments.advertise,
         threads: arguments.threads.unwrap_or_else(cores),
         device: arguments.device,
+        weights: arguments.weights,
         token: ClusterToken::new(arguments.cluster_token.as_deref()),
         models: arguments.models,
         cache: arguments.cache_dir.or_else(cache_dir),

@@ -2,7 +2,7 @@
 
 use prometheus::IntCounterVec;
 
-use super::Table;
+use super::table::Table;
 
 /// The families, by model.
 pub(super) struct LostDrivers {

@@ -1,29 +1,39 @@
 //! What Prometheus reads. Every family is declared in the one table of [`Metrics::new`]; labels are bounded: models by the
 //! deployments there are, layers and experts by their models, everything else by this code.
 
+mod catalogue;
+mod cluster;
 mod driven;
 mod lost_drivers;
 mod prefix;
+mod process;
+mod raft;
 mod ranks;
+mod table;
+mod vllm;
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use foggara_proto::step::{ExpertCount, StepReport};
+use foggara_proto::wire::admin::Loading;
 use prometheus::{
-    Counter, CounterVec, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use crate::batcher::Occupancy;
-use crate::cluster::RaftStatus;
+use crate::cluster::{ClusterState, RaftStatus};
 
+pub use catalogue::{Family, Kind, reference};
+use cluster::ClusterFamilies;
 use driven::Shown;
 pub use driven::{Driven, DrivenGroups};
 use lost_drivers::LostDrivers;
 use prefix::PrefixFamilies;
+use process::ProcessFamilies;
+use raft::RaftFamilies;
 use ranks::{RankFamilies, RankMetrics};
+use table::Table;
 
 /// Label of requests for models that are not served.
 pub const UNKNOWN_MODEL: &str = "unknown";
@@ -31,11 +41,15 @@ pub const UNKNOWN_MODEL: &str = "unknown";
 const LATENCY: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const STEP: [f64; 12] = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0];
-const ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+const ROWS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0];
+const TOKENS: [f64; 12] =
+    [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 16_384.0, 131_072.0];
 
 /// Every metric of a coordinator.
 pub struct Metrics {
     registry: Registry,
+    families: Vec<Family>,
+    vllm_names: bool,
     /// Requests finished.
     pub requests: IntCounterVec,
     /// Seconds from a request's arrival to its end.
@@ -48,6 +62,10 @@ pub struct Metrics {
     pub prompt_tokens: IntCounterVec,
     /// Generated tokens of finished requests.
     pub generated_tokens: IntCounterVec,
+    /// Prompt tokens of each finished request.
+    pub request_prompt_tokens: HistogramVec,
+    /// Generated tokens of each finished request.
+    pub request_generated_tokens: HistogramVec,
     /// Requests being answered by this front door.
     pub requests_in_progress: IntGaugeVec,
     sequences: IntGaugeVec,
@@ -65,20 +83,9 @@ pub struct Metrics {
     expert_tokens: IntCounterVec,
     ranks: RankFamilies,
     driven: DrivenGroups,
-    raft_term: IntGauge,
-    raft_leader: IntGauge,
-    raft_is_leader: IntGauge,
-    raft_commit_index: IntGauge,
-    raft_applied_index: IntGauge,
-    raft_elections: IntCounter,
-    raft_syncs: IntCounter,
-    raft_sync_seconds: Counter,
-    workers: IntGaugeVec,
-    groups: IntGaugeVec,
-    resident_bytes: IntGauge,
-    open_files: IntGauge,
-    threads: IntGauge,
-    scrape: Mutex<()>,
+    raft: RaftFamilies,
+    cluster: ClusterFamilies,
+    process: ProcessFamilies,
 }
 
 impl Metrics {
@@ -88,9 +95,10 @@ impl Metrics {
     /// If the table below names a family twice.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let table = Table(&registry);
-        table.version();
-        Self {
+        let table = Table::new(&registry);
+        let build = table.gauges("build_info", "Always 1; the label says which version runs.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let mut metrics = Self {
             requests: table.counters(
                 "requests_total",
                 "Requests finished, by outcome.",
@@ -124,13 +132,33 @@ impl Metrics {
                 "Tokens generated for finished requests.",
                 &["model"],
             ),
+            request_prompt_tokens: table.histograms(
+                "request_prompt_tokens",
+                "Prompt tokens of a finished request.",
+                &["model"],
+                &TOKENS,
+            ),
+            request_generated_tokens: table.histograms(
+                "request_generated_tokens",
+                "Tokens generated for a finished request, all its choices together.",
+                &["model"],
+                &TOKENS,
+            ),
             requests_in_progress: table.gauges(
                 "requests_in_progress",
                 "Requests this front door is answering.",
                 &["model"],
             ),
-            sequences: table.gauges("sequences", "Sequences of groups driven here.", &["model", "state"]),
-            kv_blocks: table.gauges("kv_blocks", "KV blocks of groups driven here.", &["model", "state"]),
+            sequences: table.gauges(
+                "sequences",
+                "Sequences of groups driven here, by state: running, waiting.",
+                &["model", "state"],
+            ),
+            kv_blocks: table.gauges(
+                "kv_blocks",
+                "KV blocks of groups driven here, by state: free, live, cached.",
+                &["model", "state"],
+            ),
             preemptions: table.counters(
                 "preemptions_total",
                 "Sequences that had to make room for others.",
@@ -182,23 +210,25 @@ impl Metrics {
             ),
             ranks: RankFamilies::new(&table),
             driven: DrivenGroups::default(),
-            raft_term: table.gauge("raft_term", "Raft's term."),
-            raft_leader: table.gauge("raft_leader", "Id of the leader; 0 while none is known."),
-            raft_is_leader: table.gauge("raft_is_leader", "1 if this coordinator leads."),
-            raft_commit_index: table.gauge("raft_commit_index", "Last committed entry."),
-            raft_applied_index: table.gauge("raft_applied_index", "Last applied entry."),
-            raft_elections: table
-                .counter("raft_elections_total", "Terms begun since this coordinator started."),
-            raft_syncs: table.counter("raft_syncs_total", "Durable commits of the log."),
-            raft_sync_seconds: table.seconds("raft_sync_seconds_total", "Time spent in durable commits."),
-            workers: table.gauges("workers", "Workers, by state.", &["state"]),
-            groups: table.gauges("groups", "Groups, by state.", &["state"]),
-            resident_bytes: table.gauge("process_resident_memory_bytes", "Memory of this process."),
-            open_files: table.gauge("process_open_fds", "Open files of this process."),
-            threads: table.gauge("process_threads", "Threads of this process."),
-            scrape: Mutex::new(()),
-            registry,
-        }
+            raft: RaftFamilies::new(&table),
+            cluster: ClusterFamilies::new(&table),
+            process: ProcessFamilies::new(&table),
+            families: Vec::new(),
+            vllm_names: false,
+            registry: registry.clone(),
+        };
+        metrics.families = table.families();
+        metrics
+    }
+
+    /// The same, which shows some under vLLM's names, too.
+    pub fn with_vllm_names(self, shown: bool) -> Self {
+        Self { vllm_names: shown, ..self }
+    }
+
+    /// Every family, as it was declared.
+    pub fn families(&self) -> &[Family] {
+        &self.families
     }
 
     /// Requests being answered by this front door, of all models.
@@ -244,103 +274,31 @@ impl Metrics {
 
     /// Takes in where Raft stands.
     pub fn raft(&self, status: &RaftStatus) {
-        let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        set(&self.raft_term, status.term);
-        set(&self.raft_leader, status.leader.unwrap_or(0));
-        set(&self.raft_is_leader, u64::from(status.role == crate::cluster::Role::Leader));
-        set(&self.raft_commit_index, status.commit);
-        set(&self.raft_applied_index, status.applied);
-        // These only grow; two scrapes at once may not count the growth twice.
-        let grow = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
-        let _scrape = self.scrape.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        grow(&self.raft_elections, status.elections);
-        grow(&self.raft_syncs, status.syncs);
-        self.raft_sync_seconds.inc_by((status.sync_seconds - self.raft_sync_seconds.get()).max(0.0));
+        self.raft.set(status);
     }
 
-    /// Takes in what the cluster consists of.
-    pub fn cluster(&self, state: &crate::cluster::ClusterState) {
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let ready = state.groups.values().filter(|group| group.is_ready()).count();
-        self.groups.with_label_values(&["ready"]).set(count(ready));
-        self.groups.with_label_values(&["forming"]).set(count(state.groups.len() - ready));
-        let idle = state.workers.values().filter(|worker| worker.group.is_none()).count();
-        self.workers.with_label_values(&["idle"]).set(count(idle));
-        self.workers.with_label_values(&["assigned"]).set(count(state.workers.len() - idle));
+    /// Takes in what the cluster consists of, and how far workers are that load.
+    pub fn cluster(&self, state: &ClusterState, loading: &BTreeMap<u64, Loading>) {
+        self.cluster.set(state, loading);
     }
 
     /// Prometheus's text format, version 0.0.4.
     pub fn render(&self) -> String {
-        self.process();
+        self.process.read();
+        let mut families = self.registry.gather();
+        if self.vllm_names {
+            families.extend(vllm::translate(&families));
+        }
         let mut bytes = Vec::new();
         // Writing to memory fails only for families with invalid names, of which there are none.
-        TextEncoder::new().encode(&self.registry.gather(), &mut bytes).ok();
+        TextEncoder::new().encode(&families, &mut bytes).ok();
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// Reads what the system says of this process (proc(5)).
-    fn process(&self) {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let number = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            line.split_whitespace().next()?.parse::<i64>().ok()
-        };
-        self.resident_bytes.set(number("VmRSS:").unwrap_or(0) * 1024);
-        self.threads.set(number("Threads:").unwrap_or(0));
-        let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-        self.open_files.set(i64::try_from(files).unwrap_or(i64::MAX));
     }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Makes families with our prefix and registers them.
-struct Table<'a>(&'a Registry);
-
-impl Table<'_> {
-    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
-        let family = family.expect("the table's names and labels are valid");
-        self.0.register(Box::new(family.clone())).expect("the table names each family once");
-        family
-    }
-
-    /// What runs.
-    fn version(&self) {
-        let build = self.gauges("build_info", "Always 1; the label says which version runs.", &["version"]);
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(format!("foggara_{name}"), help), labels))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(format!("foggara_{name}"), help), labels))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::new(format!("foggara_{name}"), help))
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(format!("foggara_{name}"), help))
-    }
-
-    fn seconds(&self, name: &str, help: &str) -> Counter {
-        self.add(Counter::new(format!("foggara_{name}"), help))
-    }
-
-    fn seconds_by(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
-        self.add(CounterVec::new(Opts::new(format!("foggara_{name}"), help), labels))
-    }
-
-    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        let options = HistogramOpts::new(format!("foggara_{name}"), help).buckets(buckets.to_vec());
-        self.add(HistogramVec::new(options, labels))
     }
 }
 

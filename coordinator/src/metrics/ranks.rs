@@ -7,7 +7,7 @@ use foggara_proto::shape::MAX_RANKS;
 use foggara_proto::step::RankUse;
 use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec};
 
-use super::Table;
+use super::table::Table;
 
 /// What a rank's time goes into, in the order of [`RankCounters::seconds`].
 const PHASES: [&str; 4] = ["wait", "compute", "collective", "sample"];

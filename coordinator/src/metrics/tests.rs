@@ -1,10 +1,12 @@
 //! What a scrape shows.
 
+use foggara_proto::shape::Shape;
 use foggara_proto::step::{RankUse, StepTiming};
 
 use super::*;
 use crate::batcher::CacheTokens;
-use crate::cluster::Role;
+use crate::cluster::state::Deployment;
+use crate::cluster::{PeerProgress, Role};
 
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
@@ -33,8 +35,15 @@ fn every_family_the_operators_watch_is_there() {
         ..StepReport::default()
     });
     driver.queued(Duration::from_millis(3));
-    let leads =
-        RaftStatus { role: Role::Leader, term: 4, commit: 9, applied: 8, syncs: 5, ..RaftStatus::default() };
+    let leads = RaftStatus {
+        role: Role::Leader,
+        term: 4,
+        commit: 9,
+        applied: 8,
+        syncs: 5,
+        peers: vec![PeerProgress { id: 2, matched: 7, active: true }],
+        ..RaftStatus::default()
+    };
     metrics.raft(&RaftStatus { syncs: 3, ..leads.clone() });
     metrics.raft(&leads);
     let text = metrics.render();
@@ -65,13 +74,20 @@ fn every_family_the_operators_watch_is_there() {
         ("foggara_raft_term", 4.0),
         ("foggara_raft_commit_index", 9.0),
         ("foggara_raft_applied_index", 8.0),
+        (r#"foggara_raft_follower_lag_entries{follower="2"}"#, 2.0),
+        (r#"foggara_raft_follower_active{follower="2"}"#, 1.0),
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
     }
     assert!(!text.contains(r#"rank="99""#), "there are no such ranks");
-    for family in
-        ["process_resident_memory_bytes", "process_open_fds", "process_threads", "raft_sync_seconds_total"]
-    {
+    for family in [
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_threads",
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "raft_sync_seconds_total",
+    ] {
         assert!(value(&text, &format!("foggara_{family}")).is_some_and(|value| value >= 0.0), "{family}");
     }
 }
@@ -92,4 +108,50 @@ fn gauges_sum_over_the_drivers_of_a_model_and_forget_those_that_end() {
     assert_eq!(value(&text, running), Some(0.0));
     assert_eq!(value(&text, r#"foggara_kv_blocks{model="m",state="free"}"#), Some(0.0));
     assert_eq!(value(&text, r#"foggara_preemptions_total{model="m"}"#), Some(3.0), "counters only grow");
+}
+
+#[test]
+fn who_leads_no_more_tells_nothing_of_followers() {
+    let metrics = Metrics::new();
+    let peers = vec![PeerProgress { id: 2, matched: 7, active: false }];
+    metrics.raft(&RaftStatus { peers, commit: 9, ..RaftStatus::default() });
+    assert!(metrics.render().contains("follower_active{"));
+    metrics.raft(&RaftStatus::default());
+    assert!(!metrics.render().contains("follower_active{"));
+}
+
+#[test]
+fn deployments_are_told_while_they_are_there() {
+    let metrics = Metrics::new();
+    let mut state = ClusterState::default();
+    let deployment = Deployment {
+        model_path: "/m".into(),
+        shape: Shape::tensor(1),
+        replicas: 2,
+        kv_tokens: 0,
+        kv_dtype: "auto".into(),
+        collective: "auto".into(),
+        quantize: "none".into(),
+        created: 0,
+        manifest: String::new(),
+    };
+    state.deployments.insert("m".into(), deployment);
+    metrics.cluster(&state, &BTreeMap::new());
+    let wanted = r#"foggara_replicas{model="m",state="wanted"}"#;
+    assert_eq!(value(&metrics.render(), wanted), Some(2.0));
+    assert_eq!(value(&metrics.render(), r#"foggara_replicas{model="m",state="ready"}"#), Some(0.0));
+    state.deployments.clear();
+    metrics.cluster(&state, &BTreeMap::new());
+    assert_eq!(value(&metrics.render(), wanted), None);
+}
+
+#[test]
+fn the_reference_page_is_what_the_families_are() {
+    let metrics = Metrics::new();
+    let (page, made) = (include_str!("../../../docs/reference/metrics.md"), reference(metrics.families()));
+    assert!(page == made, "docs/reference/metrics.md should be:\n{made}");
+    let names: Vec<_> = metrics.families().iter().map(|family| family.name.as_str()).collect();
+    for family in metrics.registry.gather() {
+        assert!(names.contains(&family.name()), "{} was not declared", family.name());
+    }
 }

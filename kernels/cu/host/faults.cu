@@ -45,6 +45,17 @@ FG_KERNEL(64, fault_barrier, (u32 *out)) {
     out[threadIdx.x] = 1;
 }
 
+// A barrier counts two arrivals in a round: `arrivals` come, and then its end is waited for.
+FG_KERNEL(64, fault_round, (u32 *out, u32 arrivals)) {
+    begin_after_others();
+    FG_SHARED u64 barrier;
+    if (threadIdx.x > 0) return;
+    twin::init_barrier(&barrier, 2);
+    for (u32 i = 0; i < arrivals; i++) twin::arrive(&barrier, i == 0 ? 16 : 0);
+    twin::await_round(&barrier, 0);
+    out[0] = 1;
+}
+
 FG_KERNEL(64, fault_shared, (u32 *out, u32 at)) {
     begin_after_others();
     FG_DYNAMIC_SHARED(memory);

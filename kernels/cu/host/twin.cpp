@@ -66,6 +66,7 @@ struct Fiber {
 struct Warp {
     u32 runnable;      // lanes that could run now
     u32 at_barrier;    // lanes that wait for the block
+    u32 at_round;      // lanes that wait for a round of a barrier to end
     u32 together;      // lanes that wait for others of the warp
     u32 mask[32];      // … for these
     Exchange exchange[32];
@@ -275,6 +276,7 @@ const char *name_of(const Runner &r) { return r.kernel ? r.kernel->name : "no ke
         for (u32 i = 0; i < BARRIERS; i++)
             if (u32 lanes = r.barriers[i].waiting[w])
                 fprintf(stderr, "  warp %u: lanes %08x at barrier %u, where %u threads are\n", w, lanes, i, r.barriers[i].arrived);
+        if (warp.at_round) fprintf(stderr, "  warp %u: lanes %08x wait for a round of a barrier\n", w, warp.at_round);
         u32 left = warp.together;
         while (left) {
             u32 first = __builtin_ctz(left), same = 0;
@@ -410,7 +412,7 @@ void run_block(Runner &r) {
     for (u32 w = 0; w < warps; w++) {
         u32 lanes = r.threads - w * 32;
         r.warps[w].runnable = lanes < 32 ? (1u << lanes) - 1 : 0xffffffffu;
-        r.warps[w].at_barrier = r.warps[w].together = 0;
+        r.warps[w].at_barrier = r.warps[w].at_round = r.warps[w].together = 0;
     }
     r.runnable_warps = warps == 32 ? 0xffffffffu : (1u << warps) - 1;
     for (u32 i = 0; i < r.threads; i++) {
@@ -520,6 +522,57 @@ void barrier(u32 number, u32 threads, bool wait) {
         run_another(r, &r.fibers[thread].stack_pointer);
     }
     if (wait) take_from(opened);
+}
+
+// Of a barrier that counts, all in its 8 bytes.
+struct Rounds {
+    u16 count, missing;  // who must arrive in a round, and who has not yet
+    i32 coming : 31;     // bytes that were said to come, less those that came
+    u32 parity : 1;      // of the round that goes on
+};
+static_assert(sizeof(Rounds) == sizeof(u64), "a barrier");
+
+void end_round(Rounds &rounds) {
+    if (rounds.missing || rounds.coming) return;
+    rounds.missing = rounds.count;
+    rounds.parity ^= 1;
+    Runner &r = *runner;
+    for (u32 w = 0; w * 32 < r.threads; w++) {
+        Warp &warp = r.warps[w];
+        if (!warp.at_round) continue;
+        warp.runnable |= warp.at_round;
+        warp.at_round = 0;
+        r.runnable_warps |= 1u << w;
+    }
+}
+
+void init_barrier(u64 *barrier, u32 count) { *(Rounds *)barrier = {(u16)count, (u16)count, 0, 0}; }
+
+void arrive(u64 *barrier, u32 bytes) {
+    Rounds &rounds = *(Rounds *)barrier;
+    if (!rounds.missing) fail("more arrive at a barrier than it counts");
+    leave_to(barrier);
+    rounds.coming += bytes;
+    rounds.missing--;
+    end_round(rounds);
+}
+
+void bytes_came(u64 *barrier, u32 bytes) {
+    Rounds &rounds = *(Rounds *)barrier;
+    leave_to(barrier);
+    rounds.coming -= bytes;
+    end_round(rounds);
+}
+
+void await_round(u64 *barrier, u32 parity) {
+    Runner &r = *runner;
+    u32 thread = r.current;
+    while (((Rounds *)barrier)->parity == parity) {
+        r.warps[thread / 32].at_round |= 1u << thread % 32;
+        not_runnable(r, thread);
+        run_another(r, &r.fibers[thread].stack_pointer);
+    }
+    take_from(barrier);
 }
 
 void warp_together(u32 mask, const char *what, Exchange exchange, void *operand) {

@@ -91,6 +91,49 @@ impl Lanes for F32x8 {
         unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())))) }
     }
     #[inline(always)]
+    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Rows r and r + 4 beside each other; then two rows in turn, then four.
+            let half = |row: usize| _mm_loadu_si128(rows[row].as_ptr().cast());
+            let two = |row: usize| _mm256_set_m128i(half(row + 4), half(row));
+            let (a, b, c, d) = (two(0), two(1), two(2), two(3));
+            let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+            let (ab_2, cd_2) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+            [
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi64(ab, cd))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi64(ab, cd))),
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi64(ab_2, cd_2))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi64(ab_2, cd_2))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn pair_f16(self) -> [Self; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+            // Packing works on each half of the registers; the permutation puts them back in order.
+            let packed = _mm256_packus_epi32(low, _mm256_srli_epi32::<16>(bits));
+            let both = _mm256_permute4x64_epi64::<0b_11_01_10_00>(packed);
+            [
+                Self(_mm256_cvtph_ps(_mm256_castsi256_si128(both))),
+                Self(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(both))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn pair_bf16(self) -> [Self; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let high = _mm256_and_si256(bits, _mm256_set1_epi32(-0x1_0000));
+            let low = _mm256_slli_epi32::<16>(bits);
+            [Self(_mm256_castsi256_ps(low)), Self(_mm256_castsi256_ps(high))]
+        }
+    }
+    #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
         // SAFETY: see the head of the file.
         unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }

@@ -157,6 +157,51 @@ impl PanelLanes<2> for F32x16 {
         Self(unsafe { _mm512_cvtph_ps(halves(from)) })
     }
     #[inline(always)]
+    fn words(rows: [[&[u8; 16]; 8]; 2]) -> [Self; 4] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Rows r and r + 4 of each panel beside each other; then two rows in turn, then four.
+            let quarter = |panel: usize, row: usize| _mm_loadu_si128(rows[panel][row].as_ptr().cast());
+            let four = |row: usize| {
+                let all = _mm512_castsi128_si512(quarter(0, row));
+                let all = _mm512_inserti32x4::<1>(all, quarter(0, row + 4));
+                let all = _mm512_inserti32x4::<2>(all, quarter(1, row));
+                _mm512_inserti32x4::<3>(all, quarter(1, row + 4))
+            };
+            let (a, b, c, d) = (four(0), four(1), four(2), four(3));
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab_2, cd_2) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            [
+                Self(_mm512_castsi512_ps(_mm512_unpacklo_epi64(ab, cd))),
+                Self(_mm512_castsi512_ps(_mm512_unpackhi_epi64(ab, cd))),
+                Self(_mm512_castsi512_ps(_mm512_unpacklo_epi64(ab_2, cd_2))),
+                Self(_mm512_castsi512_ps(_mm512_unpackhi_epi64(ab_2, cd_2))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn pair_f16(self) -> [Self; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let high = _mm512_srli_epi32::<16>(bits);
+            [
+                Self(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits))),
+                Self(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(high))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn pair_bf16(self) -> [Self; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let high = _mm512_and_si512(bits, _mm512_set1_epi32(-0x1_0000));
+            let low = _mm512_slli_epi32::<16>(bits);
+            [Self(_mm512_castsi512_ps(low)), Self(_mm512_castsi512_ps(high))]
+        }
+    }
+    #[inline(always)]
     fn store(self, panel: usize, to: &mut [f32; 8]) {
         // SAFETY: see the head of the file.
         unsafe {

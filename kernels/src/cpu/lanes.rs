@@ -26,6 +26,12 @@ pub trait Lanes: Copy {
     fn load_bf16(from: &[u16; 8]) -> Self;
     /// Reads 8 signed bytes.
     fn load_i8(from: &[i8; 8]) -> Self;
+    /// Eight rows become lanes: of each, four words of four bytes in turn, as they are.
+    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4];
+    /// The half floats that each lane's bits are, the low ones first.
+    fn pair_f16(self) -> [Self; 2];
+    /// The bfloat16 that each lane's bits are, the low ones first.
+    fn pair_bf16(self) -> [Self; 2];
     /// Writes 8 floats.
     fn store(self, to: &mut [f32; 8]);
     /// Rounds to half floats (to nearest, ties to even).
@@ -134,6 +140,12 @@ pub trait PanelLanes<const P: usize>: Copy {
     fn load_bytes(from: [&[u8; 32]; P]) -> Self;
     /// Reads half floats that are bytes in the machine's order.
     fn load_f16_bytes(from: [&[u8; 16]; P]) -> Self;
+    /// [`Lanes::words`] of the rows of each panel.
+    fn words(rows: [[&[u8; 16]; 8]; P]) -> [Self; 4];
+    /// The half floats that each lane's bits are, the low ones first.
+    fn pair_f16(self) -> [Self; 2];
+    /// The bfloat16 that each lane's bits are, the low ones first.
+    fn pair_bf16(self) -> [Self; 2];
     /// Writes the lanes of one panel.
     fn store(self, panel: usize, to: &mut [f32; 8]);
     /// `self + other`.
@@ -185,6 +197,18 @@ impl<L: Lanes> PanelLanes<1> for L {
     #[inline(always)]
     fn load_f16_bytes([from]: [&[u8; 16]; 1]) -> Self {
         Lanes::load_f16(&std::array::from_fn(|i| u16::from_ne_bytes([from[2 * i], from[2 * i + 1]])))
+    }
+    #[inline(always)]
+    fn words([rows]: [[&[u8; 16]; 8]; 1]) -> [Self; 4] {
+        Lanes::words(rows)
+    }
+    #[inline(always)]
+    fn pair_f16(self) -> [Self; 2] {
+        Lanes::pair_f16(self)
+    }
+    #[inline(always)]
+    fn pair_bf16(self) -> [Self; 2] {
+        Lanes::pair_bf16(self)
     }
     #[inline(always)]
     fn store(self, _: usize, to: &mut [f32; 8]) {

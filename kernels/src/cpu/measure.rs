@@ -1,12 +1,14 @@
 //! Quick measurements of what this machine gives: reported when a worker joins, and the denominators of benchmarks.
 
+mod int8;
+
 use std::hint::black_box;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, PanelLanes};
 use super::lines::Lines;
-use super::simd;
+use super::{simd, simd_panels};
 
 /// What each thread reads over and over: larger than the cache it may have to itself, which would flatter the figure.
 const BUFFER_BYTES: usize = 64 << 20;
@@ -25,13 +27,31 @@ pub fn read_bandwidth(threads: usize, millis: u64) -> u64 {
     })
 }
 
-/// Float operations per second of `threads` threads together (a fused multiply-add is two), measured for about `millis`.
+/// Float operations per second of `threads` threads together (a fused multiply-add is two) in lanes of eight, which most ops are
+/// written for, measured for about `millis`.
 pub fn fma_rate(threads: usize, millis: u64) -> u64 {
     let inputs = vec![vec![0.5f32; 8]; threads.max(1)];
     rate(inputs, millis, |input| {
         black_box(chains(input));
         (CHAIN_ROUNDS * CHAINS * 8 * 2) as u64
     })
+}
+
+/// The same in the widest lanes that this machine has: no op can be faster.
+pub fn widest_fma_rate(threads: usize, millis: u64) -> u64 {
+    let inputs = vec![0.5f32; threads.max(1)];
+    rate(inputs, millis, |input| {
+        let mut done = [0];
+        wide_chains(black_box(*input), &mut done);
+        done[0]
+    })
+}
+
+/// Operations per second of `threads` threads together on bytes (a product and its sum are two), by the fastest instructions that
+/// this machine has for them, each measured for about `millis`.
+pub fn int8_rate(threads: usize, millis: u64) -> u64 {
+    let of = |form: int8::Form| rate(vec![int8::lines(); threads.max(1)], millis, |lines| form(lines));
+    int8::forms().into_iter().map(of).max().unwrap_or(0)
 }
 
 /// Reads the next `bytes` of `from` into new memory of the kind that weights are kept in; what is returned holds it.
@@ -108,11 +128,31 @@ fn chains_body<L: Lanes>(x: &[f32]) -> f32 {
     chains.into_iter().fold(L::splat(0.0), L::add).sum()
 }
 
+simd_panels! { fn wide_chains(x: f32, done: &mut [u64; 1]) => wide_chains_body }
+
+/// Says in `done` how many operations it did.
+#[inline(always)]
+fn wide_chains_body<L: PanelLanes<P>, const P: usize>(x: f32, done: &mut [u64; 1]) {
+    let factor = L::splat(x);
+    let mut chains = [factor; CHAINS];
+    for _ in 0..CHAIN_ROUNDS {
+        for chain in &mut chains {
+            *chain = chain.fma(factor, factor);
+        }
+    }
+    let mut lanes = [0.0; 8];
+    chains.into_iter().fold(L::splat(0.0), L::add).store(0, &mut lanes);
+    black_box(lanes);
+    done[0] = (CHAIN_ROUNDS * CHAINS * 8 * P * 2) as u64;
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn measurements_are_of_this_world() {
         assert!(super::read_bandwidth(2, 5) > 100_000_000);
         assert!(super::fma_rate(2, 5) > 100_000_000);
+        assert!(super::widest_fma_rate(2, 5) > 100_000_000);
+        assert!(super::int8_rate(2, 5) > 100_000_000);
     }
 }

@@ -48,6 +48,18 @@ impl Lanes for F32x8 {
     fn load_i8(from: &[i8; 8]) -> Self {
         Self(from.map(f32::from))
     }
+    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4] {
+        let word = |row: usize, i: usize| u32::from_ne_bytes(std::array::from_fn(|b| rows[row][4 * i + b]));
+        std::array::from_fn(|i| Self(std::array::from_fn(|row| f32::from_bits(word(row, i)))))
+    }
+    fn pair_f16(self) -> [Self; 2] {
+        let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
+        [Self(self.0.map(|x| half(x.to_bits()))), Self(self.0.map(|x| half(x.to_bits() >> 16)))]
+    }
+    fn pair_bf16(self) -> [Self; 2] {
+        let half = |bits: u32| bf16::from_bits(bits as u16).to_f32();
+        [Self(self.0.map(|x| half(x.to_bits()))), Self(self.0.map(|x| half(x.to_bits() >> 16)))]
+    }
     fn store(self, to: &mut [f32; 8]) {
         *to = self.0;
     }

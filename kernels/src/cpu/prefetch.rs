@@ -3,6 +3,19 @@
 /// Bytes that come together.
 const LINE: usize = 64;
 
+/// Asks for the line at `address`, whatever is there.
+#[inline(always)]
+pub(crate) fn prefetch_line(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Asks for all of `ahead`: it comes while something else is computed. Nothing happens where the machine cannot.
 #[inline(always)]
 pub(crate) fn prefetch<T>(ahead: &[T]) {

@@ -141,6 +141,13 @@ impl<'a> View<'a, u8> {
     }
 }
 
+impl<'a> ViewMut<'a, f32> {
+    /// The same memory as bf16: twice as many.
+    pub fn as_bf16(self) -> ViewMut<'a, u16> {
+        ViewMut { device: self.device, address: self.address, len: self.len * 2, elements: PhantomData }
+    }
+}
+
 impl<'a, T: Pod> ViewMut<'a, T> {
     /// Its device.
     pub fn device(&self) -> &'a Device {
@@ -169,6 +176,11 @@ impl<'a, T: Pod> ViewMut<'a, T> {
 
     /// The same, to be read.
     pub fn as_view(&self) -> View<'_, T> {
+        View { device: self.device, address: self.address, len: self.len, elements: PhantomData }
+    }
+
+    /// The same, only to be read from here on.
+    pub fn into_view(self) -> View<'a, T> {
         View { device: self.device, address: self.address, len: self.len, elements: PhantomData }
     }
 

@@ -9,6 +9,7 @@
 //! So a row's result depends on no other row. Weights are read from memory once for the whole batch: panels outside, tiles
 //! of [`TILE`] or [`WIDE_TILE`] activation rows inside.
 
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
@@ -52,6 +53,9 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     pool.run(panels.div_ceil(TASK_PANELS), |task| {
         let from = task * TASK_PANELS;
         let to = panels.min(from + TASK_PANELS);
+        if let Some(stored) = w.stored() {
+            return rows::run(w, stored, x, (from, to), &out, y_stride);
+        }
         #[cfg(target_arch = "x86_64")]
         if in_tiles > 0 {
             tiles::run(w, x, in_tiles, (from, to), &out, y_stride);

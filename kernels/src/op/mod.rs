@@ -14,3 +14,4 @@ pub mod quantize_weights;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
+pub mod stored;

@@ -1,4 +1,5 @@
-//! Weights repacked for the CPU: panels of eight rows, interleaved so that the lanes of a vector are rows.
+//! Weights repacked for the CPU: panels of eight rows, interleaved so that the lanes of a vector are rows. (Or as they are
+//! stored, where that is as good: see `stored.rs`.)
 //!
 //! For each run of 32 columns a quantized panel holds one block: the codes of the eight rows, then eight scales (sixteen
 //! where the halves differ), then eight minima where the format has them. Vector `v` of the codes holds columns `4v..4v + 4`
@@ -8,7 +9,9 @@
 use half::{bf16, f16};
 
 use super::blocks::Block32;
+use super::dequantize::dequantize;
 use super::pack::WeightPacker;
+use super::stored::{RowRun, StoredRows};
 use crate::cpu::lines::Lines;
 use crate::dtype::WeightType;
 use crate::error::KernelError;
@@ -145,7 +148,16 @@ impl PanelFormat {
     }
 }
 
-/// A matrix of weights, repacked. Rows are output features, columns input features.
+/// Where the weights are.
+#[derive(Debug)]
+enum Storage {
+    /// Panel after panel.
+    Panels(Lines),
+    /// Where they lie in memory of someone else's.
+    Rows(StoredRows),
+}
+
+/// A matrix of weights, repacked or as stored. Rows are output features, columns input features.
 #[derive(Debug)]
 pub struct WeightMatrix {
     pub(crate) ty: WeightType,
@@ -153,11 +165,20 @@ pub struct WeightMatrix {
     pub(crate) cols: usize,
     /// Bytes from one panel to the next.
     pub(crate) panel_bytes: usize,
-    /// Panel after panel.
-    memory: Lines,
+    storage: Storage,
 }
 
 impl WeightMatrix {
+    /// A matrix of rows as they are stored, run after run; each begins with the first of `cols` elements of `ty`, a type of floats.
+    /// Nothing is copied: whoever holds them keeps them, unchanged, for as long as the matrix lives.
+    ///
+    /// # Errors
+    /// If the type is quantized, rows are not within what is held, or this machine is not little endian as files are.
+    pub fn of_stored(ty: WeightType, cols: usize, runs: Vec<RowRun>) -> Result<Self, KernelError> {
+        let stored = StoredRows::new(ty, cols, runs)?;
+        Ok(Self { ty, rows: stored.rows(), cols, panel_bytes: 0, storage: Storage::Rows(stored) })
+    }
+
     /// Repacks a whole matrix: `bytes` is row-major, each row `cols_stored` elements of `ty`; columns
     /// `col_skip..col_skip + cols` are kept. For quantized types `col_skip` and `cols` are multiples of 32.
     ///
@@ -204,7 +225,7 @@ impl WeightMatrix {
         };
         let panels = rows.div_ceil(PANEL_ROWS);
         let total = panels.checked_mul(panel_bytes).ok_or_else(|| wrong("too large".into()))?;
-        let matrix = Self { ty, rows, cols, panel_bytes, memory: Lines::zeroed(total) };
+        let matrix = Self { ty, rows, cols, panel_bytes, storage: Storage::Panels(Lines::zeroed(total)) };
         Ok(WeightPacker::new(matrix, cols_stored, col_skip))
     }
 
@@ -220,7 +241,18 @@ impl WeightMatrix {
 
     /// Bytes of memory, all of which one product reads.
     pub fn bytes(&self) -> usize {
-        self.memory.bytes().len()
+        match &self.storage {
+            Storage::Panels(memory) => memory.bytes().len(),
+            Storage::Rows(_) => self.rows * self.ty.row_bytes(self.cols),
+        }
+    }
+
+    /// The rows, where they are as stored.
+    pub(crate) fn stored(&self) -> Option<&StoredRows> {
+        match &self.storage {
+            Storage::Panels(_) => None,
+            Storage::Rows(stored) => Some(stored),
+        }
     }
 
     /// The type it was stored in.
@@ -233,14 +265,20 @@ impl WeightMatrix {
         self.ty.is_quantized()
     }
 
-    /// Panel `p`: rows `8p..8p + 8` (rows past the end are zeros).
+    /// Panel `p`: rows `8p..8p + 8` (rows past the end are zeros). Nothing, where rows are as stored.
     pub(crate) fn panel(&self, p: usize) -> &[u8] {
-        &self.memory.bytes()[p * self.panel_bytes..][..self.panel_bytes]
+        match &self.storage {
+            Storage::Panels(memory) => &memory.bytes()[p * self.panel_bytes..][..self.panel_bytes],
+            Storage::Rows(_) => &[],
+        }
     }
 
     /// All panels, to be filled.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.memory.bytes_mut()
+        match &mut self.storage {
+            Storage::Panels(memory) => memory.bytes_mut(),
+            Storage::Rows(_) => &mut [],
+        }
     }
 
     /// Writes the values of row `row`, as stored, to `out` (`cols` long).
@@ -255,6 +293,11 @@ impl WeightMatrix {
             out.len(),
             self.cols
         );
+        if let Storage::Rows(stored) = &self.storage {
+            dequantize(self.ty, stored.row(row), out)
+                .expect("a stored row has as many columns as the matrix");
+            return;
+        }
         let (panel, lane) = (self.panel(row / PANEL_ROWS), row % PANEL_ROWS);
         let Some(format) = PanelFormat::of(self.ty) else {
             let bytes = self.ty.block_bytes();

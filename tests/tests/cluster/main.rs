@@ -28,3 +28,4 @@ mod stopping;
 mod ten_thousand;
 mod top;
 mod two_hosts;
+mod watched;

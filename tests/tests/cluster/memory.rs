@@ -18,10 +18,18 @@ const KV_TOKENS: usize = 1024;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rank_is_its_slice_and_its_cache() {
     let _machine = machine::shared().await;
-    let tensor = |tp, ep| Shape { tp, ep, ..Shape::tensor(1) };
-    for (model, shape) in [(paths::smol_bf16(), tensor(2, 1)), (paths::smol_mixtral(), tensor(2, 2))] {
+    let of = |tp, dp, ep| Shape { tp, dp, ep, ..Shape::tensor(1) };
+    // What is mapped counts, too: rows in whole pages, and not what lies between them.
+    for (model, shape) in [
+        (paths::smol_bf16(), of(2, 1, 1)),
+        (paths::smol_mixtral(), of(2, 1, 1)),
+        (paths::smol_mixtral(), of(2, 1, 2)),
+        (paths::smol_mixtral(), of(1, 2, 2)),
+    ] {
         let mut setup = Setup::new("memory").model("smol", &model).coordinators(1).workers(shape.ranks());
-        for (option, value) in [("tp", shape.tp), ("ep", shape.ep), ("kv-tokens", KV_TOKENS)] {
+        for (option, value) in
+            [("tp", shape.tp), ("dp", shape.dp), ("ep", shape.ep), ("kv-tokens", KV_TOKENS)]
+        {
             setup = setup.option(option, value);
         }
         let cluster = setup.start().await;

@@ -12,12 +12,13 @@ use tonic::transport::{Channel, Server};
 
 use super::*;
 use crate::models::Models;
+use crate::weights::Residence;
 
 /// A worker that leads group 1 by itself, of the smallest model.
 async fn leader() -> (GroupHost, RankClient<Channel>) {
     let (news, mut received) = mpsc::unbounded_channel();
     let collective = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let host = GroupHost::new(collective, 1, None, Models::default(), 0, news);
+    let host = GroupHost::new(collective, 1, None, Models::default(), Residence::default(), 0, news);
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama");
     host.assign(wire::Assign {
         group: 1,

@@ -1,12 +1,15 @@
-//! Reads parts of tensors and repacks them for the kernels, one matrix after the other.
+//! Reads parts of tensors and repacks them for the kernels, or leaves them where they lie, one matrix after the other.
 
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use foggara_kernels::op::dequantize::dequantize;
 use foggara_kernels::op::quantize_weights::quantize_row;
+use foggara_kernels::op::stored::RowRun;
 use foggara_kernels::{ThreadPool, WeightType};
-use foggara_models::{Checkpoint, DType, LayerRole, Loaded, ModelError, Quantize, TensorRole, TensorSlice};
+use foggara_models::{
+    Checkpoint, DType, LayerRole, Loaded, ModelError, Quantize, TensorRole, TensorSlice, keep_only,
+};
 
 use super::store::{Hold, Store, Stored};
 use super::{LoadError, Progress, weight_type};
@@ -34,6 +37,8 @@ pub(super) struct Loader<'a, 'p, S> {
     store: &'a S,
     quantize: Quantize,
     pool: &'a ThreadPool,
+    /// What is used where it lies.
+    placed: Vec<TensorSlice>,
     done: u64,
     total: u64,
     progress: &'a mut Progress<'p>,
@@ -47,7 +52,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         pool: &'a ThreadPool,
         progress: &'a mut Progress<'p>,
     ) -> Self {
-        Self { model, store, quantize, pool, done: 0, total: 0, progress }
+        Self { model, store, quantize, pool, placed: Vec::new(), done: 0, total: 0, progress }
     }
 
     /// Rows `rows` and columns `cols` of a matrix.
@@ -94,6 +99,9 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
 
     /// One matrix of the rows of all `parts`, in order. Parts must have one type and one width.
     pub(super) fn matrix(&mut self, parts: &[Part]) -> Result<S::Matrix, LoadError> {
+        if let Some(matrix) = self.place(parts)? {
+            return Ok(matrix);
+        }
         let first = &parts[0];
         let rows = parts.iter().map(|part| part.slice.rows).sum();
         let (ty, cols_stored, col_skip) = match first.made() {
@@ -110,7 +118,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
             let each = (CHUNK_BYTES / row_bytes).next_multiple_of(8).max(8);
             for from in (0..rows).step_by(each) {
                 let to = rows.min(from + each);
-                part.slice.populate(from..to);
+                part.slice.populate(from..to)?;
                 part.pack(self.store, &mut packer, from..to, self.pool)?;
                 self.count((to - from) * row_bytes)?;
             }
@@ -118,6 +126,39 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
             part.slice.advise_dont_need();
         }
         self.store.finish(packer)
+    }
+
+    /// The same where the rows lie, if all of them can be used there.
+    fn place(&mut self, parts: &[Part]) -> Result<Option<S::Matrix>, LoadError> {
+        if !self.store.in_place() {
+            return Ok(None);
+        }
+        let runs: Option<Vec<RowRun>> = parts.iter().map(Part::run).collect();
+        let Some(runs) = runs else { return Ok(None) };
+        for part in parts {
+            part.slice.advise_will_need();
+            let (rows, threads) = (part.slice.rows, self.pool.threads());
+            let each = (CHUNK_BYTES / part.slice.row_bytes()).max(1);
+            for from in (0..rows).step_by(each * threads) {
+                let to = rows.min(from + each * threads);
+                let read: Vec<OnceLock<Result<(), ModelError>>> =
+                    (0..threads).map(|_| OnceLock::new()).collect();
+                self.pool.run(threads, |i| {
+                    let piece = to.min(from + i * each)..to.min(from + (i + 1) * each);
+                    // Each piece is read once.
+                    read[i].set(part.slice.populate(piece)).ok();
+                });
+                read.into_iter().filter_map(OnceLock::into_inner).collect::<Result<(), _>>()?;
+                self.count((to - from) * part.slice.row_bytes())?;
+            }
+        }
+        self.placed.extend(parts.iter().map(|part| part.slice.clone()));
+        self.store.place(weight_type(parts[0].slice.dtype), parts[0].cols, runs).map(Some)
+    }
+
+    /// After the last: nothing of the files stays in this process's memory but what is used there.
+    pub(super) fn end(self) {
+        keep_only(&self.placed);
     }
 
     /// A matrix of these values, rounded to `ty`, one of the types of floats.
@@ -214,6 +255,13 @@ impl Part {
     /// The type it is stored in.
     pub(super) fn stored(&self) -> DType {
         self.slice.dtype
+    }
+
+    /// Its rows where they lie, if they are floats that can be used there.
+    fn run(&self) -> Option<RowRun> {
+        let as_is = self.loaded == Loaded::As(self.slice.dtype) && !self.slice.dtype.is_quantized();
+        let lies = self.slice.in_place().filter(|_| as_is)?;
+        Some(RowRun::new(lies.file, lies.start, lies.stride, self.slice.rows))
     }
 
     /// Rows `rows` as they will be held, one after the other, where they do not lie in the file like that.

@@ -1,4 +1,4 @@
-//! Reading a rank's slice of a checkpoint and repacking it for the kernels.
+//! Reading a rank's slice of a checkpoint, and repacking it for the kernels where they cannot use it as it lies.
 
 mod attention;
 mod layer;
@@ -17,7 +17,7 @@ pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
 pub use mlp::{ExpertsWeights, MlpWeights};
 pub use on_device::OnDevice;
-pub use store::{Held, Hold, Panels, Store, Stored};
+pub use store::{Held, Hold, OnCpu, Residence, Store, Stored};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ pub struct RankWeights<M = WeightMatrix> {
 }
 
 impl RankWeights {
-    /// Reads and repacks what rank `rank` of `plan` holds, for the CPU; the threads of `pool` share the work.
+    /// Loads what rank `rank` of `plan` holds, for the CPU, mapped where it can be; the threads of `pool` share the work.
     ///
     /// # Errors
     /// If a tensor cannot be read, or `progress` says to stop.
@@ -68,7 +68,7 @@ impl RankWeights {
         pool: &ThreadPool,
         progress: &mut Progress<'_>,
     ) -> Result<Self, LoadError> {
-        Self::load_to(&Panels, model, plan, rank, quantize, pool, progress)
+        Self::load_to(&OnCpu::default(), model, plan, rank, quantize, pool, progress)
     }
 }
 
@@ -103,7 +103,7 @@ impl<M: Held> RankWeights<M> {
         let matrix = |loader: &mut Loader<'_, '_, S>, part: Option<loader::Part>| {
             part.map(|part| loader.matrix(&[part])).transpose()
         };
-        Ok(Self {
+        let weights = Self {
             embedding: matrix(&mut loader, embedding)?,
             output: matrix(&mut loader, output)?,
             final_norm: loader.norm(TensorRole::FinalNorm)?,
@@ -112,7 +112,9 @@ impl<M: Held> RankWeights<M> {
                 .clone()
                 .map(|l| LayerWeights::load(&mut loader, slice, l))
                 .collect::<Result<_, _>>()?,
-        })
+        };
+        loader.end();
+        Ok(weights)
     }
 
     /// Bytes of memory of all matrices.

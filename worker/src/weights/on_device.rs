@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use foggara_kernels::cuda::{Device, DeviceMatrix, WeightKind, row_to_f8};
 use foggara_kernels::op::dequantize::dequantize;
+use foggara_kernels::op::stored::RowRun;
 use foggara_kernels::{KernelError, ThreadPool, WeightType};
 
 use super::LoadError;
@@ -99,6 +100,10 @@ impl Store for OnDevice {
             packer.matrix.put_scales(first, &scales)?;
         }
         Ok(())
+    }
+
+    fn place(&self, _: WeightType, _: usize, _: Vec<RowRun>) -> Result<DeviceMatrix, LoadError> {
+        Err(KernelError::new("upload", "a device has memory of its own").into())
     }
 
     fn finish(&self, packer: DevicePacker) -> Result<DeviceMatrix, LoadError> {

@@ -1,7 +1,11 @@
-//! Where weights are put: into panels for the CPU's kernels, or onto a device.
+//! Where weights are put: into panels for the CPU's kernels, nowhere where these can use them as they lie, or onto a device.
+
+use std::fmt;
+use std::str::FromStr;
 
 use foggara_kernels::op::pack::WeightPacker;
 use foggara_kernels::op::panels::WeightMatrix;
+use foggara_kernels::op::stored::RowRun;
 use foggara_kernels::{ThreadPool, WeightType};
 
 use super::LoadError;
@@ -65,6 +69,17 @@ pub trait Store {
         row: impl Fn(usize) -> &'r [u8] + Sync,
     ) -> Result<(), LoadError>;
 
+    /// Whether rows of floats may stay in the file that they are mapped from: [`place`](Self::place) takes them.
+    fn in_place(&self) -> bool {
+        false
+    }
+
+    /// A matrix of rows of `cols` elements of `ty`, a type of floats, where they lie.
+    ///
+    /// # Errors
+    /// If it cannot be held so.
+    fn place(&self, ty: WeightType, cols: usize, rows: Vec<RowRun>) -> Result<Self::Matrix, LoadError>;
+
     /// The matrix, once every row is there.
     ///
     /// # Errors
@@ -82,11 +97,43 @@ impl Held for WeightMatrix {
     }
 }
 
-/// Holds matrices in this process's memory, in panels.
-#[derive(Debug, Clone, Copy)]
-pub struct Panels;
+/// Where floats are that need no conversion.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Residence {
+    /// In their files, mapped into memory: nothing is copied, and processes on a machine share them.
+    #[default]
+    Mapped,
+    /// In this process's own memory.
+    Copied,
+}
 
-impl Store for Panels {
+impl FromStr for Residence {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "mapped" => Ok(Self::Mapped),
+            "copied" => Ok(Self::Copied),
+            _ => Err("must be mapped or copied".into()),
+        }
+    }
+}
+
+impl fmt::Display for Residence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mapped => "mapped",
+            Self::Copied => "copied",
+        })
+    }
+}
+
+/// Holds matrices for the CPU: as they lie in their files where that is possible and wanted, else in panels in this process's
+/// memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OnCpu(pub Residence);
+
+impl Store for OnCpu {
     type Matrix = WeightMatrix;
     type Packer = WeightPacker;
 
@@ -105,6 +152,14 @@ impl Store for Panels {
         row: impl Fn(usize) -> &'r [u8] + Sync,
     ) -> Result<(), LoadError> {
         Ok(packer.push_with(pool, count, row)?)
+    }
+
+    fn in_place(&self) -> bool {
+        self.0 == Residence::Mapped && cfg!(target_endian = "little")
+    }
+
+    fn place(&self, ty: WeightType, cols: usize, rows: Vec<RowRun>) -> Result<WeightMatrix, LoadError> {
+        Ok(WeightMatrix::of_stored(ty, cols, rows)?)
     }
 
     fn finish(&self, packer: WeightPacker) -> Result<WeightMatrix, LoadError> {

@@ -109,6 +109,68 @@ fn ranks_hold_the_parts_of_their_slices() {
     }
 }
 
+/// Whether products read it where it lies in its file.
+fn in_place(matrix: &WeightMatrix) -> bool {
+    format!("{matrix:?}").contains("storage: Rows")
+}
+
+#[test]
+fn what_is_mapped_is_what_would_be_copied() {
+    for dtype in TYPES {
+        let (_folder, model) = open(dtype);
+        for tp in 1..=3 {
+            let plan = tensor(&model, tp);
+            for rank in 0..tp {
+                let load = |residence| {
+                    let (store, pool) = (OnCpu(residence), ThreadPool::new(2));
+                    let mut told = (0, 0);
+                    let mut progress = |done, total| {
+                        told = (done, total);
+                        true
+                    };
+                    let weights = RankWeights::load_to(
+                        &store,
+                        &model,
+                        &plan,
+                        rank,
+                        Quantize::None,
+                        &pool,
+                        &mut progress,
+                    );
+                    (weights.expect("loads"), told)
+                };
+                let ((mapped, told), (copied, told_copied)) =
+                    (load(Residence::Mapped), load(Residence::Copied));
+                assert_eq!(told, told_copied, "{dtype} tp {tp} rank {rank}: bytes read, and in all");
+                let matrices = |weights: &RankWeights| {
+                    let mut all: Vec<(bool, Vec<Vec<f32>>)> = Vec::new();
+                    let mut take = |matrix: &WeightMatrix| {
+                        all.push((in_place(matrix), rows(matrix, 0..matrix.rows())));
+                    };
+                    weights.embedding.iter().chain(&weights.output).for_each(&mut take);
+                    for layer in &weights.layers {
+                        let (attention, mlp) = parts(layer);
+                        let columns = attention.qkv.iter().chain(&mlp.gate_up);
+                        columns
+                            .map(|column| &column.weights)
+                            .chain([&attention.o, &mlp.down])
+                            .for_each(&mut take);
+                    }
+                    all
+                };
+                let (mapped, copied) = (matrices(&mapped), matrices(&copied));
+                assert_eq!(mapped.len(), copied.len());
+                for ((placed, mapped), (copied_placed, copied)) in mapped.iter().zip(&copied) {
+                    assert!(mapped == copied, "{dtype} tp {tp} rank {rank}");
+                    assert!(!copied_placed && (!placed || !dtype.is_quantized()));
+                }
+                // The embedding is whole rows.
+                assert_eq!(mapped[0].0, !dtype.is_quantized(), "{dtype} tp {tp} rank {rank}");
+            }
+        }
+    }
+}
+
 #[test]
 fn ranks_read_the_bytes_of_their_slices_and_no_others() {
     for dtype in TYPES {

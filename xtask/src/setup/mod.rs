@@ -4,6 +4,7 @@ mod checkpoint;
 mod host_twin;
 mod model;
 mod packages;
+mod prometheus;
 mod python;
 mod stamp;
 
@@ -70,6 +71,7 @@ fn steps(purpose: Purpose) -> Vec<Box<dyn Step>> {
         steps.push(Box::new(checkpoint::DENSE));
         steps.push(Box::new(checkpoint::MIXTRAL));
         steps.push(Box::new(checkpoint::SAME));
+        steps.push(Box::new(prometheus::Prometheus));
         steps.push(Box::new(host_twin::HostTwin));
     }
     steps

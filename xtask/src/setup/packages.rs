@@ -107,7 +107,7 @@ impl Step for SystemPackages {
 }
 
 /// What to put before a command to run it as root; `None` where that cannot be done.
-fn become_root() -> Option<&'static [&'static str]> {
+pub(super) fn become_root() -> Option<&'static [&'static str]> {
     if rustix::process::geteuid().is_root() {
         return Some(&[]);
     }

@@ -94,6 +94,11 @@ impl Account {
         self.metrics.request_duration.with_label_values(&labels).observe(seconds);
         self.metrics.prompt_tokens.with_label_values(&labels).inc_by(self.usage.prompt_tokens as u64);
         self.metrics.generated_tokens.with_label_values(&labels).inc_by(self.usage.completion_tokens as u64);
+        let tokens = |family: &prometheus::HistogramVec, count: usize| {
+            family.with_label_values(&labels).observe(count as f64);
+        };
+        tokens(&self.metrics.request_prompt_tokens, self.usage.prompt_tokens);
+        tokens(&self.metrics.request_generated_tokens, self.usage.completion_tokens);
         let first = self.first.map(|first| first.duration_since(self.started).as_millis());
         tracing::info!(
             request_id = self.request_id,

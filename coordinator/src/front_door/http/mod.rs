@@ -4,6 +4,7 @@ mod answers;
 mod body;
 mod chat;
 mod completions;
+mod discovery;
 mod fields;
 #[cfg(test)]
 mod sampling_tests;
@@ -35,6 +36,7 @@ pub(super) fn router(door: &FrontDoor) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/sd/prometheus", get(discovery::handle))
         .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
@@ -51,7 +53,7 @@ pub(super) fn router(door: &FrontDoor) -> Router {
 }
 
 async fn index() -> &'static str {
-    "Foggara\n\nPOST /v1/chat/completions\nPOST /v1/completions\nPOST /tokenize\nPOST /detokenize\nGET  /v1/models\nGET  /healthz\nGET  /readyz\nGET  /metrics\n\
+    "Foggara\n\nPOST /v1/chat/completions\nPOST /v1/completions\nPOST /tokenize\nPOST /detokenize\nGET  /v1/models\nGET  /healthz\nGET  /readyz\nGET  /metrics\nGET  /sd/prometheus\n\
      The same port speaks gRPC: foggara.inference.v1, foggara.admin.v1 (reflection is on).\n"
 }
 
@@ -83,7 +85,7 @@ async fn name_request(mut incoming: Request<Body>, next: Next) -> Response {
 
 async fn metrics(State(door): State<FrontDoor>) -> Response {
     door.metrics.raft(&door.cluster.status());
-    door.metrics.cluster(&door.cluster.state());
+    door.metrics.cluster(&door.cluster.state(), &door.registry.loading());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], door.metrics.render())
         .into_response()
 }

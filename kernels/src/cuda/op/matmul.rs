@@ -14,11 +14,13 @@ mod choose;
 mod f8;
 mod gated;
 mod library;
+mod streamed;
 
 use choose::{Matrices, Sizes};
 use f8::F8Form;
 pub use gated::{gated_matmul, grouped_gated_matmul};
 pub use library::agrees as library_agrees;
+pub use streamed::gather_if_faster;
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
 /// one row of `out` to the next.
@@ -255,6 +257,9 @@ const HOPPER: (u32, u32) = (9, 0);
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         self.check_f8();
+        if let Some(launch) = self.streamed() {
+            return self.start(&launch);
+        }
         let sizes = self.sizes();
         let on_tensor_cores = match self.x.ty() {
             ActType::Bf16 => sizes.launch(sizes.form()),

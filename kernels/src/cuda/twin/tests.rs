@@ -25,11 +25,14 @@ fn pointer<T: bytemuck::Pod>(buffer: &Buffer<T>) -> Arg {
 }
 
 /// What ends the process, and what it says then.
-const FATAL: [(&str, &str); 11] = [
+const FATAL: [(&str, &str); 14] = [
     ("read_behind", "fault_read, block (0, 0, 0), thread 0 of 64: no memory at"),
     ("read_before", ": 0 bytes from there"),
     ("shuffle", "warp 0: lanes 0000ffff in __shfl_xor_sync with mask ffffffff"),
     ("barrier", "warp 0: lanes 0000007f in __syncthreads"),
+    ("too_few_arrive", "warp 0: lanes 00000001 wait for a round of a barrier"),
+    ("bytes_do_not_come", "warp 0: lanes 00000001 wait for a round of a barrier"),
+    ("too_many_arrive", "more arrive at a barrier than it counts"),
     ("shared_behind", "fault_shared, block (0, 0, 0), thread 1 of 64: no memory at"),
     ("shared_slack", "wrote behind its dynamic shared memory"),
     ("copy_unaligned", "copies from an address that is not aligned to 16"),
@@ -74,6 +77,9 @@ fn die(how: &str) {
         }
         "shuffle" => launch(&device, "fault_shuffle", 0, &[out]),
         "barrier" => launch(&device, "fault_barrier", 0, &[out]),
+        "too_few_arrive" => launch(&device, "fault_round", 0, &[out, Arg::U32(1)]),
+        "bytes_do_not_come" => launch(&device, "fault_round", 0, &[out, Arg::U32(2)]),
+        "too_many_arrive" => launch(&device, "fault_round", 0, &[out, Arg::U32(3)]),
         "shared_behind" => launch(&device, "fault_shared", 128, &[out, Arg::U32(127)]),
         "shared_slack" => launch(&device, "fault_shared", 96, &[out, Arg::U32(40)]),
         "copy_unaligned" => launch(&device, "fault_copy", 1024, &[out, v, Arg::U32(4)]),

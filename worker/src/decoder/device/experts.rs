@@ -2,7 +2,7 @@
 
 use foggara_kernels::cuda::op::elementwise::gated;
 use foggara_kernels::cuda::op::matmul::{
-    gated_matmul, grouped_gated_matmul, grouped_matmul, grouped_matmul_next, matmul,
+    gated_matmul, gather_if_faster, grouped_gated_matmul, grouped_matmul, grouped_matmul_next, matmul,
 };
 use foggara_kernels::cuda::op::moe::{
     self, MoeBuffers, Onto, Placement, Results, Router, combine, product_route_and_sort,
@@ -150,7 +150,12 @@ fn run_held(
         [(_, all)] if held.gate_up_bias.is_none() && all.rows() == both => {
             let x = b.normed.of(all.kind(), rows, hidden);
             let out = b.gated.plain_mut(sorted * width);
-            grouped_gated_matmul(out, x, Some(tokens), all, groups, activation)?
+            // There are no results yet: their place is free.
+            let room = b.results.view_mut().slice(0..sorted * hidden);
+            match gather_if_faster(room, x, tokens, all, groups)? {
+                Some(x) => grouped_gated_matmul(out, x, None, all, groups, activation)?,
+                None => grouped_gated_matmul(out, x, Some(tokens), all, groups, activation)?,
+            }
         }
         _ => false,
     };

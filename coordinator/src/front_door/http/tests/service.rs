@@ -27,6 +27,7 @@ async fn requests_have_ids_and_paths_have_methods() {
         (Request::get("/healthz"), 200),
         (Request::get("/"), 200),
         (Request::get("/version"), 200),
+        (Request::get("/sd/prometheus"), 200),
         (Request::get("/v1/models"), 200),
         (Request::get("/v1/models/m"), 200),
         (Request::get("/v1/models/other"), 404),

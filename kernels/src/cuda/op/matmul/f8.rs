@@ -48,9 +48,9 @@ const SIXTY_FOUR: F8Form = few!("64", 64, 1, 2, 4, 1);
 const SIXTY_FOUR_NARROW: F8Form = few!("64_narrow", 64, 1, 1, 3, 2);
 const MANY: F8Form = F8Form {
     height: 128,
-    width: 256,
+    width: 128,
     threads: 384,
-    stages: (4, (256 + 128) * 128),
+    stages: (6, (128 + 128) * 128),
     // And what the rows of a tile are multiplied by, for each of two warpgroups.
     spare: SPARE + 2 * 128 * size_of::<f32>(),
     blocks: 1,
