@@ -173,8 +173,8 @@ fn halves_of<T>(from: &[T; 16]) -> [&[T; 8]; 2] {
 /// Both halves of an array, to be written.
 #[inline(always)]
 fn halves_of_mut<T>(to: &mut [T; 16]) -> [&mut [T; 8]; 2] {
-    let (low, high) = to.split_at_mut(8);
-    [low.as_mut_array().expect("eight"), high.as_mut_array().expect("eight")]
+    let [low, high] = to.as_chunks_mut::<8>().0 else { unreachable!("twice eight") };
+    [low, high]
 }
 
 /// One after the other, for machines with eight lanes.

@@ -77,6 +77,7 @@ simd_wide! { fn rotate_row(style: RopeStyle, turns: &[(f32, f32)], row: &mut [f3
 
 /// Each pair by itself: the compiler makes vectors of them, as wide as there are.
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)]
 fn rotate_body<W: Wide>(style: RopeStyle, turns: &[(f32, f32)], row: &mut [f32], head_dim: usize) {
     for head in row.chunks_exact_mut(head_dim) {
         match style {

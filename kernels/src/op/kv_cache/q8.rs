@@ -47,6 +47,7 @@ simd_wide! { fn codes_of(x: &[f32], inverse: f32, codes: &mut [i8; BLOCK]) => co
 
 /// Codes of a block, compiled for what there is: without, rounding is a call for each element.
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)]
 fn codes_of_body<W: Wide>(x: &[f32], inverse: f32, codes: &mut [i8; BLOCK]) {
     for (code, x) in codes.iter_mut().zip(x) {
         // Saturates; a NaN becomes 0.

@@ -123,18 +123,14 @@ impl Side {
     }
 }
 
-simd_wide! {
-    /// Stores a position's elements at their [`Side::place`].
-    pub(super) fn put_f32(x: &[f32], store: &mut [f32], place: (usize, usize)) => put_f32_body
+/// Stores a position's elements at their [`Side::place`].
+pub(super) fn put_f32(x: &[f32], store: &mut [f32], place: (usize, usize)) {
+    put(x, store, place);
 }
+
 simd_wide! {
     /// Stores a position's elements, rounded to half floats, at their [`Side::place`].
     pub(super) fn put_f16(x: &[f32], store: &mut [u16], place: (usize, usize)) => put_f16_body
-}
-
-#[inline(always)]
-fn put_f32_body<W: Wide>(x: &[f32], store: &mut [f32], place: (usize, usize)) {
-    put(x, store, place);
 }
 
 #[inline(always)]
