@@ -286,9 +286,7 @@ impl Shm {
             return;
         }
         // The first two at once: one pass less over the vector.
-        for ((out, a), b) in out.iter_mut().zip(part(0)).zip(part(1)) {
-            *out = a + b;
-        }
+        crate::op::rms_norm::add_to(out, part(0), part(1));
         (2..self.segment.size).for_each(|rank| crate::op::rms_norm::add_assign(out, part(rank)));
     }
 
@@ -366,8 +364,10 @@ impl Collective for Shm {
                 let part =
                     |count: usize| (phase * per_phase).min(count)..((phase + 1) * per_phase).min(count);
                 let mine = &send[part(send.len())];
+                // Rank 0 reads its own part where it is.
+                let sent = if this.rank == 0 { &[] } else { mine };
                 this.publish(Call::Gather, size_of_val(mine), |slot| {
-                    slot[..size_of_val(mine)].copy_from_slice(bytemuck::cast_slice(mine));
+                    slot[..size_of_val(sent)].copy_from_slice(bytemuck::cast_slice(sent));
                 })?;
                 if this.rank == 0 {
                     let mut start = 0;
@@ -375,8 +375,12 @@ impl Collective for Shm {
                         let range = part(*count);
                         let bytes = range.len() * 4;
                         let to = &mut recv[start + range.start..start + range.end];
-                        let slot = this.peer(Call::Gather, rank, Some(bytes))?;
-                        bytemuck::cast_slice_mut(to).copy_from_slice(&slot[..bytes]);
+                        if rank == 0 {
+                            to.copy_from_slice(mine);
+                        } else {
+                            let slot = this.peer(Call::Gather, rank, Some(bytes))?;
+                            bytemuck::cast_slice_mut(to).copy_from_slice(&slot[..bytes]);
+                        }
                         start += count;
                     }
                 }

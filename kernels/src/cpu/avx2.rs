@@ -6,11 +6,11 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Codes, Lanes};
+use super::lanes::{Codes, Floats, Lanes};
 
 /// Eight floats in a register.
 #[derive(Debug, Clone, Copy)]
-pub struct F32x8(__m256);
+pub struct F32x8(pub(super) __m256);
 
 /// Broadcasts the four activations that belong to vector `v`.
 #[inline(always)]
@@ -61,89 +61,11 @@ fn floats<const T: usize>(x: [__m256i; T]) -> [F32x8; T] {
     }
 }
 
-impl Lanes for F32x8 {
+impl Floats for F32x8 {
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see the head of the file.
         Self(unsafe { _mm256_set1_ps(x) })
-    }
-    #[inline(always)]
-    fn load(from: &[f32; 8]) -> Self {
-        // SAFETY: see the head of the file.
-        Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
-    }
-    #[inline(always)]
-    fn load_f16(from: &[u16; 8]) -> Self {
-        // SAFETY: see the head of the file.
-        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) })
-    }
-    #[inline(always)]
-    fn load_bf16(from: &[u16; 8]) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
-            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)))
-        }
-    }
-    #[inline(always)]
-    fn load_i8(from: &[i8; 8]) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())))) }
-    }
-    #[inline(always)]
-    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4] {
-        // SAFETY: see the head of the file.
-        unsafe {
-            // Rows r and r + 4 beside each other; then two rows in turn, then four.
-            let half = |row: usize| _mm_loadu_si128(rows[row].as_ptr().cast());
-            let two = |row: usize| _mm256_set_m128i(half(row + 4), half(row));
-            let (a, b, c, d) = (two(0), two(1), two(2), two(3));
-            let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-            let (ab_2, cd_2) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-            [
-                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi64(ab, cd))),
-                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi64(ab, cd))),
-                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi64(ab_2, cd_2))),
-                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi64(ab_2, cd_2))),
-            ]
-        }
-    }
-    #[inline(always)]
-    fn pair_f16(self) -> [Self; 2] {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let bits = _mm256_castps_si256(self.0);
-            let low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
-            // Packing works on each half of the registers; the permutation puts them back in order.
-            let packed = _mm256_packus_epi32(low, _mm256_srli_epi32::<16>(bits));
-            let both = _mm256_permute4x64_epi64::<0b_11_01_10_00>(packed);
-            [
-                Self(_mm256_cvtph_ps(_mm256_castsi256_si128(both))),
-                Self(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(both))),
-            ]
-        }
-    }
-    #[inline(always)]
-    fn pair_bf16(self) -> [Self; 2] {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let bits = _mm256_castps_si256(self.0);
-            let high = _mm256_and_si256(bits, _mm256_set1_epi32(-0x1_0000));
-            let low = _mm256_slli_epi32::<16>(bits);
-            [Self(_mm256_castsi256_ps(low)), Self(_mm256_castsi256_ps(high))]
-        }
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; 8]) {
-        // SAFETY: see the head of the file.
-        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
-    }
-    #[inline(always)]
-    fn store_f16(self, to: &mut [u16; 8]) {
-        // SAFETY: see the head of the file.
-        unsafe {
-            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0))
-        }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -193,11 +115,94 @@ impl Lanes for F32x8 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
         }
     }
+}
+
+impl Lanes for F32x8 {
+    #[inline(always)]
+    fn load(from: &[f32; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[u16; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)))
+        }
+    }
+    #[inline(always)]
+    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Rows r and r + 4 beside each other; then two rows in turn, then four.
+            let half = |row: usize| _mm_loadu_si128(rows[row].as_ptr().cast());
+            let two = |row: usize| _mm256_set_m128i(half(row + 4), half(row));
+            let (a, b, c, d) = (two(0), two(1), two(2), two(3));
+            let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+            let (ab_2, cd_2) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+            [
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi64(ab, cd))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi64(ab, cd))),
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi64(ab_2, cd_2))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi64(ab_2, cd_2))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn pair_f16(self) -> [Self; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+            // Packing works on each half of the registers; the permutation puts them back in order.
+            let packed = _mm256_packus_epi32(low, _mm256_srli_epi32::<16>(bits));
+            let both = _mm256_permute4x64_epi64::<0b_11_01_10_00>(packed);
+            [
+                Self(_mm256_cvtph_ps(_mm256_castsi256_si128(both))),
+                Self(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(both))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn pair_bf16(self) -> [Self; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let high = _mm256_and_si256(bits, _mm256_set1_epi32(-0x1_0000));
+            let low = _mm256_slli_epi32::<16>(bits);
+            [Self(_mm256_castsi256_ps(low)), Self(_mm256_castsi256_ps(high))]
+        }
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; 8]) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())))) }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; 8]) {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u16; 8]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0))
+        }
+    }
     #[inline(always)]
     fn to_codes(values: [Self; 4]) -> Codes {
         // SAFETY: see the head of the file.
         unsafe {
-            let [a, b, c, d] = values.map(|x| _mm256_cvtps_epi32(x.0));
+            let [a, b, c, d] = values;
+            let (a, b) = (_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(b.0));
+            let (c, d) = (_mm256_cvtps_epi32(c.0), _mm256_cvtps_epi32(d.0));
             // Packing works on each half of the registers; the permutation puts groups of four back in order.
             let halves = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
             let codes = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));

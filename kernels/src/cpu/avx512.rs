@@ -1,15 +1,18 @@
-//! Two panels beside each other in AVX-512 registers, with VNNI.
+//! Sixteen floats, which may be eight of each of two panels, in AVX-512 registers, with VNNI.
 //!
-//! SAFETY of this whole file: values of [`F32x16`] are made only inside functions that are entered (by `simd_panels!`, and by
-//! `op/matmul/tiles.rs`, whose tiles come with nothing less) after `detect` has found
+//! SAFETY of this whole file: values of [`F32x16`] are made only inside functions that are entered (by `simd_wide!` and
+//! `simd_panels!`, and by `op/matmul/tiles.rs`, whose tiles come with nothing less) after `detect` has found
 //! AVX-512 F, BW and VNNI; every pointer comes from a reference to an array of just the size that is read or written, and all
 //! loads and stores are unaligned ones.
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Codes, PanelLanes};
+use bytemuck::Pod;
 
-/// Eight floats of each of two panels.
+use super::avx2::F32x8;
+use super::lanes::{Codes, Floats, PanelLanes, Wide};
+
+/// Sixteen floats in a register.
 #[derive(Debug, Clone, Copy)]
 pub struct F32x16(__m512);
 
@@ -17,7 +20,8 @@ pub struct F32x16(__m512);
 #[inline(always)]
 fn four(a: &Codes, v: usize) -> __m512i {
     let a = &a.codes;
-    let bytes = [a[v * 4], a[v * 4 + 1], a[v * 4 + 2], a[v * 4 + 3]].map(|x| x as u8);
+    let [b, c, d, e]: [i8; 4] = *a[v * 4..].first_chunk().expect("four of 32");
+    let bytes = [b as u8, c as u8, d as u8, e as u8];
     // SAFETY: see the head of the file.
     unsafe { _mm512_set1_epi32(i32::from_le_bytes(bytes)) }
 }
@@ -113,14 +117,141 @@ fn halves([a, b]: [&[u8; 16]; 2]) -> __m256i {
     unsafe { _mm256_set_m128i(_mm_loadu_si128(b.as_ptr().cast()), _mm_loadu_si128(a.as_ptr().cast())) }
 }
 
-/// Sixteen floats from two places.
+/// Two halves beside each other.
 #[inline(always)]
-fn wholes([a, b]: [&[u8; 32]; 2]) -> F32x16 {
+fn join(low: __m256, high: __m256) -> F32x16 {
     // SAFETY: see the head of the file.
     unsafe {
-        let (a, b) = (_mm256_loadu_ps(a.as_ptr().cast()), _mm256_loadu_ps(b.as_ptr().cast()));
-        let both = _mm512_insertf64x4::<1>(_mm512_castps_pd(_mm512_castps256_ps512(a)), _mm256_castps_pd(b));
-        F32x16(_mm512_castpd_ps(both))
+        let low = _mm512_castps_pd(_mm512_castps256_ps512(low));
+        F32x16(_mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high))))
+    }
+}
+
+/// Sixteen floats from two places.
+#[inline(always)]
+fn wholes<T: Pod>([a, b]: [&[T; 8]; 2]) -> F32x16 {
+    const { assert!(size_of::<T>() == 4) };
+    // SAFETY: see the head of the file.
+    unsafe { join(_mm256_loadu_ps(a.as_ptr().cast()), _mm256_loadu_ps(b.as_ptr().cast())) }
+}
+
+impl Floats for F32x16 {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    fn exp2_integer(self) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvttps_epi32(self.0), _mm512_set1_epi32(127));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased)))
+        }
+    }
+}
+
+impl Wide for F32x16 {
+    type Half = F32x8;
+    const ONE_REGISTER: bool = true;
+    #[inline(always)]
+    fn load(from: &[f32; 16]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16; 16]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; 16]) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) })
+    }
+    #[inline(always)]
+    fn of([low, high]: [F32x8; 2]) -> Self {
+        join(low.0, high.0)
+    }
+    #[inline(always)]
+    fn halves(self) -> [F32x8; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+            [F32x8(_mm512_castps512_ps256(self.0)), F32x8(_mm256_castpd_ps(high))]
+        }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; 16]) {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u16; 16]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn to_codes(values: [Self; 2]) -> Codes {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let [low, high] = values;
+            let low = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(low.0));
+            let high = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(high.0));
+            let codes = _mm256_set_m128i(high, low);
+            // Sums of eight bytes, which the instruction takes as unsigned: each is 128 more.
+            let eights =
+                _mm256_sad_epu8(_mm256_xor_si256(codes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+            let halves = _mm256_add_epi64(eights, _mm256_unpackhi_epi64(eights, eights));
+            let total = |sum: i32| sum - 16 * 128;
+            let totals = [total(_mm256_extract_epi32::<0>(halves)), total(_mm256_extract_epi32::<4>(halves))];
+            let mut bytes = [0i8; 32];
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), codes);
+            Codes { totals, codes: bytes }
+        }
     }
 }
 
@@ -132,24 +263,26 @@ impl PanelLanes<2> for F32x16 {
     }
     #[inline(always)]
     fn load(from: [&[f32; 8]; 2]) -> Self {
-        wholes(from.map(bytemuck::cast_ref))
+        wholes(from)
     }
     #[inline(always)]
     fn load_f16(from: [&[u16; 8]; 2]) -> Self {
         // SAFETY: see the head of the file.
-        Self(unsafe { _mm512_cvtph_ps(halves(from.map(bytemuck::cast_ref))) })
+        Self(unsafe { _mm512_cvtph_ps(halves([bytemuck::cast_ref(from[0]), bytemuck::cast_ref(from[1])])) })
     }
     #[inline(always)]
     fn load_bf16(from: [&[u16; 8]; 2]) -> Self {
         // SAFETY: see the head of the file.
         unsafe {
-            let bits = _mm512_cvtepu16_epi32(halves(from.map(bytemuck::cast_ref)));
+            let both = halves([bytemuck::cast_ref(from[0]), bytemuck::cast_ref(from[1])]);
+            let bits = _mm512_cvtepu16_epi32(both);
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
         }
     }
     #[inline(always)]
     fn load_bytes(from: [&[u8; 32]; 2]) -> Self {
-        wholes(from)
+        let [a, b]: [&[[u8; 4]; 8]; 2] = [bytemuck::cast_ref(from[0]), bytemuck::cast_ref(from[1])];
+        wholes([a, b])
     }
     #[inline(always)]
     fn load_f16_bytes(from: [&[u8; 16]; 2]) -> Self {

@@ -1,8 +1,9 @@
-//! Eight floats at a time: the vocabulary in which the kernels are written.
+//! Eight or sixteen floats at a time: the vocabulary in which the kernels are written.
 //!
 //! [`Lanes`] has two implementations that agree bit for bit: AVX2 (`avx2.rs`) and plain Rust (`portable.rs`). Each method is
-//! one rounding (or none), so an algorithm written over it has one result. Products, where nearly all the time goes, are
-//! written over [`PanelLanes`], which AVX-512 (`avx512.rs`) has too.
+//! one rounding (or none), so an algorithm written over it has one result. What is written over [`Wide`], sixteen floats, takes two
+//! of these or one register of AVX-512 (`avx512.rs`). Products, where nearly all the time goes, are written over [`PanelLanes`],
+//! which AVX-512 has too.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -14,28 +15,10 @@ pub struct Codes {
     pub(crate) codes: [i8; 32],
 }
 
-/// Eight f32 lanes and the integer products that end in them.
-pub trait Lanes: Copy {
+/// Floats side by side: what is done with each of them alone, whatever their number is.
+pub trait Floats: Copy {
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
-    /// Reads 8 floats.
-    fn load(from: &[f32; 8]) -> Self;
-    /// Reads 8 IEEE half floats, given by their bits.
-    fn load_f16(from: &[u16; 8]) -> Self;
-    /// Reads 8 bfloat16, given by their bits.
-    fn load_bf16(from: &[u16; 8]) -> Self;
-    /// Reads 8 signed bytes.
-    fn load_i8(from: &[i8; 8]) -> Self;
-    /// Eight rows become lanes: of each, four words of four bytes in turn, as they are.
-    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4];
-    /// The half floats that each lane's bits are, the low ones first.
-    fn pair_f16(self) -> [Self; 2];
-    /// The bfloat16 that each lane's bits are, the low ones first.
-    fn pair_bf16(self) -> [Self; 2];
-    /// Writes 8 floats.
-    fn store(self, to: &mut [f32; 8]);
-    /// Rounds to half floats (to nearest, ties to even).
-    fn store_f16(self, to: &mut [u16; 8]);
     /// `self + other`.
     fn add(self, other: Self) -> Self;
     /// `self - other`.
@@ -54,33 +37,6 @@ pub trait Lanes: Copy {
     fn round(self) -> Self;
     /// 2^self for integers in -126..=127.
     fn exp2_integer(self) -> Self;
-    /// The nearest integers (ties to even) to 32 values within ±127.
-    fn to_codes(values: [Self; 4]) -> Codes;
-
-    /// Exact sums, for each of `T` rows of activations `a` (each within ±127) and each of eight rows of weights, of their products
-    /// over 32 columns. Weights are unsigned 4-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows in its low
-    /// halves of bytes, and columns 16 further on in the high ones.
-    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T];
-    /// The same of signed 8-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows.
-    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T];
-    /// The same over columns 0..16 and 16..32.
-    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2];
-
-    /// Sum of the lanes: ((0+4)+(2+6)) + ((1+5)+(3+7)).
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        let mut l = [0.0; 8];
-        self.store(&mut l);
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
-    }
-
-    /// Greatest of the lanes.
-    #[inline(always)]
-    fn greatest(self) -> f32 {
-        let mut l = [0.0; 8];
-        self.store(&mut l);
-        l.into_iter().fold(f32::NEG_INFINITY, f32::max)
-    }
 
     /// e^self, within 2 units in the last place; 0 below about -87.3, infinity never (clamped at e^88).
     ///
@@ -123,6 +79,195 @@ pub trait Lanes: Copy {
         let x = self.min(Self::splat(10.0)).max(Self::splat(-10.0));
         let e = x.add(x).exp_m1();
         e.div(e.add(Self::splat(2.0)))
+    }
+}
+
+/// Eight f32 lanes and the integer products that end in them.
+pub trait Lanes: Floats {
+    /// Reads 8 floats.
+    fn load(from: &[f32; 8]) -> Self;
+    /// Reads 8 IEEE half floats, given by their bits.
+    fn load_f16(from: &[u16; 8]) -> Self;
+    /// Reads 8 bfloat16, given by their bits.
+    fn load_bf16(from: &[u16; 8]) -> Self;
+    /// Eight rows become lanes: of each, four words of four bytes in turn, as they are.
+    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4];
+    /// The half floats that each lane's bits are, the low ones first.
+    fn pair_f16(self) -> [Self; 2];
+    /// The bfloat16 that each lane's bits are, the low ones first.
+    fn pair_bf16(self) -> [Self; 2];
+    /// Reads 8 signed bytes.
+    fn load_i8(from: &[i8; 8]) -> Self;
+    /// Writes 8 floats.
+    fn store(self, to: &mut [f32; 8]);
+    /// Rounds to half floats (to nearest, ties to even).
+    fn store_f16(self, to: &mut [u16; 8]);
+    /// The nearest integers (ties to even) to 32 values within ±127.
+    fn to_codes(values: [Self; 4]) -> Codes;
+
+    /// Exact sums, for each of `T` rows of activations `a` (each within ±127) and each of eight rows of weights, of their products
+    /// over 32 columns. Weights are unsigned 4-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows in its low
+    /// halves of bytes, and columns 16 further on in the high ones.
+    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T];
+    /// The same of signed 8-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows.
+    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T];
+    /// The same over columns 0..16 and 16..32.
+    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2];
+
+    /// Sum of the lanes: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut l = [0.0; 8];
+        self.store(&mut l);
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+
+    /// Greatest of the lanes.
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        let mut l = [0.0; 8];
+        self.store(&mut l);
+        l.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+/// Sixteen floats: two [`Lanes`] beside each other, in one register where there are such. What is summed is summed as in eight.
+pub trait Wide: Floats {
+    /// One half.
+    type Half: Lanes;
+    /// Whether they are one register, of which there are 32.
+    const ONE_REGISTER: bool;
+    /// Reads 16 floats.
+    fn load(from: &[f32; 16]) -> Self;
+    /// Reads 16 IEEE half floats, given by their bits.
+    fn load_f16(from: &[u16; 16]) -> Self;
+    /// Reads 16 signed bytes.
+    fn load_i8(from: &[i8; 16]) -> Self;
+    /// Both halves.
+    fn of(halves: [Self::Half; 2]) -> Self;
+    /// Both halves.
+    fn halves(self) -> [Self::Half; 2];
+    /// Writes 16 floats.
+    fn store(self, to: &mut [f32; 16]);
+    /// Rounds to half floats (to nearest, ties to even).
+    fn store_f16(self, to: &mut [u16; 16]);
+    /// The nearest integers (ties to even) to 32 values within ±127.
+    fn to_codes(values: [Self; 2]) -> Codes;
+
+    /// Sum of the lanes: of the halves' sum, as [`Lanes::sum`].
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [low, high] = self.halves();
+        Floats::add(low, high).sum()
+    }
+
+    /// Greatest of the lanes.
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        let [low, high] = self.halves();
+        low.max(high).greatest()
+    }
+}
+
+/// Both halves of an array.
+#[inline(always)]
+fn halves_of<T>(from: &[T; 16]) -> [&[T; 8]; 2] {
+    let (halves, _) = from.as_chunks::<8>();
+    [&halves[0], &halves[1]]
+}
+
+/// Both halves of an array, to be written.
+#[inline(always)]
+fn halves_of_mut<T>(to: &mut [T; 16]) -> [&mut [T; 8]; 2] {
+    let [low, high] = to.as_chunks_mut::<8>().0 else { unreachable!("twice eight") };
+    [low, high]
+}
+
+/// One after the other, for machines with eight lanes.
+impl<L: Lanes> Floats for [L; 2] {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        [L::splat(x); 2]
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        [self[0].add(other[0]), self[1].add(other[1])]
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        [self[0].sub(other[0]), self[1].sub(other[1])]
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        [self[0].mul(other[0]), self[1].mul(other[1])]
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        [self[0].div(other[0]), self[1].div(other[1])]
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        [self[0].max(other[0]), self[1].max(other[1])]
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        [self[0].min(other[0]), self[1].min(other[1])]
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        [self[0].fma(b[0], c[0]), self[1].fma(b[1], c[1])]
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        [self[0].round(), self[1].round()]
+    }
+    #[inline(always)]
+    fn exp2_integer(self) -> Self {
+        [self[0].exp2_integer(), self[1].exp2_integer()]
+    }
+}
+
+impl<L: Lanes> Wide for [L; 2] {
+    type Half = L;
+    const ONE_REGISTER: bool = false;
+    #[inline(always)]
+    fn load(from: &[f32; 16]) -> Self {
+        let [low, high] = halves_of(from);
+        [L::load(low), L::load(high)]
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16; 16]) -> Self {
+        let [low, high] = halves_of(from);
+        [L::load_f16(low), L::load_f16(high)]
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; 16]) -> Self {
+        let [low, high] = halves_of(from);
+        [L::load_i8(low), L::load_i8(high)]
+    }
+    #[inline(always)]
+    fn of(halves: [L; 2]) -> Self {
+        halves
+    }
+    #[inline(always)]
+    fn halves(self) -> [L; 2] {
+        self
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; 16]) {
+        let [low, high] = halves_of_mut(to);
+        self[0].store(low);
+        self[1].store(high);
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u16; 16]) {
+        let [low, high] = halves_of_mut(to);
+        self[0].store_f16(low);
+        self[1].store_f16(high);
+    }
+    #[inline(always)]
+    fn to_codes([a, b]: [Self; 2]) -> Codes {
+        L::to_codes([a[0], a[1], b[0], b[1]])
     }
 }
 
@@ -176,7 +321,7 @@ fn codes_of<'a, const T: usize>(a: [&'a Codes; T]) -> [&'a [i8; 32]; T] {
 impl<L: Lanes> PanelLanes<1> for L {
     #[inline(always)]
     fn splat(x: f32) -> Self {
-        Lanes::splat(x)
+        Floats::splat(x)
     }
     #[inline(always)]
     fn load([from]: [&[f32; 8]; 1]) -> Self {
@@ -216,15 +361,15 @@ impl<L: Lanes> PanelLanes<1> for L {
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Lanes::add(self, other)
+        Floats::add(self, other)
     }
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
-        Lanes::mul(self, other)
+        Floats::mul(self, other)
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
-        Lanes::fma(self, b, c)
+        Floats::fma(self, b, c)
     }
     #[inline(always)]
     fn dots_u4<const T: usize>([codes]: [&[u8; 128]; 1], a: [&Codes; T]) -> [Self; T] {

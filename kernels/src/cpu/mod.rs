@@ -42,6 +42,39 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
+/// Defines `$name` as the body generic over sixteen floats, instantiated for the widest lanes of this CPU.
+macro_rules! simd_wide {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:path) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            use $body as body;
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments)]
+                fn widest($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::cpu::avx512::F32x16>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments)]
+                fn wide($($arg: $ty),*) $(-> $ret)? {
+                    body::<[$crate::cpu::avx2::F32x8; 2]>($($arg),*)
+                }
+                match $crate::cpu::detect::features().lanes() {
+                    // SAFETY: the features that these are compiled for have just been found.
+                    $crate::cpu::detect::Widest::Amx | $crate::cpu::detect::Widest::Avx512 => return unsafe { widest($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::detect::Widest::Avx2 => return unsafe { wide($($arg),*) },
+                    $crate::cpu::detect::Widest::Portable => {}
+                }
+            }
+            body::<[$crate::cpu::portable::F32x8; 2]>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd_wide;
+
 /// Defines `$name` as the body generic over panel lanes and the panels that they hold, instantiated for the widest lanes of this
 /// CPU.
 macro_rules! simd_panels {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::lanes::{Codes, Lanes};
+use super::lanes::{Codes, Floats, Lanes};
 
 /// Eight floats in an array.
 #[derive(Debug, Clone, Copy)]
@@ -32,39 +32,9 @@ fn dot_i8(codes: &[u8; 256], a: &[i8; 32], columns: std::ops::Range<usize>) -> F
     dot(|row, column| i32::from(codes[at(row, column)] as i8), a, columns)
 }
 
-impl Lanes for F32x8 {
+impl Floats for F32x8 {
     fn splat(x: f32) -> Self {
         Self([x; 8])
-    }
-    fn load(from: &[f32; 8]) -> Self {
-        Self(*from)
-    }
-    fn load_f16(from: &[u16; 8]) -> Self {
-        Self(from.map(|bits| f16::from_bits(bits).to_f32()))
-    }
-    fn load_bf16(from: &[u16; 8]) -> Self {
-        Self(from.map(|bits| bf16::from_bits(bits).to_f32()))
-    }
-    fn load_i8(from: &[i8; 8]) -> Self {
-        Self(from.map(f32::from))
-    }
-    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4] {
-        let word = |row: usize, i: usize| u32::from_ne_bytes(std::array::from_fn(|b| rows[row][4 * i + b]));
-        std::array::from_fn(|i| Self(std::array::from_fn(|row| f32::from_bits(word(row, i)))))
-    }
-    fn pair_f16(self) -> [Self; 2] {
-        let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
-        [Self(self.0.map(|x| half(x.to_bits()))), Self(self.0.map(|x| half(x.to_bits() >> 16)))]
-    }
-    fn pair_bf16(self) -> [Self; 2] {
-        let half = |bits: u32| bf16::from_bits(bits as u16).to_f32();
-        [Self(self.0.map(|x| half(x.to_bits()))), Self(self.0.map(|x| half(x.to_bits() >> 16)))]
-    }
-    fn store(self, to: &mut [f32; 8]) {
-        *to = self.0;
-    }
-    fn store_f16(self, to: &mut [u16; 8]) {
-        *to = self.0.map(|x| f16::from_f32(x).to_bits());
     }
     fn add(self, other: Self) -> Self {
         self.zip(other, |a, b| a + b)
@@ -92,6 +62,39 @@ impl Lanes for F32x8 {
     }
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+    }
+}
+
+impl Lanes for F32x8 {
+    fn load(from: &[f32; 8]) -> Self {
+        Self(*from)
+    }
+    fn load_f16(from: &[u16; 8]) -> Self {
+        Self(from.map(|bits| f16::from_bits(bits).to_f32()))
+    }
+    fn load_bf16(from: &[u16; 8]) -> Self {
+        Self(from.map(|bits| bf16::from_bits(bits).to_f32()))
+    }
+    fn words(rows: [&[u8; 16]; 8]) -> [Self; 4] {
+        let word = |row: usize, i: usize| u32::from_ne_bytes(std::array::from_fn(|b| rows[row][4 * i + b]));
+        std::array::from_fn(|i| Self(std::array::from_fn(|row| f32::from_bits(word(row, i)))))
+    }
+    fn pair_f16(self) -> [Self; 2] {
+        let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
+        [Self(self.0.map(|x| half(x.to_bits()))), Self(self.0.map(|x| half(x.to_bits() >> 16)))]
+    }
+    fn pair_bf16(self) -> [Self; 2] {
+        let half = |bits: u32| bf16::from_bits(bits as u16).to_f32();
+        [Self(self.0.map(|x| half(x.to_bits()))), Self(self.0.map(|x| half(x.to_bits() >> 16)))]
+    }
+    fn load_i8(from: &[i8; 8]) -> Self {
+        Self(from.map(f32::from))
+    }
+    fn store(self, to: &mut [f32; 8]) {
+        *to = self.0;
+    }
+    fn store_f16(self, to: &mut [u16; 8]) {
+        *to = self.0.map(|x| f16::from_f32(x).to_bits());
     }
     fn to_codes(values: [Self; 4]) -> Codes {
         let codes: [i8; 32] = std::array::from_fn(|i| values[i / 8].0[i % 8].round_ties_even() as i8);

@@ -2,10 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::cpu::lanes::{Codes, Lanes};
+use crate::cpu::lanes::{Codes, Wide};
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
-use crate::cpu::simd;
+use crate::cpu::simd_wide;
 
 /// The 8-bit form of 32 consecutive activations: `x ≈ scale × code`.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -33,12 +33,14 @@ pub struct Activations {
     rows: usize,
     values: Vec<f32>,
     blocks: Vec<ActBlock>,
+    /// Whether the 8-bit form is that of the values.
+    coded: bool,
 }
 
 impl Activations {
     /// Room for `max_rows` rows of `cols`; grows when asked for more.
     pub fn new(max_rows: usize, cols: usize) -> Self {
-        let mut new = Self { cols, rows: 0, values: Vec::new(), blocks: Vec::new() };
+        let mut new = Self { cols, rows: 0, values: Vec::new(), blocks: Vec::new(), coded: false };
         new.set_rows(max_rows);
         new
     }
@@ -46,6 +48,7 @@ impl Activations {
     /// Sets the number of rows. Contents are unspecified afterwards.
     pub fn set_rows(&mut self, rows: usize) {
         self.rows = rows;
+        self.coded = false;
         if self.values.len() < rows * self.cols {
             self.values.resize(rows * self.cols, 0.0);
         }
@@ -68,6 +71,7 @@ impl Activations {
 
     /// All rows, to be written.
     pub fn f32_rows_mut(&mut self) -> &mut [f32] {
+        self.coded = false;
         &mut self.values[..self.rows * self.cols]
     }
 
@@ -76,22 +80,32 @@ impl Activations {
         &self.f32_rows()[t * self.cols..][..self.cols]
     }
 
-    /// Makes the 8-bit form of every row. Of a last block shorter than 32 the rest counts as 0.
+    /// Makes the 8-bit form of every row, if it has not been made since they were written. Of a last block shorter than 32 the
+    /// rest counts as 0.
     pub fn quantize(&mut self, pool: &ThreadPool) {
-        let per_row = self.cols.div_ceil(32);
+        if !self.coded {
+            self.fill(pool, true, |_, _| ());
+        }
+    }
+
+    /// Has every row written by `write`, which is told its number, and where `coded` makes its 8-bit form, as
+    /// [`quantize`](Self::quantize), while it is in the cache.
+    pub fn fill(&mut self, pool: &ThreadPool, coded: bool, write: impl Fn(usize, &mut [f32]) + Sync) {
+        let per_row = if coded { self.cols.div_ceil(32) } else { 0 };
         let needed = self.rows * per_row;
         if self.blocks.len() < needed {
             self.blocks.resize(needed, EMPTY);
         }
-        if needed == 0 {
-            return;
-        }
-        let (values, cols) = (&self.values, self.cols);
-        let blocks = SharedSlice::new(&mut self.blocks);
+        self.coded = coded;
+        let cols = self.cols;
+        let (values, blocks) = (SharedSlice::new(&mut self.values), SharedSlice::new(&mut self.blocks));
         pool.run(self.rows, |t| {
             // SAFETY: each task has a row of its own.
-            let blocks = unsafe { blocks.part(t * per_row, per_row) };
-            quantize_row(&values[t * cols..][..cols], blocks);
+            let (row, blocks) = unsafe { (values.part(t * cols, cols), blocks.part(t * per_row, per_row)) };
+            write(t, row);
+            if coded {
+                quantize_row(row, blocks);
+            }
         });
     }
 
@@ -107,23 +121,34 @@ impl Activations {
     }
 }
 
-simd! { fn quantize_row(x: &[f32], blocks: &mut [ActBlock]) => quantize_row_body }
+simd_wide! { fn quantize_row(x: &[f32], blocks: &mut [ActBlock]) => quantize_row_body }
 
 #[inline(always)]
-fn quantize_row_body<L: Lanes>(x: &[f32], blocks: &mut [ActBlock]) {
-    for (chunk, block) in x.chunks(32).zip(blocks) {
-        let mut padded = [0.0; 32];
-        padded[..chunk.len()].copy_from_slice(chunk);
-        let parts = padded.as_chunks::<8>().0;
-        let parts: [L; 4] = std::array::from_fn(|i| L::load(&parts[i]));
-        let zero = L::splat(0.0);
-        let largest = parts.iter().fold(zero, |largest, x| largest.max(*x).max(zero.sub(*x))).greatest();
-        // Below it 127 / largest would be infinite.
-        let inverse = L::splat(if largest > f32::MIN_POSITIVE * 256.0 { 127.0 / largest } else { 0.0 });
-        block.coded = L::to_codes(parts.map(|x| x.mul(inverse)));
-        block.scale = largest / 127.0;
-        block.sum = block.scale * block.coded.totals.iter().sum::<i32>() as f32;
+fn quantize_row_body<W: Wide>(x: &[f32], blocks: &mut [ActBlock]) {
+    let (whole, rest) = x.as_chunks::<32>();
+    let (of_whole, of_rest) = blocks.split_at_mut(whole.len());
+    for (x, block) in whole.iter().zip(of_whole) {
+        quantize_block::<W>(x, block);
     }
+    if let Some(block) = of_rest.first_mut() {
+        let mut padded = [0.0; 32];
+        padded[..rest.len()].copy_from_slice(rest);
+        quantize_block::<W>(&padded, block);
+    }
+}
+
+#[inline(always)]
+fn quantize_block<W: Wide>(x: &[f32; 32], block: &mut ActBlock) {
+    let halves = x.as_chunks::<16>().0;
+    let [a, b] = [W::load(&halves[0]), W::load(&halves[1])];
+    let zero = W::splat(0.0);
+    let largest = a.max(zero.sub(a)).max(b).max(zero.sub(b)).greatest();
+    // Below it 127 / largest would be infinite.
+    let inverse = W::splat(if largest > f32::MIN_POSITIVE * 256.0 { 127.0 / largest } else { 0.0 });
+    block.coded = W::to_codes([a.mul(inverse), b.mul(inverse)]);
+    block.scale = largest / 127.0;
+    let [low, high] = block.coded.totals;
+    block.sum = block.scale * (low + high) as f32;
 }
 
 #[cfg(test)]
@@ -144,8 +169,29 @@ mod tests {
             assert!(error <= block.scale * 0.501, "{i}: {error}");
         }
         let mut portable_blocks = vec![EMPTY; 4];
-        quantize_row_body::<portable::F32x8>(&x, &mut portable_blocks);
+        quantize_row_body::<[portable::F32x8; 2]>(&x, &mut portable_blocks);
         assert_eq!(activations.blocks(0), portable_blocks);
+    }
+
+    #[test]
+    fn the_eight_bit_form_is_that_of_what_was_written_last() {
+        let pool = ThreadPool::new(2);
+        let mut x = Activations::new(3, 70);
+        let value = |t: usize, i: usize| ((t * 31 + i * 17) % 23) as f32 - 11.0;
+        x.fill(&pool, true, |t, row| row.iter_mut().enumerate().for_each(|(i, x)| *x = value(t, i)));
+        let filled = x.block_rows(0, 3).to_vec();
+        for (t, row) in x.f32_rows_mut().chunks_exact_mut(70).enumerate() {
+            row.iter_mut().enumerate().for_each(|(i, x)| *x = value(t, i));
+        }
+        x.quantize(&pool);
+        assert_eq!(x.block_rows(0, 3), filled, "in one pass and in two");
+        x.f32_rows_mut()[3] = 99.0;
+        x.quantize(&pool);
+        assert_eq!(x.blocks(0)[0].coded.codes[3], 127, "written after it was made");
+        assert_eq!(x.block_rows(1, 2), &filled[3..]);
+        x.fill(&pool, false, |_, row| row.fill(1.0));
+        x.quantize(&pool);
+        assert_eq!(x.blocks(2)[2].coded.totals, [6 * 127, 0]);
     }
 
     #[test]

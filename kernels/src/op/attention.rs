@@ -12,10 +12,10 @@ mod tile;
 use std::cell::Cell;
 
 use super::kv_cache::{KvCache, Store};
-use crate::cpu::lanes::Lanes;
+use crate::cpu::lanes::Wide;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
-use crate::cpu::simd;
+use crate::cpu::simd_wide;
 use cut::{groups, spans};
 use forms::{ByDimension, ByPosition, ValueRows};
 use q8::{CodeValues, CodesByDimension, CodesByPosition};
@@ -131,17 +131,22 @@ fn run(task: &Task<'_>, scratch: &mut Scratch) {
 }
 
 /// Attention over one form of keys and values, compiled for the widest lanes and for each number of query heads that there can
-/// be in a task: so many in a row, so many in a tile; a row alone meets so many parts at a time.
+/// be in a task: so many in a row, so many in a tile; a row alone meets so many parts at a time. Where sixteen floats are one of
+/// 32 registers, tiles are of as many queries as the second number, and parts as many as the last.
 macro_rules! over {
-    ($name:ident, $keys:ty, $values:ty, $($row:literal in $tile:literal by $parts:literal),+) => {
+    ($name:ident, $keys:ty, $values:ty, $($row:literal in $tile:literal or $large:literal by $parts:literal or $many:literal),+) => {
         fn $name(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
             match task.count {
                 $($row => {
-                    simd! { fn wide(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) => body }
+                    simd_wide! { fn wide(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) => body }
 
                     #[inline(always)]
-                    fn body<L: Lanes>(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
-                        attend::<L, _, _, $row, $tile, $parts>(task, keys, values, scratch);
+                    fn body<W: Wide>(task: &Task<'_>, keys: $keys, values: $values, scratch: &mut Scratch) {
+                        if W::ONE_REGISTER {
+                            attend::<W, _, _, $row, $large, $many>(task, keys, values, scratch);
+                        } else {
+                            attend::<W, _, _, $row, $tile, $parts>(task, keys, values, scratch);
+                        }
                     }
                     wide(task, keys, values, scratch);
                 })+
@@ -151,12 +156,30 @@ macro_rules! over {
     };
 }
 
-over!(attend_f32, ByDimension<'_, f32>, ValueRows<'_, f32>, 1 in 6 by 1, 2 in 6 by 1, 3 in 6 by 1, 4 in 4 by 1, 6 in 6 by 1);
-over!(attend_f16, ByDimension<'_, u16>, ValueRows<'_, u16>, 1 in 6 by 4, 2 in 6 by 2, 3 in 6 by 2, 4 in 4 by 1, 6 in 6 by 1);
-over!(attend_q8, CodesByDimension<'_>, CodeValues<'_>, 1 in 6 by 1, 2 in 6 by 1, 3 in 6 by 1, 4 in 4 by 1, 6 in 6 by 1);
-over!(attend_f32_shared, ByPosition<'_, f32>, ValueRows<'_, f32>, 1 in 1 by 1, 2 in 2 by 1, 4 in 4 by 1, 8 in 8 by 1);
-over!(attend_f16_shared, ByPosition<'_, u16>, ValueRows<'_, u16>, 1 in 1 by 1, 2 in 2 by 1, 4 in 4 by 1, 8 in 8 by 1);
-over!(attend_q8_shared, CodesByPosition<'_>, CodeValues<'_>, 1 in 1 by 1, 2 in 2 by 1, 4 in 4 by 1, 8 in 8 by 1);
+over!(
+    attend_f32, ByDimension<'_, f32>, ValueRows<'_, f32>,
+    1 in 6 or 12 by 1 or 4, 2 in 6 or 12 by 1 or 4, 3 in 6 or 12 by 1 or 4, 4 in 4 or 12 by 1 or 2, 6 in 6 or 12 by 1 or 2
+);
+over!(
+    attend_f16, ByDimension<'_, u16>, ValueRows<'_, u16>,
+    1 in 6 or 12 by 4 or 4, 2 in 6 or 12 by 2 or 4, 3 in 6 or 12 by 2 or 4, 4 in 4 or 12 by 1 or 2, 6 in 6 or 12 by 1 or 2
+);
+over!(
+    attend_q8, CodesByDimension<'_>, CodeValues<'_>,
+    1 in 6 or 12 by 1 or 1, 2 in 6 or 12 by 1 or 1, 3 in 6 or 12 by 1 or 1, 4 in 4 or 12 by 1 or 1, 6 in 6 or 12 by 1 or 1
+);
+over!(
+    attend_f32_shared, ByPosition<'_, f32>, ValueRows<'_, f32>,
+    1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 4 in 4 or 4 by 1 or 1, 8 in 8 or 8 by 1 or 1
+);
+over!(
+    attend_f16_shared, ByPosition<'_, u16>, ValueRows<'_, u16>,
+    1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 4 in 4 or 4 by 1 or 1, 8 in 8 or 8 by 1 or 1
+);
+over!(
+    attend_q8_shared, CodesByPosition<'_>, CodeValues<'_>,
+    1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 4 in 4 or 4 by 1 or 1, 8 in 8 or 8 by 1 or 1
+);
 
 #[cfg(test)]
 mod tests;

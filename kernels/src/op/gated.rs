@@ -1,7 +1,7 @@
 //! The gated activations of the MLP (Shazeer, "GLU Variants Improve Transformer", 2020).
 
-use crate::cpu::lanes::Lanes;
-use crate::cpu::simd;
+use crate::cpu::lanes::{Floats, Wide};
+use crate::cpu::simd_wide;
 
 /// How the gate acts on the other half.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,7 +20,7 @@ pub enum GatedActivation {
     },
 }
 
-simd! {
+simd_wide! {
     /// `out[i] = activation(gate[i], up[i])`.
     ///
     /// # Panics
@@ -29,13 +29,13 @@ simd! {
 }
 
 #[inline(always)]
-fn gated_body<L: Lanes>(activation: GatedActivation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+fn gated_body<W: Wide>(activation: GatedActivation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match activation {
-        GatedActivation::Silu => each::<L, _>(gate, up, out, &Silu),
-        GatedActivation::GeluTanh => each::<L, _>(gate, up, out, &GeluTanh),
+        GatedActivation::Silu => each::<W, _>(gate, up, out, &Silu),
+        GatedActivation::GeluTanh => each::<W, _>(gate, up, out, &GeluTanh),
         GatedActivation::ClampedSwiglu { alpha, limit } => {
-            let splat = L::splat;
-            each::<L, _>(
+            let splat = W::splat;
+            each::<W, _>(
                 gate,
                 up,
                 out,
@@ -46,51 +46,51 @@ fn gated_body<L: Lanes>(activation: GatedActivation, gate: &[f32], up: &[f32], o
 }
 
 /// An activation on lanes. (A closure would not be compiled for the instructions its caller may use.)
-trait Gate<L: Lanes> {
-    fn apply(&self, gate: L, up: L) -> L;
+trait Gate<W: Floats> {
+    fn apply(&self, gate: W, up: W) -> W;
 }
 
 struct Silu;
 struct GeluTanh;
-struct Clamped<L> {
-    alpha: L,
-    high: L,
-    low: L,
+struct Clamped<W> {
+    alpha: W,
+    high: W,
+    low: W,
 }
 
-impl<L: Lanes> Gate<L> for Silu {
+impl<W: Floats> Gate<W> for Silu {
     #[inline(always)]
-    fn apply(&self, gate: L, up: L) -> L {
+    fn apply(&self, gate: W, up: W) -> W {
         swish(gate, gate).mul(up)
     }
 }
 
-impl<L: Lanes> Gate<L> for GeluTanh {
+impl<W: Floats> Gate<W> for GeluTanh {
     #[inline(always)]
-    fn apply(&self, gate: L, up: L) -> L {
+    fn apply(&self, gate: W, up: W) -> W {
         // (1 + tanh(x)) / 2 = sigmoid(2x), which loses nothing where tanh is close to -1.
-        let cubic = L::splat(0.044_715).mul(gate).mul(gate).fma(gate, gate);
-        swish(gate, L::splat(1.595_769).mul(cubic)).mul(up)
+        let cubic = W::splat(0.044_715).mul(gate).mul(gate).fma(gate, gate);
+        swish(gate, W::splat(1.595_769).mul(cubic)).mul(up)
     }
 }
 
-impl<L: Lanes> Gate<L> for Clamped<L> {
+impl<W: Floats> Gate<W> for Clamped<W> {
     #[inline(always)]
-    fn apply(&self, gate: L, up: L) -> L {
+    fn apply(&self, gate: W, up: W) -> W {
         // In this order of operands NaN stays NaN.
         let (gate, up) = (self.high.min(gate), self.low.max(self.high.min(up)));
-        swish(gate, self.alpha.mul(gate)).mul(up.add(L::splat(1.0)))
+        swish(gate, self.alpha.mul(gate)).mul(up.add(W::splat(1.0)))
     }
 }
 
 /// `x · sigmoid(by)`.
 #[inline(always)]
-fn swish<L: Lanes>(x: L, by: L) -> L {
-    x.div(L::splat(1.0).add(L::splat(0.0).sub(by).exp()))
+fn swish<W: Floats>(x: W, by: W) -> W {
+    x.div(W::splat(1.0).add(W::splat(0.0).sub(by).exp()))
 }
 
 #[inline(always)]
-fn each<L: Lanes, G: Gate<L>>(gate: &[f32], up: &[f32], out: &mut [f32], f: &G) {
+fn each<W: Wide, G: Gate<W>>(gate: &[f32], up: &[f32], out: &mut [f32], f: &G) {
     assert!(
         gate.len() == up.len() && up.len() == out.len(),
         "gated: {} {} {}",
@@ -98,16 +98,16 @@ fn each<L: Lanes, G: Gate<L>>(gate: &[f32], up: &[f32], out: &mut [f32], f: &G) 
         up.len(),
         out.len()
     );
-    let (gates, gate_rest) = gate.as_chunks::<8>();
-    let (ups, up_rest) = up.as_chunks::<8>();
-    let (outs, out_rest) = out.as_chunks_mut::<8>();
+    let (gates, gate_rest) = gate.as_chunks::<16>();
+    let (ups, up_rest) = up.as_chunks::<16>();
+    let (outs, out_rest) = out.as_chunks_mut::<16>();
     for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
-        f.apply(L::load(gate), L::load(up)).store(out);
+        f.apply(W::load(gate), W::load(up)).store(out);
     }
-    let (mut gate, mut up, mut out) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+    let (mut gate, mut up, mut out) = ([0.0; 16], [0.0; 16], [0.0; 16]);
     gate[..gate_rest.len()].copy_from_slice(gate_rest);
     up[..up_rest.len()].copy_from_slice(up_rest);
-    f.apply(L::load(&gate), L::load(&up)).store(&mut out);
+    f.apply(W::load(&gate), W::load(&up)).store(&mut out);
     out_rest.copy_from_slice(&out[..out_rest.len()]);
 }
 
@@ -150,7 +150,7 @@ mod tests {
         ] {
             let (mut out, mut plain) = (vec![0.0; 1003], vec![0.0; 1003]);
             gated(activation, gate, &up, &mut out);
-            gated_body::<portable::F32x8>(activation, gate, &up, &mut plain);
+            gated_body::<[portable::F32x8; 2]>(activation, gate, &up, &mut plain);
             assert_eq!(out, plain, "{activation:?}");
             for i in 0..1003 {
                 let exact = exact(activation, gate[i], up[i]);

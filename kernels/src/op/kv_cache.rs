@@ -9,6 +9,7 @@ use crate::error::KernelError;
 pub(crate) use q8::rounded;
 pub(crate) use q8::{BLOCK, Codes};
 pub(crate) use store::{Side, Store};
+use store::{put_f16, put_f32};
 
 /// How keys and values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,15 +184,15 @@ impl KvCache {
         for head in 0..heads {
             let cell = self.cell(layer, block, head);
             let (k, v) = (&k[head * key_dim..][..key_dim], &v[head * value_dim..][..value_dim]);
+            let places = (self.keys.place(cell, offset), self.values.place(cell, offset));
             match &mut self.store {
                 Store::F32 { keys, values } => {
-                    self.keys.put(keys, cell, offset, k, |x| x);
-                    self.values.put(values, cell, offset, v, |x| x);
+                    put_f32(k, keys, places.0);
+                    put_f32(v, values, places.1);
                 }
                 Store::F16 { keys, values } => {
-                    let f16 = |x| half::f16::from_f32(x).to_bits();
-                    self.keys.put(keys, cell, offset, k, f16);
-                    self.values.put(values, cell, offset, v, f16);
+                    put_f16(k, keys, places.0);
+                    put_f16(v, values, places.1);
                 }
                 Store::Q8_0 { keys, values } => {
                     keys.put(self.keys, cell, offset, k);

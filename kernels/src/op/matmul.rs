@@ -19,6 +19,7 @@ use super::activations::{ActBlock, Activations};
 use super::panels::{Min, PANEL_ROWS, PanelFormat, WeightMatrix};
 use crate::cpu::lanes::PanelLanes;
 use crate::cpu::pool::ThreadPool;
+use crate::cpu::prefetch::prefetch;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd_panels;
 use crate::dtype::WeightType;
@@ -30,6 +31,9 @@ const WIDE_TILE: usize = 8;
 
 /// Panels of one task: small enough to balance threads, large enough to be worth claiming. An even number: some lanes hold two.
 const TASK_PANELS: usize = 8;
+
+/// Tasks of each thread where they are large.
+const TASKS_EACH: usize = 4;
 
 /// `y[t · y_stride + r] = Σ_k w[r, k] · x[t, k]` for every row `t` of `x`; overwrites.
 ///
@@ -50,9 +54,10 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     let panels = rows.div_ceil(PANEL_ROWS);
     let out = SharedSlice::new(y);
     let in_tiles = rows_in_tiles(w, batch);
-    pool.run(panels.div_ceil(TASK_PANELS), |task| {
-        let from = task * TASK_PANELS;
-        let to = panels.min(from + TASK_PANELS);
+    let of_task = task_panels(panels, in_tiles, pool.threads());
+    pool.run(panels.div_ceil(of_task), |task| {
+        let from = task * of_task;
+        let to = panels.min(from + of_task);
         if let Some(stored) = w.stored() {
             return rows::run(w, stored, x, (from, to), &out, y_stride);
         }
@@ -62,6 +67,17 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
         }
         run_panels(w, x, in_tiles, from, to, &out, y_stride);
     });
+}
+
+/// Panels of each task. With tiles, what a task does before its first panel (scales of all blocks of all rows are put in order) is
+/// as much as a panel or two: so tasks are few, and large.
+fn task_panels(panels: usize, in_tiles: usize, threads: usize) -> usize {
+    let each = match (in_tiles, threads) {
+        (0, _) => 0,
+        (_, 1) => panels,
+        _ => panels / (TASKS_EACH * threads),
+    };
+    each.next_multiple_of(2).max(TASK_PANELS)
 }
 
 /// How many of the first rows are left to tiles: none here.
@@ -117,6 +133,25 @@ trait PanelProduct {
         x: &Activations,
         first: usize,
     ) -> [L; T];
+
+    /// The same. The panels `ahead` may be asked for, block by block.
+    #[inline(always)]
+    fn product_before<L: PanelLanes<P>, const P: usize, const T: usize>(
+        panels: [&[u8]; P],
+        _ahead: Option<[&[u8]; P]>,
+        x: &Activations,
+        first: usize,
+    ) -> [L; T] {
+        Self::product(panels, x, first)
+    }
+}
+
+impl WeightMatrix {
+    /// The panels after the `P` from `first` on, of those before `to`; where there is one less, the last is there twice.
+    #[inline(always)]
+    fn next_panels<const P: usize>(&self, first: usize, to: usize) -> Option<[&[u8]; P]> {
+        (first + P < to).then(|| std::array::from_fn(|p| self.panel((first + P + p).min(to - 1))))
+    }
 }
 
 #[inline(always)]
@@ -136,21 +171,23 @@ fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
                 *panel = w.panel(first + p);
             }
         }
+        // What is next comes while the first rows meet this: memory is further away than the machine looks ahead by itself.
+        let mut ahead = if P > 1 && first_row == 0 { w.next_panels(first, to) } else { None };
         let mut t = first_row;
         if P > 1 {
             while t + WIDE_TILE <= x.rows() {
-                out.put(first, t, F::product::<L, P, WIDE_TILE>(panels, x, t));
+                out.put(first, t, F::product_before::<L, P, WIDE_TILE>(panels, ahead.take(), x, t));
                 t += WIDE_TILE;
             }
         }
         while t + TILE <= x.rows() {
-            out.put(first, t, F::product::<L, P, TILE>(panels, x, t));
+            out.put(first, t, F::product_before::<L, P, TILE>(panels, ahead.take(), x, t));
             t += TILE;
         }
         match x.rows() - t {
-            1 => out.put(first, t, F::product::<L, P, 1>(panels, x, t)),
-            2 => out.put(first, t, F::product::<L, P, 2>(panels, x, t)),
-            3 => out.put(first, t, F::product::<L, P, 3>(panels, x, t)),
+            1 => out.put(first, t, F::product_before::<L, P, 1>(panels, ahead.take(), x, t)),
+            2 => out.put(first, t, F::product_before::<L, P, 2>(panels, ahead.take(), x, t)),
+            3 => out.put(first, t, F::product_before::<L, P, 3>(panels, ahead.take(), x, t)),
             _ => {}
         }
     }
@@ -221,7 +258,12 @@ fn scales<L: PanelLanes<P>, const P: usize>(format: PanelFormat, blocks: [&[u8];
 /// `N` bytes of each panel's block.
 #[inline(always)]
 fn part<const P: usize, const N: usize>(blocks: [&[u8]; P], at: usize) -> [&[u8; N]; P] {
-    blocks.map(|block| block[at..].first_chunk().expect("a block holds its codes and scales"))
+    // (A closure may be left as a function that does not know the instructions it may use: a call for each block.)
+    let mut parts = [const { &[0; N] }; P];
+    for p in 0..P {
+        parts[p] = blocks[p][at..].first_chunk().expect("a block holds its codes and scales");
+    }
+    parts
 }
 
 impl<const TY: u8> PanelProduct for Quantized<TY> {
@@ -231,13 +273,34 @@ impl<const TY: u8> PanelProduct for Quantized<TY> {
         x: &Activations,
         first: usize,
     ) -> [L; T] {
+        Self::product_before(panels, None, x, first)
+    }
+
+    #[inline(always)]
+    fn product_before<L: PanelLanes<P>, const P: usize, const T: usize>(
+        panels: [&[u8]; P],
+        ahead: Option<[&[u8]; P]>,
+        x: &Activations,
+        first: usize,
+    ) -> [L; T] {
         let f = Self::FORMAT;
         let count = panels[0].len() / f.block_bytes();
         let rows: [&[ActBlock]; T] = std::array::from_fn(|t| &x.blocks(first + t)[..count]);
-        let panels = panels.map(|panel| &panel[..count * f.block_bytes()]);
+        let mut whole = panels;
+        for p in 0..P {
+            whole[p] = &panels[p][..count * f.block_bytes()];
+        }
         let mut acc = [L::splat(0.0); T];
         for b in 0..count {
-            let block = panels.map(|panel| &panel[b * f.block_bytes()..][..f.block_bytes()]);
+            if let Some(ahead) = ahead {
+                for panel in ahead {
+                    prefetch(&panel[b * f.block_bytes()..][..f.block_bytes()]);
+                }
+            }
+            let mut block = whole;
+            for p in 0..P {
+                block[p] = &whole[p][b * f.block_bytes()..][..f.block_bytes()];
+            }
             let scale: L = scales(f, block, f.code_bytes());
             let mut a = [&rows[0][b]; T];
             let mut codes = [&a[0].coded; T];

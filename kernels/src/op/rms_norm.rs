@@ -1,9 +1,10 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, 2019), and adding the residual.
 
-use crate::cpu::lanes::Lanes;
+use super::activations::Activations;
+use crate::cpu::lanes::{Lanes, Wide};
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
-use crate::cpu::simd;
+use crate::cpu::{simd, simd_wide};
 
 /// `out[t, i] = x[t, i] / sqrt(mean(x[t]²) + eps) · weight[i]` for `rows` rows of `weight.len()`.
 ///
@@ -18,6 +19,36 @@ pub fn rms_norm(pool: &ThreadPool, x: &[f32], rows: usize, weight: &[f32], eps: 
         // SAFETY: each task has a row of its own.
         let out = unsafe { out.part(t * cols, cols) };
         rms_norm_row(&x[t * cols..][..cols], weight, eps, out);
+    });
+}
+
+/// [`rms_norm`] of every row of `x` into the rows of `out`, whose number counts, and where `coded` their 8-bit form. With `add`,
+/// `x += add` before. All of it is done with a row while it is in the cache.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn add_rms_norm(
+    pool: &ThreadPool,
+    x: &mut [f32],
+    add: Option<&[f32]>,
+    weight: &[f32],
+    eps: f32,
+    coded: bool,
+    out: &mut Activations,
+) {
+    let (rows, cols) = (out.rows(), weight.len());
+    assert!(
+        out.cols() == cols && x.len() >= rows * cols && add.is_none_or(|add| add.len() >= rows * cols),
+        "add_rms_norm: {rows} rows of {cols}"
+    );
+    let x = SharedSlice::new(x);
+    out.fill(pool, coded, |t, out| {
+        // SAFETY: each task has a row of its own.
+        let x = unsafe { x.part(t * cols, cols) };
+        if let Some(add) = add {
+            add_assign(x, &add[t * cols..][..cols]);
+        }
+        rms_norm_row(x, weight, eps, out);
     });
 }
 
@@ -48,7 +79,7 @@ pub fn rms_norm_heads(
     });
 }
 
-simd! { fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body }
+simd_wide! { fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body }
 simd! { fn rms_norm_head(x: &mut [f32], weight: &[f32], eps: f32) => rms_norm_head_body }
 
 /// 1 / sqrt(mean(x²) + eps).
@@ -66,13 +97,13 @@ fn scale_of<L: Lanes>(x: &[f32], eps: f32) -> f32 {
 }
 
 #[inline(always)]
-fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let (whole, rest) = x.as_chunks::<8>();
-    let scale = scale_of::<L>(x, eps);
-    let lanes = L::splat(scale);
-    let at = whole.len() * 8;
-    for ((x, w), out) in whole.iter().zip(weight.as_chunks::<8>().0).zip(out.as_chunks_mut::<8>().0) {
-        L::load(x).mul(lanes).mul(L::load(w)).store(out);
+fn rms_norm_body<W: Wide>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = scale_of::<W::Half>(x, eps);
+    let lanes = W::splat(scale);
+    let (whole, rest) = x.as_chunks::<16>();
+    let at = whole.len() * 16;
+    for ((x, w), out) in whole.iter().zip(weight.as_chunks::<16>().0).zip(out.as_chunks_mut::<16>().0) {
+        W::load(x).mul(lanes).mul(W::load(w)).store(out);
     }
     for ((x, w), out) in rest.iter().zip(&weight[at..]).zip(&mut out[at..]) {
         *out = x * scale * w;
@@ -93,11 +124,38 @@ fn rms_norm_head_body<L: Lanes>(x: &mut [f32], weight: &[f32], eps: f32) {
     }
 }
 
-/// `x += y`, element by element.
-pub fn add_assign(x: &mut [f32], y: &[f32]) {
+simd_wide! {
+    /// `x += y`, element by element.
+    pub fn add_assign(x: &mut [f32], y: &[f32]) => add_assign_body
+}
+simd_wide! {
+    /// `out = a + b`, element by element.
+    pub(crate) fn add_to(out: &mut [f32], a: &[f32], b: &[f32]) => add_to_body
+}
+
+#[inline(always)]
+fn add_assign_body<W: Wide>(x: &mut [f32], y: &[f32]) {
     debug_assert_eq!(x.len(), y.len());
-    for (x, y) in x.iter_mut().zip(y) {
+    let (whole, rest) = x.as_chunks_mut::<16>();
+    let (whole_y, rest_y) = y.as_chunks::<16>();
+    for (x, y) in whole.iter_mut().zip(whole_y) {
+        W::load(x).add(W::load(y)).store(x);
+    }
+    for (x, y) in rest.iter_mut().zip(rest_y) {
         *x += y;
+    }
+}
+
+#[inline(always)]
+fn add_to_body<W: Wide>(out: &mut [f32], a: &[f32], b: &[f32]) {
+    debug_assert!(out.len() == a.len() && a.len() == b.len());
+    let ((whole, rest), (whole_a, rest_a), (whole_b, rest_b)) =
+        (out.as_chunks_mut::<16>(), a.as_chunks::<16>(), b.as_chunks::<16>());
+    for ((out, a), b) in whole.iter_mut().zip(whole_a).zip(whole_b) {
+        W::load(a).add(W::load(b)).store(out);
+    }
+    for ((out, a), b) in rest.iter_mut().zip(rest_a).zip(rest_b) {
+        *out = a + b;
     }
 }
 
@@ -124,9 +182,45 @@ mod tests {
                     );
                 }
                 let mut plain = vec![0.0; cols];
-                rms_norm_body::<portable::F32x8>(row, &weight, 1e-5, &mut plain);
+                rms_norm_body::<[portable::F32x8; 2]>(row, &weight, 1e-5, &mut plain);
                 assert_eq!(plain, out[t * cols..][..cols]);
             }
+        }
+    }
+
+    #[test]
+    fn adding_norming_and_coding_in_one_pass_are_the_three_one_after_the_other() {
+        for (rows, cols) in [(1, 64), (5, 100), (3, 7), (0, 8)] {
+            let x: Vec<f32> = (0..cols * rows).map(|i| ((i * 29 % 83) as f32 - 41.0) * 0.07).collect();
+            let y: Vec<f32> = (0..cols * rows).map(|i| ((i * 13 % 71) as f32 - 35.0) * 0.11).collect();
+            let weight: Vec<f32> = (0..cols).map(|i| 0.5 + i as f32 * 0.01).collect();
+            for add in [None, Some(&y[..])] {
+                let mut expected: Vec<f32> = x.clone();
+                if add.is_some() {
+                    expected.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+                }
+                let mut apart = Activations::new(rows, cols);
+                rms_norm(&ThreadPool::new(1), &expected, rows, &weight, 1e-5, apart.f32_rows_mut());
+                apart.quantize(&ThreadPool::new(1));
+                let (mut sum, mut out) = (x.clone(), Activations::new(rows, cols));
+                add_rms_norm(&ThreadPool::new(2), &mut sum, add, &weight, 1e-5, true, &mut out);
+                assert_eq!(sum, expected);
+                assert_eq!(out.f32_rows(), apart.f32_rows());
+                assert_eq!(out.block_rows(0, rows), apart.block_rows(0, rows));
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_each_element() {
+        for len in [0, 1, 15, 16, 33, 100] {
+            let a: Vec<f32> = (0..len).map(|i| i as f32 * 0.3 - 4.0).collect();
+            let b: Vec<f32> = (0..len).map(|i| 7.0 - i as f32 * i as f32 * 0.01).collect();
+            let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+            let (mut sum, mut to) = (a.clone(), vec![f32::NAN; len]);
+            add_assign(&mut sum, &b);
+            add_to(&mut to, &a, &b);
+            assert_eq!((&sum, &to), (&expected, &expected));
         }
     }
 

@@ -1,5 +1,8 @@
 //! Rotary position embedding (Su et al., "RoFormer", 2021).
 
+use crate::cpu::lanes::Wide;
+use crate::cpu::simd_wide;
+
 /// Which elements of a head form the pairs that are rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeStyle {
@@ -65,19 +68,28 @@ impl RopeTable {
         let pairs = self.inv_freq.len();
         for t in 0..angles.rows {
             let turns = &angles.turns[t * pairs..][..pairs];
-            for head in x[t * row_stride..][..heads * head_dim].chunks_exact_mut(head_dim) {
-                match self.style {
-                    RopeStyle::Interleaved => {
-                        for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-                            *pair = turn(*pair, *cos, *sin);
-                        }
-                    }
-                    RopeStyle::Half => {
-                        let (first, second) = head[..2 * pairs].split_at_mut(pairs);
-                        for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
-                            [*a, *b] = turn([*a, *b], *cos, *sin);
-                        }
-                    }
+            rotate_row(self.style, turns, &mut x[t * row_stride..][..heads * head_dim], head_dim);
+        }
+    }
+}
+
+simd_wide! { fn rotate_row(style: RopeStyle, turns: &[(f32, f32)], row: &mut [f32], head_dim: usize) => rotate_body }
+
+/// Each pair by itself: the compiler makes vectors of them, as wide as there are.
+#[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)]
+fn rotate_body<W: Wide>(style: RopeStyle, turns: &[(f32, f32)], row: &mut [f32], head_dim: usize) {
+    for head in row.chunks_exact_mut(head_dim) {
+        match style {
+            RopeStyle::Interleaved => {
+                for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                    *pair = turn(*pair, *cos, *sin);
+                }
+            }
+            RopeStyle::Half => {
+                let (first, second) = head[..2 * turns.len()].split_at_mut(turns.len());
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
+                    [*a, *b] = turn([*a, *b], *cos, *sin);
                 }
             }
         }

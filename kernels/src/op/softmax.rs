@@ -1,7 +1,7 @@
 //! Reductions over a row of logits.
 
-use crate::cpu::lanes::Lanes;
-use crate::cpu::simd;
+use crate::cpu::lanes::{Lanes, Wide};
+use crate::cpu::{simd, simd_wide};
 
 simd! {
     /// ln Σ e^x, from which log-probabilities are made: `x[i] - log_sum_exp(x)`. -∞ for an empty row.
@@ -31,7 +31,7 @@ fn log_sum_exp_body<L: Lanes>(x: &[f32]) -> f32 {
     (f64::from(greatest) + total.ln()) as f32
 }
 
-simd! {
+simd_wide! {
     /// `out[i] = e^((x[i] - shift) · scale)`: the weights a sampler draws from, for `shift` the greatest logit and `scale`
     /// one over the temperature.
     ///
@@ -41,17 +41,17 @@ simd! {
 }
 
 #[inline(always)]
-fn exp_scaled_body<L: Lanes>(x: &[f32], shift: f32, scale: f32, out: &mut [f32]) {
+fn exp_scaled_body<W: Wide>(x: &[f32], shift: f32, scale: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "exp_scaled");
-    let (whole, rest) = x.as_chunks::<8>();
-    let (outs, out_rest) = out.as_chunks_mut::<8>();
-    let (shift, scale) = (L::splat(shift), L::splat(scale));
+    let (whole, rest) = x.as_chunks::<16>();
+    let (outs, out_rest) = out.as_chunks_mut::<16>();
+    let (shift, scale) = (W::splat(shift), W::splat(scale));
     for (x, out) in whole.iter().zip(outs) {
-        L::load(x).sub(shift).mul(scale).exp().store(out);
+        W::load(x).sub(shift).mul(scale).exp().store(out);
     }
-    let (mut last, mut lanes) = ([0.0; 8], [0.0; 8]);
+    let (mut last, mut lanes) = ([0.0; 16], [0.0; 16]);
     last[..rest.len()].copy_from_slice(rest);
-    L::load(&last).sub(shift).mul(scale).exp().store(&mut lanes);
+    W::load(&last).sub(shift).mul(scale).exp().store(&mut lanes);
     out_rest.copy_from_slice(&lanes[..out_rest.len()]);
 }
 
@@ -84,7 +84,7 @@ mod tests {
         let x: Vec<f32> = (0..37).map(|i| i as f32 * 0.7 - 20.0).collect();
         let (mut out, mut plain) = (vec![0.0; 37], vec![0.0; 37]);
         exp_scaled(&x, 5.2, 1.25, &mut out);
-        exp_scaled_body::<portable::F32x8>(&x, 5.2, 1.25, &mut plain);
+        exp_scaled_body::<[portable::F32x8; 2]>(&x, 5.2, 1.25, &mut plain);
         assert_eq!(out, plain);
         for (x, got) in x.iter().zip(&out) {
             let exact = (f64::from((x - 5.2) * 1.25)).exp();

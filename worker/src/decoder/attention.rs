@@ -9,7 +9,7 @@ use foggara_kernels::op::rope::{RopeAngles, RopeTable};
 use foggara_models::spec::{Attention, Grouped, Latent};
 use foggara_models::{ArchSpec, RankSlice};
 
-use super::project::{add_bias, product, project};
+use super::project::{self, add_bias, product, project};
 use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights};
 
 /// One of this rank's rows: its sequence's blocks and its position.
@@ -55,6 +55,16 @@ pub(super) struct Context<'a> {
     pub(super) angles: &'a RopeAngles,
     pub(super) window: Option<usize>,
     pub(super) rows: &'a [Row<'a>],
+}
+
+/// Whether any of the products of its normed rows takes their 8-bit form.
+pub(super) fn takes_codes(weights: &AttentionWeights) -> bool {
+    match weights {
+        AttentionWeights::Grouped(w) => project::takes_codes(&w.qkv),
+        AttentionWeights::Latent(w) => {
+            w.kv_down.is_quantized() || w.q_down.as_ref().unwrap_or(&w.q_up).is_quantized()
+        }
+    }
 }
 
 impl Attender {

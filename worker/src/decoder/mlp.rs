@@ -48,11 +48,11 @@ impl MlpRunner {
         self.gate_up.resize(rows * 2 * width, 0.0);
         project(pool, &w.gate_up, x, &mut self.gate_up, 2 * width);
         add_bias(&mut self.gate_up, &w.gate_up_bias);
-        let outs = gated_rows.f32_rows_mut().chunks_exact_mut(width);
-        for (both, out) in self.gate_up.chunks_exact(2 * width).zip(outs) {
-            let (gate, up) = both.split_at(width);
-            gated(self.activation, gate, up, out);
-        }
+        let (activation, gate_up) = (self.activation, &self.gate_up);
+        gated_rows.fill(pool, w.down.is_quantized(), |t, out| {
+            let (gate, up) = gate_up[t * 2 * width..][..2 * width].split_at(width);
+            gated(activation, gate, up, out);
+        });
         product(pool, &w.down, gated_rows, out);
         add_bias(out, &w.down_bias);
     }

@@ -40,6 +40,7 @@ pub use experts::DispatchStats;
 use experts::{ExpertLayer, ExpertRunner};
 pub use input::{BlockTables, InputError, MOST_BEST, Segment, StepInput, Want};
 use mlp::MlpRunner;
+use project::takes_codes;
 use score::Scorer;
 pub use score::{OnScores, Scores};
 
@@ -244,6 +245,7 @@ impl Forward for Decoder {
                 self.add(local, |layer| &layer.post_mlp_norm);
             }
         }
+        self.buffers.add_pending();
         if busy {
             comms.send(&mut self.buffers.x)?;
         }
@@ -296,7 +298,7 @@ impl Decoder {
     fn attend(&mut self, local: usize, rows: &[Row<'_>]) {
         let (w, b) = (&self.weights.layers[local], &mut self.buffers);
         let layer = &self.spec.layers[self.slice.layers.start + local];
-        rms_norm(&self.pool, &b.x, rows.len(), &w.attn_norm, self.spec.norm_eps, b.normed.f32_rows_mut());
+        b.norm(&self.pool, &w.attn_norm, self.spec.norm_eps, attention::takes_codes(&w.attention));
         let mut context = Context {
             pool: &self.pool,
             cache: &mut self.cache,
@@ -310,12 +312,12 @@ impl Decoder {
         self.attender.run(&self.spec, &w.attention, &mut b.normed, attended, &mut b.partial, &mut context);
     }
 
-    /// x += partial, normed before where the model says so.
+    /// x += partial, normed before where the model says so; where not, together with the norm that is next.
     fn add(&mut self, local: usize, norm: impl Fn(&crate::weights::LayerWeights) -> &Vec<f32>) {
         let b = &mut self.buffers;
         let norm = norm(&self.weights.layers[local]);
         if norm.is_empty() {
-            add_assign(&mut b.x, &b.partial);
+            b.pending = true;
             return;
         }
         let rows = b.normed.rows();
@@ -333,7 +335,8 @@ impl Decoder {
         let (w, b) = (&self.weights.layers[local], &mut self.buffers);
         let global = self.slice.layers.start + local;
         if !rows.is_empty() {
-            rms_norm(&self.pool, &b.x, rows.len(), &w.mlp_norm, self.spec.norm_eps, b.normed.f32_rows_mut());
+            let coded = matches!(&w.mlp, MlpKind::Dense(dense) if takes_codes(&dense.gate_up));
+            b.norm(&self.pool, &w.mlp_norm, self.spec.norm_eps, coded);
         }
         let (experts, spec) = match (&w.mlp, &self.spec.layers[global].mlp) {
             (MlpKind::Experts(experts), Mlp::Experts(spec)) => (experts, spec),

@@ -8,6 +8,11 @@ use foggara_kernels::op::rms_norm::add_assign;
 
 use crate::weights::Column;
 
+/// Whether any of them takes the 8-bit form of rows.
+pub(super) fn takes_codes(columns: &[Column]) -> bool {
+    columns.iter().any(|column| column.weights.is_quantized())
+}
+
 /// Products of every column group, side by side in rows of `width`.
 pub(super) fn project(
     pool: &ThreadPool,
@@ -20,7 +25,7 @@ pub(super) fn project(
     let mut rounded = columns.first().and_then(|column| super::rounding::rounded(&column.weights, x, true));
     #[cfg(test)]
     let x = rounded.as_mut().unwrap_or(x);
-    if columns.iter().any(|column| column.weights.is_quantized()) {
+    if takes_codes(columns) {
         x.quantize(pool);
     }
     for column in columns {

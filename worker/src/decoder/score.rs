@@ -125,6 +125,8 @@ pub(super) struct Scorer {
     /// Rank 0: a row over the whole vocabulary, or the best of one.
     logits: Vec<f32>,
     best: Vec<(u32, f32)>,
+    /// This rank's message: kept, since new memory of its size comes from the system page by page.
+    message: Vec<f32>,
 }
 
 impl Scorer {
@@ -137,6 +139,7 @@ impl Scorer {
             gathered: Vec::new(),
             logits: Vec::new(),
             best: Vec::new(),
+            message: Vec::new(),
         }
     }
 
@@ -155,7 +158,7 @@ impl Scorer {
         let wanted = wanted(input, tables, self.shape.dp);
         let parts: Vec<Vec<&[Wanted]>> = wanted.iter().map(|rows| tiles(rows)).collect();
         let place = self.shape.place(comms.rank());
-        let mut message = Vec::new();
+        let mut message = std::mem::take(&mut self.message);
         for tile in 0..parts.iter().map(Vec::len).max().unwrap_or(0) {
             let tile: Vec<&[Wanted]> =
                 parts.iter().map(|part| part.get(tile).copied().unwrap_or_default()).collect();
@@ -165,6 +168,7 @@ impl Scorer {
             }
             self.gather(&message, &tile, comms, on_scores)?;
         }
+        self.message = message;
         Ok(())
     }
 
@@ -256,7 +260,7 @@ impl Decoder {
     ) -> Result<(), CollectiveError> {
         let (hidden, b, weights, pool) = (self.spec.hidden, &mut self.buffers, &self.weights, &self.pool);
         let (eps, softcap) = (self.spec.norm_eps, self.spec.logit_softcap);
-        let mut scores = Vec::new();
+        let scores = &mut b.scores;
         let mut few = |wanted: &[Wanted], message: &mut Vec<f32>| {
             b.last.set_rows(wanted.len());
             for (wanted, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
@@ -266,7 +270,7 @@ impl Decoder {
             let output = weights.output.as_ref().or(weights.embedding.as_ref());
             let output = output.expect("the last stage holds the output layer");
             let all = wanted.iter().all(|wanted| wanted.want == Want::Whole);
-            let to = if all { &mut *message } else { &mut scores };
+            let to = if all { &mut *message } else { &mut *scores };
             let start = if all { to.len() } else { 0 };
             to.resize(start + wanted.len() * output.rows(), 0.0);
             let to = &mut to[start..];
@@ -275,7 +279,7 @@ impl Decoder {
                 soft_cap(to, cap);
             }
             if !all {
-                tell(&scores, wanted, message);
+                tell(scores, wanted, message);
             }
         };
         let own = |wanted: &[Wanted], message: &mut Vec<f32>| {

@@ -5,9 +5,11 @@ use std::ops::Range;
 use super::AttentionRow;
 use super::tile::QUERIES;
 
-/// Queries of a tile: two vectors of positions (or of a value) for each of six fill twelve of the sixteen registers. They are of
-/// several rows where heads are few.
-const TILE: usize = 6;
+/// Query heads of a task at most: two vectors of positions (or of a value) for each of six fill twelve of sixteen registers.
+const HEADS: usize = 6;
+/// Queries of a tile, of several rows where heads are few, or twice as many as that: where there are 32 registers of twice the
+/// width, as many queries have one for each.
+const TILE: usize = 12;
 /// Tasks that each thread should have at least, so that all end at about the same time.
 const TASKS: usize = 2;
 
@@ -18,7 +20,7 @@ pub(super) fn groups(kv_head_of: &[u32], rows: usize, in_keys: bool, threads: us
         return cut(kv_head_of, |left| match left {
             5 => 3,
             7 | 8 => 4,
-            left => left.min(TILE),
+            left => left.min(HEADS),
         });
     }
     // Where keys lie position by position, queries take one register each, and numbers are powers of two.
@@ -89,7 +91,7 @@ mod tests {
         let (one, other) = ([1, 2], [1, 2]);
         let row = |blocks| AttentionRow { blocks, len: 2, window_start: 0 };
         let rows = [vec![row(&one[..]); 70], vec![row(&other[..]); 3]].concat();
-        // Three heads: tiles of two rows, 32 rows of 96 queries.
+        // Three heads: tiles of two or four rows, 32 rows of 96 queries.
         assert_eq!(spans(&rows, &[(0, 3), (3, 3)], 1), [0..32, 32..64, 64..70, 70..73]);
         assert_eq!(spans(&rows, &[(0, 3), (3, 3)], 2)[..2], [0..32, 32..64]);
         // 73 rows of one group for 32 tasks.

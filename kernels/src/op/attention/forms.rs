@@ -2,11 +2,11 @@
 //!
 //! Everything here is compiled into functions that know the instructions they may use, hence `#[inline(always)]`.
 
-use crate::cpu::lanes::Lanes;
+use crate::cpu::lanes::{Floats, Lanes, Wide};
 use crate::cpu::prefetch::prefetch;
 use crate::op::kv_cache::Side;
 
-/// Positions that are met at a time: two vectors.
+/// Positions that are met at a time: sixteen lanes.
 pub(super) const PART: usize = 16;
 
 /// Positions of a cell that are met at a time.
@@ -24,7 +24,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Where its two vectors begin in the cell; both at the same place if there is only one.
+    /// Where its two halves begin in the cell; both at the same place if there is only one.
     #[inline(always)]
     pub(super) fn vectors(&self) -> [usize; 2] {
         [self.first, self.first + self.all - 8]
@@ -36,19 +36,19 @@ pub(super) trait Keys: Copy {
     /// Whether `Q` queries are read dimension by dimension, `S` apart; otherwise they follow each other.
     const PACKED: bool;
 
-    /// q · k of the positions of a part, for each query. Where it has 8, both vectors are of those. Asks for the cell ahead.
-    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q];
+    /// q · k of the positions of a part, for each query. Where it has 8, both halves are of those. Asks for the cell ahead.
+    fn scores<W: Wide, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [W; Q];
 
     /// The same for some parts that are whole cells, each.
     #[inline(always)]
-    fn scores_together<L: Lanes, const Q: usize, const S: usize, const C: usize>(
+    fn scores_together<W: Wide, const Q: usize, const S: usize, const C: usize>(
         self,
         parts: &[Part; C],
         q: &[f32],
-    ) -> [[[L; 2]; Q]; C] {
-        let mut scores = [[[L::splat(0.0); 2]; Q]; C];
+    ) -> [[W; Q]; C] {
+        let mut scores = [[W::splat(0.0); Q]; C];
         for i in 0..C {
-            scores[i] = self.scores::<L, Q, S>(parts[i], q);
+            scores[i] = self.scores::<W, Q, S>(parts[i], q);
         }
         scores
     }
@@ -58,19 +58,25 @@ pub(super) trait Keys: Copy {
 pub(super) trait Values: Copy {
     /// Adds to the queries' outputs, which follow each other, the weighted values of the positions of a part that are seen, in
     /// order. Asks for the cell ahead.
-    fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]);
+    fn add<W: Wide, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]);
 }
 
 /// A float of the cache.
 pub(super) trait Element: Copy {
     /// Eight of them.
     fn load<L: Lanes>(from: &[Self; 8]) -> L;
+    /// Sixteen of them.
+    fn load_wide<W: Wide>(from: &[Self; PART]) -> W;
 }
 
 impl Element for f32 {
     #[inline(always)]
     fn load<L: Lanes>(from: &[Self; 8]) -> L {
         L::load(from)
+    }
+    #[inline(always)]
+    fn load_wide<W: Wide>(from: &[Self; PART]) -> W {
+        W::load(from)
     }
 }
 
@@ -79,6 +85,10 @@ impl Element for u16 {
     fn load<L: Lanes>(from: &[Self; 8]) -> L {
         L::load_f16(from)
     }
+    #[inline(always)]
+    fn load_wide<W: Wide>(from: &[Self; PART]) -> W {
+        W::load_f16(from)
+    }
 }
 
 /// A code of eight bits.
@@ -86,6 +96,10 @@ impl Element for i8 {
     #[inline(always)]
     fn load<L: Lanes>(from: &[Self; 8]) -> L {
         L::load_i8(from)
+    }
+    #[inline(always)]
+    fn load_wide<W: Wide>(from: &[Self; PART]) -> W {
+        W::load_i8(from)
     }
 }
 
@@ -107,41 +121,39 @@ impl<E: Element> Keys for ByDimension<'_, E> {
 
     /// In increasing dimension.
     #[inline(always)]
-    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+    fn scores<W: Wide, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [W; Q] {
         let (size, all) = (self.side.size, self.side.elements());
         if size == PART {
-            return self.scores_together::<L, Q, S, 1>(&[part], q)[0];
+            return self.scores_together::<W, Q, S, 1>(&[part], q)[0];
         }
         let keys = &self.keys[part.cell * all..][..all];
         let [low, high] = part.vectors();
-        let mut scores = [[L::splat(0.0); 2]; Q];
+        let mut scores = [W::splat(0.0); Q];
         for (d, (keys, q)) in keys.chunks_exact(size).zip(q.as_chunks::<S>().0).enumerate() {
             if let Some(ahead) = part.ahead.filter(|_| d.is_multiple_of(ASKED)) {
                 prefetch(part_of(self.keys, all, ahead, d * size, ASKED * size));
             }
-            let low = E::load::<L>(eight_of(&keys[low..]));
-            let high = E::load::<L>(eight_of(&keys[high..]));
+            let keys = W::of([E::load(eight_of(&keys[low..])), E::load(eight_of(&keys[high..]))]);
             for i in 0..Q {
-                let q = L::splat(q[i]);
-                scores[i] = [low.fma(q, scores[i][0]), high.fma(q, scores[i][1])];
+                scores[i] = keys.fma(W::splat(q[i]), scores[i]);
             }
         }
         scores
     }
 
     #[inline(always)]
-    fn scores_together<L: Lanes, const Q: usize, const S: usize, const C: usize>(
+    fn scores_together<W: Wide, const Q: usize, const S: usize, const C: usize>(
         self,
         parts: &[Part; C],
         q: &[f32],
-    ) -> [[[L; 2]; Q]; C] {
+    ) -> [[W; Q]; C] {
         let (dim, all) = (self.side.dim, self.side.elements());
         let q = &q.as_chunks::<S>().0[..dim];
         let mut keys: [&[[E; PART]]; C] = [&[]; C];
         for c in 0..C {
             keys[c] = &self.keys[parts[c].cell * all..][..all].as_chunks().0[..dim];
         }
-        let mut scores = [[[L::splat(0.0); 2]; Q]; C];
+        let mut scores = [[W::splat(0.0); Q]; C];
         for some in (0..dim).step_by(ASKED) {
             for part in parts {
                 if let Some(ahead) = part.ahead {
@@ -150,10 +162,9 @@ impl<E: Element> Keys for ByDimension<'_, E> {
             }
             for d in some..dim.min(some + ASKED) {
                 for c in 0..C {
-                    let [low, high] = halves::<L, E>(&keys[c][d]);
+                    let keys: W = E::load_wide(&keys[c][d]);
                     for i in 0..Q {
-                        let q = L::splat(q[d][i]);
-                        scores[c][i] = [low.fma(q, scores[c][i][0]), high.fma(q, scores[c][i][1])];
+                        scores[c][i] = keys.fma(W::splat(q[d][i]), scores[c][i]);
                     }
                 }
             }
@@ -162,21 +173,17 @@ impl<E: Element> Keys for ByDimension<'_, E> {
     }
 }
 
-/// Both vectors of a part.
-#[inline(always)]
-fn halves<L: Lanes, E: Element>(from: &[E; PART]) -> [L; 2] {
-    [E::load(eight_of(from)), E::load(eight_of(&from[8..]))]
-}
-
 /// Dimensions of keys between two times that something is asked for.
 const ASKED: usize = 8;
 
-/// Vectors of values that are met at a time by so many queries: their sums fill the registers.
-const fn vectors(queries: usize) -> usize {
-    match queries {
-        ..=3 => 4,
-        4..=6 => 2,
-        _ => 1,
+/// Sixteens of values that are met at a time by so many queries: their sums fill the registers. None: eight are.
+#[inline(always)]
+fn sixteens<W: Wide>(queries: usize) -> usize {
+    match (W::ONE_REGISTER, queries) {
+        (true, ..=6) => 4,
+        (true, _) | (false, ..=3) => 2,
+        (false, 4..=6) => 1,
+        (false, _) => 0,
     }
 }
 
@@ -190,6 +197,12 @@ pub(super) fn part_of<E>(all: &[E], elements: usize, cell: usize, from: usize, c
 /// The first eight.
 #[inline(always)]
 pub(super) fn eight_of<E>(from: &[E]) -> &[E; 8] {
+    from.first_chunk().expect("a whole vector")
+}
+
+/// The first sixteen.
+#[inline(always)]
+pub(super) fn sixteen_of<E>(from: &[E]) -> &[E; PART] {
     from.first_chunk().expect("a whole vector")
 }
 
@@ -211,28 +224,28 @@ impl<E: Element> Keys for ByPosition<'_, E> {
 
     /// Eight sums of every eighth dimension, added up at the end.
     #[inline(always)]
-    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+    fn scores<W: Wide, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [W; Q] {
         let (stride, dim) = (self.side.stride, self.side.dim);
         let keys = &self.keys[part.cell * self.side.elements()..][..self.side.elements()];
         let mut each = [q; Q];
         for i in 0..Q {
             each[i] = &q[i * dim..][..dim];
         }
-        let mut scores = [[[0.0f32; 8]; 2]; Q];
+        let mut scores = [[0.0f32; PART]; Q];
         for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
             for (j, key) in keys[at * stride..][..8 * stride].chunks_exact(stride).enumerate() {
                 if let Some(ahead) = part.ahead {
                     prefetch(part_of(self.keys, self.side.elements(), ahead, (at + j) * stride, stride));
                 }
-                let mut sums = [L::splat(0.0); Q];
+                let mut sums = [W::Half::splat(0.0); Q];
                 for (n, key) in key.as_chunks::<8>().0.iter().enumerate() {
-                    let key: L = E::load(key);
+                    let key: W::Half = E::load(key);
                     for i in 0..Q {
                         sums[i] = key.fma(eight(each[i], n), sums[i]);
                     }
                 }
                 for i in 0..Q {
-                    scores[i][half][j] = sums[i].sum();
+                    scores[i][8 * half + j] = sums[i].sum();
                 }
             }
         }
@@ -242,10 +255,10 @@ impl<E: Element> Keys for ByPosition<'_, E> {
 
 /// What was stored.
 #[inline(always)]
-pub(super) fn loaded<L: Lanes, const Q: usize>(scores: &[[[f32; 8]; 2]; Q]) -> [[L; 2]; Q] {
-    let mut all = [[L::splat(0.0); 2]; Q];
+pub(super) fn loaded<W: Wide, const Q: usize>(scores: &[[f32; PART]; Q]) -> [W; Q] {
+    let mut all = [W::splat(0.0); Q];
     for i in 0..Q {
-        all[i] = [L::load(&scores[i][0]), L::load(&scores[i][1])];
+        all[i] = W::load(&scores[i]);
     }
     all
 }
@@ -280,25 +293,25 @@ impl<'a, E> ValueRows<'a, E> {
 
 impl<E: Element> Values for ValueRows<'_, E> {
     #[inline(always)]
-    fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
+    fn add<W: Wide, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (stride, dim) = (self.side.stride, self.dim);
         let rows = &self.rows[part.cell * self.side.elements() + part.first * stride..][..part.all * stride];
         let all = self.side.elements();
-        let some = 8 * vectors(Q);
+        let some = 8 * (2 * sixteens::<W>(Q)).max(1);
         for from in (0..dim).step_by(some) {
             if let Some(ahead) = part.ahead {
                 // As large a part of what is ahead as these columns are of this.
                 prefetch(part_of(self.rows, all, ahead, all / dim * from, all / dim * some));
             }
             let columns = from..dim.min(from + some);
-            add_rows::<L, E, Q>(rows, stride, dim, columns, part.seen, weights, out);
+            add_rows::<W, E, Q>(rows, stride, dim, columns, part.seen, weights, out);
         }
     }
 }
 
 /// Adds to `columns` of each output of `dim` columns those of the `seen` rows, by their weights, in order.
 #[inline(always)]
-pub(super) fn add_rows<L: Lanes, E: Element, const Q: usize>(
+pub(super) fn add_rows<W: Wide, E: Element, const Q: usize>(
     rows: &[E],
     stride: usize,
     dim: usize,
@@ -308,39 +321,44 @@ pub(super) fn add_rows<L: Lanes, E: Element, const Q: usize>(
     out: &mut [f32],
 ) {
     let mut at = columns.start;
-    while vectors(Q) >= 4 && at + 32 <= columns.end {
-        add_vectors::<L, E, Q, 4>(rows, stride, dim, at, seen, weights, out);
+    while sixteens::<W>(Q) >= 4 && at + 64 <= columns.end {
+        add_vectors::<W, E, Q, 4>(rows, stride, dim, at, seen, weights, out);
+        at += 64;
+    }
+    while sixteens::<W>(Q) >= 2 && at + 32 <= columns.end {
+        add_vectors::<W, E, Q, 2>(rows, stride, dim, at, seen, weights, out);
         at += 32;
     }
-    while vectors(Q) >= 2 && at + 16 <= columns.end {
-        add_vectors::<L, E, Q, 2>(rows, stride, dim, at, seen, weights, out);
+    while sixteens::<W>(Q) >= 1 && at + 16 <= columns.end {
+        add_vectors::<W, E, Q, 1>(rows, stride, dim, at, seen, weights, out);
         at += 16;
     }
-    while at + 8 <= columns.end {
-        add_vectors::<L, E, Q, 1>(rows, stride, dim, at, seen, weights, out);
-        at += 8;
-    }
-    if at == columns.end {
-        return;
-    }
-    // The last, partial vector: rows are filled up, outputs are not.
-    let rest = columns.end - at;
-    for i in 0..Q {
-        let out = &mut out[i * dim + at..][..rest];
+    while at < columns.end {
+        // Rows are filled up to whole vectors, outputs are not.
+        let some = (columns.end - at).min(8);
+        let mut acc = [W::Half::splat(0.0); Q];
         let mut all = [0.0; 8];
-        all[..rest].copy_from_slice(out);
-        let mut acc = L::load(&all);
-        for j in seen.0..seen.1 {
-            acc = E::load::<L>(eight_of(&rows[j * stride + at..])).fma(L::splat(weights[i][j]), acc);
+        for i in 0..Q {
+            all[..some].copy_from_slice(&out[i * dim + at..][..some]);
+            acc[i] = W::Half::load(&all);
         }
-        acc.store(&mut all);
-        out.copy_from_slice(&all[..rest]);
+        for j in seen.0..seen.1.min(PART) {
+            let values: W::Half = E::load(eight_of(&rows[j * stride + at..]));
+            for i in 0..Q {
+                acc[i] = values.fma(W::Half::splat(weights[i][j]), acc[i]);
+            }
+        }
+        for i in 0..Q {
+            acc[i].store(&mut all);
+            out[i * dim + at..][..some].copy_from_slice(&all[..some]);
+        }
+        at += some;
     }
 }
 
-/// The same for `V` vectors from column `at` on.
+/// The same for `V` times sixteen columns from `at` on.
 #[inline(always)]
-fn add_vectors<L: Lanes, E: Element, const Q: usize, const V: usize>(
+fn add_vectors<W: Wide, E: Element, const Q: usize, const V: usize>(
     rows: &[E],
     stride: usize,
     dim: usize,
@@ -349,46 +367,46 @@ fn add_vectors<L: Lanes, E: Element, const Q: usize, const V: usize>(
     weights: &[[f32; PART]; Q],
     out: &mut [f32],
 ) {
-    let mut acc = [[L::splat(0.0); V]; Q];
+    let mut acc = [[W::splat(0.0); V]; Q];
     for i in 0..Q {
-        let out = &out[i * dim + at..][..8 * V];
+        let out = &out[i * dim + at..][..PART * V];
         for v in 0..V {
-            acc[i][v] = L::load(eight_of(&out[8 * v..]));
+            acc[i][v] = W::load(sixteen_of(&out[PART * v..]));
         }
     }
-    if V == 2 && seen == (0, PART) {
+    if V == 1 && seen == (0, PART) {
         // Counted at compile time.
         for j in 0..PART {
-            add_row::<L, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
+            add_row::<W, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
         }
     } else {
         for j in seen.0..seen.1.min(PART) {
-            add_row::<L, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
+            add_row::<W, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
         }
     }
     for i in 0..Q {
-        let out = &mut out[i * dim + at..][..8 * V];
+        let out = &mut out[i * dim + at..][..PART * V];
         for v in 0..V {
-            acc[i][v].store(out[8 * v..].first_chunk_mut().expect("a whole vector"));
+            acc[i][v].store(out[PART * v..].first_chunk_mut().expect("a whole vector"));
         }
     }
 }
 
 /// The same for one row.
 #[inline(always)]
-fn add_row<L: Lanes, E: Element, const Q: usize, const V: usize>(
+fn add_row<W: Wide, E: Element, const Q: usize, const V: usize>(
     row: &[E],
     weights: &[[f32; PART]; Q],
     j: usize,
-    acc: &mut [[L; V]; Q],
+    acc: &mut [[W; V]; Q],
 ) {
-    let row = &row[..8 * V];
-    let mut values = [L::splat(0.0); V];
+    let row = &row[..PART * V];
+    let mut values = [W::splat(0.0); V];
     for v in 0..V {
-        values[v] = E::load(eight_of(&row[8 * v..]));
+        values[v] = E::load_wide(sixteen_of(&row[PART * v..]));
     }
     for i in 0..Q {
-        let weight = L::splat(weights[i][j]);
+        let weight = W::splat(weights[i][j]);
         for v in 0..V {
             acc[i][v] = values[v].fma(weight, acc[i][v]);
         }

@@ -1,7 +1,7 @@
 //! The loops over codes of eight bits: products of codes are summed block by block, and each block's sum meets its scale.
 
-use super::forms::{Keys, PART, Part, Values, add_rows, eight, eight_of, loaded};
-use crate::cpu::lanes::Lanes;
+use super::forms::{Element, Keys, PART, Part, Values, add_rows, eight, eight_of, loaded, sixteen_of};
+use crate::cpu::lanes::{Floats, Lanes, Wide};
 use crate::cpu::prefetch::prefetch;
 use crate::op::kv_cache::{BLOCK, Codes, Side};
 
@@ -13,6 +13,15 @@ const VECTORS: usize = BLOCK / 8;
 fn cell_of(codes: &Codes, side: Side, cell: usize) -> (&[i8], &[u16]) {
     let (elements, scales) = (side.elements(), side.scales());
     (&codes.codes[cell * elements..][..elements], &codes.scales[cell * scales..][..scales])
+}
+
+/// The eight elements from `low` on, and those from `high` on.
+#[inline(always)]
+fn both<W: Wide, E: Element>(from: &[E], low: usize, high: usize) -> W {
+    if high == low + 8 {
+        return E::load_wide(sixteen_of(&from[low..]));
+    }
+    W::of([E::load(eight_of(&from[low..])), E::load(eight_of(&from[high..]))])
 }
 
 /// Asks for a cell.
@@ -42,28 +51,25 @@ impl Keys for CodesByDimension<'_> {
     const PACKED: bool = true;
 
     #[inline(always)]
-    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+    fn scores<W: Wide, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [W; Q] {
         let (size, dim) = (self.side.size, self.side.dim);
         ask(self.keys, self.side, part.ahead);
         let (codes, scales) = cell_of(self.keys, self.side, part.cell);
         let [low, high] = part.vectors();
-        let mut scores = [[L::splat(0.0); 2]; Q];
+        let mut scores = [W::splat(0.0); Q];
         for (b, scales) in scales.chunks_exact(size).enumerate() {
-            let mut sums = [[L::splat(0.0); 2]; Q];
+            let mut sums = [W::splat(0.0); Q];
             for d in b * BLOCK..((b + 1) * BLOCK).min(dim) {
-                let low_keys = L::load_i8(eight_of(&codes[d * size + low..]));
-                let high_keys = L::load_i8(eight_of(&codes[d * size + high..]));
+                let codes = &codes[d * size..][..size];
+                let keys: W = both(codes, low, high);
                 let q = &q[d * S..][..Q];
                 for i in 0..Q {
-                    let q = L::splat(q[i]);
-                    sums[i] = [low_keys.fma(q, sums[i][0]), high_keys.fma(q, sums[i][1])];
+                    sums[i] = keys.fma(W::splat(q[i]), sums[i]);
                 }
             }
-            let low_scales = L::load_f16(eight_of(&scales[low..]));
-            let high_scales = L::load_f16(eight_of(&scales[high..]));
+            let scales: W = both(scales, low, high);
             for i in 0..Q {
-                let [low, high] = scores[i];
-                scores[i] = [sums[i][0].fma(low_scales, low), sums[i][1].fma(high_scales, high)];
+                scores[i] = sums[i].fma(scales, scores[i]);
             }
         }
         scores
@@ -87,7 +93,7 @@ impl Keys for CodesByPosition<'_> {
     const PACKED: bool = false;
 
     #[inline(always)]
-    fn scores<L: Lanes, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [[L; 2]; Q] {
+    fn scores<W: Wide, const Q: usize, const S: usize>(self, part: Part, q: &[f32]) -> [W; Q] {
         let dim = self.side.dim;
         let (size, stride) = (self.side.size, self.side.stride);
         ask(self.keys, self.side, part.ahead);
@@ -96,27 +102,27 @@ impl Keys for CodesByPosition<'_> {
         for i in 0..Q {
             each[i] = &q[i * dim..][..dim];
         }
-        let mut scores = [[[0.0f32; 8]; 2]; Q];
+        let mut scores = [[0.0f32; PART]; Q];
         for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
             for (j, key) in codes[at * stride..][..8 * stride].chunks_exact(stride).enumerate() {
-                let mut sums = [L::splat(0.0); Q];
+                let mut sums = [W::Half::splat(0.0); Q];
                 for (b, scales) in scales.chunks_exact(size).enumerate() {
-                    let mut products = [L::splat(0.0); Q];
+                    let mut products = [W::Half::splat(0.0); Q];
                     for (n, key) in key.as_chunks::<8>().0.iter().enumerate().skip(b * VECTORS).take(VECTORS)
                     {
-                        let key = L::load_i8(key);
+                        let key = W::Half::load_i8(key);
                         for i in 0..Q {
                             products[i] = key.fma(eight(each[i], n), products[i]);
                         }
                     }
                     let mut scale = [0.0; 8];
-                    L::load_f16(eight_of(&scales[at..])).store(&mut scale);
+                    W::Half::load_f16(eight_of(&scales[at..])).store(&mut scale);
                     for i in 0..Q {
-                        sums[i] = products[i].fma(L::splat(scale[j]), sums[i]);
+                        sums[i] = products[i].fma(W::Half::splat(scale[j]), sums[i]);
                     }
                 }
                 for i in 0..Q {
-                    scores[i][half][j] = sums[i].sum();
+                    scores[i][8 * half + j] = sums[i].sum();
                 }
             }
         }
@@ -140,7 +146,7 @@ impl<'a> CodeValues<'a> {
 
 impl Values for CodeValues<'_> {
     #[inline(always)]
-    fn add<L: Lanes, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
+    fn add<W: Wide, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
         let (size, stride, dim) = (self.side.size, self.side.stride, self.dim);
         ask(self.rows, self.side, part.ahead);
         let (codes, scales) = cell_of(self.rows, self.side, part.cell);
@@ -148,14 +154,14 @@ impl Values for CodeValues<'_> {
         for (b, scales) in scales.chunks_exact(size).take(dim.div_ceil(BLOCK)).enumerate() {
             let mut scaled = *weights;
             for (half, at) in part.vectors().into_iter().enumerate().take(part.all / 8) {
-                let scale = L::load_f16(eight_of(&scales[at..]));
+                let scale = W::Half::load_f16(eight_of(&scales[at..]));
                 for scaled in &mut scaled {
                     let scaled = &mut scaled.as_chunks_mut::<8>().0[half];
-                    L::load(scaled).mul(scale).store(scaled);
+                    W::Half::load(scaled).mul(scale).store(scaled);
                 }
             }
             let columns = b * BLOCK..((b + 1) * BLOCK).min(dim);
-            add_rows::<L, i8, Q>(codes, stride, dim, columns, part.seen, &scaled, out);
+            add_rows::<W, i8, Q>(codes, stride, dim, columns, part.seen, &scaled, out);
         }
     }
 }

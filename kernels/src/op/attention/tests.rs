@@ -176,19 +176,19 @@ fn plain(task: &Task<'_>) {
     match (&cache.store, cache.in_keys()) {
         (Store::F16 { keys, values }, false) => {
             let (keys, values) = (ByDimension::new(keys, k), ValueRows::new(values, v, dim));
-            attend::<Plain, _, _, 3, 6, 1>(task, keys, values, scratch);
+            attend::<[Plain; 2], _, _, 3, 6, 1>(task, keys, values, scratch);
         }
         (Store::Q8_0 { keys, values }, false) => {
             let (keys, values) = (CodesByDimension::new(keys, k), CodeValues::new(values, v, dim));
-            attend::<Plain, _, _, 3, 6, 1>(task, keys, values, scratch);
+            attend::<[Plain; 2], _, _, 3, 6, 1>(task, keys, values, scratch);
         }
         (Store::F16 { keys, .. }, true) => {
             let (keys, values) = (ByPosition::new(keys, k), ValueRows::new(keys, k, dim));
-            attend::<Plain, _, _, 3, 3, 1>(task, keys, values, scratch);
+            attend::<[Plain; 2], _, _, 3, 3, 1>(task, keys, values, scratch);
         }
         (Store::Q8_0 { keys, .. }, true) => {
             let (keys, values) = (CodesByPosition::new(keys, k), CodeValues::new(keys, k, dim));
-            attend::<Plain, _, _, 3, 3, 1>(task, keys, values, scratch);
+            attend::<[Plain; 2], _, _, 3, 3, 1>(task, keys, values, scratch);
         }
         (Store::F32 { .. }, _) => unreachable!("not looked at"),
     }

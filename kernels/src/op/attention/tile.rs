@@ -5,7 +5,7 @@
 
 use super::AttentionRow;
 use super::forms::{Keys, PART, Part, Values};
-use crate::cpu::lanes::Lanes;
+use crate::cpu::lanes::{Floats, Lanes, Wide};
 use crate::cpu::shared_slice::SharedSlice;
 use crate::op::kv_cache::KvCache;
 
@@ -81,7 +81,7 @@ struct Softmax {
 /// Attention of all of the task's queries: `N` in a row, `M` in a whole tile of rows. A row that is alone meets `C` parts at a time:
 /// their scores hang on nothing but themselves, so that registers are filled and none waits for another.
 #[inline(always)]
-pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usize, const C: usize>(
+pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize, const C: usize>(
     task: &Task<'_>,
     keys: K,
     values: V,
@@ -116,41 +116,51 @@ pub(super) fn attend<L: Lanes, K: Keys, V: Values, const N: usize, const M: usiz
             *place = (cell(cells[block + i]), cells.get(block + together + i).map(|next| cell(*next)));
             stretch.count += 1;
         }
-        let (start, all) = (block * size, stretch.count * size);
+        let start = block * size;
         for (tile, rows) in rows.chunks(M / N).enumerate() {
-            if M > N && rows.len() == M / N && all_see(rows, start, all) {
-                let q = &packed[tile * M * key_dim..][..(key_dim + 1) * M];
-                for (i, first) in stretch.parts(size) {
-                    let part = stretch.part(i, first, size, (0, usize::MAX));
-                    meet::<L, K, V, M, M>(task, keys, values, part, q, tile * M, &mut softmax, out);
-                }
-                continue;
-            }
-            // Rows that end here, or that have not begun, see different things.
-            for (i, row) in rows.iter().enumerate() {
-                let query = tile * M + i * N;
-                let q = match K::PACKED {
-                    true => &packed[tile * M * key_dim + i * N..],
-                    false => &task.q[task.place(tile * (M / N) + i) * key_dim..][..N * key_dim],
-                };
-                if C > 1 && all == C * PART && row.seen(start, all) == (0, all) {
-                    meet_together::<L, K, V, N, M, C>(
+            let whole = M > N && rows.len() == M / N;
+            if C > 1 && !whole && stretch.count > 1 {
+                for (i, row) in rows.iter().enumerate() {
+                    let (q, query) = (&packed[tile * M * key_dim + i * N..], tile * M + i * N);
+                    let stretch = &mut stretch;
+                    meet_together::<W, K, V, N, M, C>(
                         task,
                         keys,
                         values,
-                        &mut stretch,
+                        stretch,
+                        row,
+                        start,
                         q,
                         query,
                         &mut softmax,
                         out,
                     );
+                }
+                continue;
+            }
+            for cell in 0..stretch.count {
+                let start = start + cell * size;
+                if whole && all_see(rows, start, size) {
+                    let q = &packed[tile * M * key_dim..][..(key_dim + 1) * M];
+                    for first in (0..size).step_by(PART) {
+                        let part = stretch.part(cell, first, size, (0, usize::MAX));
+                        meet::<W, K, V, M, M>(task, keys, values, part, q, tile * M, &mut softmax, out);
+                    }
                     continue;
                 }
-                for (i, first) in stretch.parts(size) {
-                    let seen = row.seen(start + i * size + first, PART.min(size - first));
-                    if seen.0 < seen.1 {
-                        let part = stretch.part(i, first, size, seen);
-                        meet::<L, K, V, N, M>(task, keys, values, part, q, query, &mut softmax, out);
+                // Rows that end here, or that have not begun, see different things.
+                for (i, row) in rows.iter().enumerate() {
+                    let query = tile * M + i * N;
+                    let q = match K::PACKED {
+                        true => &packed[tile * M * key_dim + i * N..],
+                        false => &task.q[task.place(tile * (M / N) + i) * key_dim..][..N * key_dim],
+                    };
+                    for first in (0..size).step_by(PART) {
+                        let seen = row.seen(start + first, PART.min(size - first));
+                        if seen.0 < seen.1 {
+                            let part = stretch.part(cell, first, size, seen);
+                            meet::<W, K, V, N, M>(task, keys, values, part, q, query, &mut softmax, out);
+                        }
                     }
                 }
             }
@@ -212,13 +222,6 @@ impl<const C: usize> Default for Stretch<C> {
 }
 
 impl<const C: usize> Stretch<C> {
-    /// Its parts, by the number of the cell and the first position in it.
-    #[inline(always)]
-    fn parts(&self, size: usize) -> impl Iterator<Item = (usize, usize)> + use<C> {
-        let each = size.div_ceil(PART);
-        (0..self.count * each).map(move |part| (part / each, part % each * PART))
-    }
-
     /// A part of its `i`th cell, of which `seen` is seen.
     #[inline(always)]
     fn part(&mut self, i: usize, first: usize, size: usize, seen: (usize, usize)) -> Part {
@@ -228,33 +231,42 @@ impl<const C: usize> Stretch<C> {
     }
 }
 
-/// `Q` queries from `query` on meet all of a whole stretch, in order.
+/// The `Q` queries of a row, from `query` on, meet what it sees of a stretch from position `start` on, in order.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn meet_together<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize, const C: usize>(
+fn meet_together<W: Wide, K: Keys, V: Values, const Q: usize, const S: usize, const C: usize>(
     task: &Task<'_>,
     keys: K,
     values: V,
     stretch: &mut Stretch<C>,
+    row: &AttentionRow<'_>,
+    start: usize,
     q: &[f32],
     query: usize,
     softmax: &mut Softmax,
     out: &mut [f32],
 ) {
-    let mut parts = [Part { cell: 0, first: 0, all: PART, seen: (0, PART), ahead: None }; C];
-    for (part, (cell, ahead)) in parts.iter_mut().zip(&mut stretch.cells) {
-        (part.cell, part.ahead) = (*cell, ahead.take());
+    if row.seen(start, stretch.count * PART).1 == 0 {
+        return;
     }
-    let scores = keys.scores_together::<L, Q, S, C>(&parts, q);
+    // Where cells are missing, the first stands in for them; nothing is seen of it then.
+    let mut parts = [Part { cell: stretch.cells[0].0, first: 0, all: PART, seen: (0, 0), ahead: None }; C];
+    for (i, (part, (cell, ahead))) in parts.iter_mut().zip(&mut stretch.cells).take(stretch.count).enumerate()
+    {
+        (part.cell, part.ahead, part.seen) = (*cell, ahead.take(), row.seen(start + i * PART, PART));
+    }
+    let scores = keys.scores_together::<W, Q, S, C>(&parts, q);
     for i in 0..C {
-        weigh::<L, V, Q>(task, values, parts[i], scores[i], query, softmax, out);
+        if parts[i].seen.0 < parts[i].seen.1 {
+            weigh::<W, V, Q>(task, values, parts[i], scores[i], query, softmax, out);
+        }
     }
 }
 
 /// `Q` queries from `query` on meet a part; `S` is how far apart dimensions are in `q`, where it is packed.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn meet<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize>(
+fn meet<W: Wide, K: Keys, V: Values, const Q: usize, const S: usize>(
     task: &Task<'_>,
     keys: K,
     values: V,
@@ -264,17 +276,17 @@ fn meet<L: Lanes, K: Keys, V: Values, const Q: usize, const S: usize>(
     softmax: &mut Softmax,
     out: &mut [f32],
 ) {
-    let scores = keys.scores::<L, Q, S>(part, q);
-    weigh::<L, V, Q>(task, values, part, scores, query, softmax, out);
+    let scores = keys.scores::<W, Q, S>(part, q);
+    weigh::<W, V, Q>(task, values, part, scores, query, softmax, out);
 }
 
 /// Scores of a part become weights, and its values are added by them.
 #[inline(always)]
-fn weigh<L: Lanes, V: Values, const Q: usize>(
+fn weigh<W: Wide, V: Values, const Q: usize>(
     task: &Task<'_>,
     values: V,
     part: Part,
-    scores: [[L; 2]; Q],
+    scores: [W; Q],
     query: usize,
     softmax: &mut Softmax,
     out: &mut [f32],
@@ -285,21 +297,21 @@ fn weigh<L: Lanes, V: Values, const Q: usize>(
     let whole = part.seen == (0, PART);
     let mut weights = [[0.0f32; PART]; Q];
     for i in 0..Q {
-        let mut scores = [scores[i][0].mul(L::splat(task.scale)), scores[i][1].mul(L::splat(task.scale))];
+        let mut scores = scores[i].mul(W::splat(task.scale));
         if let Some(cap) = task.softcap {
-            let cap = L::splat(cap);
-            scores = [cap.mul(scores[0].div(cap).tanh()), cap.mul(scores[1].div(cap).tanh())];
+            let cap = W::splat(cap);
+            scores = cap.mul(scores.div(cap).tanh());
         }
         if !whole {
-            store(scores, &mut weights[i]);
+            scores.store(&mut weights[i]);
             weights[i][..from].fill(f32::NEG_INFINITY);
             weights[i][to..].fill(f32::NEG_INFINITY);
-            scores = load(&weights[i]);
+            scores = W::load(&weights[i]);
         }
         let (highest, total) = (&mut softmax.highest[query + i], &mut softmax.total[query + i]);
-        let peak = scores[0].max(scores[1]).greatest();
+        let peak = scores.greatest();
         if peak > *highest {
-            let shrink = L::splat(*highest - peak).exp().greatest();
+            let shrink = W::Half::splat(*highest - peak).exp().greatest();
             let shrink = if *highest == f32::NEG_INFINITY { 0.0 } else { shrink };
             *total *= shrink;
             for out in &mut out[i * dim..][..dim] {
@@ -307,27 +319,14 @@ fn weigh<L: Lanes, V: Values, const Q: usize>(
             }
             *highest = peak;
         }
-        let peak = L::splat(*highest);
-        store([scores[0].sub(peak).exp(), scores[1].sub(peak).exp()], &mut weights[i]);
+        let mut each = scores.sub(W::splat(*highest)).exp();
+        each.store(&mut weights[i]);
         if !whole {
             weights[i][..from].fill(0.0);
             weights[i][to..].fill(0.0);
+            each = W::load(&weights[i]);
         }
-        let [low, high] = load::<L>(&weights[i]);
-        *total += low.add(high).sum();
+        *total += each.sum();
     }
-    values.add::<L, Q>(part, &weights, out);
-}
-
-#[inline(always)]
-fn store<L: Lanes>(x: [L; 2], to: &mut [f32; PART]) {
-    let (halves, _) = to.as_chunks_mut::<8>();
-    x[0].store(&mut halves[0]);
-    x[1].store(&mut halves[1]);
-}
-
-#[inline(always)]
-fn load<L: Lanes>(from: &[f32; PART]) -> [L; 2] {
-    let (halves, _) = from.as_chunks::<8>();
-    [L::load(&halves[0]), L::load(&halves[1])]
+    values.add::<W, Q>(part, &weights, out);
 }

@@ -3,6 +3,8 @@
 use half::f16;
 
 use super::store::{Side, zeroed};
+use crate::cpu::lanes::Wide;
+use crate::cpu::simd_wide;
 
 /// Elements that share a scale; the last block of a vector may be shorter.
 pub(crate) const BLOCK: usize = 32;
@@ -31,12 +33,25 @@ impl Codes {
                 0.0 => 0.0,
                 scale => 1.0 / scale,
             };
-            let codes = self.codes[first + b * BLOCK * step..].iter_mut().step_by(step);
-            for (code, x) in codes.zip(block) {
-                // Saturates; a NaN becomes 0.
-                *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+            let mut codes = [0; BLOCK];
+            codes_of(block, inverse, &mut codes);
+            let to = self.codes[first + b * BLOCK * step..].iter_mut().step_by(step);
+            for (to, code) in to.zip(&codes[..block.len()]) {
+                *to = *code;
             }
         }
+    }
+}
+
+simd_wide! { fn codes_of(x: &[f32], inverse: f32, codes: &mut [i8; BLOCK]) => codes_of_body }
+
+/// Codes of a block, compiled for what there is: without, rounding is a call for each element.
+#[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)]
+fn codes_of_body<W: Wide>(x: &[f32], inverse: f32, codes: &mut [i8; BLOCK]) {
+    for (code, x) in codes.iter_mut().zip(x) {
+        // Saturates; a NaN becomes 0.
+        *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::KvType;
 use super::q8::{BLOCK, Codes};
+use crate::cpu::lanes::Wide;
 use crate::cpu::lines::advise_huge;
+use crate::cpu::simd_wide;
 
 /// Storage of one kind of element. Zeroed memory comes lazily from the system, so blocks never written cost nothing.
 #[derive(Debug)]
@@ -119,22 +121,45 @@ impl Side {
             false => (first + offset * self.stride, 1),
         }
     }
+}
 
-    /// Stores what `stored` makes of a position's elements.
-    pub(super) fn put<E>(
-        &self,
-        store: &mut [E],
-        cell: usize,
-        offset: usize,
-        x: &[f32],
-        stored: impl Fn(f32) -> E,
-    ) {
-        if x.is_empty() {
-            return;
-        }
-        let (first, step) = self.place(cell, offset);
-        for (to, x) in store[first..].iter_mut().step_by(step).zip(x) {
-            *to = stored(*x);
-        }
+/// Stores a position's elements at their [`Side::place`].
+pub(super) fn put_f32(x: &[f32], store: &mut [f32], place: (usize, usize)) {
+    put(x, store, place);
+}
+
+simd_wide! {
+    /// Stores a position's elements, rounded to half floats, at their [`Side::place`].
+    pub(super) fn put_f16(x: &[f32], store: &mut [u16], place: (usize, usize)) => put_f16_body
+}
+
+#[inline(always)]
+fn put_f16_body<W: Wide>(x: &[f32], store: &mut [u16], (first, step): (usize, usize)) {
+    let (whole, rest) = x.as_chunks::<16>();
+    let mut halves = [0; 16];
+    let mut at = first;
+    for x in whole {
+        W::load(x).store_f16(&mut halves);
+        put(&halves, store, (at, step));
+        at += 16 * step;
+    }
+    let mut filled = [0.0; 16];
+    filled[..rest.len()].copy_from_slice(rest);
+    W::load(&filled).store_f16(&mut halves);
+    put(&halves[..rest.len()], store, (at, step));
+}
+
+/// Elements from `first` on, `step` apart.
+#[inline(always)]
+fn put<E: Copy>(x: &[E], store: &mut [E], (first, step): (usize, usize)) {
+    if x.is_empty() {
+        return;
+    }
+    if step == 1 {
+        store[first..][..x.len()].copy_from_slice(x);
+        return;
+    }
+    for (to, x) in store[first..][..(x.len() - 1) * step + 1].iter_mut().step_by(step).zip(x) {
+        *to = *x;
     }
 }

@@ -8,6 +8,7 @@ use crate::cpu::amx::{ROWS, SETS, Sums, Tiles, WEIGHT_BYTES, Weights};
 use crate::cpu::avx512::{F32x16, unpack_i8, unpack_u4};
 use crate::cpu::detect::{Widest, features};
 use crate::cpu::lanes::PanelLanes;
+use crate::cpu::prefetch::prefetch;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::dtype::WeightType;
 use crate::op::activations::{ActBlock, Activations};
@@ -109,20 +110,23 @@ impl Work<'_> {
             for (b, to) in unpacked[..count].iter_mut().enumerate() {
                 unpack(f, block_of(f, panels, b), to);
             }
+            let mut ahead = self.w.next_panels(first, self.to);
             for (tile, factors) in factors.chunks_exact(count).enumerate() {
                 let row = tile * ROWS;
-                let products = self.product::<TY>(panels, &unpacked[..count], row, factors, sums);
+                let products =
+                    self.product::<TY>(panels, ahead.take(), &unpacked[..count], row, factors, sums);
                 self.out.put(first, row, products);
             }
         }
     }
 
     /// Two panels times [`ROWS`] rows from `row` on. Tiles sum the codes of three blocks ahead of the one whose sums meet
-    /// their scales.
+    /// their scales. The panels `ahead` are asked for, block by block.
     #[inline(always)]
     fn product<const TY: u8>(
         &self,
         panels: [&[u8]; 2],
+        ahead: Option<[&[u8]; 2]>,
         unpacked: &[Weights],
         row: usize,
         factors: &[Factors],
@@ -135,6 +139,11 @@ impl Work<'_> {
         macro_rules! ask {
             ($b:expr, $which:literal) => {
                 if $b < count {
+                    if let Some(ahead) = ahead {
+                        let [one, other] = block_of(f, ahead, $b);
+                        prefetch(one);
+                        prefetch(other);
+                    }
                     self.dots::<TY, $which>(a, count, $b, &unpacked[$b], &mut sums[$which]);
                 }
             };
@@ -184,7 +193,8 @@ impl Work<'_> {
 /// The `b`-th block of both panels.
 #[inline(always)]
 fn block_of(f: PanelFormat, panels: [&[u8]; 2], b: usize) -> [&[u8]; 2] {
-    panels.map(|panel| &panel[b * f.block_bytes()..][..f.block_bytes()])
+    let at = b * f.block_bytes()..(b + 1) * f.block_bytes();
+    [&panels[0][at.clone()], &panels[1][at]]
 }
 
 /// Codes as tiles take them: both panels' vectors beside each other, a byte to a code.
