@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(one(32, 6144), ("f8_few_32", 96));
         assert_eq!(one(64, 6144), ("f8_few_32", 192));
         assert_eq!(one(64, 57_344), ("f8_few_64", 264));
-        assert_eq!(one(256, 6144), ("f8_few_64_narrow", 264));
+        assert_eq!(one(256, 6144), ("f8_many", 96));
         assert_eq!(one(300, 100), ("f8_few_64_narrow", 10));
         assert_eq!(one(2048, 6144), ("f8_many", 132));
         let gated = Sizes { gated: true, ..sizes(2048, 28_672, Matrices::Batch(1)) };
