@@ -34,14 +34,20 @@ fn poisoned(device: &Device, len: usize) -> Buffer<f32> {
     out
 }
 
-/// Expects x · w. Tensor cores add E4M3 with some 14 bits, relative to the largest product of a few.
-fn assert_product(found: &[f32], x: &[f64], w: &[f64], what: &str) {
+/// How far a product may be from the exact one, in parts of the sum of its products' sizes. The twin adds exactly within 32 inputs.
+/// Hopper cuts each of 32 products and the sum so far to some 13 bits below the largest of them (DeepSeek-V3, technical report, 3.3.2).
+fn most(device: &Device) -> f64 {
+    if device.name() == "host twin" { 1e-5 } else { 33.0 * 2f64.powi(-13) }
+}
+
+/// Expects x · w.
+fn assert_product(found: &[f32], x: &[f64], w: &[f64], most: f64, what: &str) {
     let k = x.len();
     for (o, found) in found.iter().enumerate() {
         let products = x.iter().zip(&w[o * k..(o + 1) * k]).map(|(x, w)| x * w);
         let (sum, size) = products.fold((0.0, 1e-30), |(sum, size), one| (sum + one, size + one.abs()));
         let error = (f64::from(*found) - sum).abs() / size;
-        assert!(error < 3e-4, "{what}: relative error {error:.2e} at output {o}");
+        assert!(error < most, "{what}: relative error {error:.2e} at output {o}");
     }
 }
 
@@ -95,6 +101,7 @@ fn every_kernel_is_right_and_all_add_up_in_one_order() {
                         &found[r * n..(r + 1) * n],
                         &x_numbers[r * k..(r + 1) * k],
                         &w_numbers,
+                        most(device),
                         &what,
                     );
                 }
@@ -172,7 +179,13 @@ fn rows_of_groups_meet_their_matrices() {
             for row in 0..used {
                 let what = format!("row {row} of {sizes:?}, {n} × {k}");
                 let x = &x_numbers[from[row] as usize * k..][..k];
-                assert_product(&found[row * stride..][..n], x, &numbers[of_row[row] as usize], &what);
+                assert_product(
+                    &found[row * stride..][..n],
+                    x,
+                    &numbers[of_row[row] as usize],
+                    most(device),
+                    &what,
+                );
                 assert!(
                     found[row * stride + n..(row + 1) * stride].iter().all(|x| x.is_nan()),
                     "{what}: beside"
