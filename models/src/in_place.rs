@@ -53,9 +53,20 @@ pub fn keep_only(used: &[TensorSlice]) {
         }
     }
     for (file, kept) in files {
-        for gap in gaps(kept, file.bytes().len()) {
-            file.advise_dont_need(gap);
+        let gaps = gaps(kept.clone(), file.bytes().len());
+        let give_back = || gaps.iter().for_each(|gap| file.advise_dont_need(gap.clone()));
+        if gaps.is_empty() {
+            continue;
         }
+        // Where the system maps two megabytes at a time, these come whole, and go whole. So they are mapped page by page, and what
+        // went with its neighbours comes back now, not in a step; again with some pages around it.
+        file.advise_single_pages();
+        give_back();
+        for range in kept {
+            // It was read a moment ago. If it cannot be now, steps will find out.
+            file.populate(range).ok();
+        }
+        give_back();
     }
 }
 

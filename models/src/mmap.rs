@@ -66,6 +66,11 @@ impl MappedFile {
         }
     }
 
+    /// The file is to be mapped by single pages, not by larger ones.
+    pub(crate) fn advise_single_pages(&self) {
+        drop(self.map.advise(Advice::NoHugePage));
+    }
+
     /// Gives the whole pages of `range` back, so that what was read once does not stay in this process's memory. What shares a
     /// page with something else stays.
     pub(crate) fn advise_dont_need(&self, range: Range<usize>) {

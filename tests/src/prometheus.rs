@@ -64,6 +64,10 @@ impl Prometheus {
         )
         .expect("a valid address");
         let response = reqwest::get(url).await.ok()?;
+        // While it starts.
+        if response.status() == reqwest::StatusCode::SERVICE_UNAVAILABLE {
+            return None;
+        }
         let reply = http::Reply::read(response).await.json();
         assert!(reply["status"] == "success", "{expression}: {reply}");
         let series = reply["data"]["result"].as_array()?;
