@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn gaps_are_what_nothing_covers() {
-        assert_eq!(gaps(vec![], 10), [0..10]);
+        assert_eq!(gaps(vec![], 10), vec![Range { start: 0, end: 10 }]);
         assert_eq!(gaps(vec![4..6, 0..2, 5..7], 10), [2..4, 7..10]);
         assert_eq!(gaps(vec![0..9, 3..4], 9), []);
     }

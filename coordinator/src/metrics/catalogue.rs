@@ -1,4 +1,4 @@
-//! The families there are, as documentation: `docs/reference/metrics.md` is [`reference`]'s text.
+//! The families there are, as documentation: `docs/reference/metrics.md` is [`reference()`]'s text.
 
 use std::fmt::Write as _;
 

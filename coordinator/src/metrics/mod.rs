@@ -9,6 +9,7 @@ mod prefix;
 mod process;
 mod raft;
 mod ranks;
+mod steps;
 mod table;
 mod vllm;
 
@@ -33,6 +34,7 @@ use prefix::PrefixFamilies;
 use process::ProcessFamilies;
 use raft::RaftFamilies;
 use ranks::{RankFamilies, RankMetrics};
+use steps::StepFamilies;
 use table::Table;
 
 /// Label of requests for models that are not served.
@@ -40,8 +42,6 @@ pub const UNKNOWN_MODEL: &str = "unknown";
 
 const LATENCY: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-const STEP: [f64; 12] = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0];
-const ROWS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0];
 const TOKENS: [f64; 12] =
     [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 16_384.0, 131_072.0];
 
@@ -74,12 +74,7 @@ pub struct Metrics {
     prefix: PrefixFamilies,
     queue_wait: HistogramVec,
     lost_drivers: LostDrivers,
-    steps: IntCounterVec,
-    step_seconds: HistogramVec,
-    step_collective_seconds: HistogramVec,
-    step_wait_seconds: HistogramVec,
-    step_sample_seconds: HistogramVec,
-    step_rows: HistogramVec,
+    steps: StepFamilies,
     expert_tokens: IntCounterVec,
     ranks: RankFamilies,
     driven: DrivenGroups,
@@ -172,37 +167,7 @@ impl Metrics {
                 &LATENCY,
             ),
             lost_drivers: LostDrivers::new(&table),
-            steps: table.counters("steps_total", "Steps of groups driven here.", &["model"]),
-            step_seconds: table.histograms(
-                "step_seconds",
-                "Forward pass and sampling of a step.",
-                &["model"],
-                &STEP,
-            ),
-            step_collective_seconds: table.histograms(
-                "step_collective_seconds",
-                "Time of a step inside collectives.",
-                &["model"],
-                &STEP,
-            ),
-            step_wait_seconds: table.histograms(
-                "step_wait_seconds",
-                "Time the leader waited for a plan.",
-                &["model"],
-                &STEP,
-            ),
-            step_sample_seconds: table.histograms(
-                "step_sample_seconds",
-                "Time of a step spent on sampling.",
-                &["model"],
-                &STEP,
-            ),
-            step_rows: table.histograms(
-                "step_rows",
-                "Tokens that went through the model in a step.",
-                &["model"],
-                &ROWS,
-            ),
+            steps: StepFamilies::new(&table),
             expert_tokens: table.counters(
                 "expert_tokens_total",
                 "Tokens routed to each expert of groups driven here.",
@@ -257,13 +222,13 @@ impl Metrics {
             queue_wait: self.queue_wait.with_label_values(&[model]),
             shown: Occupancy::default(),
             adopted: self.lost_drivers.adopted.with_label_values(&[model]),
-            steps: self.steps.with_label_values(&[model]),
+            steps: self.steps.steps.with_label_values(&[model]),
             unplanned_steps: self.lost_drivers.unplanned_steps.with_label_values(&[model]),
-            seconds: self.step_seconds.with_label_values(&[model]),
-            collective: self.step_collective_seconds.with_label_values(&[model]),
-            wait: self.step_wait_seconds.with_label_values(&[model]),
-            sample: self.step_sample_seconds.with_label_values(&[model]),
-            rows: self.step_rows.with_label_values(&[model]),
+            seconds: self.steps.seconds.with_label_values(&[model]),
+            collective: self.steps.collective_seconds.with_label_values(&[model]),
+            wait: self.steps.wait_seconds.with_label_values(&[model]),
+            sample: self.steps.sample_seconds.with_label_values(&[model]),
+            rows: self.steps.rows.with_label_values(&[model]),
             ranks: self.ranks.of(model),
             group: self.driven.show(group, epoch, model),
             expert_tokens: self.expert_tokens.clone(),

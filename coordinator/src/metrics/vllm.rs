@@ -3,7 +3,9 @@
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 /// Ours, and theirs. What vLLM splits into several families is chosen by the value of a label.
-const NAMES: [(&str, Option<(&str, &str)>, &str); 14] = [
+type Names = (&'static str, Option<(&'static str, &'static str)>, &'static str);
+
+const NAMES: [Names; 14] = [
     ("foggara_sequences", Some(("state", "running")), "vllm:num_requests_running"),
     ("foggara_sequences", Some(("state", "waiting")), "vllm:num_requests_waiting"),
     ("foggara_prefix_cache_query_tokens_total", None, "vllm:prefix_cache_queries_total"),
