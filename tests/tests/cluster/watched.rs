@@ -150,7 +150,8 @@ async fn alerts_come_and_go_with_their_causes() {
     std::fs::write(&file, page).expect("can be written");
     promtool(&["check", "metrics"], Some(&file));
     let prometheus = Prometheus::start(&cluster, TIMES).await;
-    assert_eq!(prometheus.firing().await.unwrap_or_default(), BTreeSet::new(), "nothing is wrong yet");
+    // Before its first scrapes Prometheus knows of no leader.
+    wait::until("nothing is wrong", async || prometheus.firing().await?.is_empty().then_some(())).await;
 
     // A follower that does not answer.
     let status = cluster.status().await;
