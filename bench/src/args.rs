@@ -8,7 +8,7 @@ use crate::scenario::versus::Peer;
 use crate::workload::Workload;
 
 /// The folder of the workspace, known at compile time: this tool is run where it was built.
-const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+pub(crate) const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
 
 /// Measures how fast a cluster serves, and how much of the machine's limit that is.
@@ -30,6 +30,7 @@ const DEMO_MODEL: &str = ".cache/models/smollm2-135m-instruct-q4_1.gguf";
         foggara-bench leak --requests 1000\n  \
         foggara-bench load MODEL --workers 2\n  \
         foggara-bench long-prompt --streams 8 --prompt 7900\n  \
+        foggara-bench predictions --together\n  \
         foggara-bench versus --peer llama.cpp=http://127.0.0.1:8000"
 )]
 pub(crate) struct Args {
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     Gpu(GpuArgs),
     /// How much of prompts that begin alike is found in the caches of several replicas, and what that does to the first token.
     Prefixes(PrefixesArgs),
+    /// What `foggara models plan` predicts for eight shapes, beside how fast they are here.
+    Predictions(PredictionsArgs),
 }
 
 /// The forward pass on a GPU.
@@ -220,6 +223,23 @@ pub(crate) struct PrefixesArgs {
     pub(crate) json: bool,
 }
 
+/// Predictions beside measurements.
+#[derive(clap::Args)]
+pub(crate) struct PredictionsArgs {
+    /// How often one stream is measured in each shape; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// Also 64 streams together.
+    #[arg(long)]
+    pub(crate) together: bool,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The program to start [default: `foggara` beside this one].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) foggara: Option<PathBuf>,
+}
+
 /// What is loaded.
 #[derive(clap::Args)]
 pub(crate) struct LoadArgs {
@@ -290,6 +310,24 @@ pub(crate) struct TargetArgs {
     /// The program to start [default: `foggara` beside this one].
     #[arg(long, value_name = "PATH")]
     pub(crate) foggara: Option<PathBuf>,
+}
+
+/// As on a command line without options.
+impl Default for TargetArgs {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            http: None,
+            model: None,
+            model_name: None,
+            coordinators: 3,
+            workers: 2,
+            threads: 1,
+            collective: "auto".into(),
+            up: Vec::new(),
+            foggara: None,
+        }
+    }
 }
 
 fn up_option(text: &str) -> Result<(String, String), String> {

@@ -8,10 +8,10 @@ use foggara_proto::wire::admin::Capabilities;
 
 use crate::accelerator;
 
-/// Long enough to be right within a tenth, short enough not to be noticed at start.
-const MEASURE_MILLIS: u64 = 40;
+/// Long enough to be right within a tenth, even where several workers start at once; short enough not to be noticed at start.
+const MEASURE_MILLIS: u64 = 100;
 
-/// Measures this machine with `threads` threads, or `device`. Takes about a tenth of a second of all of them; a GPU about as
+/// Measures this machine with `threads` threads, or `device`. Takes about two tenths of a second of all of them; a GPU about as
 /// long, with its libraries' start. A device that only plays a GPU is not measured: it has the CPU's speed, if that.
 ///
 /// # Errors
@@ -42,7 +42,7 @@ fn of_cpu(threads: usize) -> Capabilities {
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
         memory_bytes: available_memory(),
         read_bytes_per_second: measure::read_bandwidth(threads, MEASURE_MILLIS),
-        flops: measure::fma_rate(threads, MEASURE_MILLIS),
+        flops: measure::widest_fma_rate(threads, MEASURE_MILLIS),
         cpu: format!("{} ({})", cpu_name(), detect::features().name()),
         version: env!("CARGO_PKG_VERSION").into(),
         device: Some(cpu()),

@@ -2,6 +2,7 @@
 
 pub(crate) mod distance;
 pub(crate) mod long_prompt;
+pub(crate) mod predictions;
 pub(crate) mod prefixes;
 pub(crate) mod versus;
 

@@ -4,6 +4,10 @@
 //! without them, so that the time between others' tokens stays within twice of what it was before a long prompt came. When
 //! nobody decodes, only the rows of a step are limited.
 //!
+//! Few streams' steps are short, and half of one lets hardly anybody in: of many short prompts that come at once, the first
+//! answers would be over before the last ones begin. So a step may take as long as it will when all decode who wait for a
+//! place and can have one: streams get early what is coming to them anyway. Prompts that take many such steps do not count.
+//!
 //! Streams have a claim to what they were used to, not to more: prompts that had arrived before the oldest of the streams
 //! began are company it always had. As long as such prompts are left, steps run for fewer sequences than they could, and
 //! what they cost whoever takes part is spent more often than need be. A step may then take so long that no more than
@@ -25,6 +29,8 @@ const STRETCH: f64 = 1.5;
 const WASTE: f64 = 0.03;
 /// Whoever takes more steps than so many that are as long as its company allows is no company.
 const COMPANY_STEPS: f64 = 32.0;
+/// Whoever takes more steps than so many that are as long as those of all who are there is not counted among them.
+const CROWD_STEPS: f64 = 8.0;
 /// After so many steps with both, one has decodes alone: without it, nobody would know any more what those take, while one long
 /// prompt is read.
 const BOTH: u32 = 31;
@@ -78,7 +84,9 @@ impl Batcher {
         let most_micros = match work.decodes {
             0 => f64::INFINITY,
             _ if self.is_recovering() => f64::INFINITY,
-            decodes => (STRETCH * self.cost.predict(work)).max(self.company_micros(decodes)),
+            decodes => (STRETCH * self.cost.predict(work))
+                .max(self.crowd_micros(decodes))
+                .max(self.company_micros(decodes)),
         };
         let rows = match self.both {
             BOTH.. if most_micros.is_finite() => 0,
@@ -109,6 +117,35 @@ impl Batcher {
         }
     }
 
+    /// How long a step will take when those decode as well who wait, or whose prompts are being read: as many as there are
+    /// places for beside `decodes` streams.
+    fn crowd_micros(&self, decodes: usize) -> f64 {
+        let running = || self.running.iter().filter_map(|id| self.sequences.get(id));
+        let reading = running().filter(|sequence| sequence.prefill_left() > 0);
+        let waiting = self.queue.candidates().filter_map(|id| self.sequences.get(&id));
+        let places = (self.limits.sequences as usize).saturating_sub(decodes);
+        let (mut work, mut crowd) = (self.work, Vec::new());
+        for sequence in reading.chain(waiting).take(places) {
+            work.add_decode(sequence.joined_with);
+            crowd.push(sequence);
+        }
+        let most = CROWD_STEPS * self.cost.predict(work);
+        let long = |sequence: &&&Sequence| self.whole_micros(sequence) > most;
+        if crowd.iter().any(|sequence| long(&sequence)) {
+            work = self.work;
+            crowd.iter().filter(|sequence| !long(sequence)).for_each(|s| work.add_decode(s.joined_with));
+        }
+        self.cost.predict(work)
+    }
+
+    /// What reading all of a prompt takes, beside the fixed part of a step: one that is long does not become short when little
+    /// of it is left.
+    fn whole_micros(&self, sequence: &Sequence) -> f64 {
+        let rows = sequence.joined_with.saturating_sub(sequence.joined_at);
+        let chunk = Work::default().with_chunk(sequence.joined_at, rows, true);
+        self.cost.predict(chunk) - self.cost.predict(Work::default())
+    }
+
     /// How long a step may take for the sake of those who had arrived before the oldest of `decodes` streams began, and do not
     /// decode yet.
     fn company_micros(&self, decodes: usize) -> f64 {
@@ -121,11 +158,7 @@ impl Batcher {
         let waiting = self.queue.waiting_since(since).filter_map(|id| self.sequences.get(&id));
         let places = (self.limits.sequences as usize).saturating_sub(decodes);
         let fixed = self.cost.predict(Work::default());
-        // The whole of it: one that is long does not become company when little of it is left.
-        let whole = |s: &Sequence| {
-            let rows = s.joined_with.saturating_sub(s.joined_at);
-            self.cost.predict(Work::default().with_chunk(s.joined_at, rows, true)) - fixed
-        };
+        let whole = |sequence| self.whole_micros(sequence);
         let company: Vec<f64> = reading.chain(waiting).take(places).map(whole).collect();
         #[allow(clippy::cast_precision_loss)]
         let micros = |company: usize| fixed * company as f64 / (decodes + company) as f64 / WASTE;

@@ -125,6 +125,37 @@ fn a_burst_is_let_in_faster_than_a_latecomer() {
 }
 
 #[test]
+fn steps_may_take_what_they_will_when_all_decode_who_come() {
+    // Of 11 ms that a stream takes, half is enough for 5 rows; 32 streams will take 42 ms.
+    let mut batcher = streaming(1);
+    for id in 50..81 {
+        submit(&mut batcher, id, 8, 1_000);
+    }
+    let rows: u32 = step(&mut batcher).iter().map(|(_, rows)| rows).sum();
+    assert!((24..=34).contains(&rows), "{rows}");
+    // 31 prompts of 8 rows: the last one begins long before the first has many tokens.
+    let steps = (1..100).find(|_| {
+        step(&mut batcher);
+        batcher.running.iter().filter(|id| batcher.sequences[id].decodes()).count() == 32
+    });
+    assert!(steps.is_some_and(|steps| steps <= 24), "{steps:?}");
+    // There are places for no more than so many.
+    let mut few = streaming(1);
+    few.limits.sequences = 4;
+    (50..81).for_each(|id| submit(&mut few, id, 8, 1_000));
+    let rows: u32 = step(&mut few).iter().map(|(_, rows)| rows).sum();
+    assert!(rows <= 7, "{rows}");
+}
+
+#[test]
+fn long_prompts_are_not_counted_among_those_who_come() {
+    let mut batcher = streaming(1);
+    (50..60).for_each(|id| submit(&mut batcher, id, 2_000, 4));
+    let rows: u32 = step(&mut batcher).iter().map(|(_, rows)| rows).sum();
+    assert!((1..=6).contains(&rows), "{rows}");
+}
+
+#[test]
 fn a_long_prompt_stretches_no_steps_of_streams_that_came_after_it() {
     let mut batcher = streaming(8);
     submit(&mut batcher, 50, 4_000, 4);

@@ -7,7 +7,8 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use super::lanes::{Lanes, PanelLanes};
-use super::lines::Lines;
+use super::lines::{Lines, advise_huge};
+use super::prefetch::prefetch;
 use super::{simd, simd_panels};
 
 /// What each thread reads over and over: larger than the cache it may have to itself, which would flatter the figure.
@@ -15,12 +16,19 @@ const BUFFER_BYTES: usize = 64 << 20;
 /// What all threads together read at most: with many, their caches are shared.
 const BUFFERS_BYTES: usize = 512 << 20;
 
-/// Bytes read per second from memory by `threads` threads together, measured for about `millis`.
+/// Bytes read per second from memory by `threads` threads together, measured for about `millis`. Lines are asked for ahead, as
+/// products do.
 pub fn read_bandwidth(threads: usize, millis: u64) -> u64 {
     let count = threads.max(1);
     let len = BUFFER_BYTES.min(BUFFERS_BYTES / count) / 4;
-    // Written, so that every page is one of its own and not the shared page of zeros.
-    let buffers: Vec<Vec<f32>> = (0..count).map(|i| vec![i as f32 + 1.0; len]).collect();
+    // In huge pages, as weights are; written, so that every page is one of its own and not the shared page of zeros.
+    let buffer = |i: usize| {
+        let mut buffer = vec![0.0f32; len];
+        advise_huge(&mut buffer);
+        buffer.fill(i as f32 + 1.0);
+        buffer
+    };
+    let buffers: Vec<Vec<f32>> = (0..count).map(buffer).collect();
     rate(buffers, millis, |buffer| {
         black_box(sum(buffer));
         buffer.len() as u64 * 4
@@ -70,8 +78,9 @@ pub fn read_to_memory(from: &mut dyn Read, bytes: usize) -> std::io::Result<impl
 /// What is read at once.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Parts of a measurement, of which the best counts: another process may take the core in the others.
-const PARTS: u32 = 5;
+/// Parts of a measurement, of which the best counts: another process may take the core in the others, or be about to start on the
+/// same machine and measure as well.
+const PARTS: u32 = 10;
 
 /// Runs `work` on each input in a thread of its own until the time is up; returns the sum of what it returned, per second.
 fn rate<T: Send>(inputs: Vec<T>, millis: u64, work: impl Fn(&T) -> u64 + Sync) -> u64 {
@@ -103,13 +112,17 @@ simd! { fn sum(x: &[f32]) -> f32 => sum_body }
 #[inline(always)]
 fn sum_body<L: Lanes>(x: &[f32]) -> f32 {
     let mut sums = [L::splat(0.0); 8];
-    for chunk in x.chunks_exact(64) {
+    for (i, chunk) in x.chunks_exact(64).enumerate() {
+        prefetch(x.get((i + AHEAD) * 64..(i + AHEAD + 1) * 64).unwrap_or_default());
         for (sum, lanes) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
             *sum = sum.add(L::load(lanes));
         }
     }
     sums.into_iter().fold(L::splat(0.0), L::add).sum()
 }
+
+/// How far ahead lines are asked for, in 64 numbers: 4 KiB.
+const AHEAD: usize = 16;
 
 const CHAINS: usize = 10;
 const CHAIN_ROUNDS: usize = 20_000;
