@@ -32,7 +32,7 @@ install -d -o foggara /var/lib/foggara/models
 echo of-the-test >/etc/foggara/token
 chown root:foggara /etc/foggara/token
 chmod 644 /etc/foggara/token
-check() { setpriv --reuid foggara --regid foggara --init-groups foggara config check /etc/foggara/*.toml; }
+check() { setpriv --reset-env --reuid foggara --regid foggara --init-groups /usr/bin/foggara config check /etc/foggara/*.toml; }
 if check >/tmp/check; then fails "everybody may read the token"; fi
 grep -q 'chmod 640 /etc/foggara/token' /tmp/check || fails "$(cat /tmp/check)"
 chmod 640 /etc/foggara/token

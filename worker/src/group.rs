@@ -63,14 +63,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// A rank that was let go.
+struct LetGo {
+    since: Instant,
+    /// Its thread has the other end.
+    running: Weak<()>,
+}
+
 /// Holds at most one rank.
 #[derive(Clone)]
 pub(crate) struct GroupHost {
     held: Arc<Mutex<Option<Held>>>,
     /// Threads of ranks that were let go: their memory and ports are free once these have ended.
     ending: Arc<Mutex<Vec<JoinHandle<()>>>>,
-    /// When ranks were let go whose threads may still run; those have the other ends.
-    let_go: Arc<Mutex<Vec<(Instant, Weak<()>)>>>,
+    /// Ranks that were let go, whose threads may still run.
+    let_go: Arc<Mutex<Vec<LetGo>>>,
     news: UnboundedSender<wire::WorkerMessage>,
     listener: Arc<TcpListener>,
     threads: usize,
@@ -191,15 +198,15 @@ impl GroupHost {
 
     fn let_go(&self, mut held: Held, reason: &str) {
         held.stop(reason);
-        lock(&self.let_go).push((Instant::now(), held.running.clone()));
+        lock(&self.let_go).push(LetGo { since: Instant::now(), running: held.running.clone() });
         lock(&self.ending).extend(held.thread.take());
     }
 
     /// Whether a rank that was let go has not ended in [`HANGS`]. What it holds is lost to this process, which can take no other.
     pub(crate) fn hangs(&self) -> bool {
         let mut let_go = lock(&self.let_go);
-        let_go.retain(|(_, running)| running.strong_count() > 0);
-        let_go.iter().any(|(since, _)| since.elapsed() > HANGS)
+        let_go.retain(|rank| rank.running.strong_count() > 0);
+        let_go.iter().any(|rank| rank.since.elapsed() > HANGS)
     }
 
     /// Lets go of whatever is held, and waits until it has ended.
