@@ -8,6 +8,7 @@ mod cubins;
 mod dashboards;
 mod demo;
 mod kernels;
+mod package;
 mod place;
 mod process;
 mod setup;
@@ -41,6 +42,7 @@ enum Task {
     Kernels(kernels::Arguments),
     Cubins(cubins::Arguments),
     Dashboards(dashboards::Arguments),
+    Package(package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,5 +66,6 @@ fn run(task: Task) -> Result<()> {
         Task::Kernels(arguments) => kernels::run(&arguments),
         Task::Cubins(arguments) => cubins::run(&arguments),
         Task::Dashboards(arguments) => dashboards::run(&arguments),
+        Task::Package(arguments) => package::run(&arguments),
     }
 }
