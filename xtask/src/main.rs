@@ -11,6 +11,7 @@ mod kernels;
 mod place;
 mod process;
 mod setup;
+mod terraform;
 mod test;
 mod test_run;
 
@@ -41,6 +42,7 @@ enum Task {
     Kernels(kernels::Arguments),
     Cubins(cubins::Arguments),
     Dashboards(dashboards::Arguments),
+    Terraform(terraform::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,5 +66,6 @@ fn run(task: Task) -> Result<()> {
         Task::Kernels(arguments) => kernels::run(&arguments),
         Task::Cubins(arguments) => cubins::run(&arguments),
         Task::Dashboards(arguments) => dashboards::run(&arguments),
+        Task::Terraform(arguments) => terraform::run(&arguments),
     }
 }

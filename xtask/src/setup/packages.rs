@@ -44,6 +44,12 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || process::find("ip").is_some(),
     },
+    Tool {
+        package: "openssh-client",
+        why: "reaches the hosts that tests make",
+        purpose: Purpose::Test,
+        is_there: || ["ssh", "scp", "ssh-keygen"].iter().all(|program| process::find(program).is_some()),
+    },
 ];
 
 /// Everything of [`TOOLS`] that `purpose` needs.

@@ -17,8 +17,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// What to wait for before anything is printed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WaitArguments {
-    /// Wait until the cluster is settled: there is a leader, every coordinator that is known answers, and what the other
-    /// options ask for. Fails after so many seconds, and says what was missing
+    /// Wait until the cluster is settled: there is a leader, every coordinator that is known answers, no group is being
+    /// formed, and what the other options ask for. Fails after so many seconds, and says what was missing
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
     /// With --wait: as many workers at least
@@ -149,9 +149,14 @@ impl Wanted {
                 Some(_) => None,
             })
         };
+        let forming = || {
+            let group = status.groups.iter().find(|group| group.state != "ready")?;
+            Some(format!("model {}: group {} is {}", group.deployment, group.id, group.state))
+        };
         absent("coordinator", &self.before.coordinators, &coordinators)
             .or_else(|| absent("worker", &self.before.workers, &workers))
             .or_else(|| self.unready(status))
+            .or_else(forming)
     }
 
     /// A model with fewer replicas than before. One that has been removed since is not missed.
@@ -216,6 +221,13 @@ mod tests {
             (|_, wanted| wanted.restarted.push("w:1".into()), "worker w:1 has not started again"),
             (|_, wanted| wanted.restarted.push("c:1".into()), "coordinator c:1 has not started again"),
             (|now, _| now.status.deployments[0].ready_replicas = 1, "1 of 2 replicas"),
+            (
+                |now, _| {
+                    let group = wire::Group { id: 3, state: "forming".into(), ..Default::default() };
+                    now.status.groups.push(group);
+                },
+                "group 3 is forming",
+            ),
         ];
         for (change, expected) in cases {
             let (mut now, mut wanted) = (observed(), wanted());
