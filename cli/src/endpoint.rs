@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::admin::StatusRequest;
 use foggara_proto::wire::admin::admin_client::AdminClient;
 use foggara_proto::wire::inference::inference_client::InferenceClient;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::secret::TokenArguments;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A machine that vanishes closes no connection: one that answers no ping is gone.
@@ -33,9 +34,8 @@ pub(crate) struct EndpointArguments {
         default_value = "http://127.0.0.1:8081,http://127.0.0.1:8091,http://127.0.0.1:8101"
     )]
     endpoint: Vec<String>,
-    /// What operators of a cluster beyond one machine show
-    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    cluster_token: Option<String>,
+    #[command(flatten)]
+    token: TokenArguments,
 }
 
 impl EndpointArguments {
@@ -67,7 +67,7 @@ impl EndpointArguments {
 
     /// Those that one of them knows; none if it does not tell, which is no reason to fail.
     pub(crate) async fn others(&self, channel: Channel) -> Vec<String> {
-        let token = ClusterToken::new(self.cluster_token.as_deref());
+        let token = self.token.token().unwrap_or_default();
         let mut admin = AdminClient::with_interceptor(channel, token.shown());
         let status = tokio::time::timeout(STATUS_TIMEOUT, admin.status(StatusRequest {})).await;
         let status = status.ok().and_then(Result::ok).map(tonic::Response::into_inner).unwrap_or_default();
@@ -77,7 +77,7 @@ impl EndpointArguments {
     /// These coordinators.
     #[cfg(test)]
     pub(crate) fn of(urls: &[&str]) -> Self {
-        Self { endpoint: urls.iter().map(ToString::to_string).collect(), cluster_token: None }
+        Self { endpoint: urls.iter().map(ToString::to_string).collect(), token: TokenArguments::None }
     }
 
     /// The service of clients.
@@ -95,7 +95,7 @@ impl EndpointArguments {
     pub(crate) async fn admin(
         &self,
     ) -> anyhow::Result<AdminClient<InterceptedService<Channel, impl Interceptor + use<>>>> {
-        let token = ClusterToken::new(self.cluster_token.as_deref());
+        let token = self.token.token()?;
         Ok(AdminClient::with_interceptor(self.connect().await?, token.shown()))
     }
 }
@@ -114,6 +114,12 @@ pub(crate) fn distinct(mut urls: Vec<String>, more: Vec<String>) -> Vec<String> 
         }
     }
     urls
+}
+
+/// Whether `text` is HOST:PORT. Whether there is such a host is not asked.
+pub(crate) fn is_address(text: &str) -> bool {
+    let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    parts.is_some_and(|(host, port)| port > 0 && !host.is_empty() && !host.contains(['/', ' ', '=']))
 }
 
 /// Connects to one coordinator.
@@ -140,6 +146,16 @@ pub(crate) async fn connect(url: &str) -> anyhow::Result<Channel> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_a_host_and_a_port() {
+        for good in ["a:1", "10.0.0.1:8081", "[::1]:8081", "node-1.example:65535"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "http://a:1", "1=a:1", "a b:1"] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn a_coordinator_is_known_once() {

@@ -6,6 +6,9 @@ use clap::Args;
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::exit::Exit;
+use crate::service;
+
 /// Whose life ends this process's.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LifetimeArguments {
@@ -24,7 +27,7 @@ impl LifetimeArguments {
         std::thread::Builder::new().name("parent".into()).spawn(move || {
             wait_for_end(parent);
             // Everything that must be on disk is there: this is a crash that was asked for.
-            std::process::exit(1);
+            std::process::exit(Exit::Failure as i32);
         })?;
         Ok(())
     }
@@ -73,9 +76,10 @@ impl StopSignals {
 /// Completes at the first stop signal; the second ends the process at once.
 pub(crate) async fn stop_requested(mut signals: StopSignals) {
     let name = signals.next().await;
+    service::stopping();
     tracing::info!(signal = name, "stopping; a second signal stops at once");
     tokio::spawn(async move {
         signals.next().await;
-        std::process::exit(130);
+        std::process::exit(Exit::AtOnce as i32);
     });
 }

@@ -9,7 +9,7 @@ pub(crate) struct LogArguments {
     /// What to log: a level, or directives as in `info,foggara_coordinator::driver=debug`
     #[arg(long, env = "FOGGARA_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
-    /// How to write it
+    /// How to write logs: text, for people, or json, one object a line
     #[arg(long, env = "FOGGARA_LOG_FORMAT", default_value = "text", value_enum)]
     log_format: LogFormat,
 }

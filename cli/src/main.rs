@@ -5,16 +5,20 @@
 
 mod answer;
 mod commands;
+mod config;
 mod endpoint;
+mod exit;
 mod lifetime;
 mod logging;
 mod model_argument;
 mod output;
+mod secret;
+mod service;
 mod supervisor;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// An inference cluster for large language models that a team can own.
 #[derive(Debug, Parser)]
@@ -54,10 +58,37 @@ enum Command {
     Doctor(commands::doctor::Arguments),
     /// Add, list and remove the models a cluster serves
     Models(commands::models::Arguments),
+    /// Check configuration files of coordinators and workers, and print what can be in them
+    Config(commands::config::Arguments),
+    /// Print a shell's completions of this command line
+    Completions(commands::completions::Arguments),
+    /// Write manual pages into a folder
+    #[command(hide = true)]
+    Manual(commands::manual::Arguments),
+}
+
+/// The whole command line, as every process and every page of documentation has it.
+fn command_line() -> clap::Command {
+    config::with_variables(Arguments::command())
+}
+
+/// Reads the command line; ends the process if it makes no sense, or only asks for help.
+fn arguments() -> Result<Arguments, config::FileError> {
+    let words: Vec<_> = std::env::args_os().collect();
+    let matches = config::read(command_line(), &words)?.unwrap_or_else(|error| error.exit());
+    let arguments = Arguments::from_arg_matches(&matches);
+    Ok(arguments.unwrap_or_else(|error| error.format(&mut command_line()).exit()))
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let command = match arguments() {
+        Ok(arguments) => arguments.command,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(exit::Exit::Usage as u8);
+        }
+    };
+    let outcome = match command {
         Command::Up(arguments) => commands::up::run(arguments),
         Command::Coordinator(arguments) => commands::coordinator::run(arguments),
         Command::Worker(arguments) => commands::worker::run(arguments),
@@ -70,14 +101,19 @@ fn main() -> ExitCode {
         Command::Top(arguments) => commands::top::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
+        Command::Config(arguments) => commands::config::run(&arguments),
+        Command::Completions(arguments) => commands::completions::run(&arguments),
+        Command::Manual(arguments) => commands::manual::run(&arguments),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(exit::Exit::Success as u8),
         // The reader has what it wanted (`foggara status | head`).
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::from(exit::Exit::Success as u8),
         Err(error) => {
-            eprintln!("error: {}", output::one_line(&error));
-            ExitCode::FAILURE
+            let reason = output::one_line(&error);
+            service::failed(&reason);
+            eprintln!("error: {reason}");
+            ExitCode::from(exit::of(&error) as u8)
         }
     }
 }

@@ -9,13 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::condition::Reporter;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cluster::state::Member;
 use crate::cluster::transport::GrpcTransport;
-use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command};
+use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command, RaftStatus, Role};
 use crate::control::{Registry, run_controller};
 use crate::driver::{DriverContext, Drivers, run_drivers};
 use crate::front_door::{self, FrontDoor, ServedModels};
@@ -29,6 +30,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// How long to try to tell the cluster that this coordinator stops.
 const REGISTER: Duration = Duration::from_secs(1);
+
+/// Between two looks at how it is.
+const TELL: Duration = Duration::from_secs(1);
 
 /// How long connections may take to send what they hold.
 const FLUSH: Duration = Duration::from_millis(250);
@@ -64,6 +68,29 @@ pub struct CoordinatorConfig {
     pub cache: Option<PathBuf>,
 }
 
+impl CoordinatorConfig {
+    /// Whether the settings make sense, as far as they alone can tell.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check(&self) -> Result<(), CoordinatorError> {
+        let wrong = |field, reason| Err(CoordinatorError::Config { field, reason });
+        if !self.peers.contains_key(&self.id) {
+            return wrong("peers", format!("coordinator {} is not among {:?}", self.id, self.peers));
+        }
+        if self.queue == 0 {
+            return wrong("queue", "must be at least 1".into());
+        }
+        for (field, addr) in [("http", self.http), ("grpc", self.grpc)] {
+            if !addr.ip().is_loopback() && !self.token.is_set() {
+                let token = "that needs a cluster token (--cluster-token-file)";
+                return wrong(field, format!("{addr} is not loopback: {token}"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Why a coordinator cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinatorError {
@@ -91,32 +118,35 @@ pub enum CoordinatorError {
     Failed(String),
 }
 
-async fn listen(
-    addr: SocketAddr,
-    token: &ClusterToken,
-    field: &'static str,
-) -> Result<TcpListener, CoordinatorError> {
-    if !addr.ip().is_loopback() && !token.is_set() {
-        let reason = format!("{addr} is not loopback: that needs a cluster token (--cluster-token)");
-        return Err(CoordinatorError::Config { field, reason });
+impl CoordinatorError {
+    /// Whether it comes of the settings, so that starting again would end the same way.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Config { .. } => true,
+            Self::Cluster(ClusterError::Store(error)) => error.foreign,
+            Self::Cluster(_) | Self::Listen { .. } | Self::Failed(_) => false,
+        }
     }
+}
+
+async fn listen(addr: SocketAddr) -> Result<TcpListener, CoordinatorError> {
     TcpListener::bind(addr).await.map_err(|e| CoordinatorError::Listen { addr, reason: e.to_string() })
 }
 
-/// Runs a coordinator until `shutdown` completes or its store fails.
+/// Runs a coordinator until `shutdown` completes or its store fails. It is ready when it listens and its Raft member runs,
+/// whether or not there is a leader.
 ///
 /// # Errors
 /// Why it could not run.
 pub async fn run(
     config: CoordinatorConfig,
+    reporter: Reporter,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), CoordinatorError> {
-    let Some(own) = config.peers.get(&config.id).cloned() else {
-        let reason = format!("coordinator {} is not among {:?}", config.id, config.peers);
-        return Err(CoordinatorError::Config { field: "peers", reason });
-    };
-    let http = listen(config.http, &config.token, "http").await?;
-    let grpc = listen(config.grpc, &config.token, "grpc").await?;
+    config.check()?;
+    let own = config.peers.get(&config.id).cloned().unwrap_or_default();
+    let http = listen(config.http).await?;
+    let grpc = listen(config.grpc).await?;
     let transport =
         Arc::new(GrpcTransport::new(&config.cluster_id, config.id, &config.peers, &config.token)?);
     let members = config.peers.keys().copied().collect();
@@ -167,6 +197,8 @@ pub async fn run(
     let router = door.router();
     let serve = |listener| tokio::spawn(front_door::serve(listener, router.clone(), stopped.clone()));
     let servers = [serve(http), serve(grpc)];
+    parts.spawn(tell(cluster.clone(), reporter.clone()));
+    reporter.ready();
     let mut status = cluster.watch_status();
     let outcome = tokio::select! {
         biased;
@@ -193,6 +225,28 @@ pub async fn run(
     let closed = async { while status.changed().await.is_ok() {} };
     tokio::time::timeout(FLUSH, closed).await.ok();
     outcome
+}
+
+/// Says again and again how this coordinator is. A Raft member that hangs, on its disk for instance, is not well; one without a
+/// leader is.
+async fn tell(cluster: ClusterHandle, reporter: Reporter) {
+    let mut turns = None;
+    loop {
+        reporter.status(described(&cluster.status()));
+        let now = cluster.turns();
+        if turns.replace(now) != Some(now) {
+            reporter.beat();
+        }
+        tokio::time::sleep(TELL).await;
+    }
+}
+
+fn described(status: &RaftStatus) -> String {
+    match (status.role, status.leader) {
+        (Role::Leader, _) => format!("leader in term {}", status.term),
+        (_, Some(leader)) => format!("follower of coordinator {leader} in term {}", status.term),
+        (_, None) => "waiting for a leader".into(),
+    }
 }
 
 /// Takes no new requests, lets others drive this coordinator's groups, and waits for what is running: its own requests,
@@ -246,7 +300,7 @@ mod tests {
     }
 
     async fn outcome(config: CoordinatorConfig) -> Result<(), CoordinatorError> {
-        let ended = run(config, std::future::ready(()));
+        let ended = run(config, Reporter::default(), std::future::ready(()));
         tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it stops")
     }
 
@@ -258,9 +312,11 @@ mod tests {
             ("peers", CoordinatorConfig { id: 2, ..config(dir.path()) }),
             ("http", CoordinatorConfig { http: everyone, ..config(dir.path()) }),
             ("grpc", CoordinatorConfig { grpc: everyone, ..config(dir.path()) }),
+            ("queue", CoordinatorConfig { queue: 0, ..config(dir.path()) }),
         ] {
-            let error = outcome(wrong).await.expect_err("refused").to_string();
-            assert!(error.starts_with(field), "{error}");
+            let error = outcome(wrong).await.expect_err("refused");
+            assert!(error.is_configuration());
+            assert!(error.to_string().starts_with(field), "{error}");
         }
         let token = ClusterToken::new(Some("secret"));
         outcome(CoordinatorConfig { http: everyone, token, ..config(dir.path()) })
@@ -274,8 +330,11 @@ mod tests {
         for _ in 0..2 {
             outcome(config(dir.path())).await.expect("nothing is in its way");
         }
+        let of_another = CoordinatorConfig { cluster_id: "another".into(), ..config(dir.path()) };
+        let error = outcome(of_another).await.expect_err("whose folder it is");
+        assert!(error.is_configuration() && error.to_string().contains("belongs to"), "{error}");
         std::fs::write(dir.path().join("raft.redb"), "no store").expect("written");
-        let error = outcome(config(dir.path())).await.expect_err("damaged").to_string();
-        assert!(error.contains("raft.redb"), "{error}");
+        let error = outcome(config(dir.path())).await.expect_err("damaged");
+        assert!(!error.is_configuration() && error.to_string().contains("raft.redb"), "{error}");
     }
 }

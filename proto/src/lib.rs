@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod condition;
 pub mod convert;
 pub mod files;
 pub mod sequence;

@@ -16,6 +16,7 @@ pub mod members;
 pub mod metrics;
 pub mod netns;
 pub mod nodes;
+pub mod notify;
 pub mod paths;
 pub mod ports;
 pub mod process;

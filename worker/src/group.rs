@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ use crate::weights::{LoadError, OnCpu, OnDevice, RankWeights, Residence};
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long the thread of a rank that was let go may take to end: a step of the largest model ends well before.
+const HANGS: Duration = Duration::from_secs(120);
+
 /// The rank held at the moment.
 struct Held {
     assign: wire::Assign,
@@ -36,6 +39,8 @@ struct Held {
     cancelled: Arc<AtomicBool>,
     abort: Arc<Mutex<Option<AbortHandle>>>,
     thread: Option<JoinHandle<()>>,
+    /// The thread has the other end, and drops it when it ends.
+    running: Weak<()>,
 }
 
 impl Held {
@@ -64,6 +69,8 @@ pub(crate) struct GroupHost {
     held: Arc<Mutex<Option<Held>>>,
     /// Threads of ranks that were let go: their memory and ports are free once these have ended.
     ending: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// When ranks were let go whose threads may still run; those have the other ends.
+    let_go: Arc<Mutex<Vec<(Instant, Weak<()>)>>>,
     news: UnboundedSender<wire::WorkerMessage>,
     listener: Arc<TcpListener>,
     threads: usize,
@@ -90,7 +97,8 @@ impl GroupHost {
     ) -> Self {
         let (held, ending, listener) = (Arc::default(), Arc::default(), Arc::new(listener));
         let lost = watch::Sender::new(None);
-        Self { held, ending, news, listener, threads, device, lost, models, residence, read_speed }
+        let let_go = Arc::default();
+        Self { held, ending, let_go, news, listener, threads, device, lost, models, residence, read_speed }
     }
 
     /// Waits until the device is lost: this process can do nothing with it any more, another one may.
@@ -142,7 +150,10 @@ impl GroupHost {
             cancelled: Arc::clone(&cancelled),
             abort: Arc::clone(&abort),
         };
+        let alive = Arc::new(());
+        let running = Arc::downgrade(&alive);
         let thread = std::thread::Builder::new().name(format!("rank-{}", assign.rank)).spawn(move || {
+            let _alive = alive;
             // The old rank's memory is needed for the new one's. However it ended, it has said so itself.
             for thread in before {
                 thread.join().ok();
@@ -152,8 +163,16 @@ impl GroupHost {
         match thread {
             Ok(thread) => {
                 let thread = Some(thread);
-                *slot =
-                    Some(Held { assign, ready: false, events, driver_epoch: 0, cancelled, abort, thread });
+                *slot = Some(Held {
+                    assign,
+                    ready: false,
+                    events,
+                    driver_epoch: 0,
+                    cancelled,
+                    abort,
+                    thread,
+                    running,
+                });
             }
             Err(error) => self.tell(failed(&assign, &Failure::from(format!("starting a thread: {error}")))),
         }
@@ -172,7 +191,15 @@ impl GroupHost {
 
     fn let_go(&self, mut held: Held, reason: &str) {
         held.stop(reason);
+        lock(&self.let_go).push((Instant::now(), held.running.clone()));
         lock(&self.ending).extend(held.thread.take());
+    }
+
+    /// Whether a rank that was let go has not ended in [`HANGS`]. What it holds is lost to this process, which can take no other.
+    pub(crate) fn hangs(&self) -> bool {
+        let mut let_go = lock(&self.let_go);
+        let_go.retain(|(_, running)| running.strong_count() > 0);
+        let_go.iter().any(|(since, _)| since.elapsed() > HANGS)
     }
 
     /// Lets go of whatever is held, and waits until it has ended.

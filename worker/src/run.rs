@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use foggara_kernels::cuda::{Device, DeviceError};
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::condition::Reporter;
 use foggara_proto::wire::files::files_server::FilesServer;
 use foggara_proto::wire::worker::rank_server::RankServer;
 use tokio::sync::mpsc;
@@ -24,6 +25,9 @@ use crate::weights::Residence;
 
 /// How long a worker whose device is lost goes on, for the coordinator to hear of it.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Between two looks at how it is.
+const TELL: Duration = Duration::from_secs(1);
 
 /// How to run a worker.
 #[derive(Debug, Clone)]
@@ -46,6 +50,31 @@ pub struct WorkerConfig {
     pub models: Vec<PathBuf>,
     /// Where hashes of models' files are remembered; without it, for as long as the process lives.
     pub cache: Option<PathBuf>,
+}
+
+impl WorkerConfig {
+    /// Whether the settings make sense, as far as they alone can tell.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check(&self) -> Result<(), WorkerError> {
+        let wrong = |field, reason| Err(WorkerError::Config { field, reason });
+        if self.join.is_empty() {
+            return wrong("join", "name at least one coordinator".into());
+        }
+        if self.threads == 0 {
+            return wrong("threads", "must be at least 1".into());
+        }
+        if !self.listen.ip().is_loopback() && !self.token.is_set() {
+            let token = "that needs a cluster token (--cluster-token-file)";
+            return wrong("listen", format!("{} is not loopback: {token}", self.listen));
+        }
+        if self.listen.ip().is_unspecified() && self.advertise.is_none() {
+            let host = self.listen.ip();
+            return wrong("advertise", format!("others cannot reach this worker at {host}; name its host"));
+        }
+        Ok(())
+    }
 }
 
 /// Why a worker cannot run.
@@ -86,26 +115,16 @@ pub enum WorkerError {
     },
 }
 
-/// Runs a worker until `shutdown` completes, the cluster refuses it or its device is lost.
+/// Runs a worker until `shutdown` completes, the cluster refuses it or its device is lost. It is ready when it has joined.
 ///
 /// # Errors
 /// Why it could not run.
-pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    if config.join.is_empty() {
-        return Err(WorkerError::Config { field: "join", reason: "name at least one coordinator".into() });
-    }
-    if config.threads == 0 {
-        return Err(WorkerError::Config { field: "threads", reason: "must be at least 1".into() });
-    }
-    if !config.listen.ip().is_loopback() && !config.token.is_set() {
-        let reason =
-            format!("{} is not loopback: that needs a cluster token (--cluster-token)", config.listen);
-        return Err(WorkerError::Config { field: "listen", reason });
-    }
-    if config.listen.ip().is_unspecified() && config.advertise.is_none() {
-        let reason = format!("others cannot reach this worker at {}; name its host", config.listen.ip());
-        return Err(WorkerError::Config { field: "advertise", reason });
-    }
+pub async fn run(
+    config: WorkerConfig,
+    reporter: Reporter,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    config.check()?;
     let wrong =
         |addr: SocketAddr| move |e: std::io::Error| WorkerError::Listen { addr, reason: e.to_string() };
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(wrong(config.listen))?;
@@ -140,6 +159,7 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         token: config.token.clone(),
         host: group.clone(),
         models: models.clone(),
+        reporter: reporter.clone(),
         news: received,
         coordinators: config.join,
     };
@@ -162,6 +182,7 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
         served = serve => served.map_err(|e| WorkerError::Serve(e.to_string())),
         refused = session.keep() => Err(refused),
         error = lost => Err(WorkerError::DeviceLost(error)),
+        () = tell(&group, &reporter) => Ok(()),
         () = shutdown => Ok(()),
     };
     if matches!(outcome, Err(WorkerError::DeviceLost(_))) {
@@ -171,6 +192,16 @@ pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Re
     // Joins the rank's thread, which may be in the middle of a step.
     tokio::task::spawn_blocking(move || group.shut_down()).await.ok();
     outcome
+}
+
+/// Says again and again that this worker is well, unless a rank hangs that it has let go.
+async fn tell(group: &GroupHost, reporter: &Reporter) {
+    loop {
+        if !group.hangs() {
+            reporter.beat();
+        }
+        tokio::time::sleep(TELL).await;
+    }
 }
 
 fn bracketed(addr: SocketAddr) -> String {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use foggara_proto::PROTOCOL;
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::condition::Reporter;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::registry_client::RegistryClient;
 use tokio::sync::mpsc;
@@ -38,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) token: ClusterToken,
     pub(crate) host: GroupHost,
     pub(crate) models: Models,
+    /// Hears whether this worker is in the cluster.
+    pub(crate) reporter: Reporter,
     pub(crate) news: mpsc::UnboundedReceiver<wire::WorkerMessage>,
     /// Coordinators known.
     pub(crate) coordinators: Vec<String>,
@@ -56,6 +59,7 @@ impl Session {
                 self.coordinators[(next - 1) % self.coordinators.len()].clone()
             });
             let (ended, joined) = self.once(&address).await;
+            self.reporter.status("looking for the coordinator that leads".into());
             if joined {
                 (backoff, complained) = (BACKOFF.0, false);
             }
@@ -158,6 +162,8 @@ impl Session {
             Message::Welcome(welcome) => {
                 tracing::info!(worker = welcome.worker, "joined");
                 *joined = true;
+                self.reporter.status(format!("joined as worker {}", welcome.worker));
+                self.reporter.ready();
                 self.learn(welcome.coordinators);
                 None
             }

@@ -8,6 +8,7 @@ mod cubins;
 mod dashboards;
 mod demo;
 mod kernels;
+mod package;
 mod place;
 mod process;
 mod setup;
@@ -43,6 +44,7 @@ enum Task {
     Cubins(cubins::Arguments),
     Dashboards(dashboards::Arguments),
     Terraform(terraform::Arguments),
+    Package(package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -67,5 +69,6 @@ fn run(task: Task) -> Result<()> {
         Task::Cubins(arguments) => cubins::run(&arguments),
         Task::Dashboards(arguments) => dashboards::run(&arguments),
         Task::Terraform(arguments) => terraform::run(&arguments),
+        Task::Package(arguments) => package::run(&arguments),
     }
 }

@@ -8,19 +8,28 @@ use clap::Args;
 use foggara_coordinator::CoordinatorConfig;
 use foggara_coordinator::driver::DEFAULT_QUEUE;
 use foggara_coordinator::router::policy::PolicyKind;
-use foggara_proto::auth::ClusterToken;
+use foggara_proto::condition::Reporter;
 
+use crate::config::ConfigArguments;
+use crate::endpoint::is_address;
+use crate::exit::UsageError;
 use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
 use crate::logging::LogArguments;
+use crate::secret::TokenArguments;
+use crate::service;
 
 /// Run one coordinator. Start the same command on each machine with its own --id, --grpc, --http and --data-dir.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example, the first of three:\n  foggara coordinator --id 1 --data-dir /var/lib/foggara \\\n    \
     --peers 1=10.0.0.1:8081,2=10.0.0.2:8081,3=10.0.0.3:8081 \\\n    \
-    --grpc 10.0.0.1:8081 --http 10.0.0.1:8080 --cluster-token \"$TOKEN\""
+    --grpc 10.0.0.1:8081 --http 10.0.0.1:8080 --cluster-token-file /etc/foggara/token\n\n\
+    Each option has a variable (FOGGARA_DATA_DIR for --data-dir) and a key of the file that --config names\n\
+    (data_dir = \"/var/lib/foggara\"). `foggara config example coordinator` prints such a file."
 )]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
     /// This coordinator's number, one of --peers
     #[arg(long, value_name = "N")]
     id: u64,
@@ -46,9 +55,8 @@ pub(crate) struct Arguments {
     /// Name of the cluster; all coordinators must have the same
     #[arg(long, default_value = "foggara", value_name = "NAME")]
     cluster_id: String,
-    /// Asked of operators, workers and other coordinators; needed to listen beyond loopback
-    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    cluster_token: Option<String>,
+    #[command(flatten)]
+    token: TokenArguments,
     /// Requests that may wait for one group; more are refused with RESOURCE_EXHAUSTED / 429
     #[arg(long, default_value_t = DEFAULT_QUEUE, value_name = "N")]
     queue: usize,
@@ -60,7 +68,8 @@ pub(crate) struct Arguments {
           value_parser = clap::value_parser!(u32).range(0..=60_000))]
     lease_ms: u32,
     /// Show metrics under vLLM's names, too, for dashboards and autoscalers that know those
-    #[arg(long, env = "FOGGARA_VLLM_METRICS")]
+    #[arg(long, env = "FOGGARA_VLLM_METRICS", action = clap::ArgAction::Set, default_value = "false",
+          num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     vllm_metrics: bool,
     #[command(flatten)]
     log: LogArguments,
@@ -72,39 +81,50 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     arguments.log.start()?;
     arguments.lifetime.watch()?;
-    anyhow::ensure!(arguments.queue > 0, "queue: must be at least 1");
-    let config = CoordinatorConfig {
-        id: arguments.id,
-        cluster_id: arguments.cluster_id,
-        peers: parse_peers(&arguments.peers)?,
-        http: arguments.http,
-        grpc: arguments.grpc,
-        data_dir: arguments.data_dir,
-        token: ClusterToken::new(arguments.cluster_token.as_deref()),
-        queue: arguments.queue,
-        router: arguments.router_policy,
-        lease_ms: arguments.lease_ms,
-        vllm_metrics: arguments.vllm_metrics,
-        models: arguments.models,
-        cache: arguments.cache_dir,
-    };
+    arguments.config.tell();
+    let config = arguments.settings()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let signals = StopSignals::new()?;
-        Ok(foggara_coordinator::run(config, stop_requested(signals)).await?)
+        let (signals, reporter) = (StopSignals::new()?, Reporter::default());
+        service::follow(&reporter);
+        Ok(foggara_coordinator::run(config, reporter, stop_requested(signals)).await?)
     })
 }
 
-fn parse_peers(peers: &[String]) -> anyhow::Result<BTreeMap<u64, String>> {
+impl Arguments {
+    /// What they ask for.
+    ///
+    /// # Errors
+    /// If an address is none, or the token's file cannot be used.
+    pub(crate) fn settings(self) -> Result<CoordinatorConfig, UsageError> {
+        Ok(CoordinatorConfig {
+            id: self.id,
+            cluster_id: self.cluster_id,
+            peers: parse_peers(&self.peers)?,
+            http: self.http,
+            grpc: self.grpc,
+            data_dir: self.data_dir,
+            token: self.token.token()?,
+            queue: self.queue,
+            router: self.router_policy,
+            lease_ms: self.lease_ms,
+            vllm_metrics: self.vllm_metrics,
+            models: self.models,
+            cache: self.cache_dir,
+        })
+    }
+}
+
+fn parse_peers(peers: &[String]) -> Result<BTreeMap<u64, String>, UsageError> {
     let mut parsed = BTreeMap::new();
     for peer in peers {
         let (id, address) = peer
             .split_once('=')
             .and_then(|(id, address)| Some((id.parse::<u64>().ok()?, address)))
-            .filter(|(id, address)| *id > 0 && address.contains(':'))
-            .ok_or_else(|| anyhow::anyhow!("peers: `{peer}` is not N=HOST:PORT with N from 1"))?;
+            .filter(|(id, address)| *id > 0 && is_address(address))
+            .ok_or_else(|| UsageError(format!("peers: `{peer}` is not N=HOST:PORT with N from 1")))?;
         if parsed.insert(id, address.to_owned()).is_some() {
-            anyhow::bail!("peers: coordinator {id} is named twice");
+            return Err(UsageError(format!("peers: coordinator {id} is named twice")));
         }
     }
     Ok(parsed)
@@ -119,7 +139,7 @@ mod tests {
         let peers = |text: &str| parse_peers(&text.split(',').map(str::to_owned).collect::<Vec<_>>());
         let two = peers("1=a:1,2=b:2").expect("valid");
         assert_eq!(two, BTreeMap::from([(1, "a:1".to_owned()), (2, "b:2".to_owned())]));
-        for bad in ["", "a:1", "0=a:1", "x=a:1", "1=a", "1=a:1,1=b:1"] {
+        for bad in ["", "a:1", "0=a:1", "x=a:1", "1=a", "1=a:1,1=b:1", "1=a:x", "1=:1", "1=a:70000"] {
             assert!(peers(bad).is_err(), "{bad}");
         }
     }

@@ -2,9 +2,12 @@
 
 pub(crate) mod attach;
 pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod coordinator;
 pub(crate) mod doctor;
 pub(crate) mod generate;
+pub(crate) mod manual;
 pub(crate) mod models;
 mod printer;
 mod sampling;

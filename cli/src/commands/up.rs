@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::commands::models::ShapeArguments;
 use crate::lifetime::{LifetimeArguments, StopSignals};
 use crate::model_argument::ModelArgument;
+use crate::secret::TokenArguments;
 use crate::supervisor::{Child, ChildFailed};
 
 /// How long processes may take to end what they are doing.
@@ -81,9 +82,8 @@ pub(crate) struct Arguments {
     /// the end]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Needed to listen beyond loopback: asked of operators and workers
-    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    cluster_token: Option<String>,
+    #[command(flatten)]
+    token: TokenArguments,
     /// What the processes log: a level, or directives as in `info,foggara_coordinator::driver=debug`
     #[arg(long, env = "FOGGARA_LOG", default_value = "info", value_name = "FILTER")]
     log: String,

@@ -4,20 +4,29 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use foggara_proto::auth::ClusterToken;
+use foggara_proto::condition::Reporter;
 use foggara_worker::weights::Residence;
 use foggara_worker::{DeviceChoice, WorkerConfig};
 
+use crate::config::ConfigArguments;
+use crate::endpoint::is_address;
+use crate::exit::UsageError;
 use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
 use crate::logging::LogArguments;
+use crate::secret::TokenArguments;
+use crate::service;
 
 /// Run one worker. It joins the cluster, says what it can do, and loads the slice it is given.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example, on a machine of its own:\n  foggara worker --join 10.0.0.1:8081,10.0.0.2:8081 \\\n    \
-    --listen 0.0.0.0:8082 --advertise 10.0.0.7 --cluster-token \"$TOKEN\""
+    --listen 0.0.0.0:8082 --advertise 10.0.0.7 --cluster-token-file /etc/foggara/token\n\n\
+    Each option has a variable (FOGGARA_CACHE_DIR for --cache-dir) and a key of the file that --config names\n\
+    (cache_dir = \"/var/cache/foggara\"). `foggara config example worker` prints such a file."
 )]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
     /// gRPC address of any coordinator; more than one, in case the first is down
     #[arg(long, value_delimiter = ',', required = true, value_name = "HOST:PORT")]
     join: Vec<String>,
@@ -46,9 +55,8 @@ pub(crate) struct Arguments {
     /// [default: $XDG_CACHE_HOME/foggara or ~/.cache/foggara]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Shown to coordinators and asked of them; needed to listen beyond loopback
-    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    cluster_token: Option<String>,
+    #[command(flatten)]
+    token: TokenArguments,
     #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
@@ -66,22 +74,37 @@ fn cache_dir() -> Option<PathBuf> {
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     arguments.log.start()?;
     arguments.lifetime.watch()?;
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let config = WorkerConfig {
-        join: arguments.join,
-        listen: arguments.listen,
-        advertise: arguments.advertise,
-        threads: arguments.threads.unwrap_or_else(cores),
-        device: arguments.device,
-        weights: arguments.weights,
-        token: ClusterToken::new(arguments.cluster_token.as_deref()),
-        models: arguments.models,
-        cache: arguments.cache_dir.or_else(cache_dir),
-    };
+    arguments.config.tell();
+    let config = arguments.settings()?;
     // The rank computes on threads of its own; messages need no more than one.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let signals = StopSignals::new()?;
-        Ok(foggara_worker::run(config, stop_requested(signals)).await?)
+        let (signals, reporter) = (StopSignals::new()?, Reporter::default());
+        service::follow(&reporter);
+        Ok(foggara_worker::run(config, reporter, stop_requested(signals)).await?)
     })
+}
+
+impl Arguments {
+    /// What they ask for.
+    ///
+    /// # Errors
+    /// If an address is none, or the token's file cannot be used.
+    pub(crate) fn settings(self) -> Result<WorkerConfig, UsageError> {
+        if let Some(wrong) = self.join.iter().find(|address| !is_address(address)) {
+            return Err(UsageError(format!("join: `{wrong}` is not HOST:PORT")));
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(WorkerConfig {
+            join: self.join,
+            listen: self.listen,
+            advertise: self.advertise,
+            threads: self.threads.unwrap_or_else(cores),
+            device: self.device,
+            weights: self.weights,
+            token: self.token.token()?,
+            models: self.models,
+            cache: self.cache_dir.or_else(cache_dir),
+        })
+    }
 }

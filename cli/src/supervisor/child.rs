@@ -150,6 +150,10 @@ fn spawn(spec: &Spec) -> std::io::Result<tokio::process::Child> {
     Command::new(program)
         .args(&spec.arguments)
         .args(["--exit-with-parent", &std::process::id().to_string()])
+        // What is said to this process alone: its file, its token's file, and whom it notifies.
+        .env_remove("FOGGARA_CONFIG")
+        .env_remove("FOGGARA_CLUSTER_TOKEN_FILE")
+        .env_remove("NOTIFY_SOCKET")
         .envs(spec.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

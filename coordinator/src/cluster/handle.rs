@@ -1,6 +1,7 @@
 //! The rest of the coordinator's view of the control plane.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -100,12 +101,18 @@ pub struct ClusterHandle {
     pub(super) state: watch::Receiver<Arc<ClusterState>>,
     pub(super) status: watch::Receiver<RaftStatus>,
     pub(super) transport: Arc<dyn Transport>,
+    pub(super) turns: Arc<AtomicU64>,
 }
 
 impl ClusterHandle {
     /// This coordinator.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// How often the member's thread has gone round: at each tick of Raft's clock, at least, unless it hangs.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// The cluster.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -120,9 +121,11 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
         elections: 0,
     };
     let tick = config.tick;
+    let turns = Arc::new(AtomicU64::new(0));
+    let turned = Arc::clone(&turns);
     std::thread::Builder::new()
         .name("raft".into())
-        .spawn(move || node.run(&receiver, tick))
+        .spawn(move || node.run(&receiver, tick, &turns))
         .map_err(|e| ClusterError::Invalid(format!("starting a thread: {e}")))?;
     Ok(ClusterHandle {
         id: config.id,
@@ -131,6 +134,7 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
         state: state_in,
         status: status_in,
         transport,
+        turns: turned,
     })
 }
 
@@ -156,8 +160,8 @@ struct Node {
 }
 
 impl Node {
-    fn run(mut self, inputs: &Receiver<Input>, tick: Duration) {
-        let outcome = self.serve(inputs, tick);
+    fn run(mut self, inputs: &Receiver<Input>, tick: Duration, turns: &AtomicU64) {
+        let outcome = self.serve(inputs, tick, turns);
         let reason = match outcome {
             Ok(()) => return,
             Err(error) => error.to_string(),
@@ -169,9 +173,15 @@ impl Node {
         });
     }
 
-    fn serve(&mut self, inputs: &Receiver<Input>, tick: Duration) -> Result<(), StoreError> {
+    fn serve(
+        &mut self,
+        inputs: &Receiver<Input>,
+        tick: Duration,
+        turns: &AtomicU64,
+    ) -> Result<(), StoreError> {
         let mut next_tick = Instant::now() + tick;
         loop {
+            turns.fetch_add(1, Ordering::Relaxed);
             let mut input = match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(input) => Some(input),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -258,7 +268,9 @@ impl Node {
                 tracing::warn!(from, to, ?kind, reason, "a raft message was dropped");
                 Ok(())
             }
-            Err(Verdict::Fatal(reason)) => Err(StoreError { path: PathBuf::from(STORE), reason }),
+            Err(Verdict::Fatal(reason)) => {
+                Err(StoreError { path: PathBuf::from(STORE), reason, foreign: false })
+            }
         }
     }
 
@@ -331,6 +343,7 @@ impl Node {
             bytes => codec::decode(bytes).map_err(|e| StoreError {
                 path: PathBuf::from(STORE),
                 reason: format!("the leader's snapshot cannot be read: {e}"),
+                foreign: false,
             })?,
         };
         self.applied = snapshot.get_metadata().index;
@@ -354,6 +367,7 @@ impl Node {
             let envelope: Envelope = codec::decode(&entry.data).map_err(|e| StoreError {
                 path: PathBuf::from(STORE),
                 reason: format!("committed entry {} cannot be read: {e}", entry.index),
+                foreign: false,
             })?;
             let outcome = state.apply(&envelope);
             if let Some(waiting) = self.proposals.remove(&envelope.request_id) {
@@ -374,6 +388,7 @@ impl Node {
             let bytes = codec::encode(&*self.state).map_err(|e| StoreError {
                 path: PathBuf::from(STORE),
                 reason: format!("taking a snapshot: {e}"),
+                foreign: false,
             })?;
             self.raw.mut_store().compact(self.applied, bytes)?;
         }

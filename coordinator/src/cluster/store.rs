@@ -33,6 +33,8 @@ pub struct StoreError {
     pub path: PathBuf,
     /// What is wrong, and what to do.
     pub reason: String,
+    /// Whether it is the store of another coordinator: nothing is wrong with it.
+    pub foreign: bool,
 }
 
 /// Whose store it is.
@@ -71,7 +73,7 @@ impl LogStore {
     /// Opens the store in `dir`, or makes one.
     pub(super) fn open(dir: &Path, identity: &Identity) -> Result<Self, StoreError> {
         let path = dir.join("raft.redb");
-        let fail = |reason: String| StoreError { path: path.clone(), reason };
+        let fail = |reason: String| StoreError { path: path.clone(), reason, foreign: false };
         std::fs::create_dir_all(dir).map_err(|e| fail(format!("making its folder: {e}")))?;
         let db = open_database(&path).map_err(fail)?;
         let counted = dir.join("raft.commits");
@@ -104,7 +106,7 @@ impl LogStore {
             Some(bytes) => {
                 let known: Identity = codec::decode(&bytes).map_err(|e| fail(format!("identity: {e}")))?;
                 if known != *identity {
-                    return Err(fail(format!(
+                    let error = fail(format!(
                         "belongs to coordinator {} of cluster `{}` with members {:?}, not to {} of `{}` with {:?}; \
                          give another data folder, or the right id and peers",
                         known.id,
@@ -113,7 +115,8 @@ impl LogStore {
                         identity.id,
                         identity.cluster_id,
                         identity.voters
-                    )));
+                    ));
+                    return Err(StoreError { foreign: true, ..error });
                 }
             }
         }
@@ -122,7 +125,7 @@ impl LogStore {
     }
 
     fn fail(&self, reason: impl std::fmt::Display) -> StoreError {
-        StoreError { path: self.path.clone(), reason: reason.to_string() }
+        StoreError { path: self.path.clone(), reason: reason.to_string(), foreign: false }
     }
 
     /// A sealed value of the meta table.

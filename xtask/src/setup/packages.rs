@@ -50,6 +50,24 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || ["ssh", "scp", "ssh-keygen"].iter().all(|program| process::find(program).is_some()),
     },
+    Tool {
+        package: "binutils",
+        why: "strips the program that is packaged",
+        purpose: Purpose::Test,
+        is_there: || process::find("strip").is_some(),
+    },
+    Tool {
+        package: "systemd",
+        why: "checks its units",
+        purpose: Purpose::Test,
+        is_there: || process::find("systemd-analyze").is_some(),
+    },
+    Tool {
+        package: "man-db",
+        why: "reads the manual pages",
+        purpose: Purpose::Test,
+        is_there: || process::find("man").is_some(),
+    },
 ];
 
 /// Everything of [`TOOLS`] that `purpose` needs.

@@ -85,7 +85,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     let peers = peers.join(",");
     let join: Vec<String> = addresses.iter().map(|(_, grpc)| grpc.to_string()).collect();
     let mut environment = vec![("FOGGARA_LOG".to_owned(), a.log.clone())];
-    environment.extend(a.cluster_token.clone().map(|token| ("FOGGARA_CLUSTER_TOKEN".to_owned(), token)));
+    environment.extend(a.token.text()?.map(|token| ("FOGGARA_CLUSTER_TOKEN".to_owned(), token)));
     let spec = |name: String, mut arguments: Vec<String>, more: Vec<String>| {
         arguments.extend(more);
         let log = logs.join(format!("{}.log", name.replace(' ', "-")));
@@ -122,7 +122,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         deployments,
         grpc: addresses.iter().map(|(_, grpc)| *grpc).collect(),
         http: a.http,
-        token: ClusterToken::new(a.cluster_token.as_deref()),
+        token: a.token.token()?,
         logs,
         notes: devices.note.iter().cloned().collect(),
         temporary: temporary.then_some(folder),
@@ -185,7 +185,7 @@ fn check(a: &Arguments) -> anyhow::Result<Size> {
 
 /// HTTP and gRPC address of each coordinator; all must be free.
 fn addresses(a: &Arguments) -> anyhow::Result<Vec<(SocketAddr, SocketAddr)>> {
-    let token = ClusterToken::new(a.cluster_token.as_deref());
+    let token = a.token.token()?;
     let mut listeners = Vec::new();
     let mut address = |field: &str, first: SocketAddr, i: u16| -> anyhow::Result<SocketAddr> {
         ensure!(

@@ -44,7 +44,8 @@ is_running() {
 }
 start_process() {
     case $service_manager in
-    systemd) systemctl enable --quiet --now "$(unit "$1")" ;;
+    # A worker's unit is ready when it has joined, and the cluster may not be there yet.
+    systemd) systemctl enable --quiet --now --no-block "$(unit "$1")" ;;
     foggara) if supervised >/dev/null; then $bin supervise reload >/dev/null; else $bin supervise --dir $etc --program $bin --detach; fi ;;
     esac
 }
