@@ -44,7 +44,7 @@ cp -r "$openssh"/usr/. root/usr
 mkdir -p root/etc/ssh/test
 cp ssh_host_ed25519_key authorized_keys root/etc/ssh/test
 chmod 600 root/etc/ssh/test/*
-for hidden in root/run root/tmp root/root "root$repository"; do mount -t tmpfs tmpfs "$hidden"; done
+for hidden in "root$repository" root/run root/tmp root/root; do mount -t tmpfs tmpfs "$hidden"; done
 mkdir -p root/run/sshd
 grep -q '^sshd:' root/etc/passwd || echo 'sshd:x:74:74::/run/sshd:/usr/sbin/nologin' >>root/etc/passwd
 hostname "$name"
