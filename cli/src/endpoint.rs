@@ -55,6 +55,11 @@ impl EndpointArguments {
         Err(failure.context("no coordinator answers (is the cluster up? start one with `foggara up`)"))
     }
 
+    /// One coordinator, with the same token.
+    pub(crate) fn only(&self, url: &str) -> Self {
+        Self { endpoint: vec![url.to_owned()], cluster_token: self.cluster_token.clone() }
+    }
+
     /// The coordinators that are named.
     pub(crate) fn urls(&self) -> Vec<String> {
         self.endpoint.clone()

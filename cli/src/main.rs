@@ -40,6 +40,8 @@ enum Command {
     Coordinator(commands::coordinator::Arguments),
     /// Run one worker: it joins a cluster and holds one rank's slice of a model
     Worker(commands::worker::Arguments),
+    /// Keep the coordinator and the workers running that a folder has files for, where no systemd does
+    Supervise(commands::supervise::Arguments),
     /// Chat with a model in the terminal, or ask one question
     Chat(commands::chat::Arguments),
     /// Continue a prompt
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Command::Up(arguments) => commands::up::run(arguments),
         Command::Coordinator(arguments) => commands::coordinator::run(arguments),
         Command::Worker(arguments) => commands::worker::run(arguments),
+        Command::Supervise(arguments) => commands::supervise::run(arguments),
         Command::Chat(arguments) => commands::chat::run(arguments),
         Command::Generate(arguments) => commands::generate::run(arguments),
         Command::Attach(arguments) => commands::attach::run(arguments),

@@ -22,13 +22,8 @@ impl TwoHosts {
     /// # Panics
     /// With what to do about it, if the system does not allow it.
     pub fn new() -> Self {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "network namespaces need root: run this test as root (`sudo -E cargo xtask test`)"
-        );
-        // Tests of one run may have theirs at the same time; the names of interfaces are short.
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        must_be_root();
+        let id = unused();
         let hosts = Self {
             names: [format!("foggara-a{id}"), format!("foggara-b{id}")],
             ends: [format!("fga{id}"), format!("fgb{id}")],
@@ -68,19 +63,38 @@ impl TwoHosts {
 
     /// Runs `body` on a thread that is on host `number`: its connections start there.
     pub fn inside<T: Send>(&self, number: usize, body: impl AsyncFnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.names[number]);
-        let namespace = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        let run = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
-            // One thread: others would be in the namespace of the process.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(body())
-        };
-        std::thread::scope(|scope| match scope.spawn(run).join() {
-            Ok(value) => value,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        inside(&self.names[number], body)
     }
+}
+
+/// Runs `body` on a thread that is in the network namespace `name`.
+pub(crate) fn inside<T: Send>(name: &str, body: impl AsyncFnOnce() -> T + Send) -> T {
+    let path = format!("/run/netns/{name}");
+    let namespace = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let run = || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
+        // One thread: others would be in the namespace of the process.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(body())
+    };
+    std::thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+/// Part of the names of a test's namespaces and interfaces, which are short: tests of one run may have theirs at the same time.
+pub(crate) fn unused() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Fails with what to do about it, unless this is root.
+pub(crate) fn must_be_root() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "network namespaces need root: run this test as root (`sudo -E cargo xtask test`)"
+    );
 }
 
 impl Default for TwoHosts {
@@ -97,7 +111,7 @@ impl Drop for TwoHosts {
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output();
     let output = output.unwrap_or_else(|e| panic!("`ip` (of the package iproute2) cannot be run: {e}"));
     assert!(

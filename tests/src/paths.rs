@@ -50,6 +50,16 @@ pub fn of_prometheus(program: &str) -> PathBuf {
     there(root().join(".cache/prometheus/usr/bin").join(program))
 }
 
+/// An SSH server and the library it needs, as they lie in Debian's packages.
+pub fn openssh() -> PathBuf {
+    there(root().join(".cache/openssh"))
+}
+
+/// The folder of the models.
+pub fn models() -> PathBuf {
+    there(root().join(".cache/models"))
+}
+
 fn there(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is missing: `cargo xtask test` makes it", path.display());
     path

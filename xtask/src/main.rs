@@ -12,6 +12,7 @@ mod package;
 mod place;
 mod process;
 mod setup;
+mod terraform;
 mod test;
 mod test_run;
 
@@ -42,6 +43,7 @@ enum Task {
     Kernels(kernels::Arguments),
     Cubins(cubins::Arguments),
     Dashboards(dashboards::Arguments),
+    Terraform(terraform::Arguments),
     Package(package::Arguments),
 }
 
@@ -66,6 +68,7 @@ fn run(task: Task) -> Result<()> {
         Task::Kernels(arguments) => kernels::run(&arguments),
         Task::Cubins(arguments) => cubins::run(&arguments),
         Task::Dashboards(arguments) => dashboards::run(&arguments),
+        Task::Terraform(arguments) => terraform::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
     }
 }

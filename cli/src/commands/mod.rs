@@ -13,6 +13,7 @@ mod printer;
 mod sampling;
 pub(crate) mod score;
 pub(crate) mod status;
+pub(crate) mod supervise;
 pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod worker;

@@ -1,5 +1,7 @@
 //! `foggara status`
 
+mod settled;
+
 use std::io::Write;
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
+    wait: settled::WaitArguments,
+    #[command(flatten)]
     endpoint: EndpointArguments,
 }
 
@@ -30,6 +34,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        arguments.wait.run(&arguments.endpoint).await?;
         loop {
             let mut admin = arguments.endpoint.admin().await?;
             let status = admin.status(wire::StatusRequest {}).await?.into_inner();

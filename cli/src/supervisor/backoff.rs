@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+/// The longest pause before a start.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// First pause, and the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), LONGEST_PAUSE);
 /// A process that ran this long had started well.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// A process that was killed after this long was killed by somebody: nothing is wrong with it.

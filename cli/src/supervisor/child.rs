@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 
-use super::backoff::{Backoff, End};
+use super::backoff::{Backoff, End, LONGEST_PAUSE};
 
 /// Lines of a log shown when its process cannot be kept running.
 const TAIL_LINES: usize = 8;
@@ -20,7 +20,11 @@ const TAIL_BYTES: u64 = 4096;
 pub(crate) struct Spec {
     /// For people: `coordinator 1`.
     pub(crate) name: String,
-    /// Subcommand and flags of this very binary.
+    /// What is run; none: this very binary. Looked up at each start, so one that has been replaced is the new one.
+    pub(crate) program: Option<PathBuf>,
+    /// Never given up, however often it ends.
+    pub(crate) forever: bool,
+    /// Subcommand and flags of it.
     pub(crate) arguments: Vec<String>,
     /// Secrets travel here: arguments can be read by every user of the machine.
     pub(crate) environment: Vec<(String, String)>,
@@ -77,6 +81,11 @@ impl Child {
         self.signal(Signal::KILL);
     }
 
+    /// Its process id, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        *self.pid.borrow()
+    }
+
     fn signal(&self, which: Signal) {
         signal(*self.pid.borrow(), which);
     }
@@ -100,7 +109,17 @@ async fn keep_running(
     let mut backoff = Backoff::default();
     loop {
         let started = Instant::now();
-        let mut process = spawn(spec).map_err(|e| format!("cannot be started: {e}"))?;
+        let mut process = match spawn(spec) {
+            Ok(process) => process,
+            Err(error) if spec.forever => {
+                eprintln!("{} cannot be started: {error}; trying again", spec.name);
+                tokio::select! {
+                    () = tokio::time::sleep(LONGEST_PAUSE) => continue,
+                    _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                }
+            }
+            Err(error) => return Err(format!("cannot be started: {error}")),
+        };
         pid.send_replace(process.id());
         if *stop.borrow() {
             // Asked while it was being started.
@@ -112,8 +131,10 @@ async fn keep_running(
             return Ok(());
         }
         let end = if status.code().is_some() { End::Exited } else { End::Killed };
-        let Some(pause) = backoff.after(started.elapsed(), end) else {
-            return Err(format!("keeps ending ({status})"));
+        let pause = match backoff.after(started.elapsed(), end) {
+            Some(pause) => pause,
+            None if spec.forever => LONGEST_PAUSE,
+            None => return Err(format!("keeps ending ({status})")),
         };
         eprintln!("{} ended ({status}); starting it again", spec.name);
         tokio::select! {
@@ -125,7 +146,8 @@ async fn keep_running(
 
 fn spawn(spec: &Spec) -> std::io::Result<tokio::process::Child> {
     let log = OpenOptions::new().create(true).append(true).open(&spec.log)?;
-    Command::new(std::env::current_exe()?)
+    let program = spec.program.clone().map_or_else(std::env::current_exe, Ok)?;
+    Command::new(program)
         .args(&spec.arguments)
         .args(["--exit-with-parent", &std::process::id().to_string()])
         // What is said to this process alone: its file, its token's file, and whom it notifies.

@@ -1,4 +1,4 @@
-//! Processes on this machine, kept running: for `foggara up`.
+//! Processes on this machine, kept running: for `foggara up` and `foggara supervise`.
 
 mod backoff;
 mod child;

@@ -28,6 +28,7 @@ mod shared;
 mod slow_readers;
 mod stopping;
 mod ten_thousand;
+mod terraform;
 mod top;
 mod two_hosts;
 mod watched;

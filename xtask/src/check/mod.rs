@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::place;
 use crate::process::{self, cargo};
 use crate::setup::{self, Purpose};
+use crate::terraform;
 
 /// Check formatting, lints, documentation, and the rules of this project.
 ///
@@ -95,6 +96,10 @@ const OWN: &[(&str, OwnCheck)] = &[
             place::root().join(path).exists()
         }))
     }),
+    (
+        "Terraform modules have the tables they should have, and what AWS's provider knows",
+        terraform::findings,
+    ),
 ];
 
 /// A check that is somebody else's program; no command if that program is not here.
@@ -115,10 +120,20 @@ fn tools() -> Vec<Tool> {
         true => "licences, advisories and sources of dependencies",
         false => "licences, advisories and sources of dependencies: cargo-deny is not installed",
     };
+    let modules = process::find("terraform").and_then(|_| std::env::current_exe().ok()).map(|xtask| {
+        let mut command = Command::new(xtask);
+        command.args(["terraform", "check"]);
+        command
+    });
+    let modules_name = match modules.is_some() {
+        true => "Terraform modules",
+        false => "Terraform modules: terraform is not installed",
+    };
     vec![
         Tool { name: "formatting", compiles: false, command: Some(cargo(&["fmt", "--all", "--check"])) },
         Tool { name: "clippy", compiles: true, command: Some(cargo(&clippy)) },
         Tool { name: "documentation", compiles: true, command: Some(doc) },
+        Tool { name: modules_name, compiles: false, command: modules },
         Tool { name: deny_name, compiles: false, command: deny },
     ]
 }

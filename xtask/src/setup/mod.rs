@@ -1,12 +1,15 @@
 //! `cargo xtask setup`: what a machine that has only Rust lacks.
 
 mod checkpoint;
+mod debian;
 mod host_twin;
 mod model;
+mod openssh;
 mod packages;
 mod prometheus;
 mod python;
 mod stamp;
+mod terraform;
 
 use std::fs::File;
 use std::time::Instant;
@@ -72,6 +75,8 @@ fn steps(purpose: Purpose) -> Vec<Box<dyn Step>> {
         steps.push(Box::new(checkpoint::MIXTRAL));
         steps.push(Box::new(checkpoint::SAME));
         steps.push(Box::new(prometheus::Prometheus));
+        steps.push(Box::new(openssh::OpenSsh));
+        steps.push(Box::new(terraform::Terraform));
         steps.push(Box::new(host_twin::HostTwin));
     }
     steps

@@ -45,6 +45,12 @@ const TOOLS: &[Tool] = &[
         is_there: || process::find("ip").is_some(),
     },
     Tool {
+        package: "openssh-client",
+        why: "reaches the hosts that tests make",
+        purpose: Purpose::Test,
+        is_there: || ["ssh", "scp", "ssh-keygen"].iter().all(|program| process::find(program).is_some()),
+    },
+    Tool {
         package: "binutils",
         why: "strips the program that is packaged",
         purpose: Purpose::Test,

@@ -1,12 +1,9 @@
 //! Prometheus, which the tests let scrape real clusters: Debian's package, unpacked and not installed, so that no server is
 //! started or set up on this machine.
 
-use std::process::Command;
+use anyhow::{Context, Result};
 
-use anyhow::{Context, Result, bail};
-
-use super::Step;
-use super::packages::become_root;
+use super::{Step, debian};
 use crate::{place, process};
 
 pub struct Prometheus;
@@ -37,30 +34,8 @@ impl Step for Prometheus {
             std::os::unix::fs::symlink(prometheus, bin.join("prometheus"))?;
             std::os::unix::fs::symlink(promtool, bin.join("promtool"))?;
         } else {
-            fetch(&fresh)?;
+            debian::unpack(&["prometheus"], &fresh)?;
         }
         std::fs::rename(&fresh, &folder).with_context(|| format!("making {}", folder.display()))
     }
-}
-
-fn fetch(folder: &std::path::Path) -> Result<()> {
-    if process::find("apt-get").is_none() {
-        bail!("there is no apt-get here: put `prometheus` and `promtool` on the path, then run this again");
-    }
-    let download =
-        || process::run(Command::new("apt-get").args(["-q", "download", "prometheus"]).current_dir(folder));
-    if download().is_err() {
-        // Old lists may name versions that are no longer served, and new machines have none.
-        let Some(become_root) = become_root() else { bail!("run `apt-get update` as root, then this again") };
-        let mut words = become_root.to_vec();
-        words.extend(["apt-get", "-q", "update"]);
-        process::run(Command::new(words[0]).args(&words[1..]))?;
-        download()?;
-    }
-    let package = std::fs::read_dir(folder)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|end| end == "deb"))
-        .context("apt-get has downloaded no package")?;
-    process::run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(folder))?;
-    std::fs::remove_file(package).context("removing the package")
 }

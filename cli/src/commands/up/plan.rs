@@ -89,7 +89,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     let spec = |name: String, mut arguments: Vec<String>, more: Vec<String>| {
         arguments.extend(more);
         let log = logs.join(format!("{}.log", name.replace(' ', "-")));
-        Spec { name, arguments, environment: environment.clone(), log }
+        Spec { name, program: None, forever: false, arguments, environment: environment.clone(), log }
     };
     let cache = folder.join("cache").to_string_lossy().into_owned();
     let mut models = vec!["--cache-dir".to_owned(), cache];

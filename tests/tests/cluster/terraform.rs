@@ -1,0 +1,207 @@
+//! From bare machines to a cluster and back by Terraform: hosts with nothing of ours on them, reached over SSH.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use foggara_tests::ask::Ask;
+use foggara_tests::client::Client;
+use foggara_tests::hosts::{GOLDEN, Hosts, MODELS};
+use foggara_tests::terraform::Terraform;
+use foggara_tests::{machine, paths, process, wait};
+use serde_json::{Value, json};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// A host as the module's variable `hosts` has it.
+fn host(hosts: &Hosts, number: usize, coordinator: bool, workers: usize, models: &str) -> (String, Value) {
+    let workers: Vec<Value> = (0..workers).map(|_| json!({"device": "cpu", "threads": 1})).collect();
+    let value = json!({
+        "address": hosts.address(number),
+        "ssh_host_key": hosts.host_key(number),
+        "coordinator": coordinator,
+        "workers": workers,
+        "models": [models],
+    });
+    (hosts.name(number).to_owned(), value)
+}
+
+/// The variables of the example, on machines without systemd.
+fn variables(hosts: &Hosts, those: impl IntoIterator<Item = (String, Value)>) -> Value {
+    json!({
+        "hosts": those.into_iter().collect::<serde_json::Map<_, _>>(),
+        "binary": paths::foggara(),
+        "ssh_private_key_file": hosts.private_key(),
+        "service_manager": "foggara",
+    })
+}
+
+/// `foggara` with these arguments, typed by the operator.
+fn operate(hosts: &Hosts, endpoint: &str, words: &[&str]) -> String {
+    let mut command = Command::new(paths::foggara());
+    command.args(words).env("FOGGARA_ENDPOINT", endpoint).env("FOGGARA_CLUSTER_TOKEN", TOKEN);
+    let output = hosts.operator(&command).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "foggara {}: {}", words.join(" "), process::text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Processes of ours on each host.
+fn processes(hosts: &Hosts, count: usize) -> Vec<Vec<u32>> {
+    (0..count).map(|number| hosts.running(number, "foggara")).collect()
+}
+
+/// Two empty machines, one `terraform apply`, a token; the page docs/terraform.md, step by step.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_bare_machines_become_a_cluster_and_bare_again() {
+    let _machine = machine::shared().await;
+    let hosts = Hosts::new("two-machines", &["one", "two"]);
+    hosts.wait_up().await;
+    let terraform = Terraform::new(&hosts, "bare-metal", TOKEN);
+    let both = |first: bool| [host(&hosts, 0, first, 1, MODELS), host(&hosts, 1, !first, 1, MODELS)];
+    terraform.set(&variables(&hosts, both(true)));
+    terraform.succeeds(&["apply"]);
+    let running = processes(&hosts, 2);
+    assert_eq!(
+        running.iter().map(Vec::len).collect::<Vec<_>>(),
+        [3, 2],
+        "supervisors, a coordinator, two workers"
+    );
+
+    let endpoint = terraform.output("endpoint");
+    operate(&hosts, &endpoint, &["models", "add", "chat=smollm2-135m-instruct-q4_1.gguf", "--tp", "2"]);
+    let said =
+        operate(&hosts, &endpoint, &["generate", "--model", "chat", "--max-tokens", "8", "Once upon a time"]);
+    assert!(said.trim().len() > "Once upon a time".len() / 2, "{said}");
+
+    assert!(terraform.plan_is_empty(), "what has been applied needs nothing");
+    let again = terraform.succeeds(&["apply"]);
+    assert!(again.contains("0 added, 0 changed, 0 destroyed"), "{again}");
+    assert_eq!(processes(&hosts, 2), running, "nothing was restarted");
+    let state = std::fs::read_to_string(terraform.state()).unwrap();
+    assert!(!state.contains(TOKEN), "the token is not in the state");
+
+    terraform.set(&variables(&hosts, both(false)));
+    let refused = terraform.run(&["apply"]);
+    let refused = process::text(&refused);
+    assert!(refused.contains("coordinators of a running cluster cannot change"), "{refused}");
+    assert_eq!(processes(&hosts, 2), running, "nothing was touched");
+
+    terraform.set(&variables(&hosts, both(true)));
+    terraform.succeeds(&["destroy"]);
+    assert_eq!(processes(&hosts, 2), [Vec::<u32>::new(), Vec::new()], "no process is left");
+    for (number, path, left) in [
+        (0, "/usr/local/bin/foggara", false),
+        (1, "/usr/local/lib/foggara", false),
+        (0, "/etc/foggara", false),
+        (0, "/root/.foggara-staging", false),
+        (0, "/var/lib/foggara/coordinator/raft.redb", true),
+    ] {
+        assert_eq!(hosts.path(number, path).symlink_metadata().is_ok(), left, "{path}");
+    }
+}
+
+/// Asks again and again until told to stop, through every coordinator in turn; who is refused or cut off asks the next one, with
+/// the same id. Gives how many requests were answered, and how many not at the first.
+async fn load(hosts: &Hosts, coordinators: usize, stop: &AtomicBool, begun: &AtomicUsize) -> (usize, usize) {
+    let clients: Vec<Client> =
+        (0..coordinators).map(|number| Client::new(&format!("{}:8081", hosts.address(number)))).collect();
+    let ask = |id: &str| Ask::tokens("tiny", &[7, 8, 9]).exactly(200).logprobs(1).id(id);
+    let expected = clients[0].ask(ask("expected")).await.bits();
+    let one = async |stream: usize| {
+        let (mut answered, mut elsewhere) = (0, 0);
+        while !stop.load(Ordering::Relaxed) {
+            let id = format!("stream {stream} request {answered}");
+            let mut tries = 0;
+            let answer = wait::until(&id, async || {
+                let client = &clients[(stream + answered + tries) % clients.len()];
+                tries += 1;
+                match client.try_ask(ask(&id)).await {
+                    Ok(answer) => Some(answer),
+                    Err(status) if status.code() == tonic::Code::Unavailable => None,
+                    Err(status) => panic!("{id}: {:?}: {}", status.code(), status.message()),
+                }
+            })
+            .await;
+            assert_eq!(answer.bits(), expected, "{id}");
+            answered += 1;
+            elsewhere += usize::from(tries > 1);
+            begun.fetch_add(1, Ordering::Relaxed);
+        }
+        (answered, elsewhere)
+    };
+    let streams = futures::future::join_all((0..4).map(one)).await;
+    streams.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
+/// Runs `change` while there is load; none of it is lost.
+fn under_load(hosts: &Hosts, change: impl FnOnce()) -> (usize, usize) {
+    let (stop, begun) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let answered = scope.spawn(|| hosts.inside(async || load(hosts, 3, &stop, &begun).await));
+        // Not before it has begun.
+        while begun.load(Ordering::Relaxed) < 4 && !answered.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let changed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(change));
+        stop.store(true, Ordering::Relaxed);
+        let answered = answered.join();
+        match (changed, answered) {
+            (Err(panic), _) | (_, Err(panic)) => std::panic::resume_unwind(panic),
+            (Ok(()), Ok(answered)) => answered,
+        }
+    })
+}
+
+/// Another build of the program, and machines that come and go, under load.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_upgraded_and_scaled_under_load() {
+    let _machine = machine::shared().await;
+    let hosts = Hosts::new("upgrade", &["a", "b", "c", "d"]);
+    hosts.wait_up().await;
+    let terraform = Terraform::new(&hosts, "bare-metal", TOKEN);
+    let three = || {
+        (0..3).map(|number| host(&hosts, number, true, usize::from(number < 2), GOLDEN)).collect::<Vec<_>>()
+    };
+    let mut wanted = variables(&hosts, three());
+    terraform.set(&wanted);
+    terraform.succeeds(&["apply"]);
+    let endpoint = terraform.output("endpoint");
+    operate(&hosts, &endpoint, &["models", "add", "tiny=llama", "--tp", "1", "--replicas", "2"]);
+    let before = processes(&hosts, 3);
+
+    // The same program with another byte at its end: another build of the same version.
+    let build = hosts.folder().join("foggara-of-another-build");
+    let mut bytes = std::fs::read(paths::foggara()).unwrap();
+    bytes.push(0);
+    std::fs::write(&build, bytes).unwrap();
+    wanted["binary"] = json!(build);
+    terraform.set(&wanted);
+    let (answered, elsewhere) = under_load(&hosts, || drop(terraform.succeeds(&["apply"])));
+    println!("{answered} requests answered during the upgrade, {elsewhere} of them after asking elsewhere");
+    for (number, (old, new)) in before.iter().zip(processes(&hosts, 3)).enumerate() {
+        assert_eq!(old.len(), new.len(), "host {number}");
+        let kept = old.iter().filter(|pid| new.contains(pid)).count();
+        assert_eq!(kept, 1, "host {number}: all but the supervisor were started anew");
+    }
+    assert!(terraform.plan_is_empty());
+
+    // A machine more, and away again.
+    let all = three().into_iter().chain([host(&hosts, 3, false, 1, GOLDEN)]);
+    wanted["hosts"] = variables(&hosts, all)["hosts"].clone();
+    terraform.set(&wanted);
+    let upgraded = processes(&hosts, 3);
+    under_load(&hosts, || drop(terraform.succeeds(&["apply"])));
+    assert!(operate(&hosts, &endpoint, &["status"]).contains(&hosts.address(3)), "it has joined");
+    assert_eq!(processes(&hosts, 3), upgraded, "the others were not touched");
+    wanted["hosts"] = variables(&hosts, three())["hosts"].clone();
+    terraform.set(&wanted);
+    under_load(&hosts, || drop(terraform.succeeds(&["apply"])));
+    assert_eq!(hosts.running(3, "foggara"), Vec::<u32>::new());
+    assert_eq!(processes(&hosts, 3), upgraded, "the others were not touched");
+
+    wanted["purge"] = json!(true);
+    terraform.set(&wanted);
+    terraform.succeeds(&["apply"]);
+    terraform.succeeds(&["destroy"]);
+    assert_eq!(processes(&hosts, 4).concat(), Vec::<u32>::new(), "no process is left");
+    assert!(!hosts.path(0, "/var/lib/foggara/coordinator").exists(), "nor data, when that is asked for");
+}
