@@ -14,6 +14,7 @@ mod growth;
 mod load;
 mod memory;
 mod no_shared_disk;
+mod preflight;
 mod probe;
 mod raft;
 mod reference;

@@ -44,6 +44,12 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || process::find("ip").is_some(),
     },
+    Tool {
+        package: "strace",
+        why: "makes a disk slow for a test",
+        purpose: Purpose::Test,
+        is_there: || process::find("strace").is_some(),
+    },
 ];
 
 /// Everything of [`TOOLS`] that `purpose` needs.
