@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Gpu(GpuArgs),
     /// How much of prompts that begin alike is found in the caches of several replicas, and what that does to the first token.
     Prefixes(PrefixesArgs),
+    /// What a scrape of a busy cluster's metrics takes, with vLLM's names and without, and what it costs the streams.
+    Scrape(ScrapeArgs),
 }
 
 /// The forward pass on a GPU.
@@ -214,6 +216,25 @@ pub(crate) struct PrefixesArgs {
     pub(crate) kv_tokens: Option<u64>,
     /// How often each policy, in turn.
     #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Scraping while there is work.
+#[derive(clap::Args)]
+pub(crate) struct ScrapeArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Streams at once, of 128 tokens in and 128 out.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) streams: usize,
+    /// Milliseconds between scrapes of every coordinator; with deploy/prometheus it is five seconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub(crate) every: u64,
+    /// How often with scrapes and without, in turn.
+    #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) runs: usize,
     /// Prints JSON instead of the table.
     #[arg(long)]

@@ -91,7 +91,7 @@ fn files((soft, hard): (Option<u64>, Option<u64>), roles: Roles) -> Finding {
             Finding::new(SECTION, Severity::Fault, what, remedy)
         }
         LEAST_FILES..FILES if roles.coordinator => {
-            let what = format!("{what}: as many clients at once are too many for this coordinator");
+            let what = format!("{what}: each client of a coordinator takes one");
             // Nobody has more clients by default: no reason to worry everyone who tries it.
             let severity = if files < 4096 { Severity::Warning } else { Severity::Note };
             Finding::new(SECTION, severity, what, remedy)
