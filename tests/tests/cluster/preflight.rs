@@ -67,7 +67,7 @@ fn doctor(scratch: &Scratch, usual: &[(&'static str, String)], plant: &Plant) ->
     command.args(["--mount", "sh", "-c", HOST, "sh", "--coordinator", "--worker"]);
     command.args(options.iter().flat_map(|(name, value)| [*name, value.as_str()]));
     command.env("DATA", &data).env("FOGGARA", paths::foggara());
-    command.env("DISK", plant.disk.unwrap_or("4g")).env("FILES", plant.files.unwrap_or("65536"));
+    command.env("DISK", plant.disk.unwrap_or("4g")).env("FILES", plant.files.unwrap_or("4096"));
     command.env("BEFORE", plant.before).env("WITH", plant.with);
     let output = command.output().expect("`unshare` (of the package util-linux) can be run");
     let json = serde_json::from_slice(&output.stdout);
