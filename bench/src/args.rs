@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Prefixes(PrefixesArgs),
     /// What `foggara models plan` predicts for eight shapes, beside how fast they are here.
     Predictions(PredictionsArgs),
+    /// What a scrape of a busy cluster's metrics takes, with vLLM's names and without, and what it costs the streams.
+    Scrape(ScrapeArgs),
 }
 
 /// The forward pass on a GPU.
@@ -238,6 +240,25 @@ pub(crate) struct PredictionsArgs {
     /// The program to start [default: `foggara` beside this one].
     #[arg(long, value_name = "PATH")]
     pub(crate) foggara: Option<PathBuf>,
+}
+
+/// Scraping while there is work.
+#[derive(clap::Args)]
+pub(crate) struct ScrapeArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Streams at once, of 128 tokens in and 128 out.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) streams: usize,
+    /// Milliseconds between scrapes of every coordinator; with deploy/prometheus it is five seconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub(crate) every: u64,
+    /// How often with scrapes and without, in turn.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What is loaded.

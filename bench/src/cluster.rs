@@ -38,6 +38,15 @@ impl Cluster {
 
     /// The same with workers in another shape, or other `options` of `foggara up`.
     pub(crate) async fn with(args: &TargetArgs, options: &[(&str, String)]) -> Result<Self> {
+        Self::in_environment(args, options, &[]).await
+    }
+
+    /// The same with these variables in the environment of its processes.
+    pub(crate) async fn in_environment(
+        args: &TargetArgs,
+        options: &[(&str, String)],
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let program = program(args)?;
         let model = args.model_path().context("a cluster needs a --model")?;
         ensure!(
@@ -50,6 +59,7 @@ impl Cluster {
         let (http, grpc) = free_ports(args.coordinators)?;
         let mut command = Command::new(&program);
         command.arg("up").arg("--model").arg(&model);
+        command.envs(environment.iter().map(|(name, value)| (*name, value)));
         for (option, value) in [
             ("--coordinators", args.coordinators.to_string()),
             ("--threads", args.threads.to_string()),

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
             Some(Command::Versus(args)) => scenario::versus::run(args).await,
             Some(Command::Prefixes(args)) => scenario::prefixes::run(args).await,
             Some(Command::Predictions(args)) => scenario::predictions::run(args).await,
+            Some(Command::Scrape(args)) => scenario::scrape::run(args).await,
         }
     });
     outcome.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@
 mod answer;
 mod commands;
 mod config;
+mod doctor;
 mod endpoint;
 mod exit;
 mod lifetime;
@@ -54,7 +55,7 @@ enum Command {
     Status(commands::status::Arguments),
     /// Watch groups, batches, KV cache, tokens per second and where each rank's time goes, live
     Top(commands::top::Arguments),
-    /// Show what this machine has, GPUs above all, what is missing, and how to get it
+    /// Look whether this host is fit for a coordinator or a worker, and say what to do where it is not
     Doctor(commands::doctor::Arguments),
     /// Add, list and remove the models a cluster serves
     Models(commands::models::Arguments),

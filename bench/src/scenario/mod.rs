@@ -4,6 +4,7 @@ pub(crate) mod distance;
 pub(crate) mod long_prompt;
 pub(crate) mod predictions;
 pub(crate) mod prefixes;
+pub(crate) mod scrape;
 pub(crate) mod versus;
 
 use std::fmt::Write as _;

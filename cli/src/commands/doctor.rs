@@ -1,198 +1,138 @@
 //! `foggara doctor`
 
-use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Args;
-use foggara_kernels::cpu::detect;
-use foggara_kernels::cuda::Facts;
-use foggara_kernels::cuda::doctor::{Found, Survey, survey};
-use serde_json::{Value, json};
+use foggara_proto::auth::ClusterToken;
+use foggara_worker::DeviceChoice;
 
-use crate::output::bytes;
+use crate::doctor::{Asked, Roles, counted, examine};
+use crate::model_argument::ModelArgument;
 
-/// Show what this machine has for a worker: processor, memory, GPUs and NVIDIA's libraries; what is missing, and the command
-/// that gets it. Without a GPU nothing is wrong: workers compute on the CPU then.
+/// Look whether this host is fit for a coordinator or a worker, before it runs one: ports, peers, clock, disk, memory, processor,
+/// GPUs, network, limits. Each finding comes with what to do. Nothing is changed. Options are those of `foggara coordinator` and
+/// `foggara worker`, and say what to look at; without any, the host by itself is looked at.
+///
+/// Ends with 1 if there is a fault.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  foggara doctor --coordinator --id 1 --data-dir /var/lib/foggara \\\n    \
+    --peers 1=10.0.0.1:8081,2=10.0.0.2:8081,3=10.0.0.3:8081 \\\n    \
+    --grpc 10.0.0.1:8081 --http 10.0.0.1:8080\n  \
+    foggara doctor --worker --join 10.0.0.1:8081 --listen 10.0.0.7:8082 --model /models/m.gguf"
+)]
 pub(crate) struct Arguments {
+    /// Look at what a coordinator needs [default: at both]
+    #[arg(long)]
+    coordinator: bool,
+    /// Look at what a worker needs [default: at both]
+    #[arg(long)]
+    worker: bool,
+    /// The number of the coordinator that is to run here: of --peers, this one is not asked
+    #[arg(long, value_name = "N")]
+    id: Option<u64>,
+    /// gRPC addresses of all coordinators: whether they are there, of one version and one time, and take the token
+    #[arg(long, value_delimiter = ',', value_name = "N=HOST:PORT")]
+    peers: Vec<String>,
+    /// Coordinators that a worker joins; the same is asked of them
+    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT")]
+    join: Vec<String>,
+    /// Where a coordinator's gRPC is to listen [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDR")]
+    grpc: Option<SocketAddr>,
+    /// Where a coordinator's HTTP is to listen [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Where a worker is to listen
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where others are to find a worker that listens everywhere
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// Where a coordinator is to keep its log: room, file system, and how long a durable write takes
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A folder that holds models; may be repeated
+    #[arg(long, value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// A model that this host is to serve alone: whether it fits; may be repeated
+    #[arg(long, value_name = "[NAME=]PATH")]
+    model: Vec<ModelArgument>,
+    /// What a worker is to compute on: auto, cpu, cuda or cuda:NUMBER
+    #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// The cluster token: whether the coordinators take it
+    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    cluster_token: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// The machine besides its GPUs.
-struct Host {
-    cpu: String,
-    features: &'static str,
-    cores: usize,
-    memory: u64,
-    available: u64,
-}
-
-/// Prints it.
+/// Looks and prints; fails if there is a fault.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let (host, survey) = (host(), survey());
-    let mut out = std::io::stdout().lock();
-    if arguments.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&host, &survey))?)?;
-    } else {
-        print(&mut out, &host, &survey)?;
-    }
-    Ok(out.flush()?)
-}
-
-fn host() -> Host {
-    let line = |file: &str, name: &str| {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'));
-        line.map(|(_, value)| value.trim().to_owned())
-    };
-    // proc(5): in KiB.
-    let memory = |name| {
-        let told = line("/proc/meminfo", name)?;
-        told.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Host {
-        cpu: line("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into()),
-        features: detect::features().name(),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        memory: memory("MemTotal").unwrap_or_default(),
-        available: memory("MemAvailable").unwrap_or_default(),
-    }
-}
-
-/// The documented shape.
-fn as_json(host: &Host, survey: &Survey) -> Value {
-    let gpu = |gpu: &Result<(Facts, u64), String>| match gpu {
-        Ok((gpu, free)) => json!({"ordinal": gpu.ordinal, "name": gpu.name,
-            "compute_capability": format!("{}.{}", gpu.capability.0, gpu.capability.1),
-            "memory_bytes": gpu.memory, "memory_free_bytes": free, "multiprocessors": gpu.multiprocessors,
-            "shared_memory_per_block_bytes": gpu.shared, "l2_cache_bytes": gpu.cache, "pci": gpu.pci,
-            "peers": gpu.peers.iter().map(|(gpu, rank)| json!({"gpu": gpu, "rank": rank}))
-                .collect::<Vec<_>>()}),
-        Err(error) => json!({"error": error}),
-    };
-    let library = |library: &Found| match &library.found {
-        Ok((path, version)) => json!({"name": library.name, "path": path, "version": version}),
-        Err(error) => json!({"name": library.name, "error": error}),
-    };
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "cpu": host.cpu,
-        "cpu_features": host.features,
-        "cores": host.cores,
-        "memory_bytes": host.memory,
-        "memory_available_bytes": host.available,
-        "cuda_driver": survey.driver.as_ref().ok(),
-        "cuda_driver_release": survey.driver_release,
-        "gpus": survey.gpus.iter().map(gpu).collect::<Vec<_>>(),
-        "libraries": survey.libraries.iter().map(library).collect::<Vec<_>>(),
-        "embedded_kernels": survey.embedded,
-        "missing": survey.missing,
-    })
-}
-
-fn print(out: &mut impl Write, host: &Host, survey: &Survey) -> std::io::Result<()> {
-    writeln!(out, "cpu       {} ({}), {} cores", host.cpu, host.features, host.cores)?;
-    writeln!(out, "memory    {}, {} available", bytes(host.memory), bytes(host.available))?;
-    match &survey.driver {
-        Ok(version) => {
-            let release = survey.driver_release.as_deref().unwrap_or("of unknown release");
-            writeln!(out, "driver    {release}, CUDA {version}")?;
-        }
-        Err(_) => writeln!(out, "driver    none")?,
-    }
-    for gpu in &survey.gpus {
-        match gpu {
-            Ok((gpu, free)) => print_gpu(out, gpu, *free)?,
-            Err(error) => writeln!(out, "gpu       {error}")?,
-        }
-    }
-    if survey.gpus.is_empty() {
-        writeln!(out, "gpu       none: workers compute on the CPU")?;
-    }
-    for library in &survey.libraries {
-        match &library.found {
-            Ok((path, version)) => writeln!(out, "{:<9} {version}, {path}", library.name)?,
-            Err(_) => writeln!(out, "{:<9} not found ({})", library.name, library.purpose)?,
-        }
-    }
-    match survey.embedded.as_slice() {
-        [] => writeln!(out, "kernels   compiled by NVRTC at the first start")?,
-        embedded => writeln!(out, "kernels   for {}; NVRTC for others", embedded.join(", "))?,
-    }
-    if !survey.missing.is_empty() {
-        writeln!(out, "\nto use GPUs")?;
-        survey.missing.iter().try_for_each(|missing| writeln!(out, "  {missing}"))?;
-    }
+    let asked = arguments.asked()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let faults = runtime.block_on(examine(&asked, arguments.json))?;
+    anyhow::ensure!(faults == 0, "this host is not fit: {}", counted(faults, "fault"));
     Ok(())
 }
 
-fn print_gpu(out: &mut impl Write, gpu: &Facts, free: u64) -> std::io::Result<()> {
-    let (major, minor) = gpu.capability;
-    let Facts { ordinal, name, memory, multiprocessors, pci, peers, .. } = gpu;
-    write!(
-        out,
-        "gpu {ordinal:<5} {name}, compute {major}.{minor}, {} of {} free, ",
-        bytes(free),
-        bytes(*memory)
-    )?;
-    write!(out, "{multiprocessors} multiprocessors, {pci}")?;
-    if !peers.is_empty() {
-        // The driver ranks the ways between GPUs; NVLink comes first.
-        let peers = peers.iter().map(|(gpu, rank)| format!("{gpu} (rank {rank})")).collect::<Vec<_>>();
-        write!(out, ", reaches GPU {}", peers.join(", "))?;
+impl Arguments {
+    fn asked(&self) -> anyhow::Result<Asked> {
+        let role_named = self.coordinator || self.worker;
+        let roles =
+            Roles { coordinator: self.coordinator || !role_named, worker: self.worker || !role_named };
+        Ok(Asked {
+            roles,
+            role_named,
+            grpc: self.grpc,
+            http: self.http,
+            listen: self.listen,
+            advertise: self.advertise.clone(),
+            data_dir: self.data_dir.clone(),
+            models: self.models.clone(),
+            join: self.join.clone(),
+            peers: others(&self.peers, self.id, self.grpc)?,
+            token: ClusterToken::new(self.cluster_token.as_deref()),
+            model: self.model.iter().map(|model| model.path.clone()).collect(),
+            device: self.device,
+        })
     }
-    writeln!(out)
+}
+
+/// Addresses of the coordinators besides the one that is to run here: number `id`, or the one at `own`.
+fn others(peers: &[String], id: Option<u64>, own: Option<SocketAddr>) -> anyhow::Result<Vec<String>> {
+    let mut others = Vec::new();
+    for peer in peers {
+        let parts =
+            peer.split_once('=').and_then(|(number, address)| Some((number.parse::<u64>().ok()?, address)));
+        let Some((number, address)) = parts else {
+            anyhow::bail!("peers: `{peer}` is not N=HOST:PORT with N from 1");
+        };
+        if id != Some(number) && own.is_none_or(|own| own.to_string() != address) {
+            others.push(address.to_owned());
+        }
+    }
+    Ok(others)
 }
 
 #[cfg(test)]
 mod tests {
-    use foggara_kernels::cuda::doctor::Wanted;
-
     use super::*;
 
-    fn machine(gpus: Vec<Result<(Facts, u64), String>>, missing: Vec<String>) -> (Host, Survey) {
-        let (cpu, features) = ("A processor".into(), "portable");
-        let host = Host { cpu, features, cores: 4, memory: 8 << 30, available: 6 << 30 };
-        let driver = if gpus.is_empty() { Err("no driver".into()) } else { Ok("13.0".into()) };
-        let found = Err("NCCL not found".into());
-        let libraries = vec![Found { wanted: Wanted::Nccl, name: "NCCL", purpose: "collectives", found }];
-        let embedded = Vec::new();
-        (host, Survey { driver, driver_release: Some("580.1".into()), gpus, libraries, embedded, missing })
-    }
-
     #[test]
-    fn a_machine_without_a_gpu_is_told_what_would_be_needed() {
-        let (host, survey) = machine(Vec::new(), vec!["get a driver".into()]);
-        let mut out = Vec::new();
-        print(&mut out, &host, &survey).expect("memory");
-        let text = String::from_utf8_lossy(&out);
-        assert!(text.contains("gpu       none: workers compute on the CPU"), "{text}");
-        assert!(text.ends_with("to use GPUs\n  get a driver\n"), "{text}");
-        let json = as_json(&host, &survey);
-        assert_eq!((&json["cuda_driver"], &json["gpus"]), (&Value::Null, &json!([])));
-    }
-
-    #[test]
-    fn gpus_are_told_with_what_they_reach() {
-        let facts = Facts {
-            ordinal: 0,
-            name: "NVIDIA H100".into(),
-            capability: (9, 0),
-            memory: 80 << 30,
-            multiprocessors: 132,
-            shared: 232_448,
-            cache: 50 << 20,
-            pci: "0000:01:00.0".into(),
-            peers: vec![(1, 0)],
-        };
-        let (host, survey) = machine(vec![Ok((facts, 79 << 30)), Err("GPU 1: lost".into())], Vec::new());
-        let mut out = Vec::new();
-        print(&mut out, &host, &survey).expect("memory");
-        let text = String::from_utf8_lossy(&out);
-        let line = "gpu 0     NVIDIA H100, compute 9.0, 79.0 GiB of 80.0 GiB free, 132 multiprocessors, \
-            0000:01:00.0, reaches GPU 1 (rank 0)";
-        assert!(text.contains(line) && text.contains("gpu       GPU 1: lost"), "{text}");
-        assert_eq!(as_json(&host, &survey)["gpus"][0]["compute_capability"], "9.0");
+    fn this_coordinator_is_not_asked() {
+        let peers = ["1=a:1", "2=10.0.0.2:1"].map(str::to_owned);
+        let own = Some("10.0.0.2:1".parse().expect("valid"));
+        for (id, own, expected) in [
+            (None, None, &["a:1", "10.0.0.2:1"][..]),
+            (Some(1), None, &["10.0.0.2:1"]),
+            (None, own, &["a:1"]),
+        ] {
+            assert_eq!(others(&peers, id, own).expect("valid"), expected);
+        }
+        assert!(others(&["a:1".to_owned()], None, None).is_err());
     }
 }

@@ -24,7 +24,7 @@ pub(super) const SLOT_BYTES: usize = 1 << 20;
 /// The first bytes of a segment; the last digit is the layout's version.
 pub(super) const MAGIC: u64 = 0x666f_6767_6172_6132;
 /// Header and control words lie on pages of their own.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Files looked at for ones left over; a memory file system holds a few.
 const SWEEP_FILES: usize = 4096;
 const POLL_INTERVAL: Duration = Duration::from_millis(1);

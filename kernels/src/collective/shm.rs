@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::segment::{SLOT_BYTES, Segment};
+use super::segment::{PAGE, SLOT_BYTES, Segment};
 use super::signal::Signal;
 use super::{
     AbortHandle, Collective, CollectiveError, CollectiveStats, Joining, Limit, MAX_BROADCAST, SpinPolicy,
@@ -21,6 +21,8 @@ use super::{
 
 /// Most ranks of a group: each takes two megabytes of memory.
 pub const MAX_RANKS: usize = 64;
+/// What each rank takes of `/dev/shm`: two slots, and its control words. A group takes a page more.
+pub const BYTES_PER_RANK: usize = 2 * SLOT_BYTES + PAGE;
 /// Longest name of a group, in bytes.
 pub const MAX_NAME: usize = 200;
 

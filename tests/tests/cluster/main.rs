@@ -15,6 +15,7 @@ mod load;
 mod memory;
 mod no_shared_disk;
 mod packaged;
+mod preflight;
 mod probe;
 mod raft;
 mod reference;

@@ -68,6 +68,12 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || process::find("man").is_some(),
     },
+    Tool {
+        package: "strace",
+        why: "makes a disk slow for a test",
+        purpose: Purpose::Test,
+        is_there: || process::find("strace").is_some(),
+    },
 ];
 
 /// Everything of [`TOOLS`] that `purpose` needs.

@@ -1,0 +1,133 @@
+//! What other coordinators say: whether they are there, their version, their time, and whether they take our token.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use foggara_proto::auth::ClusterToken;
+use foggara_proto::wire::admin::StatusRequest;
+use foggara_proto::wire::admin::admin_client::AdminClient;
+use futures::future::join_all;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+use super::http;
+
+/// How long a coordinator may take for each thing it is asked.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What came of asking a coordinator.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Peer {
+    /// HOST:PORT.
+    pub(super) address: String,
+    pub(super) answer: Result<Answer, Silence>,
+}
+
+/// What it said.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Answer {
+    /// Of a connection.
+    pub(super) round_trip: Duration,
+    /// This host's address towards it.
+    pub(super) from: Option<IpAddr>,
+    /// Its version; or why it did not tell.
+    pub(super) version: Result<String, String>,
+    /// How far its clock is ahead of ours, in seconds.
+    pub(super) ahead: Option<f64>,
+    /// What it made of our token.
+    pub(super) admission: Admission,
+}
+
+/// Whether operators' calls are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Admission {
+    Taken,
+    /// Not with this token.
+    Refused,
+    /// No answer that says so.
+    Failed(String),
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// The host says that nobody listens there.
+    Refused,
+    /// Nothing came back.
+    TimedOut,
+    /// It cannot even be tried.
+    Failed(String),
+}
+
+/// Asks all of `addresses` at once.
+pub(super) async fn ask(addresses: &[String], token: &ClusterToken) -> Vec<Peer> {
+    join_all(addresses.iter().map(|address| async move {
+        let address = address.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let answer = one(&address, token).await;
+        Peer { address, answer }
+    }))
+    .await
+}
+
+async fn one(address: &str, token: &ClusterToken) -> Result<Answer, Silence> {
+    let started = Instant::now();
+    let stream = match timeout(PATIENCE, TcpStream::connect(address)).await {
+        Err(_) => return Err(Silence::TimedOut),
+        Ok(Err(error)) => return Err(silence(&error)),
+        Ok(Ok(stream)) => stream,
+    };
+    let round_trip = started.elapsed();
+    let from = stream.local_addr().ok().map(|own| own.ip());
+    let before = SystemTime::now();
+    let told = timeout(PATIENCE, http::get(stream, address, "/version")).await;
+    let after = SystemTime::now();
+    let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
+    let ahead = told.as_ref().ok().and_then(|reply| Some(super::clock::ahead(reply.date?, before, after)));
+    let version = told.and_then(|reply| {
+        let version = serde_json::from_slice::<serde_json::Value>(&reply.body).ok();
+        let version = version.and_then(|body| Some(body.get("version")?.as_str()?.to_owned()));
+        version.ok_or_else(|| "it is no coordinator: it does not say its version".to_owned())
+    });
+    Ok(Answer { round_trip, from, version, ahead, admission: admission(address, token).await })
+}
+
+fn silence(error: &io::Error) -> Silence {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Silence::Refused,
+        io::ErrorKind::TimedOut => Silence::TimedOut,
+        _ => Silence::Failed(error.to_string()),
+    }
+}
+
+/// Asks for the status, as operators do.
+async fn admission(address: &str, token: &ClusterToken) -> Admission {
+    let call = async {
+        let channel =
+            crate::endpoint::connect(address).await.map_err(|error| Admission::Failed(error.to_string()))?;
+        let mut admin = AdminClient::with_interceptor(channel, token.shown());
+        admin.status(StatusRequest {}).await.map(drop).map_err(|status| match status.code() {
+            Code::Unauthenticated => Admission::Refused,
+            _ => Admission::Failed(crate::output::status_text(&status)),
+        })
+    };
+    match timeout(PATIENCE, call).await {
+        Ok(Ok(())) => Admission::Taken,
+        Ok(Err(admission)) => admission,
+        Err(_) => Admission::Failed(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
+/// A coordinator that answers, for tests.
+#[cfg(test)]
+pub(super) fn answering(address: &str) -> Peer {
+    let answer = Answer {
+        round_trip: Duration::from_micros(300),
+        from: None,
+        version: Ok(env!("CARGO_PKG_VERSION").into()),
+        ahead: Some(0.2),
+        admission: Admission::Taken,
+    };
+    Peer { address: address.into(), answer: Ok(answer) }
+}
