@@ -4,6 +4,7 @@ use super::WireError;
 use crate::sequence::{
     FoundRequest, SequenceEnd, SequenceEvent, SequenceParams, SequenceRequest, TokenOutput,
 };
+use crate::trace::TraceContext;
 use crate::wire::cluster as wire;
 
 impl From<SequenceParams> for wire::SequenceParams {
@@ -83,6 +84,8 @@ impl wire::SubmitRequest {
             deadline_ms: request.deadline_ms,
             envelope: request.envelope,
             listener,
+            traceparent: request.trace.as_ref().map(ToString::to_string).unwrap_or_default(),
+            tracestate: request.trace.map(|trace| trace.state).unwrap_or_default(),
         }
     }
 }
@@ -149,6 +152,7 @@ impl TryFrom<wire::SubmitRequest> for SequenceRequest {
             envelope: r.envelope,
             at: None,
             named: false,
+            trace: TraceContext::parse(&r.traceparent, &r.tracestate),
         })
     }
 }
