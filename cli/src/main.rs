@@ -48,6 +48,8 @@ enum Command {
     Status(commands::status::Arguments),
     /// Watch groups, batches, KV cache, tokens per second and where each rank's time goes, live
     Top(commands::top::Arguments),
+    /// Show where the time of a recent request went: queue, prefill, each slow token and what was beside it
+    Trace(commands::trace::Arguments),
     /// Show what this machine has, GPUs above all, what is missing, and how to get it
     Doctor(commands::doctor::Arguments),
     /// Add, list and remove the models a cluster serves
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Score(arguments) => commands::score::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Top(arguments) => commands::top::run(&arguments),
+        Command::Trace(arguments) => commands::trace::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
     };

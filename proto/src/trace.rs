@@ -34,7 +34,8 @@ impl TraceContext {
         let trace_id = u128::from_str_radix(trace_id, 16).ok().filter(|id| *id != 0)?;
         let span_id = u64::from_str_radix(span_id, 16).ok().filter(|id| *id != 0)?;
         let sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-        let usable = state.len() <= MAX_STATE_BYTES && state.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        let usable =
+            state.len() <= MAX_STATE_BYTES && state.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         let state = if usable { state.trim().to_owned() } else { String::new() };
         Some(Self { trace_id, span_id, sampled, state })
     }

@@ -62,6 +62,10 @@ pub(crate) struct Arguments {
     /// Show metrics under vLLM's names, too, for dashboards and autoscalers that know those
     #[arg(long, env = "FOGGARA_VLLM_METRICS")]
     vllm_metrics: bool,
+    /// Where traces go: an OpenTelemetry collector that takes OTLP over gRPC, like http://collector:4317. What is sampled,
+    /// OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say [default: nowhere]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
@@ -85,6 +89,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         router: arguments.router_policy,
         lease_ms: arguments.lease_ms,
         vllm_metrics: arguments.vllm_metrics,
+        otlp_endpoint: arguments.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
         models: arguments.models,
         cache: arguments.cache_dir,
     };

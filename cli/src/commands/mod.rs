@@ -11,5 +11,6 @@ mod sampling;
 pub(crate) mod score;
 pub(crate) mod status;
 pub(crate) mod top;
+pub(crate) mod trace;
 pub(crate) mod up;
 pub(crate) mod worker;

@@ -71,8 +71,6 @@ pub enum End {
     Cancelled,
     /// It had waited too long.
     Deadline,
-    /// There was no place in the queue, or never will be.
-    Refused,
     /// Nobody came to listen.
     Alone,
     /// The driver lost its group or its lease.
@@ -87,7 +85,6 @@ impl End {
             Self::Whole(SequenceEnd::Length) => "length",
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
-            Self::Refused => "refused",
             Self::Alone => "nobody listened",
             Self::DriverLost => "driver lost",
         }
@@ -175,8 +172,8 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// Of a sequence that the driver has just come to know.
-    pub fn new(request: &SequenceRequest, began: Began<'_>) -> Self {
+    /// Of a sequence that the driver has just come to know, of which `known` tokens have been generated.
+    pub fn new(request: &SequenceRequest, known: usize, began: Began<'_>) -> Self {
         let Began { now, phase, .. } = began;
         let root = request.sibling_of.as_ref().unwrap_or(&request.request_id);
         let choice = request.request_id.strip_prefix(root.as_str()).and_then(|rest| rest.strip_prefix('#'));
@@ -189,7 +186,7 @@ impl Driven {
             began: now,
             adopted: phase != PhaseKind::Queue,
             prompt_tokens: request.prompt_len as u64,
-            known_tokens: request.tokens.len().saturating_sub(request.prompt_len) as u64,
+            known_tokens: known as u64,
             ahead: began.ahead as u64,
             running: began.running as u64,
             cached_tokens: 0,

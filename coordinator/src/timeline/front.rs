@@ -20,7 +20,7 @@ pub struct Placement {
 }
 
 /// The front door's part of a timeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Front {
     /// The client's name for it.
     pub request_id: String,

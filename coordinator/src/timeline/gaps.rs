@@ -74,7 +74,8 @@ impl Gaps {
 
     /// Longest first; of equals the earlier.
     fn keep(&mut self, token: SlowToken) {
-        if self.slowest.len() == SLOWEST && self.slowest.last().is_some_and(|last| last.gap_us >= token.gap_us)
+        if self.slowest.len() == SLOWEST
+            && self.slowest.last().is_some_and(|last| last.gap_us >= token.gap_us)
         {
             return;
         }

@@ -6,9 +6,8 @@ use super::gaps::{SLOWEST, STALL_US};
 use super::*;
 use crate::batcher::HeldUp;
 
-fn request(id: &str, known: usize) -> SequenceRequest {
-    let tokens = [vec![1; 10], vec![2; known]].concat();
-    SequenceRequest::new(id, tokens, 10, SequenceParams::default())
+fn request(id: &str) -> SequenceRequest {
+    SequenceRequest::new(id, vec![1; 10], 10, SequenceParams::default())
 }
 
 fn began(now: Micros, phase: PhaseKind) -> Began<'static> {
@@ -25,16 +24,26 @@ fn began(now: Micros, phase: PhaseKind) -> Began<'static> {
 }
 
 fn step(number: u64, prefill_rows: u32) -> Step {
-    Step { number, rows: prefill_rows + 1, prefill_rows, wait_us: 1, compute_us: 20, collective_us: 5, sample_us: 2, unplanned: false }
+    Step {
+        number,
+        rows: prefill_rows + 1,
+        prefill_rows,
+        wait_us: 1,
+        compute_us: 20,
+        collective_us: 5,
+        sample_us: 2,
+        unplanned: false,
+    }
 }
 
 fn totals(driven: &Driven, now: Micros) -> [u64; 4] {
-    [PhaseKind::Queue, PhaseKind::Preempted, PhaseKind::Prefill, PhaseKind::Decode].map(|kind| driven.total_us(kind, now))
+    [PhaseKind::Queue, PhaseKind::Preempted, PhaseKind::Prefill, PhaseKind::Decode]
+        .map(|kind| driven.total_us(kind, now))
 }
 
 #[test]
 fn a_life_with_a_preemption_is_told_in_phases() {
-    let mut driven = Driven::new(&request("r", 0), began(1_000, PhaseKind::Queue));
+    let mut driven = Driven::new(&request("r"), 0, began(1_000, PhaseKind::Queue));
     assert_eq!(totals(&driven, 1_500), [500, 0, 0, 0], "while it waits");
     driven.entered(2_000, 4, Held { places_us: 700, memory_us: 50, prompts_us: 0 });
     driven.read(2_400, 4, step(1, 4));
@@ -62,19 +71,23 @@ fn a_life_with_a_preemption_is_told_in_phases() {
     // Only what had not been summed up when it came, or was preempted, held it up.
     assert_eq!(driven.held, Held { places_us: 600, memory_us: 50 + 1_900, prompts_us: 0 });
     assert_eq!((driven.cached_tokens, driven.preemptions, driven.tokens), (4, 1, 4));
-    assert_eq!((driven.first_token, driven.end), (Some(2_900), Some((7_000, End::Whole(SequenceEnd::Length)))));
+    assert_eq!(
+        (driven.first_token, driven.end),
+        (Some(2_900), Some((7_000, End::Whole(SequenceEnd::Length))))
+    );
     let rows: Vec<_> = driven.chunks.first.iter().map(|chunk| (chunk.rows, chunk.step.number)).collect();
     assert_eq!(rows, [(4, 1), (2, 2), (1, 9)]);
     let gaps = &driven.gaps;
     assert_eq!((gaps.count, gaps.total_us, gaps.beside_prefill_us), (2, 100 + 250, 250));
     assert_eq!((gaps.wait_us, gaps.compute_us, gaps.collective_us, gaps.sample_us), (2, 40, 10, 4));
-    let slow: Vec<_> = gaps.slowest().iter().map(|t| (t.index, t.gap_us, t.preempted, t.step.number)).collect();
+    let slow: Vec<_> =
+        gaps.slowest().iter().map(|t| (t.index, t.gap_us, t.preempted, t.step.number)).collect();
     assert_eq!(slow, [(2, 3_000, true, 9), (3, 250, false, 10), (1, 100, false, 3)]);
 }
 
 #[test]
 fn who_is_taken_over_goes_on_where_it_is() {
-    let mut driven = Driven::new(&request("r", 6), began(1_000, PhaseKind::Decode));
+    let mut driven = Driven::new(&request("r"), 6, began(1_000, PhaseKind::Decode));
     assert!(driven.adopted && driven.known_tokens == 6);
     driven.listener(1_100, true);
     driven.tokens(1_200, 1, step(1, 0));
@@ -88,16 +101,18 @@ fn who_is_taken_over_goes_on_where_it_is() {
 
 #[test]
 fn choices_are_told_by_their_numbers() {
-    for (id, first, expected) in [("r", None, ("r", 0)), ("r#3", Some("r"), ("r", 3)), ("a#2", None, ("a#2", 0))] {
-        let request = SequenceRequest { sibling_of: first.map(str::to_owned), ..request(id, 0) };
-        let driven = Driven::new(&request, began(1, PhaseKind::Queue));
+    for (id, first, expected) in
+        [("r", None, ("r", 0)), ("r#3", Some("r"), ("r", 3)), ("a#2", None, ("a#2", 0))]
+    {
+        let request = SequenceRequest { sibling_of: first.map(str::to_owned), ..request(id) };
+        let driven = Driven::new(&request, 0, began(1, PhaseKind::Queue));
         assert_eq!((driven.request_id.as_str(), driven.choice), expected);
     }
 }
 
 #[test]
 fn however_long_it_is_it_takes_little_memory() {
-    let mut driven = Driven::new(&request("r", 0), began(0, PhaseKind::Queue));
+    let mut driven = Driven::new(&request("r"), 0, began(0, PhaseKind::Queue));
     let mut now = 0;
     for _ in 0..1_000 {
         now += 10;
@@ -148,26 +163,7 @@ fn causes_are_added_up() {
 
 #[test]
 fn a_front_door_counts_tokens_and_patience() {
-    let mut front = Front {
-        request_id: "r".into(),
-        api: "chat",
-        model: "m".into(),
-        prompt_tokens: 10,
-        choices: 1,
-        max_tokens: 5,
-        arrived: 100,
-        checked: 150,
-        placements: Bounded::default(),
-        first_token: None,
-        last_token: None,
-        completion_tokens: 0,
-        cached_tokens: 0,
-        client_us: 0,
-        client_longest_us: 0,
-        end: None,
-        trace: None,
-        parent_span: 0,
-    };
+    let mut front = Front { arrived: 100, ..Front::default() };
     front.tokens(300, 0);
     assert_eq!(front.first_token, None, "an event without tokens");
     front.tokens(400, 2);

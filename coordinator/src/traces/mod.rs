@@ -44,6 +44,14 @@ pub struct Arrival {
     pub parent_span: u64,
 }
 
+impl Arrival {
+    /// The same for another request that came with this one: a span of its own beside this one's.
+    pub fn another(&self) -> Self {
+        let trace = self.trace.clone().map(|trace| TraceContext { span_id: new_span_id(), ..trace });
+        Self { trace, ..self.clone() }
+    }
+}
+
 impl Timelines {
     /// From now on timelines that ended are exported, as those of coordinator `id`.
     pub fn export(&self, id: u64, exporter: Exporter) {
@@ -87,21 +95,21 @@ impl Timelines {
         FrontRecording(Some((front, self.clone())))
     }
 
-    /// A sequence of `request` goes to a driver.
-    pub fn placed(&self, request: &SequenceRequest, group: u64, coordinator: u64, driver_epoch: u64) {
+    /// A sequence of `request` went to a driver; which choice it is of is found out here.
+    pub fn placed(&self, request: &SequenceRequest, placement: Placement) {
         let root = request.sibling_of.as_ref().unwrap_or(&request.request_id);
         let choice = request.request_id.rsplit_once('#').filter(|_| request.sibling_of.is_some());
         let choice = choice.and_then(|(_, number)| number.parse().ok()).unwrap_or(0);
-        let placement = Placement { at: self.now(), group, coordinator, driver_epoch, choice };
         let front = self.recent().latest_front(root);
         if let Some(front) = front {
-            lock(&front).placed(placement);
+            lock(&front).placed(Placement { choice, ..placement });
         }
     }
 
-    /// A driver begins with a sequence.
-    pub fn driven(&self, request: &SequenceRequest, began: Began<'_>) -> DrivenRecording {
-        DrivenRecording { driven: Some(Box::new(Driven::new(request, began))), timelines: self.clone() }
+    /// A driver begins with a sequence of which `known` tokens have been generated.
+    pub fn driven(&self, request: &SequenceRequest, known: usize, began: Began<'_>) -> DrivenRecording {
+        let driven = Box::new(Driven::new(request, known, began));
+        DrivenRecording { driven: Some(driven), timelines: self.clone() }
     }
 
     /// What is kept of a request; drivers have more of it while it runs.

@@ -24,7 +24,9 @@ const FLUSH: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum ExporterError {
     /// The endpoint is none.
-    #[error("`{endpoint}` is no collector's address: {reason}; it is written like http://collector:4317 (OTLP over gRPC, without TLS)")]
+    #[error(
+        "`{endpoint}` is no collector's address: {reason}; it is written like http://collector:4317 (OTLP over gRPC, without TLS)"
+    )]
     Endpoint {
         /// As given.
         endpoint: String,
@@ -60,9 +62,8 @@ impl Exporter {
 
     /// Whether a trace is recorded, given what its client says.
     pub(super) fn samples(&self, trace_id: u128, parent: Option<&TraceContext>) -> bool {
-        let parent = parent.map(|parent| {
-            Context::new().with_remote_span_context(spans::context(parent, parent.span_id))
-        });
+        let parent = parent
+            .map(|parent| Context::new().with_remote_span_context(spans::context(parent, parent.span_id)));
         let trace_id = TraceId::from(trace_id);
         let result = self.sampler.should_sample(parent.as_ref(), trace_id, "", &SpanKind::Server, &[], &[]);
         result.decision == SamplingDecision::RecordAndSample

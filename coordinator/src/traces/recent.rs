@@ -96,7 +96,8 @@ impl Recent {
         if !slowest {
             return fronts.take(limit).map(|front| lock(&front).clone()).collect();
         }
-        let mut durations: Vec<_> = fronts.map(|front| (lock(&front).duration_us(now), front.clone())).collect();
+        let mut durations: Vec<_> =
+            fronts.map(|front| (lock(&front).duration_us(now), front.clone())).collect();
         durations.sort_by_key(|(duration, _)| std::cmp::Reverse(*duration));
         durations.into_iter().take(limit).map(|(_, front)| lock(&front).clone()).collect()
     }

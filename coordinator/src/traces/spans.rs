@@ -111,7 +111,8 @@ pub(super) fn driven(driven: &Driven, coordinator: u64) -> Vec<SpanData> {
     let last = driven.phases.first.len().saturating_sub(1);
     let phase = |(index, phase): (usize, &Phase)| {
         let to = phase.to.unwrap_or(*ended);
-        let mut span = span(trace, new_span_id(), trace.span_id, phase.kind.name().to_owned(), phase.from, to);
+        let mut span =
+            span(trace, new_span_id(), trace.span_id, phase.kind.name().to_owned(), phase.from, to);
         span.attributes = vec![
             KeyValue::new("foggara.request_id", driven.request_id.clone()),
             number("foggara.choice", driven.choice),

@@ -27,5 +27,6 @@ mod slow_readers;
 mod stopping;
 mod ten_thousand;
 mod top;
+mod traced;
 mod two_hosts;
 mod watched;
