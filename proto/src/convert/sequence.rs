@@ -261,6 +261,7 @@ mod tests {
             priority: -4,
             deadline_ms: Some(500),
             envelope: vec![9, 8],
+            trace: Some(TraceContext { trace_id: 7, span_id: 8, sampled: true, state: "a=1".into() }),
             ..SequenceRequest::new("r#1", vec![1, 2, 3], 2, params())
         };
         let wire = wire::SubmitRequest::new(5, 9, 77, request.clone());

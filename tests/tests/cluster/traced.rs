@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::failover::BEFORE;
 
 /// More than a step reads at once.
-const PROMPT: usize = 600;
+const PROMPT: usize = 400;
 /// A client's span.
 const CLIENT: &str = "00f067aa0ba902b7";
 
@@ -38,9 +38,10 @@ async fn whole(cluster: &Cluster, number: u16, id: &str) -> Value {
     .await
 }
 
-/// Who drives the one group, and somebody else, as numbers from 0.
-fn doors(status: &StatusResponse) -> (u16, u16) {
-    let driver = u16::try_from(status.groups[0].driver).expect("one of three") - 1;
+/// Who drives the one group of a model, and somebody else, as numbers from 0.
+fn doors(status: &StatusResponse, model: &str) -> (u16, u16) {
+    let group = status.groups.iter().find(|group| group.deployment == model).expect("it is served");
+    let driver = u16::try_from(group.driver).expect("one of three") - 1;
     (driver, (driver + 1) % 3)
 }
 
@@ -106,9 +107,9 @@ async fn spans(collector: &Collector, trace_id: &str) -> (Received, Vec<Received
 
 /// A request over HTTP in a trace of its client's.
 async fn over_http(cluster: &Cluster, door: u16, id: &str, traceparent: &str) {
-    let prompt: Vec<usize> = (0..PROMPT).map(|place| 100 + place % 500).collect();
+    let prompt: Vec<usize> = (0..PROMPT).map(|place| 10 + place % 300).collect();
     let body =
-        json!({"model": "smol", "prompt": prompt, "max_tokens": 12, "ignore_eos": true, "temperature": 0});
+        json!({"model": "tiny", "prompt": prompt, "max_tokens": 12, "ignore_eos": true, "temperature": 0});
     let url = format!("{}/v1/completions", cluster.http(door));
     let headers = [("x-request-id", id), ("traceparent", traceparent), ("tracestate", "vendor=1")];
     let reply = wait::for_end("an answer", http::post_with(&url, &headers, &body)).await;
@@ -119,7 +120,7 @@ async fn over_http(cluster: &Cluster, door: u16, id: &str, traceparent: &str) {
 }
 
 async fn over_grpc(cluster: &Cluster, door: u16, id: &str, traceparent: &str) {
-    let ask = Ask::tokens("smol", &[5, 6, 7, 8]).exactly(9).id(id).build();
+    let ask = Ask::tokens("tiny", &[5, 6, 7, 8]).exactly(9).id(id).build();
     let mut request = tonic::Request::new(ask);
     request.metadata_mut().insert("traceparent", traceparent.parse().expect("ASCII"));
     let response = cluster.client(door).inference().generate(request).await.expect("accepted");
@@ -133,10 +134,13 @@ async fn over_grpc(cluster: &Cluster, door: u16, id: &str, traceparent: &str) {
 async fn a_timeline_has_the_parts_of_all_coordinators_and_spans_reach_a_collector() {
     let _machine = machine::shared().await;
     let collector = Collector::start().await;
-    let setup = Setup::new("traced").model("smol", &paths::smol_gguf()).workers(2).coordinators(3);
+    // One of its own for each: the answers of the second are slow enough to be disturbed.
+    let setup =
+        Setup::new("traced").model("tiny", &paths::golden("llama")).model("smol", &paths::smol_gguf());
+    let setup = setup.workers(2).coordinators(3);
     let setup = setup.variable("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url());
     let cluster = setup.variable("OTEL_BSP_SCHEDULE_DELAY", 100).start().await;
-    let (driver, other) = doors(&cluster.status().await);
+    let (driver, other) = doors(&cluster.status().await, "tiny");
     let third = (other + 1) % 3;
     let traces = [
         "4bf92f3577b34da6a3ce929d0e0e4736",
@@ -167,7 +171,7 @@ async fn a_timeline_has_the_parts_of_all_coordinators_and_spans_reach_a_collecto
     }
     assert!(collector.of(traces[2]).is_empty(), "its client does not record it");
     lists(&cluster, third);
-    moved(&cluster, (driver, other, third)).await;
+    moved(&cluster).await;
 }
 
 /// Several requests; one that is not known; and what people read.
@@ -184,7 +188,7 @@ fn lists(cluster: &Cluster, number: u16) {
     slowest.sort();
     assert_eq!(slowest, ["by-grpc", "by-http", "quiet"]);
     let said = text(&trace(cluster, number, &["by-http"]));
-    assert!(said.contains("request by-http: smol, 600 prompt tokens, 12 generated, length"), "{said}");
+    assert!(said.contains("request by-http: tiny, 400 prompt tokens, 12 generated, length"), "{said}");
     let unknown = trace(cluster, number, &["nobody"]);
     let said = text(&unknown);
     assert!(
@@ -194,8 +198,10 @@ fn lists(cluster: &Cluster, number: u16) {
 }
 
 /// The driving coordinator is killed in the middle of an answer: the timeline shows who took it over.
-async fn moved(cluster: &Cluster, (driver, other, third): (u16, u16, u16)) {
+async fn moved(cluster: &Cluster) {
     let status = cluster.status().await;
+    let (driver, other) = doors(&status, "smol");
+    let third = (other + 1) % 3;
     let victim = status.coordinators.iter().find(|c| c.id == u64::from(driver) + 1).expect("a member").pid;
     let ask = Ask::tokens("smol", &[9, 8, 7]).exactly(150).id("moved").build();
     let mut stream = cluster.client(other).stream(ask).await.expect("accepted");
