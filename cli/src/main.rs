@@ -55,6 +55,8 @@ enum Command {
     Status(commands::status::Arguments),
     /// Watch groups, batches, KV cache, tokens per second and where each rank's time goes, live
     Top(commands::top::Arguments),
+    /// Show where the time of a recent request went: queue, prefill, each slow token and what was beside it
+    Trace(commands::trace::Arguments),
     /// Look whether this host is fit for a coordinator or a worker, and say what to do where it is not
     Doctor(commands::doctor::Arguments),
     /// Add, list and remove the models a cluster serves
@@ -100,6 +102,7 @@ fn main() -> ExitCode {
         Command::Score(arguments) => commands::score::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Top(arguments) => commands::top::run(&arguments),
+        Command::Trace(arguments) => commands::trace::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
         Command::Config(arguments) => commands::config::run(&arguments),

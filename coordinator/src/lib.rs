@@ -13,5 +13,7 @@ pub mod placement;
 pub mod router;
 mod run;
 pub mod text;
+pub mod timeline;
+pub mod traces;
 
 pub use run::{CoordinatorConfig, CoordinatorError, run};

@@ -24,6 +24,7 @@ use crate::library::Library;
 use crate::metrics::Metrics;
 use crate::router::dispatch::Dispatcher;
 use crate::router::policy::PolicyKind;
+use crate::traces::Exporter;
 
 /// How long open requests may take to end when the coordinator stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -64,6 +65,8 @@ pub struct CoordinatorConfig {
     pub models: Vec<PathBuf>,
     /// Whether metrics have vLLM's names, too.
     pub vllm_metrics: bool,
+    /// The collector that gets traces, like http://collector:4317.
+    pub otlp_endpoint: Option<String>,
     /// Where hashes of models' files are remembered; the data folder if not given.
     pub cache: Option<PathBuf>,
 }
@@ -144,6 +147,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), CoordinatorError> {
     config.check()?;
+    let exporter = config.otlp_endpoint.as_ref().map(|endpoint| Exporter::new(endpoint, config.id));
+    let exporter = exporter
+        .transpose()
+        .map_err(|error| CoordinatorError::Config { field: "otlp_endpoint", reason: error.to_string() })?;
     let own = config.peers.get(&config.id).cloned().unwrap_or_default();
     let http = listen(config.http).await?;
     let grpc = listen(config.grpc).await?;
@@ -155,6 +162,10 @@ pub async fn run(
     transport.set_handle(cluster.clone());
     let metrics = Arc::new(Metrics::new().with_vllm_names(config.vllm_metrics));
     let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::default());
+    if let Some(exporter) = exporter {
+        drivers.timelines().export(config.id, exporter);
+    }
+    let timelines = drivers.timelines().clone();
     let library = Library::new(
         config.id,
         config.models.clone(),
@@ -221,6 +232,8 @@ pub async fn run(
     tokio::time::timeout(FLUSH, futures::future::join_all(servers)).await.ok();
     aborts.iter().for_each(tokio::task::AbortHandle::abort);
     cluster.stop();
+    // Its own threads send what is left.
+    tokio::task::spawn_blocking(move || timelines.flush()).await.ok();
     // Until the store is closed: whoever starts next on the same folder finds it free.
     let closed = async { while status.changed().await.is_ok() {} };
     tokio::time::timeout(FLUSH, closed).await.ok();
@@ -284,6 +297,7 @@ mod tests {
         let any = "127.0.0.1:0".parse().expect("an address");
         CoordinatorConfig {
             vllm_metrics: false,
+            otlp_endpoint: None,
             id: 1,
             cluster_id: "test".into(),
             peers: [(1, "127.0.0.1:1".to_owned())].into(),
@@ -313,6 +327,10 @@ mod tests {
             ("http", CoordinatorConfig { http: everyone, ..config(dir.path()) }),
             ("grpc", CoordinatorConfig { grpc: everyone, ..config(dir.path()) }),
             ("queue", CoordinatorConfig { queue: 0, ..config(dir.path()) }),
+            (
+                "otlp_endpoint",
+                CoordinatorConfig { otlp_endpoint: Some("nowhere".into()), ..config(dir.path()) },
+            ),
         ] {
             let error = outcome(wrong).await.expect_err("refused");
             assert!(error.is_configuration());

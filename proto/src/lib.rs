@@ -12,6 +12,7 @@ pub mod files;
 pub mod sequence;
 pub mod shape;
 pub mod step;
+pub mod trace;
 pub mod wire;
 
 /// Settings on which coordinators and workers must agree. Sent when a worker joins and compared as a whole: a worker built

@@ -1,5 +1,7 @@
 //! One sequence on its way through the cluster: what is asked of it and what comes out.
 
+use crate::trace::TraceContext;
+
 /// What the sampler needs to know of a sequence. Defaults are already filled in, limits already checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceParams {
@@ -99,6 +101,8 @@ pub struct SequenceRequest {
     /// Whether the request id is the client's own, under which it may send the request again, to any front door. For the front
     /// door's router alone.
     pub named: bool,
+    /// The span that it is part of.
+    pub trace: Option<TraceContext>,
 }
 
 impl SequenceRequest {
@@ -124,6 +128,7 @@ impl SequenceRequest {
             envelope: Vec::new(),
             at: None,
             named: false,
+            trace: None,
         }
     }
 }

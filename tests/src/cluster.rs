@@ -20,6 +20,7 @@ pub struct Cluster {
     // Before the folder: processes end before their files go.
     up: Process,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
     folder: Scratch,
     ready_line: String,
 }
@@ -39,10 +40,12 @@ impl Cluster {
             arguments.extend([option.to_owned(), value]);
         }
         arguments.extend(setup.arguments.iter().cloned());
-        let up = run(&arguments, &folder);
+        let variables = setup.variables.clone();
+        let up = run(&arguments, &variables, &folder);
         let name = setup.name.clone();
         let coordinators = setup.coordinators;
-        let mut cluster = Self { name, coordinators, base, up, arguments, folder, ready_line: String::new() };
+        let mut cluster =
+            Self { name, coordinators, base, up, arguments, variables, folder, ready_line: String::new() };
         cluster.wait_until_it_serves().await;
         cluster
     }
@@ -50,7 +53,7 @@ impl Cluster {
     /// Starts it again on the folder it had, after it has ended in whatever way.
     pub async fn start_again(&mut self) {
         self.wait_for_its_processes();
-        self.up = run(&self.arguments, &self.folder);
+        self.up = run(&self.arguments, &self.variables, &self.folder);
         self.wait_until_it_serves().await;
     }
 
@@ -201,6 +204,8 @@ impl Drop for Cluster {
     }
 }
 
-fn run(arguments: &[String], folder: &Scratch) -> Process {
-    Process::start("foggara up", process::long_running(arguments), &folder.path().join("up.log"))
+fn run(arguments: &[String], variables: &[(String, String)], folder: &Scratch) -> Process {
+    let mut command = process::long_running(arguments);
+    command.envs(variables.iter().cloned());
+    Process::start("foggara up", command, &folder.path().join("up.log"))
 }

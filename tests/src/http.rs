@@ -56,6 +56,13 @@ pub async fn post_raw(url: &str, content_type: &str, body: Vec<u8>) -> Reply {
     Reply::read(request.send().await.unwrap_or_else(|e| panic!("{url}: {e:?}"))).await
 }
 
+/// POST of JSON with more headers.
+pub async fn post_with(url: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
+    let request = reqwest::Client::new().post(url).header("content-type", "application/json");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    Reply::read(request.body(body.to_string()).send().await.unwrap_or_else(|e| panic!("{url}: {e:?}"))).await
+}
+
 /// POST whose answer is read until `enough` says so, then hung up on.
 pub async fn post_and_hang_up(url: &str, body: &Value, mut enough: impl FnMut(&str) -> bool) {
     let response = reqwest::Client::new().post(url).json(body).send().await;

@@ -9,6 +9,7 @@ pub mod ask;
 pub mod choice;
 pub mod client;
 pub mod cluster;
+pub mod collector;
 pub mod hosts;
 pub mod http;
 pub mod machine;

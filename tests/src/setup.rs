@@ -10,12 +10,14 @@ pub struct Setup {
     pub(crate) name: String,
     pub(crate) coordinators: u16,
     pub(crate) arguments: Vec<String>,
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 impl Setup {
     /// Three coordinators and two workers with a thread each, unless changed; `name` is for logs.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), coordinators: 3, arguments: Vec::new() }.option("threads", 1)
+        Self { name: name.into(), coordinators: 3, arguments: Vec::new(), variables: Vec::new() }
+            .option("threads", 1)
     }
 
     /// Serves a model under a name.
@@ -42,6 +44,13 @@ impl Setup {
     #[must_use]
     pub fn option(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.arguments.extend([format!("--{name}"), value.to_string()]);
+        self
+    }
+
+    /// A variable of the environment of all its processes.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.variables.push((name.into(), value.to_string()));
         self
     }
 

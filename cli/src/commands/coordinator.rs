@@ -71,6 +71,10 @@ pub(crate) struct Arguments {
     #[arg(long, env = "FOGGARA_VLLM_METRICS", action = clap::ArgAction::Set, default_value = "false",
           num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     vllm_metrics: bool,
+    /// Where traces go: an OpenTelemetry collector that takes OTLP over gRPC, like http://collector:4317. What is sampled,
+    /// OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say [default: nowhere]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
@@ -109,6 +113,7 @@ impl Arguments {
             router: self.router_policy,
             lease_ms: self.lease_ms,
             vllm_metrics: self.vllm_metrics,
+            otlp_endpoint: self.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
             models: self.models,
             cache: self.cache_dir,
         })

@@ -15,5 +15,6 @@ pub(crate) mod score;
 pub(crate) mod status;
 pub(crate) mod supervise;
 pub(crate) mod top;
+pub(crate) mod trace;
 pub(crate) mod up;
 pub(crate) mod worker;

@@ -42,6 +42,17 @@ impl Next {
     }
 }
 
+/// Why nobody enters though somebody waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldUp {
+    /// There are as many sequences in the group as there may be.
+    Places,
+    /// There are not enough blocks for whoever is next.
+    Memory,
+    /// Prompts that came before are to be read first, or decodes leave no time for more prompts.
+    Prompts,
+}
+
 /// Whether a waiting sequence can enter in the plan being made.
 #[derive(Debug, PartialEq, Eq)]
 enum Admission {
@@ -120,23 +131,23 @@ impl Batcher {
         self.pools[pool].available() >= missing + revived + self.running_in(pool)
     }
 
-    /// Who enters next, and how: the first in the queue that does not wait for the first of its choices. `None` if nobody
-    /// waits, or there is no place or no room.
-    pub(super) fn next_entry(&self) -> Option<Next> {
+    /// Who enters next, and how: the first in the queue that does not wait for the first of its choices. Else what is in the
+    /// way; nothing is if nobody waits.
+    pub(super) fn next_entry(&self) -> Result<Next, Option<HeldUp>> {
         if self.running.len() >= self.limits.sequences as usize {
-            return None;
+            return Err(self.queue.candidates().next().map(|_| HeldUp::Places));
         }
         let waiting = self.queue.candidates().filter_map(|id| Some((id, self.sequences.get(&id)?)));
         for (id, sequence) in waiting {
             match self.admission(sequence) {
                 Admission::NotYet => {}
-                Admission::NoRoom => return None,
+                Admission::NoRoom => return Err(Some(HeldUp::Memory)),
                 Admission::Enters(entry) => {
-                    return Some(Next { id, left: sequence.tokens.len() - entry.cached, entry });
+                    return Ok(Next { id, left: sequence.tokens.len() - entry.cached, entry });
                 }
             }
         }
-        None
+        Err(None)
     }
 
     /// Whether no plan made so far completes the prompt of a running sequence.

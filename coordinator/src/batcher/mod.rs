@@ -47,6 +47,7 @@ use kv::Pool;
 use queue::{Arrival, Queue};
 use sequence::{Phase, Sequence};
 
+pub use admission::HeldUp;
 pub use adoption::AdoptionError;
 pub use ahead::{LEAST_PLANS_AHEAD, MOST_PLANS_AHEAD};
 pub use kv::hash::{BlockHash, HashChain};
@@ -155,6 +156,7 @@ pub struct Batcher {
     last_reported: u64,
     preemptions: u64,
     cache_tokens: CacheTokens,
+    held_up: Option<HeldUp>,
 }
 
 impl Batcher {
@@ -179,6 +181,7 @@ impl Batcher {
             last_reported: 0,
             preemptions: 0,
             cache_tokens: CacheTokens::default(),
+            held_up: None,
         }
     }
 
@@ -240,6 +243,11 @@ impl Batcher {
         self.in_flight.push_back(Step { number: plan.number, positions });
         self.ahead.planned(self.work, self.cost.predict(self.work));
         Some(plan)
+    }
+
+    /// What kept whoever was next from entering with the last plan; `None`: nobody waited.
+    pub fn held_up(&self) -> Option<HeldUp> {
+        self.held_up
     }
 
     /// How full the group is.

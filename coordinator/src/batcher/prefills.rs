@@ -4,6 +4,7 @@
 use foggara_proto::step::{Chunk, SequenceId, StepPlan};
 
 use super::Batcher;
+use super::admission::HeldUp;
 use super::budget::StepBudget;
 use super::sequence::Sequence;
 
@@ -19,13 +20,17 @@ impl Batcher {
         let left =
             |this: &Self| oldest.and_then(|id| this.sequences.get(&id)).map_or(0, Sequence::prefill_left);
         // Nobody overtakes who is next; those who wait for the first of their choices are not in line.
-        while let Some(next) = self.next_entry() {
+        self.held_up = loop {
+            let next = match self.next_entry() {
+                Ok(next) => next,
+                Err(held_up) => break held_up,
+            };
             if !self.may_begin(&budget, &next, left(self)) {
-                break;
+                break Some(HeldUp::Prompts);
             }
             self.enter(plan, next.id, next.entry);
             self.plan_chunk(plan, next.id, &mut budget, usize::MAX);
-        }
+        };
         if let Some(id) = oldest {
             // What was kept for others who could not use it.
             self.plan_chunk(plan, id, &mut budget, usize::MAX);

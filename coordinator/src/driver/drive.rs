@@ -2,11 +2,12 @@
 
 mod commands;
 mod known;
+mod recording;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use foggara_proto::step::{Attached, SequenceId, StepReport};
+use foggara_proto::step::{Attached, Chunk, SequenceId, StepReport};
 use foggara_proto::wire::worker as wire;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -19,6 +20,8 @@ use super::{DriverCommand, Drivers, limits};
 use crate::batcher::Batcher;
 use crate::metrics::DriverMetrics;
 use crate::router::GenerateError;
+use crate::timeline::{End, HeldTimes, Step};
+use crate::traces::DrivenRecording;
 
 /// Commands taken in between two looks at what to plan: a burst becomes one batch.
 const COMMAND_BATCH: usize = 64;
@@ -31,6 +34,13 @@ struct Sequence {
     waiting_since: Option<Instant>,
     /// How long it may.
     deadline_ms: u64,
+    recording: DrivenRecording,
+}
+
+/// What timelines need to know of a plan on its way.
+struct Planned {
+    number: u64,
+    chunks: Vec<Chunk>,
 }
 
 /// Whom and how to drive.
@@ -77,6 +87,10 @@ pub(super) struct Drive {
     /// The origin of the batcher's time.
     origin: Instant,
     round_trip: RoundTrip,
+    /// The plans on their way, oldest first.
+    planned: VecDeque<Planned>,
+    /// What those that wait wait for.
+    held: HeldTimes,
     /// For the retry hint: when the last sequence ended, and how long one takes to.
     finished: Option<Instant>,
     interval: Duration,
@@ -103,6 +117,8 @@ impl Drive {
             drivers,
             origin: Instant::now(),
             round_trip: RoundTrip::default(),
+            planned: VecDeque::new(),
+            held: HeldTimes::default(),
             finished: None,
             interval: Duration::from_millis(100),
         };
@@ -162,6 +178,7 @@ impl Drive {
     async fn plan(&mut self) {
         while let Some(plan) = self.batcher.plan() {
             self.entered(&plan.joins);
+            self.record_plan(&plan);
             self.round_trip.sent(Instant::now());
             let plan = wire::driver_message::Message::Plan(plan.into());
             // If nobody takes it, the reports end too.
@@ -183,7 +200,8 @@ impl Drive {
     /// Refuses whoever has waited past its deadline, and ends what nobody has listened to for too long.
     fn expire(&mut self) {
         while let Some(id) = self.batcher.expire() {
-            if let Some(sequence) = self.forget(id) {
+            if let Some(mut sequence) = self.forget(id) {
+                sequence.recording.ended(End::Deadline);
                 let deadline_ms = sequence.deadline_ms;
                 sequence.listeners.fail(&GenerateError::DeadlineExceeded { deadline_ms });
             }
@@ -193,7 +211,8 @@ impl Drive {
             if now.saturating_duration_since(since) < self.assignment.grace {
                 return;
             }
-            if let Some(sequence) = self.cancel(id) {
+            if let Some(mut sequence) = self.cancel(id) {
+                sequence.recording.ended(End::Alone);
                 let request_id = &sequence.answer.request().request_id;
                 tracing::info!(request_id, "nobody came for it");
             }
@@ -209,20 +228,25 @@ impl Drive {
             let round_trip = self.round_trip.reported(Instant::now(), &report.timing);
             self.batcher.set_round_trip(u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX));
         }
+        let now = self.drivers.timelines().now();
+        let step = self.record_report(now, &report);
         for (id, event) in self.batcher.report(report).map_err(|e| e.to_string())? {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            sequence.recording.tell(|driven| driven.tokens(now, event.tokens.len(), step));
             let known = sequence.answer.len();
             sequence.answer.take(&event);
             let listened = !sequence.listeners.is_empty();
             sequence.listeners.tell(known, &event);
             let left = listened && sequence.listeners.is_empty();
-            if event.end.is_some() {
-                if let Some(sequence) = self.forget(id) {
+            if let Some(end) = event.end {
+                if let Some(mut sequence) = self.forget(id) {
+                    sequence.recording.ended(End::Whole(end));
                     let group = Some(self.assignment.group);
                     self.keep(sequence.answer, group);
                 }
                 self.note_end();
             } else if left {
+                sequence.recording.tell(|driven| driven.listener(now, false));
                 self.alone.since(Instant::now(), id);
             }
         }

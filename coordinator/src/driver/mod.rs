@@ -25,10 +25,12 @@ use foggara_proto::sequence::{FoundRequest, SequenceEvent, SequenceRequest};
 use foggara_proto::step::SequenceId;
 use foggara_proto::wire::cluster as wire;
 use foggara_proto::wire::cluster::locate_response::Place;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::batcher::Limits;
 use crate::router::{GenerateError, SequenceStream};
+use crate::timeline::Driven;
+use crate::traces::Timelines;
 use claims::Claims;
 use kept::Kept;
 
@@ -49,6 +51,8 @@ pub const DEFAULT_QUEUE: usize = 512;
 pub const DEFAULT_LEASE_MS: u32 = 2_000;
 /// How long a sequence goes on that nobody listens to: its client has that long to attach elsewhere.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a driver may take to show its timelines.
+const LOOK: Duration = Duration::from_millis(250);
 /// Commands waiting for one driver.
 const COMMANDS: usize = 1024;
 
@@ -61,6 +65,8 @@ enum DriverCommand {
     Lost { request_id: String, listener: u64 },
     /// A front door does not want any more what it listened to.
     Cancel { request_id: String, listener: u64 },
+    /// Somebody wants to see how these requests, which may be driven there, are doing.
+    Timelines { request_ids: Arc<[String]>, seen: oneshot::Sender<Vec<Driven>> },
 }
 
 type Events = mpsc::UnboundedSender<Result<SequenceEvent, GenerateError>>;
@@ -85,6 +91,7 @@ struct Shared {
     /// Every open sequence holds a clone.
     open: Arc<()>,
     experts: ExpertLoads,
+    timelines: Timelines,
     /// Requests of sequences that are driven here, by their ids.
     live: DashMap<String, Live>,
     kept: Kept,
@@ -199,6 +206,24 @@ impl Drivers {
     /// How many tokens each expert of the models driven here was given.
     pub fn experts(&self) -> &ExpertLoads {
         &self.0.experts
+    }
+
+    /// The recorder of this coordinator's timelines.
+    pub fn timelines(&self) -> &Timelines {
+        &self.0.timelines
+    }
+
+    /// What drivers here have recorded so far of requests that they drive. A driver that is busy may be left out.
+    pub async fn driven(&self, request_ids: &[String]) -> Vec<Driven> {
+        let request_ids: Arc<[String]> = request_ids.into();
+        let commands: Vec<_> = self.0.by_group.iter().map(|handle| handle.commands.clone()).collect();
+        let asked = commands.into_iter().filter_map(|commands| {
+            let (seen, answer) = oneshot::channel();
+            let command = DriverCommand::Timelines { request_ids: Arc::clone(&request_ids), seen };
+            commands.try_send(command).ok().map(|()| tokio::time::timeout(LOOK, answer))
+        });
+        let answers = futures::future::join_all(asked).await;
+        answers.into_iter().filter_map(|answer| answer.ok()?.ok()).flatten().collect()
     }
 
     /// A newer driver of the same group stays.

@@ -27,8 +27,10 @@ use crate::driver::Drivers;
 use crate::library::Library;
 use crate::metrics::{Metrics, UNKNOWN_MODEL};
 use crate::router::Generator;
+use crate::traces::Arrival;
 
 use api_error::{ApiError, Kind};
+use generation::EventStream;
 pub use models::{ServedModel, ServedModels};
 use request::{Ask, GenerationRequest, Prompt};
 pub use serve::serve;
@@ -66,6 +68,10 @@ pub const TOKENIZING: usize = 2;
 /// Bytes of a prompt that is tokenized at once, which takes a millisecond or two.
 const SHORT_PROMPT: usize = 8 << 10;
 
+/// Names of headers, and of gRPC metadata: the trace that a request belongs to, and the span that it was given in it.
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
+const TRACERESPONSE: &str = "traceresponse";
 /// What clients are told then.
 const STOPPING: &str = "this coordinator is stopping; ask another one";
 /// How long a request waits for a model that has just been deployed to be opened here.
@@ -154,6 +160,17 @@ impl FrontDoor {
         let state = self.cluster.state();
         let groups = state.groups.values().filter(|group| group.deployment == model);
         groups.map(|group| group.kv_blocks as usize * group.block_size as usize).min()
+    }
+
+    /// A request arrives now; `header` finds what it says of a trace.
+    fn arrival<'a>(&self, header: impl Fn(&str) -> Option<&'a [u8]>) -> Arrival {
+        let text = |name| String::from_utf8_lossy(header(name).unwrap_or_default());
+        self.drivers.timelines().arrival(&text(TRACEPARENT), &text(TRACESTATE))
+    }
+
+    /// Runs a request that came through `api`.
+    fn run(&self, api: &'static str, run: GenerationRequest) -> EventStream {
+        generation::run(&self.generator, &self.metrics, self.drivers.timelines(), api, run)
     }
 
     /// Counts a request that never began.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::sequence::{SequenceEnd, SequenceEvent, SequenceRequest};
+use foggara_proto::trace::TraceContext;
 use foggara_proto::wire::cluster as wire;
 use foggara_proto::wire::cluster::peer_client::PeerClient;
 use futures::StreamExt;
@@ -24,6 +25,7 @@ use crate::cluster::state::Group;
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{ClusterHandle, ClusterState};
 use crate::driver::Drivers;
+use crate::timeline::{Micros, Placement};
 
 /// How long a sequence looks for a group that takes it before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,6 +65,12 @@ impl Target {
         let lease = state.groups.get(&self.group).and_then(|group| group.driver);
         lease.is_some_and(|lease| lease.epoch == self.driver_epoch)
     }
+}
+
+/// That a sequence was handed to the driver of `target`.
+fn placement(target: &Target, at: Micros) -> Placement {
+    let Target { group, coordinator, driver_epoch } = *target;
+    Placement { at, group, coordinator, driver_epoch, choice: 0 }
 }
 
 /// The ready, driven groups of `deployment`, and how a policy sees them.
@@ -327,13 +335,15 @@ impl Generator for Dispatcher {
                 let submitted = match chosen {
                     Some((target, view)) => {
                         let listener = listening.begin(target.group);
+                        let at = this.drivers.timelines().now();
                         let events = this.submit(target, listener, progress.resume()).await;
-                        events.map(|events| (target, view, events))
+                        events.map(|events| (target, view, events, at))
                     }
                     None => None,
                 };
-                if let Some((target, view, mut events)) = submitted {
+                if let Some((target, view, mut events, at)) = submitted {
                     open.placed(&progress.request, &view);
+                    this.drivers.timelines().placed(&progress.request, placement(&target, at));
                     let mut skip = progress.prompt_told;
                     loop {
                         let event = tokio::select! {
@@ -371,7 +381,8 @@ impl Generator for Dispatcher {
                                 progress.accepted = true;
                                 let reason = ended.and_then(Result::err).map_or("the lease has moved".into(), |e| e.to_string());
                                 let request_id = &progress.request.request_id;
-                                tracing::info!(request_id, group = target.group, reason, "looking for another driver");
+                                let trace_id = progress.request.trace.as_ref().map(TraceContext::trace_id_text);
+                                tracing::info!(request_id, trace_id, group = target.group, reason, "looking for another driver");
                                 break;
                             }
                         }

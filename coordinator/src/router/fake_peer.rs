@@ -167,6 +167,13 @@ impl Peer for Shared {
         Err(Status::unimplemented("a fake"))
     }
 
+    async fn timelines(
+        &self,
+        _request: Request<wire::TimelinesRequest>,
+    ) -> Result<Response<wire::TimelinesResponse>, Status> {
+        Err(Status::unimplemented("a fake"))
+    }
+
     async fn driven(
         &self,
         _request: Request<wire::DrivenRequest>,

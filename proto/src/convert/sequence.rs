@@ -4,6 +4,7 @@ use super::WireError;
 use crate::sequence::{
     FoundRequest, SequenceEnd, SequenceEvent, SequenceParams, SequenceRequest, TokenOutput,
 };
+use crate::trace::TraceContext;
 use crate::wire::cluster as wire;
 
 impl From<SequenceParams> for wire::SequenceParams {
@@ -83,6 +84,8 @@ impl wire::SubmitRequest {
             deadline_ms: request.deadline_ms,
             envelope: request.envelope,
             listener,
+            traceparent: request.trace.as_ref().map(ToString::to_string).unwrap_or_default(),
+            tracestate: request.trace.map(|trace| trace.state).unwrap_or_default(),
         }
     }
 }
@@ -149,6 +152,7 @@ impl TryFrom<wire::SubmitRequest> for SequenceRequest {
             envelope: r.envelope,
             at: None,
             named: false,
+            trace: TraceContext::parse(&r.traceparent, &r.tracestate),
         })
     }
 }
@@ -257,6 +261,7 @@ mod tests {
             priority: -4,
             deadline_ms: Some(500),
             envelope: vec![9, 8],
+            trace: Some(TraceContext { trace_id: 7, span_id: 8, sampled: true, state: "a=1".into() }),
             ..SequenceRequest::new("r#1", vec![1, 2, 3], 2, params())
         };
         let wire = wire::SubmitRequest::new(5, 9, 77, request.clone());

@@ -31,5 +31,6 @@ mod stopping;
 mod ten_thousand;
 mod terraform;
 mod top;
+mod traced;
 mod two_hosts;
 mod watched;

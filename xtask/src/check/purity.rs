@@ -9,6 +9,7 @@ const PURE: &[&str] = &[
     "coordinator/src/placement/",
     "coordinator/src/cluster/state.rs",
     "coordinator/src/router/mod.rs",
+    "coordinator/src/timeline/",
 ];
 
 /// Words that no pure module uses, and why.

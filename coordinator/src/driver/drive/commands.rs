@@ -10,6 +10,7 @@ use crate::batcher::Refusal;
 use crate::driver::answer::Answer;
 use crate::driver::{DriverCommand, Events};
 use crate::router::GenerateError;
+use crate::timeline::{End, PhaseKind};
 
 impl Drive {
     pub(super) fn take(&mut self, command: DriverCommand) {
@@ -22,12 +23,18 @@ impl Drive {
             DriverCommand::Lost { request_id, listener } => {
                 if let Some(id) = self.left_alone(&request_id, listener) {
                     self.alone.since(Instant::now(), id);
+                    self.listener(id, false);
                 }
+            }
+            DriverCommand::Timelines { request_ids, seen } => {
+                // Whoever asked may have gone.
+                seen.send(self.timelines(&request_ids)).ok();
             }
             DriverCommand::Cancel { request_id, listener } => {
                 if let Some(id) = self.left_alone(&request_id, listener)
-                    && let Some(sequence) = self.cancel(id)
+                    && let Some(mut sequence) = self.cancel(id)
                 {
+                    sequence.recording.ended(End::Cancelled);
                     // A stop string may have ended it, and its client may not have heard of that: it can be found.
                     self.keep(sequence.answer, None);
                 }
@@ -83,7 +90,7 @@ impl Drive {
                 GenerateError::Invalid { field: "max_tokens", reason: refusal.to_string() }
             }
         })?;
-        self.know(id, Answer::new(request.clone()), Some(Instant::now()), deadline_ms);
+        self.know(id, Answer::new(request.clone()), Some(Instant::now()), deadline_ms, PhaseKind::Queue);
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.listeners.add(listener, events.clone(), &request, sequence.answer.len(), None);
         }
@@ -108,11 +115,14 @@ impl Drive {
             if !sequence.listeners.is_empty() {
                 return Err(duplicate());
             }
-            self.cancel(id);
+            if let Some(mut sequence) = self.cancel(id) {
+                sequence.recording.ended(End::Cancelled);
+            }
             return Ok(false);
         };
         sequence.listeners.add(listener, events.clone(), request, sequence.answer.len(), Some(beyond));
         self.alone.no_more(id);
+        self.listener(id, true);
         Ok(true)
     }
 }

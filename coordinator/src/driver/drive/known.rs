@@ -10,6 +10,7 @@ use super::{Drive, Sequence};
 use crate::driver::answer::Answer;
 use crate::driver::listeners::Listeners;
 use crate::driver::{Live, lost};
+use crate::timeline::PhaseKind;
 
 impl Drive {
     /// Takes over a sequence that the leader holds. Until its front door comes, or another one in its place, it goes on alone.
@@ -22,7 +23,7 @@ impl Drive {
             // It begins again when its front door asks for it again.
             _ => return self.batcher.discard(id),
         };
-        let answer = Answer::held(&held, request.clone());
+        let (answer, decodes) = (Answer::held(&held, request.clone()), held.decodes);
         if held.end.is_some() {
             self.batcher.discard(id);
             return self.keep(answer, Some(self.assignment.group));
@@ -32,7 +33,8 @@ impl Drive {
             return self.batcher.discard(id);
         }
         self.metrics.adopted();
-        self.know(id, answer, None, 0);
+        let phase = if decodes { PhaseKind::Decode } else { PhaseKind::Prefill };
+        self.know(id, answer, None, 0, phase);
         self.alone.since(Instant::now(), id);
     }
 
@@ -43,14 +45,16 @@ impl Drive {
         answer: Answer,
         waiting_since: Option<Instant>,
         deadline_ms: u64,
+        phase: PhaseKind,
     ) {
+        let recording = self.record(&answer, phase);
         let request = answer.request();
         self.ids.insert(request.request_id.clone(), id);
         let (model, group) = (self.assignment.model.clone(), self.assignment.group);
         let live = Live { model, group, request: Arc::clone(request) };
         self.drivers.0.live.insert(request.request_id.clone(), live);
         let listeners = Listeners::default();
-        self.sequences.insert(id, Sequence { answer, listeners, waiting_since, deadline_ms });
+        self.sequences.insert(id, Sequence { answer, listeners, waiting_since, deadline_ms, recording });
     }
 
     /// The sequence is not driven any more.

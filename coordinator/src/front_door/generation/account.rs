@@ -7,10 +7,12 @@ use super::{Event, FinishReason, Usage};
 use crate::front_door::api_error::ApiError;
 use crate::front_door::request::GenerationRequest;
 use crate::metrics::Metrics;
+use crate::traces::FrontRecording;
 
 /// Counts and times one request, all its choices together; says in the log how it ended, also when its client went away.
 pub(super) struct Account {
     metrics: Arc<Metrics>,
+    recording: FrontRecording,
     model: String,
     api: &'static str,
     request_id: String,
@@ -27,11 +29,17 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(metrics: Arc<Metrics>, api: &'static str, request: &GenerationRequest) -> Self {
+    pub(super) fn new(
+        metrics: Arc<Metrics>,
+        recording: FrontRecording,
+        api: &'static str,
+        request: &GenerationRequest,
+    ) -> Self {
         let model = request.model.name.clone();
         metrics.requests_in_progress.with_label_values(&[&model]).inc();
         Self {
             metrics,
+            recording,
             model,
             api,
             request_id: request.sequence.request_id.clone(),
@@ -50,7 +58,8 @@ impl Account {
         match event {
             Event::Prompt { .. } => {}
             Event::Delta { tokens, .. } => self.tokens(choice, tokens.len()),
-            Event::Finished { reason, .. } => {
+            Event::Finished { reason, usage, .. } => {
+                self.recording.cached(usage.cached_tokens);
                 if *reason == FinishReason::Length {
                     self.reason = FinishReason::Length;
                 }
@@ -66,6 +75,7 @@ impl Account {
         if count == 0 {
             return;
         }
+        self.recording.tokens(count);
         let now = Instant::now();
         let labels = [self.model.as_str()];
         if self.first.is_none() {
@@ -88,6 +98,7 @@ impl Account {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
+        self.recording.ended(status);
         let labels = [self.model.as_str()];
         let seconds = self.started.elapsed().as_secs_f64();
         self.metrics.requests.with_label_values(&[&self.model, self.api, status]).inc();
@@ -102,6 +113,7 @@ impl Account {
         let first = self.first.map(|first| first.duration_since(self.started).as_millis());
         tracing::info!(
             request_id = self.request_id,
+            trace_id = self.recording.trace_id(),
             model = self.model,
             api = self.api,
             status,

@@ -16,7 +16,7 @@ async fn choices(generator: FakeGenerator, ask: Ask) -> (Vec<Vec<Event>>, Option
     let mut choices = vec![Vec::new(); request.n];
     let open = Arc::clone(&generator.open);
     let (generator, metrics): (Arc<dyn Generator>, _) = (Arc::new(generator), Arc::new(Metrics::new()));
-    let mut stream = run(&generator, &metrics, "test", request);
+    let mut stream = run(&generator, &metrics, &Timelines::default(), "test", request);
     let mut error = None;
     while let Some(event) = stream.next().await {
         assert!(error.is_none(), "nothing after an error");

@@ -22,6 +22,8 @@ use super::api_error::{ApiError, Kind};
 use super::request::GenerationRequest;
 use crate::metrics::Metrics;
 use crate::router::{Generator, SequenceStream};
+use crate::timeline::Front;
+use crate::traces::{Arrival, Timelines};
 use account::Account;
 use rest::Rest;
 use shape::Shape;
@@ -101,10 +103,12 @@ pub(super) type EventStream = BoxStream<'static, Result<(usize, Event), ApiError
 pub(super) fn run(
     generator: &Arc<dyn Generator>,
     metrics: &Arc<Metrics>,
+    timelines: &Timelines,
     api: &'static str,
     request: GenerationRequest,
 ) -> EventStream {
-    let mut account = Account::new(Arc::clone(metrics), api, &request);
+    let recording = timelines.front(front(timelines, api, &request));
+    let mut account = Account::new(Arc::clone(metrics), recording.clone(), api, &request);
     let mut order = Order::new(&request);
     let choice = |(index, sequence)| {
         let events = generator.generate(&request.model.name, sequence);
@@ -125,10 +129,31 @@ pub(super) fn run(
             };
             account.event(index, &event);
             for event in order.push(index, event) {
+                let told = recording.told();
                 yield Ok(event);
+                recording.took(told);
             }
         }
     })
+}
+
+/// What the timeline of a request begins with.
+fn front(timelines: &Timelines, api: &'static str, request: &GenerationRequest) -> Front {
+    let (sequence, checked) = (&request.sequence, timelines.now());
+    let Arrival { at, trace, parent_span } = request.arrival.clone();
+    Front {
+        request_id: sequence.request_id.clone(),
+        api,
+        model: request.model.name.clone(),
+        prompt_tokens: sequence.prompt_len as u64,
+        choices: request.n as u64,
+        max_tokens: u64::from(sequence.params.max_tokens),
+        arrived: if at == 0 { checked } else { at },
+        checked,
+        trace,
+        parent_span,
+        ..Front::default()
+    }
 }
 
 /// The events of one choice. Ends after the first error.

@@ -20,7 +20,7 @@ async fn told(
     request.received = received.to_vec();
     let (mut choices, mut error) = (vec![Vec::new(); request.n], None);
     let (generator, metrics): (Arc<dyn Generator>, _) = (Arc::new(generator), Arc::new(Metrics::new()));
-    let mut stream = run(&generator, &metrics, "test", request);
+    let mut stream = run(&generator, &metrics, &Timelines::default(), "test", request);
     while let Some(event) = stream.next().await {
         match event {
             Ok((index, event)) => choices[index].push(event),

@@ -23,7 +23,7 @@ pub(super) fn request(ask: Ask) -> GenerationRequest {
 async fn outcome(generator: FakeGenerator, ask: Ask) -> (Outcome, Arc<Metrics>) {
     let request = request(ask);
     let (generator, metrics): (Arc<dyn Generator>, _) = (Arc::new(generator), Arc::new(Metrics::new()));
-    let mut stream = run(&generator, &metrics, "test", request);
+    let mut stream = run(&generator, &metrics, &Timelines::default(), "test", request);
     let mut outcome = Outcome::default();
     while let Some(event) = stream.next().await {
         match event {
@@ -150,7 +150,7 @@ async fn failures_and_clients_that_leave_are_counted_as_what_they_are() {
     let generator = Arc::new(FakeGenerator { hangs: Some(2), ..says("abc") });
     let request = request(Ask::default());
     let dynamic: Arc<dyn Generator> = generator.clone();
-    let mut stream = run(&dynamic, &metrics, "test", request);
+    let mut stream = run(&dynamic, &metrics, &Timelines::default(), "test", request);
     stream.next().await;
     assert_eq!(metrics.requests_in_progress(), 1);
     drop(stream);

@@ -15,7 +15,7 @@ use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::Kind;
 use crate::front_door::grpc::plan::propose_now;
-use crate::front_door::grpc::stats;
+use crate::front_door::grpc::{stats, timelines};
 use crate::front_door::request::request_id;
 use crate::library::{Undescribed, channel};
 use crate::placement::facts::Wish;
@@ -241,6 +241,13 @@ impl wire::admin_server::Admin for Service {
         _request: Request<wire::StatsRequest>,
     ) -> Result<Response<wire::StatsResponse>, Status> {
         Ok(Response::new(stats::everywhere(&self.door).await))
+    }
+
+    async fn trace(
+        &self,
+        request: Request<wire::TraceRequest>,
+    ) -> Result<Response<wire::TraceResponse>, Status> {
+        timelines::everywhere(&self.door, request.into_inner()).await.map(Response::new)
     }
 
     async fn put_deployment(

@@ -6,11 +6,12 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::attach;
-use crate::front_door::FrontDoor;
 use crate::front_door::api_error::ApiError;
-use crate::front_door::generation::{self, Event, FinishReason, Token};
+use crate::front_door::generation::{Event, FinishReason, Token};
 use crate::front_door::request::{self, Ask, GenerationRequest, Prompt};
+use crate::front_door::{FrontDoor, TRACERESPONSE};
 use crate::text::ChatMessage;
+use crate::traces::Arrival;
 
 /// The service.
 pub(super) struct Service {
@@ -25,7 +26,16 @@ const API: &str = "grpc";
 const ATTACH: &str = "attach";
 
 impl Service {
-    async fn generate_request(&self, mut r: wire::GenerateRequest) -> Result<GenerationRequest, ApiError> {
+    /// A call arrives now; its metadata may say what trace it is part of.
+    fn arrival<T>(&self, request: &Request<T>) -> Arrival {
+        self.door.arrival(|name| request.metadata().get(name).map(|value| value.as_bytes()))
+    }
+
+    async fn generate_request(
+        &self,
+        mut r: wire::GenerateRequest,
+        arrival: &Arrival,
+    ) -> Result<GenerationRequest, ApiError> {
         let (id, named) = (request::request_id(&r.request_id)?, !r.request_id.is_empty());
         let model = self.door.model(&r.model).await?;
         let prompt = match r.prompt.take() {
@@ -35,11 +45,15 @@ impl Service {
         };
         let ask = Ask { request_id: id, ..Ask::from(r) };
         let mut run = self.door.check(model, prompt, ask, true).await?;
-        run.sequence.named = named;
+        run.came(arrival, named);
         Ok(run)
     }
 
-    async fn chat_request(&self, mut r: wire::ChatRequest) -> Result<GenerationRequest, ApiError> {
+    async fn chat_request(
+        &self,
+        mut r: wire::ChatRequest,
+        arrival: &Arrival,
+    ) -> Result<GenerationRequest, ApiError> {
         let (id, named) = (request::request_id(&r.request_id)?, !r.request_id.is_empty());
         let model = self.door.model(&r.model).await?;
         let messages: Vec<ChatMessage> = std::mem::take(&mut r.messages)
@@ -50,7 +64,7 @@ impl Service {
         let ask = Ask { request_id: id, ..Ask::from(r) };
         // The template writes what begins a sequence itself.
         let mut run = self.door.check(model, prompt, ask, false).await?;
-        run.sequence.named = named;
+        run.came(arrival, named);
         Ok(run)
     }
 
@@ -64,12 +78,17 @@ impl Service {
         let with_logprobs = run.sequence.params.logprobs.is_some();
         let first = wire::generate_response::Event::Started(started);
         let first = wire::GenerateResponse { event: Some(first) };
-        let events = generation::run(&self.door.generator, &self.door.metrics, api, run);
+        let trace = run.arrival.trace.as_ref().and_then(|trace| trace.to_string().parse().ok());
+        let events = self.door.run(api, run);
         let rest = events.map(move |event| {
             let (index, event) = event?;
             Ok(response(index, event, with_logprobs))
         });
-        Response::new(futures::stream::iter([Ok(first)]).chain(rest).boxed())
+        let mut response = Response::new(futures::stream::iter([Ok(first)]).chain(rest).boxed());
+        if let Some(trace) = trace {
+            response.metadata_mut().insert(TRACERESPONSE, trace);
+        }
+        response
     }
 }
 
@@ -80,23 +99,27 @@ impl wire::inference_server::Inference for Service {
     type AttachStream = Responses;
 
     async fn generate(&self, request: Request<wire::GenerateRequest>) -> Result<Response<Responses>, Status> {
-        let request = request.into_inner();
+        let (arrival, request) = (self.arrival(&request), request.into_inner());
         let name = request.model.clone();
-        let run =
-            self.generate_request(request).await.map_err(|error| self.door.refused(API, &name, error))?;
+        let run = self.generate_request(request, &arrival).await;
+        let run = run.map_err(|error| self.door.refused(API, &name, error))?;
         Ok(self.run(API, run))
     }
 
     async fn chat(&self, request: Request<wire::ChatRequest>) -> Result<Response<Responses>, Status> {
-        let request = request.into_inner();
+        let (arrival, request) = (self.arrival(&request), request.into_inner());
         let name = request.model.clone();
-        let run = self.chat_request(request).await.map_err(|error| self.door.refused(API, &name, error))?;
+        let run = self.chat_request(request, &arrival).await;
+        let run = run.map_err(|error| self.door.refused(API, &name, error))?;
         Ok(self.run(API, run))
     }
 
     async fn attach(&self, request: Request<wire::AttachRequest>) -> Result<Response<Responses>, Status> {
+        let arrival = self.arrival(&request);
         let attached = attach::request(&self.door, request.into_inner(), attach::PATIENCE).await;
-        let run = attached.map_err(|refused| self.door.refused(ATTACH, &refused.model, refused.error))?;
+        let mut run = attached.map_err(|refused| self.door.refused(ATTACH, &refused.model, refused.error))?;
+        // Its client knows its name.
+        run.came(&arrival, true);
         Ok(self.run(ATTACH, run))
     }
 

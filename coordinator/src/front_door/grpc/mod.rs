@@ -9,6 +9,7 @@ mod plan;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod timelines;
 
 use axum::Router;
 use axum::body::Body;

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::ClusterError;
 use crate::front_door::FrontDoor;
-use crate::front_door::grpc::stats;
+use crate::front_door::grpc::{stats, timelines};
 use crate::router::dispatch::to_status;
 
 /// The service.
@@ -81,6 +81,15 @@ impl wire::peer_server::Peer for Service {
     ) -> Result<Response<wire::DrivenResponse>, Status> {
         self.check_cluster(&request.into_inner().cluster_id)?;
         Ok(Response::new(wire::DrivenResponse { groups: stats::here(&self.door) }))
+    }
+
+    async fn timelines(
+        &self,
+        request: Request<wire::TimelinesRequest>,
+    ) -> Result<Response<wire::TimelinesResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        Ok(Response::new(timelines::here(&self.door, &request).await))
     }
 
     async fn cancel(

@@ -15,7 +15,7 @@ use super::answers::{self, Answer, End, prompt_logprobs, usage};
 use super::fields::{Fields, count};
 use super::{RequestId, body, now, stream};
 use crate::front_door::api_error::ApiError;
-use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
+use crate::front_door::generation::{Event, EventStream, Token, Usage};
 use crate::front_door::request::{self, Ask, GenerationRequest};
 use crate::front_door::{FrontDoor, ServedModel};
 use crate::text::ChatMessage;
@@ -84,7 +84,7 @@ pub(super) async fn handle(
     let mut model = String::new();
     let prepared = prepare(&door, id, &headers, incoming, &mut model).await;
     let (reply, stream, run) = prepared.map_err(|error| door.refused(API, &model, error))?;
-    let events = generation::run(&door.generator, &door.metrics, API, run);
+    let events = door.run(API, run);
     if stream {
         return Ok(stream::respond(chunks(reply, events)).await);
     }
@@ -93,7 +93,7 @@ pub(super) async fn handle(
 
 async fn prepare(
     door: &FrontDoor,
-    RequestId { id, named }: RequestId,
+    RequestId { id, named, arrival }: RequestId,
     headers: &HeaderMap,
     incoming: Body,
     name: &mut String,
@@ -122,7 +122,7 @@ async fn prepare(
     let ask = Ask { request_id: id.clone(), logprobs, ..ask };
     let prompt_logprobs = ask.prompt_logprobs.is_some();
     let mut run = door.check(model.clone(), prompt, ask, add_special).await?;
-    run.sequence.named = named;
+    run.came(&arrival, named);
     let reply = Reply {
         id: format!("chatcmpl-{id}"),
         model,

@@ -15,7 +15,7 @@ use super::answers::{self, Answer, End, prompt_logprobs, usage};
 use super::fields::{Fields, count};
 use super::{RequestId, body, now, stream};
 use crate::front_door::api_error::ApiError;
-use crate::front_door::generation::{self, Event, EventStream, Token, Usage};
+use crate::front_door::generation::{Event, EventStream, Token, Usage};
 use crate::front_door::request::{Ask, GenerationRequest, Prompt};
 use crate::front_door::{FrontDoor, ServedModel};
 
@@ -95,7 +95,7 @@ pub(super) async fn handle(
     let ask = |run: GenerationRequest| Asked {
         prompt_ids: run.sequence.tokens.clone(),
         n: run.n,
-        events: generation::run(&door.generator, &door.metrics, API, run),
+        events: door.run(API, run),
     };
     let asked: Vec<Asked> = runs.into_iter().map(ask).collect();
     if stream {
@@ -107,7 +107,7 @@ pub(super) async fn handle(
 /// Nothing starts before everything is known to be valid.
 async fn prepare(
     door: &FrontDoor,
-    RequestId { id, named }: RequestId,
+    RequestId { id, named, arrival }: RequestId,
     headers: &HeaderMap,
     incoming: Body,
     name: &mut String,
@@ -132,7 +132,9 @@ async fn prepare(
         let default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         let ask = Ask { request_id, logprobs, default_max_tokens, ..ask.clone() };
         let mut run = door.check(model.clone(), prompt, ask, add_special).await?;
-        run.sequence.named = named;
+        // Each prompt is a request of its own in the same trace.
+        let arrival = if index > 0 { arrival.another() } else { arrival.clone() };
+        run.came(&arrival, named);
         runs.push(run);
     }
     let reply = Reply {

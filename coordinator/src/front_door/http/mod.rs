@@ -24,7 +24,8 @@ use axum::routing::{get, post};
 use serde_json::json;
 
 use super::api_error::{ApiError, Kind};
-use super::{FrontDoor, STOPPING, request};
+use super::{FrontDoor, STOPPING, TRACERESPONSE, request};
+use crate::traces::Arrival;
 
 /// Name of the header that carries the request id, both ways.
 const REQUEST_ID: &str = "x-request-id";
@@ -48,7 +49,7 @@ pub(super) fn router(door: &FrontDoor) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(Kind::MethodNotAllowed, "this path does not take that method")
         })
-        .layer(axum::middleware::from_fn(name_request))
+        .layer(axum::middleware::from_fn_with_state(door.clone(), name_request))
         .with_state(door.clone())
 }
 
@@ -63,10 +64,11 @@ struct RequestId {
     id: String,
     /// Whether its client chose it.
     named: bool,
+    arrival: Arrival,
 }
 
-/// Gives every request an id: the client's, or a new one. The answer repeats it.
-async fn name_request(mut incoming: Request<Body>, next: Next) -> Response {
+/// Gives every request an id: the client's, or a new one. The answer repeats it, and says which span the request is.
+async fn name_request(State(door): State<FrontDoor>, mut incoming: Request<Body>, next: Next) -> Response {
     let given = incoming
         .headers()
         .get(REQUEST_ID)
@@ -77,9 +79,14 @@ async fn name_request(mut incoming: Request<Body>, next: Next) -> Response {
         Err(error) => return error.into_response(),
     };
     let value = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
-    incoming.extensions_mut().insert(RequestId { id, named: !given.is_empty() });
+    let arrival = door.arrival(|name| incoming.headers().get(name).map(HeaderValue::as_bytes));
+    let trace = arrival.trace.as_ref().and_then(|trace| HeaderValue::from_str(&trace.to_string()).ok());
+    incoming.extensions_mut().insert(RequestId { id, named: !given.is_empty(), arrival });
     let mut response = next.run(incoming).await;
     response.headers_mut().insert(REQUEST_ID, value);
+    if let Some(trace) = trace {
+        response.headers_mut().insert(TRACERESPONSE, trace);
+    }
     response
 }
 

@@ -28,10 +28,11 @@ fn rebuilt(sequence: &SequenceRequest) -> GenerationRequest {
 async fn events(request: GenerationRequest) -> Vec<(usize, Event)> {
     let (generator, metrics): (Arc<dyn Generator>, _) =
         (Arc::new(FakeGenerator::default()), Arc::new(Metrics::new()));
-    let mut events: Vec<_> = generation::run(&generator, &metrics, "test", request)
-        .map(|event| event.map_err(|e| e.message).expect("no failure"))
-        .collect()
-        .await;
+    let mut events: Vec<_> =
+        generation::run(&generator, &metrics, &crate::traces::Timelines::default(), "test", request)
+            .map(|event| event.map_err(|e| e.message).expect("no failure"))
+            .collect()
+            .await;
     // Choices come in any order among themselves.
     events.sort_by_key(|(index, _)| *index);
     events

@@ -16,6 +16,7 @@ use foggara_proto::sequence::SequenceRequest;
 
 use super::api_error::ApiError;
 use super::models::ServedModel;
+use crate::traces::Arrival;
 
 pub(super) use envelope::rebuild;
 pub(super) use prompt::{Prompt, chat_prompt, encode};
@@ -85,6 +86,17 @@ pub(super) struct GenerationRequest {
     pub(super) special: bool,
     /// Generated tokens of each choice that the client has already; 0 where there is none.
     pub(super) received: Vec<usize>,
+    /// When and how it came.
+    pub(super) arrival: Arrival,
+}
+
+impl GenerationRequest {
+    /// It came so: under a name of its client's choice or ours, and as part of a trace, perhaps.
+    pub(super) fn came(&mut self, arrival: &Arrival, named: bool) {
+        self.arrival = arrival.clone();
+        self.sequence.trace = arrival.trace.clone();
+        self.sequence.named = named;
+    }
 }
 
 /// A client's request id, or a new one.
@@ -141,6 +153,7 @@ pub(super) fn check(
         include_stop: ask.include_stop,
         special: ask.special,
         received: Vec::new(),
+        arrival: Arrival::default(),
     })
 }
 
