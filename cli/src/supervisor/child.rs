@@ -147,12 +147,16 @@ async fn keep_running(
 fn spawn(spec: &Spec) -> std::io::Result<tokio::process::Child> {
     let log = OpenOptions::new().create(true).append(true).open(&spec.log)?;
     let program = spec.program.clone().map_or_else(std::env::current_exe, Ok)?;
-    Command::new(program)
+    let mut command = Command::new(program);
+    if spec.environment.iter().any(|(name, _)| name == "FOGGARA_CLUSTER_TOKEN") {
+        // The same token in two ways would be an error.
+        command.env_remove("FOGGARA_CLUSTER_TOKEN_FILE");
+    }
+    command
         .args(&spec.arguments)
         .args(["--exit-with-parent", &std::process::id().to_string()])
-        // What is said to this process alone: its file, its token's file, and whom it notifies.
+        // What is said to this process alone: its file, and whom it notifies.
         .env_remove("FOGGARA_CONFIG")
-        .env_remove("FOGGARA_CLUSTER_TOKEN_FILE")
         .env_remove("NOTIFY_SOCKET")
         .envs(spec.environment.iter().cloned())
         .stdin(Stdio::null())

@@ -253,16 +253,19 @@ impl Driven {
         if count == 0 {
             return;
         }
-        if self.now_in.is_some_and(|(kind, _)| kind != PhaseKind::Decode) {
+        // Tokens of steps that were on their way when it was preempted: it waits all the same.
+        let on_its_way = self.now_in.is_some_and(|(kind, _)| kind == PhaseKind::Preempted);
+        if self.now_in.is_some_and(|(kind, _)| kind == PhaseKind::Prefill) {
             self.turn(now, Some(PhaseKind::Decode));
         }
         if let Some(before) = self.last_token {
             let (index, gap_us) = (self.known_tokens + self.tokens, now.saturating_sub(before));
-            self.gaps.push(SlowToken { index, at: now, gap_us, preempted: self.interrupted, step });
+            let preempted = self.interrupted && !on_its_way;
+            self.gaps.push(SlowToken { index, at: now, gap_us, preempted, step });
         }
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
-        self.interrupted = false;
+        self.interrupted &= on_its_way;
         self.tokens += count as u64;
     }
 

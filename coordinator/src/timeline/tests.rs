@@ -86,6 +86,21 @@ fn a_life_with_a_preemption_is_told_in_phases() {
 }
 
 #[test]
+fn tokens_that_were_on_their_way_do_not_end_the_wait_of_the_preempted() {
+    let mut driven = Driven::new(&request("r"), 0, began(1_000, PhaseKind::Queue));
+    driven.entered(1_100, 0, Held::default());
+    driven.tokens(1_200, 1, step(1, 4));
+    driven.preempted(1_250, Held::default());
+    driven.tokens(1_300, 1, step(2, 0));
+    driven.entered(2_250, 0, Held::default());
+    driven.tokens(2_300, 1, step(5, 2));
+    driven.ended(2_300, End::Cancelled);
+    assert_eq!(totals(&driven, 9_000), [100, 1_000, 100 + 50, 50]);
+    let slow: Vec<_> = driven.gaps.slowest().iter().map(|token| (token.gap_us, token.preempted)).collect();
+    assert_eq!(slow, [(1_000, true), (100, false)]);
+}
+
+#[test]
 fn who_is_taken_over_goes_on_where_it_is() {
     let mut driven = Driven::new(&request("r"), 6, began(1_000, PhaseKind::Decode));
     assert!(driven.adopted && driven.known_tokens == 6);
