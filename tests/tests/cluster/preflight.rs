@@ -102,8 +102,11 @@ async fn impostor(behind: String, version: &'static str, seconds_late: u64) -> S
 async fn between(mut client: TcpStream, behind: String, version: &str, seconds_late: u64) {
     let mut first = [0; 4];
     if client.peek(&mut first).await.is_ok_and(|bytes| first[..bytes] == *b"GET ") {
-        let mut request = [0; 1024];
-        client.read(&mut request).await.unwrap();
+        // To its end: what is left unread would break the connection before the answer is.
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(client.read_u8().await.unwrap());
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let at = format!("@{}", now - seconds_late);
         let date = Command::new("date")
