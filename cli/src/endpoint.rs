@@ -57,7 +57,7 @@ impl EndpointArguments {
 
     /// One coordinator, with the same token.
     pub(crate) fn only(&self, url: &str) -> Self {
-        Self { endpoint: vec![url.to_owned()], cluster_token: self.cluster_token.clone() }
+        Self { endpoint: vec![url.to_owned()], token: self.token.clone() }
     }
 
     /// The coordinators that are named.
