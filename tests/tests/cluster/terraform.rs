@@ -68,9 +68,9 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
 
     let endpoint = terraform.output("endpoint");
     operate(&hosts, &endpoint, &["models", "add", "chat=smollm2-135m-instruct-q4_1.gguf", "--tp", "2"]);
-    let said =
-        operate(&hosts, &endpoint, &["generate", "--model", "chat", "--max-tokens", "8", "Once upon a time"]);
-    assert!(said.trim().len() > "Once upon a time".len() / 2, "{said}");
+    let greedy = ["--temperature", "0", "--min-tokens", "8", "--max-tokens", "8", "Once upon a time"];
+    let said = operate(&hosts, &endpoint, &[&["generate", "--model", "chat"], &greedy[..]].concat());
+    assert!(!said.trim().is_empty(), "it tells something");
 
     assert!(terraform.plan_is_empty(), "what has been applied needs nothing");
     let again = terraform.succeeds(&["apply"]);
