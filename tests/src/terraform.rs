@@ -1,4 +1,4 @@
-//! Terraform, run by the operator of [`Hosts`](crate::hosts::Hosts).
+//! Terraform, run by the operator of [`Hosts`].
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

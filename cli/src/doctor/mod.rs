@@ -1,6 +1,6 @@
 //! Preflight: what of a host would keep a coordinator or a worker from running well.
 //!
-//! Each check is a file: it gathers facts, and a pure function judges them. What it says is [`Finding`]s, each with what to do about
+//! Each check is a file: it gathers facts, and a pure function judges them. What it says is findings, each with what to do about
 //! it. Nothing is changed; a file is written into the data folder, and removed.
 
 mod asked;

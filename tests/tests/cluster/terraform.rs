@@ -176,7 +176,7 @@ async fn a_cluster_is_upgraded_and_scaled_under_load() {
     wanted["binary"] = json!(build);
     terraform.set(&wanted);
     let (answered, elsewhere) = under_load(&hosts, || drop(terraform.succeeds(&["apply"])));
-    println!("{answered} requests answered during the upgrade, {elsewhere} of them after asking elsewhere");
+    eprintln!("{answered} requests answered during the upgrade, {elsewhere} of them after asking elsewhere");
     for (number, (old, new)) in before.iter().zip(processes(&hosts, 3)).enumerate() {
         assert_eq!(old.len(), new.len(), "host {number}");
         let kept = old.iter().filter(|pid| new.contains(pid)).count();
