@@ -161,7 +161,7 @@ pub async fn run(
     let cluster = cluster::start(&raft, transport.clone())?;
     transport.set_handle(cluster.clone());
     let metrics = Arc::new(Metrics::new().with_vllm_names(config.vllm_metrics));
-    let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::default());
+    let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::of_starting());
     if let Some(exporter) = exporter {
         drivers.timelines().export(config.id, exporter);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use foggara_models::Checkpoint;
@@ -79,12 +80,24 @@ struct Shared {
     loaded: RwLock<Loaded>,
     /// Counts up when a model has been opened.
     opened: watch::Sender<u64>,
+    /// Whether this coordinator has just started and may not have been told yet of every deployment.
+    starting: AtomicBool,
 }
 
 impl ServedModels {
+    /// Of a coordinator that starts: until it has caught up with the others, no model is unknown to it for good.
+    pub fn of_starting() -> Self {
+        let models = Self::default();
+        models.0.starting.store(true, Ordering::Release);
+        models
+    }
+
     /// Follows the deployments for as long as the process lives.
     pub async fn follow(self, cluster: ClusterHandle, library: Library) {
         let (mut watch, mut places) = (cluster.watch(), library.changes());
+        let catching_up = async { while cluster.read_index().await.is_err() {} };
+        tokio::pin!(catching_up);
+        let mut caught_up = false;
         loop {
             places.borrow_and_update();
             let state = watch.borrow_and_update().clone();
@@ -95,14 +108,25 @@ impl ServedModels {
                 let known = self.read(|loaded| loaded.get(name).map(|(_, opened)| opened.clone()));
                 let place = library.place(name, deployment);
                 match (known, place) {
-                    (Some(Opened::Yes(_) | Opened::No(_)), _) | (_, None) => {}
+                    (Some(_), None) | (Some(Opened::Yes(_) | Opened::No(_)), _) => {}
+                    (None, None) => {
+                        let opened = Opened::NotYet("its files are being looked for".into());
+                        self.write(|loaded| loaded.insert(name.clone(), (deployment.clone(), opened)));
+                    }
                     (Some(Opened::NotYet(known)), Some(Err(reason))) if known == reason => {}
                     (_, Some(place)) => self.open(name.clone(), deployment.clone(), place).await,
                 }
             }
+            if caught_up {
+                self.0.starting.store(false, Ordering::Release);
+            }
             let changed = tokio::select! {
                 changed = watch.changed() => changed,
                 changed = places.changed() => changed,
+                () = &mut catching_up, if !caught_up => {
+                    caught_up = true;
+                    Ok(())
+                }
             };
             if changed.is_err() {
                 return;
@@ -126,6 +150,11 @@ impl ServedModels {
             tracing::error!(deployment = name, reason, "the model cannot be served here");
         }
         self.write(|loaded| loaded.insert(name, entry));
+    }
+
+    /// Whether there may be more of them than are known here.
+    pub(super) fn are_starting(&self) -> bool {
+        self.0.starting.load(Ordering::Acquire)
     }
 
     /// Tells when another model has been opened.
@@ -154,9 +183,12 @@ impl ServedModels {
 
     /// The model called `name`; with an empty name the only one there is.
     pub(super) fn get(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+        // Before the table: it may be complete by the time that is looked at, but then a wrong "not yet" does no harm.
+        let starting = self.0.starting.load(Ordering::Acquire);
         self.read(|loaded| {
             let entry = match name {
                 "" if loaded.len() == 1 => loaded.values().next(),
+                "" if starting => None,
                 "" => {
                     let names: Vec<&str> = loaded.keys().map(String::as_str).collect();
                     return Err(ApiError::invalid(
@@ -176,6 +208,13 @@ impl ServedModels {
                     Kind::Unavailable,
                     format!("model `{name}` cannot be served: {reason}"),
                 )),
+                None if starting => Err(ApiError {
+                    retry_after: Some(NOT_YET_RETRY),
+                    ..ApiError::new(
+                        Kind::Unavailable,
+                        format!("this coordinator has just started and does not know `{name}` yet"),
+                    )
+                }),
                 None => Err(GenerateError::UnknownModel(name.to_owned()).into()),
             }
         })
@@ -185,5 +224,21 @@ impl ServedModels {
     #[cfg(test)]
     pub(super) fn insert(&self, deployment: Deployment, model: ServedModel) {
         self.write(|loaded| loaded.insert(model.name.clone(), (deployment, Opened::Yes(Arc::new(model)))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_unknown_for_good_to_a_coordinator_that_has_just_started() {
+        let models = ServedModels::of_starting();
+        for name in ["m", ""] {
+            let error = models.get(name).err().expect("there is none");
+            assert!(error.kind == Kind::Unavailable && error.retry_after.is_some(), "{}", error.message);
+        }
+        models.0.starting.store(false, Ordering::Release);
+        assert!(models.get("m").err().is_some_and(|error| error.kind == Kind::NoSuchModel));
     }
 }

@@ -109,7 +109,7 @@ async fn load(hosts: &Hosts, coordinators: usize, stop: &AtomicBool, begun: &Ato
     let one = async |stream: usize| {
         let (mut answered, mut elsewhere) = (0, 0);
         while !stop.load(Ordering::Relaxed) {
-            let id = format!("stream {stream} request {answered}");
+            let id = format!("stream-{stream}-request-{answered}");
             let mut tries = 0;
             let answer = wait::until(&id, async || {
                 let client = &clients[(stream + answered + tries) % clients.len()];

@@ -108,6 +108,9 @@ impl FrontDoor {
         if status.leader.is_none() {
             reasons.push("no leader is known".into());
         }
+        if self.models.are_starting() {
+            reasons.push("it has just started and may not know every model yet".into());
+        }
         if !self.cluster.workers_are_known() {
             reasons.push("the leader has not found every worker yet".into());
         }
