@@ -72,7 +72,10 @@ mod tests {
         let all = crate::command_line();
         for setting in Kind::ALL.into_iter().flat_map(|kind| settings(&kind.command(&all))) {
             assert!(!setting.help.is_empty(), "{}", setting.key);
-            assert_eq!(setting.variable, format!("FOGGARA_{}", setting.key.to_uppercase()));
+            // Where OpenTelemetry has a name for it, it is called so.
+            let named =
+                ["FOGGARA", "OTEL_EXPORTER"].map(|prefix| format!("{prefix}_{}", setting.key.to_uppercase()));
+            assert!(named.contains(&setting.variable), "{}: {}", setting.key, setting.variable);
         }
     }
 }
