@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use foggara_kernels::cpu::measure;
 use foggara_proto::wire::admin::StatusRequest;
 use foggara_proto::wire::admin::admin_client::AdminClient;
 use futures::future::try_join_all;
@@ -28,6 +29,8 @@ const SEQUENCE_TOKENS: usize = PROMPT + ANSWER / 2;
 const TOGETHER: usize = 64;
 /// Tokens of each of so many answers.
 const TOGETHER_ANSWER: usize = 64;
+/// How long bandwidth is looked at before each run.
+const MEASURE_MILLIS: u64 = 100;
 
 /// A model in a shape.
 struct Case {
@@ -78,6 +81,9 @@ struct Row {
     /// Of each worker, as it measured them when it started.
     read_bytes_per_second: Vec<u64>,
     flops: Vec<u64>,
+    /// Of one of as many threads as there are workers, measured between the runs: what is predicted for. A machine that is
+    /// shared with others may read at twice or half the speed a minute later.
+    meanwhile_bytes_per_second: u64,
     /// Tokens per second of one stream.
     one_stream: Pair,
     /// Of 64.
@@ -106,7 +112,7 @@ pub(crate) async fn run(args: &PredictionsArgs) -> Result<ExitCode> {
     for case in &CASES {
         let shape = case.shape();
         eprintln!("… {}, {shape}", case.called);
-        rows.push(measure(case, shape, args).await?);
+        rows.push(of_case(case, shape, args).await?);
     }
     let cells = |row: &Row| {
         let rate = |values: &[u64]| {
@@ -115,9 +121,18 @@ pub(crate) async fn run(args: &PredictionsArgs) -> Result<ExitCode> {
         };
         let together = row.together.as_ref().map_or(String::new(), Pair::show);
         let (bandwidth, flops) = (rate(&row.read_bytes_per_second), rate(&row.flops));
-        vec![row.model.into(), row.shape.clone(), bandwidth, flops, row.one_stream.show(), together]
+        let meanwhile = rate(&[row.meanwhile_bytes_per_second]);
+        vec![
+            row.model.into(),
+            row.shape.clone(),
+            bandwidth,
+            meanwhile,
+            flops,
+            row.one_stream.show(),
+            together,
+        ]
     };
-    let head = ["model", "shape", "GB/s", "GFLOP/s", "one stream", "64 streams"];
+    let head = ["model", "shape", "GB/s at start", "GB/s meanwhile", "GFLOP/s", "one stream", "64 streams"];
     let within = rows.iter().filter(|row| row.one_stream.off().abs() <= 0.25).count();
     let text = format!(
         "Predicted / measured tokens per second, workers of one thread\n\n{}\n{within} of {} predictions of one stream are within 25 %\n",
@@ -139,7 +154,7 @@ impl Case {
     }
 }
 
-async fn measure(case: &Case, shape: String, args: &PredictionsArgs) -> Result<Row> {
+async fn of_case(case: &Case, shape: String, args: &PredictionsArgs) -> Result<Row> {
     let of_cluster = TargetArgs {
         model: Some(PathBuf::from(WORKSPACE).join(case.model)),
         coordinators: 1,
@@ -173,16 +188,18 @@ async fn watch(
     let bandwidth = of_all(&|of| of.read_bytes_per_second);
     let flops = of_all(&|of| of.flops);
     ensure!(bandwidth.len() == case.workers, "not every worker says what it can do");
-    let predicted = predict(case, of_cluster, &bandwidth, &flops).await?;
     let prompts = Prompts::new();
     let ask = |answer| Ask { prompt: prompts.next(PROMPT), max_tokens: answer };
     let mut clients = target.clients(if args.together { TOGETHER } else { 1 }).await?;
     let first = clients.first_mut().context("one client at least")?;
     first.generate(ask(ANSWER)).await?;
-    let mut rates = Vec::new();
+    let (mut rates, mut meanwhile) = (Vec::new(), Vec::new());
     for _ in 0..args.runs {
+        meanwhile.push(measure::read_bandwidth(case.workers, MEASURE_MILLIS) as f64 / case.workers as f64);
         rates.push(first.generate(ask(ANSWER)).await?.decode_rate().context("the answer came at once")?);
     }
+    let meanwhile = percentile(&meanwhile, 50.0).context("--runs is 0")?;
+    let predicted = predict(case, of_cluster, meanwhile, &flops).await?;
     let together = if args.together {
         let traces =
             try_join_all(clients.iter_mut().map(|client| client.generate(ask(TOGETHER_ANSWER)))).await?;
@@ -197,13 +214,14 @@ async fn watch(
         shape,
         read_bytes_per_second: bandwidth,
         flops,
+        meanwhile_bytes_per_second: meanwhile as u64,
         one_stream: Pair { predicted: predicted.0, measured },
         together,
     })
 }
 
 /// What `foggara models plan` says of machines like these: one stream, and many together.
-async fn predict(case: &Case, args: &TargetArgs, bandwidth: &[u64], flops: &[u64]) -> Result<(f64, f64)> {
+async fn predict(case: &Case, args: &TargetArgs, bandwidth: f64, flops: &[u64]) -> Result<(f64, f64)> {
     let mean = |values: &[u64]| values.iter().sum::<u64>() as f64 / values.len().max(1) as f64;
     let folder = tempfile::TempDir::with_prefix("foggara-bench-")?;
     let nodes = folder.path().join("nodes.toml");
@@ -211,7 +229,7 @@ async fn predict(case: &Case, args: &TargetArgs, bandwidth: &[u64], flops: &[u64
     let text = format!(
         "[[nodes]]\nname = \"here\"\nworkers = {}\nmemory_gb = 8\nbandwidth_gb_s = {}\ntflops = {}\n",
         case.workers,
-        mean(bandwidth) / 1e9,
+        bandwidth / 1e9,
         mean(flops) / 1e12
     );
     std::fs::write(&nodes, text)?;

@@ -76,6 +76,7 @@ mod tests {
             ),
             source("coordinator/src/placement/a.rs", "fn spawned() {}"),
             source("coordinator/src/cluster/state.rs", "let map: HashMap<u8, u8>;"),
+            source("coordinator/src/timeline/a.rs", "fn timed() {}"),
             source("coordinator/src/cluster/node.rs", "use tokio::fs;"),
         ];
         let found = findings(&sources);
