@@ -100,9 +100,25 @@ pub(crate) struct GpuArgs {
     /// How often the prompt is read; the best counts.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) runs: usize,
+    /// Serves requests of so many tokens of prompt and of answer without end: prompts are read beside what is decoded.
+    #[arg(long, value_name = "PROMPT/ANSWER", value_parser = lengths)]
+    pub(crate) serve: Option<(usize, usize)>,
+    /// Requests that are served at once; may repeat.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [256])]
+    pub(crate) serve_streams: Vec<usize>,
+    /// Steps of serving that count, after a fifth as many that do not.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) serve_steps: usize,
     /// Writes what was measured as JSON.
     #[arg(long, value_name = "PATH")]
     pub(crate) save: Option<PathBuf>,
+}
+
+/// `1000/1000`: two numbers that are at least 1.
+fn lengths(text: &str) -> Result<(usize, usize), String> {
+    let number = |part: &str| part.parse().ok().filter(|n| *n > 0);
+    let both = text.split_once('/').and_then(|(a, b)| Some((number(a)?, number(b)?)));
+    both.ok_or_else(|| "tokens of a prompt and of an answer, like 1000/1000".to_owned())
 }
 
 /// Other servers beside ours.

@@ -4,6 +4,7 @@
 mod limits;
 mod model;
 mod report;
+mod serving;
 mod steps;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use foggara_worker::decoder::{CacheConfig, DeviceDecoder};
 
 use crate::args::GpuArgs;
 use report::{Report, Row};
+use serving::Serving;
 use steps::Runner;
 
 const SHAPES: [(&str, &str); 3] = [
@@ -66,12 +68,17 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
     let weights = model::random_weights(&device, &spec, &plan.ranks[0], kind)?;
     let most_streams = args.streams.iter().copied().max().unwrap_or(1);
     let positions = args.prefill.max(args.context + args.tokens + 2);
-    let blocks_each = positions.div_ceil(BLOCK_SIZE) + 1;
-    let cache = CacheConfig { blocks: blocks_each * most_streams, block_size: BLOCK_SIZE, ty: KvType::F16 };
+    let blocks_each = |positions: usize| positions.div_ceil(BLOCK_SIZE) + 1;
+    let blocks = blocks_each(positions) * most_streams;
+    let (prompt, answer) = args.serve.unwrap_or_default();
+    let most_served = args.serve.and(args.serve_streams.iter().copied().max()).unwrap_or(0).min(args.chunk);
+    let serve_blocks = blocks_each(prompt + answer) * most_served;
+    let cache = CacheConfig { blocks: blocks.max(serve_blocks), block_size: BLOCK_SIZE, ty: KvType::F16 };
     let max_rows = args.chunk.max(most_streams);
     let weight_bytes = weights.bytes() as u64;
     let decoder = DeviceDecoder::new(&device, &spec, &plan, 0, weights, cache, max_rows)?;
-    let mut runner = Runner::new(decoder, device.clone(), blocks_each, cache)?;
+    let mut runner = Runner::new(decoder, device.clone(), cache)?;
+    runner.share(blocks_each(positions))?;
     let mut report = Report::new(args, &spec, &device, limits, weight_bytes);
     for streams in &args.streams {
         let seconds = runner.decode(*streams, args.context, args.tokens)?;
@@ -84,6 +91,16 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
         let row = Row::prefill(&spec, &report.limits, args.prefill, seconds);
         eprintln!("{row}");
         report.rows.push(row);
+    }
+    if args.serve.is_some() {
+        runner.share(blocks_each(prompt + answer))?;
+        for streams in &args.serve_streams {
+            let serving = Serving::new(prompt, answer, (*streams).min(args.chunk), args.chunk);
+            let (seconds, tokens) = runner.serve(serving, args.serve_steps)?;
+            let row = Row::serving((prompt, answer), *streams, tokens, seconds, args.serve_steps);
+            eprintln!("{row}");
+            report.rows.push(row);
+        }
     }
     report.launches = launches(&device);
     report.save(args)?;

@@ -36,7 +36,7 @@ pub(super) struct Row {
     share_of_copy: Option<f64>,
     /// Of multiplications that must be done, over what the library's product does; of prefill.
     share_of_product: Option<f64>,
-    tflops: f64,
+    tflops: Option<f64>,
 }
 
 impl fmt::Display for Row {
@@ -45,8 +45,8 @@ impl fmt::Display for Row {
         if let Some(share) = self.share_of_copy {
             write!(f, ", {:3.0} % of the memory's speed", share * 100.0)?;
         }
-        if let Some(share) = self.share_of_product {
-            write!(f, ", {:.0} TFLOP/s, {:3.0} % of the product's", self.tflops, share * 100.0)?;
+        if let (Some(share), Some(tflops)) = (self.share_of_product, self.tflops) {
+            write!(f, ", {tflops:.0} TFLOP/s, {:3.0} % of the product's", share * 100.0)?;
         }
         Ok(())
     }
@@ -119,7 +119,25 @@ impl Row {
             tokens_per_second: streams as f64 / seconds,
             share_of_copy: Some(bytes / limits.copy_bytes_per_second / seconds),
             share_of_product: None,
-            tflops: flops / seconds / 1e12,
+            tflops: Some(flops / seconds / 1e12),
+        }
+    }
+
+    /// `tokens` of answers in `steps` steps in which as many prompts were read as answers ended.
+    pub(super) fn serving(
+        (prompt, answer): (usize, usize),
+        streams: usize,
+        tokens: usize,
+        seconds: f64,
+        steps: usize,
+    ) -> Self {
+        Self {
+            what: format!("{prompt}/{answer}, {streams} at once"),
+            seconds: seconds / steps as f64,
+            tokens_per_second: tokens as f64 / seconds,
+            share_of_copy: None,
+            share_of_product: None,
+            tflops: None,
         }
     }
 
@@ -135,7 +153,7 @@ impl Row {
             tokens_per_second: len as f64 / seconds,
             share_of_copy: None,
             share_of_product: Some(flops / seconds / limits.product_flops),
-            tflops: flops / seconds / 1e12,
+            tflops: Some(flops / seconds / 1e12),
         }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) struct ShapeArguments {
     /// Copies of the model, each on workers of its own
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) replicas: u32,
-    /// Tokens of KV cache of each replica [default: 65536 or the context, as memory allows]
+    /// Tokens of KV cache of each replica [default: 65536 (on GPUs 1048576) or the context, as memory allows]
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<u64>,
     /// Precision of the KV cache: q8_0 takes half the memory of f16

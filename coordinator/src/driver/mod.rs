@@ -41,8 +41,9 @@ pub use manager::{DriverContext, run_drivers};
 pub const MAX_SEQUENCES: u32 = 64;
 /// Rows of one step.
 pub const MAX_STEP_ROWS: u32 = 256;
-/// Sequences of a group of GPUs at once: all rows that one recorded step decodes.
-pub const GPU_SEQUENCES: u32 = 256;
+/// Sequences of a group of GPUs at once: with a thousand the experts of a large model have rows enough to be worth their weights'
+/// reading, and half of a step is left for prompts.
+pub const GPU_SEQUENCES: u32 = 1024;
 /// Rows of one of its steps: so many of a prompt that every expert has enough of them to be worth its weights' reading.
 pub const GPU_STEP_ROWS: u32 = 2048;
 /// Sequences that may wait for one group, unless set otherwise.

@@ -277,7 +277,7 @@ fn evaluate<'a>(
         parts.iter().zip(seats).map(|(part, worker)| needs(model, shape, part, worker.kind)).collect();
     let rooms: Option<Vec<u64>> =
         needs.iter().zip(seats).map(|(needs, worker)| needs.room(usable(worker))).collect();
-    let (wanted, least) = kv_wanted(model, wish.kv_tokens);
+    let (wanted, least) = kv_wanted(model, wish.kv_tokens, seats.first()?.kind);
     let room = rooms?.into_iter().min()? / u64::from(BLOCK_SIZE) * u64::from(BLOCK_SIZE);
     if room < least {
         return None;
@@ -301,7 +301,7 @@ fn evaluate<'a>(
 
 /// Bytes that the smallest of `shapes` takes in all, with the least cache that will do, on ranks of `kind`.
 pub(super) fn least_bytes(model: &ModelFacts, wish: &Wish, shapes: &[Shape], kind: Kind) -> u64 {
-    let (_, least) = kv_wanted(model, wish.kv_tokens);
+    let (_, least) = kv_wanted(model, wish.kv_tokens, kind);
     let total = |shape: &Shape| -> u64 {
         let parts = layout(model, *shape, &[]);
         parts.iter().map(|part| needs(model, *shape, part, kind).with_kv(least)).sum()

@@ -7,8 +7,10 @@ use super::layout::RankPart;
 
 /// Positions of a KV block.
 pub const BLOCK_SIZE: u32 = 16;
-/// Tokens of KV cache, if memory allows and nothing else is asked for.
+/// Tokens of KV cache, if memory allows and nothing else is asked for. A GPU's memory is the worker's alone and does as many
+/// sequences at once as there is room for: a thousand of a thousand tokens.
 pub(super) const DEFAULT_KV_TOKENS: u64 = 65_536;
+const GPU_KV_TOKENS: u64 = 1 << 20;
 /// Fewer tokens of KV cache than this, or than the context, are not worth serving with.
 const LEAST_KV_TOKENS: u64 = 2_048;
 /// A worker process beside weights and cache: program, threads, buffers. The bound that the project sets itself.
@@ -21,9 +23,10 @@ const GPU_WORKSPACE: u64 = 32 << 20;
 /// Rows of the largest step; the driver's own limits.
 const STEP_ROWS: u64 = crate::driver::MAX_STEP_ROWS as u64;
 const GPU_STEP_ROWS: u64 = crate::driver::GPU_STEP_ROWS as u64;
-/// Sequences of a group at once; each may need a row of logits.
+/// Sequences of a group at once; each may need a row of logits. GPUs keep so many rows of logits at once and score others after
+/// them.
 const SEQUENCES: u64 = crate::driver::MAX_SEQUENCES as u64;
-const GPU_SEQUENCES: u64 = crate::driver::GPU_SEQUENCES as u64;
+const GPU_SCORED: u64 = 256;
 /// Rows as wide as the residual stream, f32, that a forward pass keeps at once: the stream, its norm, queries, keys, values,
 /// the attention's output, two sides of a gated MLP, what is received from other ranks, and as much again to be sure.
 const ACTIVATION_ROWS: u64 = 20;
@@ -70,11 +73,17 @@ pub fn usable(worker: &WorkerFacts) -> u64 {
 }
 
 /// Tokens of cache that are wanted of `model`, and the fewest that will do.
-pub(super) fn kv_wanted(model: &ModelFacts, asked: u64) -> (u64, u64) {
+pub(super) fn kv_wanted(model: &ModelFacts, asked: u64, kind: Kind) -> (u64, u64) {
     // In whole blocks: that is how memory is taken.
     let whole = |tokens: u64| tokens.div_ceil(u64::from(BLOCK_SIZE)).max(1) * u64::from(BLOCK_SIZE);
     match asked {
-        0 => (whole(DEFAULT_KV_TOKENS.max(model.context)), whole(model.context.min(LEAST_KV_TOKENS))),
+        0 => {
+            let usual = match kind {
+                Kind::Cpu => DEFAULT_KV_TOKENS,
+                Kind::Gpu => GPU_KV_TOKENS,
+            };
+            (whole(usual.max(model.context)), whole(model.context.min(LEAST_KV_TOKENS)))
+        }
         asked => (whole(asked), whole(asked)),
     }
 }
@@ -104,7 +113,7 @@ pub(super) fn fixed(model: &ModelFacts, kind: Kind) -> u64 {
     match kind {
         Kind::Cpu => STEP_ROWS * row + SEQUENCES * model.vocab * 4 + CPU_PROCESS,
         Kind::Gpu => {
-            let logits = (GPU_SEQUENCES * model.vocab * 4) as f64 * GPU_LOGITS;
+            let logits = (GPU_SCORED * model.vocab * 4) as f64 * GPU_LOGITS;
             GPU_STEP_ROWS * row + logits as u64 + pairs(model) + GPU_SCRATCH + GPU_WORKSPACE + GPU_PROCESS
         }
     }

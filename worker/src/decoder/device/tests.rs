@@ -118,6 +118,33 @@ fn reference(model: &Checkpoint, sequences: &[Vec<u32>], to_f8: bool) -> Vec<Vec
     logits_on(model, sequences, how, (Kind::Shm, KvType::F32), 512, &cpu)
 }
 
+/// Of each sequence, the logits of each row.
+type Logits = [Vec<Vec<f32>>];
+
+/// All rows of `found` against those of `expected`.
+fn all_off_by(found: &Logits, expected: &Logits) -> Vec<f64> {
+    let rows = found.iter().flatten().zip(expected.iter().flatten());
+    rows.map(|(row, same)| off_by(row, &same.iter().copied().map(f64::from).collect::<Vec<_>>())).collect()
+}
+
+/// Tensor cores add up E4M3 with some 13 bits. What is off by so little becomes another code here and there, a step of a sixteenth;
+/// that is carried on, more codes change, and after some layers the rounding of two such runs has nothing in common but how much it
+/// costs. So that is what is compared, against f32: half of the rows, and all together, as far off as those of the CPU.
+fn as_far_off(what: &str, (found, same): (&Logits, &Logits), exact: &Logits) {
+    let (mut found, mut same) = (all_off_by(found, exact), all_off_by(same, exact));
+    let mean = |off: &[f64]| (off.iter().map(|off| off * off).sum::<f64>() / off.len() as f64).sqrt();
+    let means = (mean(&found), mean(&same));
+    found.sort_by(f64::total_cmp);
+    same.sort_by(f64::total_cmp);
+    let medians = (found[found.len() / 2], same[same.len() / 2]);
+    for (ours, theirs) in [means, medians] {
+        assert!(
+            ours > 0.0 && ours <= 1.25 * theirs,
+            "{what}: {ours} off, the CPU {theirs}: {found:?} and {same:?}"
+        );
+    }
+}
+
 /// Against the CPU's f32 with the same rounded weights, and with inputs rounded in the same places. What is left is the order of
 /// addition (10^-7 was seen), and inputs that were so close to the middle between two codes that they became the other one. (A token
 /// between two experts may go to the other one, too, which small random models answer quite differently.)
@@ -134,10 +161,13 @@ fn fp8_agrees(device: &(impl Fn(usize) -> Option<Device> + Sync)) {
         let same = rounded(&goldens.join(name), folder.path());
         let to_f8 = device(0).is_some_and(|device| device.multiplies_f8());
         let same = reference(&same, &sequences, to_f8);
+        let plain = (shape(1, 1, 1), Quantize::None);
+        let exact = logits_on(&model, &sequences, plain, (Kind::Shm, KvType::F32), 512, &|_| None);
         let most = if to_f8 { 0.15 * 2.0_f64.sqrt() } else { 0.15 };
         for (shape, chunk) in [(shape(1, 1, 1), 512), (shape(1, 1, 1), 1), (shape(2, 1, 1), 512)] {
             let how = (shape, Quantize::Fp8);
             let all = logits_on(&model, &sequences, how, (Kind::Shm, KvType::F32), chunk, device);
+            let what = format!("{name}, {chunk} at a time, inputs in E4M3: {to_f8}");
             let last = |rows: &[Vec<f32>], case: &serde_json::Value| {
                 off_by(rows.last().expect("a prompt"), &numbers(&case["logits_last"]))
             };
@@ -147,18 +177,17 @@ fn fp8_agrees(device: &(impl Fn(usize) -> Option<Device> + Sync)) {
                 // Rows that are cut have scales of their own.
                 continue;
             }
-            let rows = all.iter().flatten().zip(same.iter().flatten());
-            let off =
-                rows.map(|(row, same)| off_by(row, &same.iter().copied().map(f64::from).collect::<Vec<_>>()));
-            let mut off: Vec<f64> = off.collect();
+            if to_f8 && is_fast(device) {
+                as_far_off(&what, (&all, &same), &exact);
+                continue;
+            }
+            let mut off = all_off_by(&all, &same);
             off.sort_by(f64::total_cmp);
             let nearly_all = off.len() * 9 / 10;
-            let what = format!("{name}, {chunk} at a time, inputs in E4M3: {to_f8}: off by {off:?}");
-            // The host twin adds up in f32; tensor cores keep fewer bits, so that more inputs become others. So they do in bf16, whose
-            // steps are smaller: 0.005 was seen.
-            assert!(!to_f8 || is_fast(device) || off[nearly_all - 1] <= 1e-4, "{what}");
+            // The host twin adds up in f32.
+            assert!(!to_f8 || off[nearly_all - 1] <= 1e-4, "{what}: off by {off:?}");
             let sure = if name == "mixtral" { nearly_all } else { off.len() };
-            assert!(off[sure - 1] <= 0.03, "{what}");
+            assert!(off[sure - 1] <= 0.03, "{what}: off by {off:?}");
         }
     }
 }
