@@ -39,55 +39,24 @@ FG_DEVICE void multiply_f8(float (&d)[SUMS], u64 a, u64 b) {
     }
 }
 #else
-template <bool FRESH>
-FG_DEVICE void multiply_f8(float (&d)[4], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, %6, 0; wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {"
-        "%0, %1, %2, %3 "
-        "}, %4, %5, more, 1, 1; }"
-        : FG_SUMS_4(0)
-        : "l"(a), "l"(b), "n"(FRESH ? 0 : 1));
-}
-template <bool FRESH>
-FG_DEVICE void multiply_f8(float (&d)[8], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, %10, 0; wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7 "
-        "}, %8, %9, more, 1, 1; }"
-        : FG_SUMS_4(0), FG_SUMS_4(4)
-        : "l"(a), "l"(b), "n"(FRESH ? 0 : 1));
-}
-template <bool FRESH>
-FG_DEVICE void multiply_f8(float (&d)[16], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, %18, 0; wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
-        "}, %16, %17, more, 1, 1; }"
-        : FG_SUMS_16(0)
-        : "l"(a), "l"(b), "n"(FRESH ? 0 : 1));
-}
-template <bool FRESH>
-FG_DEVICE void multiply_f8(float (&d)[32], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, %34, 0; wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-        "}, %32, %33, more, 1, 1; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16)
-        : "l"(a), "l"(b), "n"(FRESH ? 0 : 1));
-}
-template <bool FRESH>
-FG_DEVICE void multiply_f8(float (&d)[64], u64 a, u64 b) {
-    asm volatile(
-        "{ .reg .pred more; setp.ne.u32 more, %66, 0; wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-        "}, %64, %65, more, 1, 1; }"
-        : FG_SUMS_16(0), FG_SUMS_16(16), FG_SUMS_16(32), FG_SUMS_16(48)
-        : "l"(a), "l"(b), "n"(FRESH ? 0 : 1));
-}
+// For `N` rows; B and C are the numbers after those of the sums.
+#define FG_MULTIPLY_F8(N, SUMS, B, C, ...)                                                                                    \
+    template <bool FRESH>                                                                                                     \
+    FG_DEVICE void multiply_f8(float (&d)[SUMS], u64 a, u64 b) {                                                              \
+        asm volatile("{ .reg .pred more; setp.ne.u32 more, %" #C ", 0; wgmma.mma_async.sync.aligned.m64n" #N                  \
+                     "k32.f32.e4m3.e4m3 {" FG_NAMES_##SUMS "}, %" #SUMS ", %" #B ", more, 1, 1; }"                            \
+                     : __VA_ARGS__                                                                                            \
+                     : "l"(a), "l"(b), "n"(FRESH ? 0 : 1));                                                                   \
+    }
+FG_MULTIPLY_F8(8, 4, 5, 6, FG_SUMS_4(0))
+FG_MULTIPLY_F8(16, 8, 9, 10, FG_SUMS_8(0))
+FG_MULTIPLY_F8(32, 16, 17, 18, FG_SUMS_16(0))
+FG_MULTIPLY_F8(64, 32, 33, 34, FG_SUMS_32(0))
+FG_MULTIPLY_F8(80, 40, 41, 42, FG_SUMS_32(0), FG_SUMS_8(32))
+FG_MULTIPLY_F8(96, 48, 49, 50, FG_SUMS_32(0), FG_SUMS_16(32))
+FG_MULTIPLY_F8(112, 56, 57, 58, FG_SUMS_32(0), FG_SUMS_16(32), FG_SUMS_8(48))
+FG_MULTIPLY_F8(128, 64, 65, 66, FG_SUMS_64)
+FG_MULTIPLY_F8(136, 68, 69, 70, FG_SUMS_64, FG_SUMS_4(64))
 #endif
 
 // The sums of a group of the 64 outputs and the rows that begin there.

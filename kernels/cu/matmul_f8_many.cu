@@ -65,8 +65,9 @@ FG_DEVICE void copy_stages(const Product<f8> &p, u8 *shared) {
 }
 
 // The sums of 64 outputs go to out. Thread t of four has columns 8 · j + 2t and the next of outputs g and g + 8 of a warp's 16. What
-// rows are multiplied by is in shared memory: from elsewhere it would be waited for again and again.
-template <u32 N, bool GATED>
+// rows are multiplied by is in shared memory: from elsewhere it would be waited for again and again. ANY: the activation is whichever
+// `gate` says, in place of SILU: asked for once a tile, so that several are worked on at once.
+template <u32 N, bool GATED, bool ANY>
 FG_DEVICE void store_sums(const Product<f8> &p, const F8Tile &at, const float *x_scales, const Gate &gate, u32 row_of_tile,
                         const float (&totals)[N / 2]) {
     u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, width = p.n / 2;
@@ -90,7 +91,7 @@ FG_DEVICE void store_sums(const Product<f8> &p, const F8Tile &at, const float *x
             FG_UNROLL
             for (u32 c = 0; c < 2; c++) {
                 float sum = scaled(totals[j * 4 + c], x_scale[c], scale[0]), up = scaled(totals[j * 4 + 2 + c], x_scale[c], scale[1]);
-                bits[c] = to_bf16(activate(gate.activation, sum, up, gate.alpha, gate.limit)).bits;
+                bits[c] = to_bf16(activate(ANY ? gate.activation : (u32)SILU, sum, up, gate.alpha, gate.limit)).bits;
             }
             // Of two threads with neighbouring outputs each takes both of one row.
             u32 odd = g % 2, other = __shfl_xor_sync(0xffffffffu, odd ? bits[0] : bits[1], 4);
@@ -169,7 +170,9 @@ FG_DEVICE void multiply_tile(const Product<f8> &p, const F8Tile &at, const float
         add(sums[0], slot);
     }
     slot = next(slot);
-    store_sums<N, GATED>(p, at, row_scales, gate, multiplier * 64 + thread / 32 * 16, totals);
+    u32 row_of_tile = multiplier * 64 + thread / 32 * 16;
+    if (GATED && gate.activation != SILU) store_sums<N, GATED, true>(p, at, row_scales, gate, row_of_tile, totals);
+    else store_sums<N, GATED, false>(p, at, row_scales, gate, row_of_tile, totals);
 }
 
 template <bool GATED>

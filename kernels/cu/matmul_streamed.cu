@@ -2,8 +2,7 @@
 // sorted. A block has a warp that asks for bytes (the engine of tensor_map.cuh copies them) and two warpgroups that multiply them,
 // 64 outputs each. Blocks stay, and do one tile after the other: what the next one needs comes while results are written. Two
 // neighbours have the same rows: each copies half of them to both, so that the second level of the cache gives less.
-#include "product.cuh"
-#include "tensor_map.cuh"
+#include "streamed.cuh"
 #include "wgmma_bf16.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
@@ -24,43 +23,6 @@ FG_DEVICE u32 height_of(u32 rows) {
     if (height > 256) return (height + 15) / 16 * 16;
     if (height > 192) return (height + 31) / 32 * 32;
     return height > 128 ? 192 : 128;
-}
-
-// A tile: its group, first row of out, rows, how many it is multiplied as, and first output.
-struct Work {
-    u32 group, first, rows, height, output;
-};
-
-// This block's tile of the index-th of all clusters' tiles; false if there are fewer. A group's tiles of rows take turns, so that
-// blocks that run at the same time read the same weights. The whole warp asks for the same.
-FG_DEVICE bool find_work(const Product<bf16> &p, u32 index, Work &work) {
-    u32 lane = threadIdx.x % 32, columns = (p.n + OUTPUTS * CLUSTER - 1) / (OUTPUTS * CLUSTER);
-    for (u32 base = 0; base < p.count; base += 32) {
-        u32 begin = 0, rows = 0, height = 0, across = 0;
-        if (base + lane < p.count) {
-            begin = p.offsets[base + lane], rows = p.offsets[base + lane + 1] - begin;
-            if (rows > 0) height = height_of(rows), across = (rows + height - 1) / height;
-        }
-        u32 tiles = across * columns, end = tiles;
-        FG_UNROLL
-        for (u32 step = 1; step < 32; step *= 2) {
-            u32 before = __shfl_up_sync(0xffffffffu, end, step);
-            if (lane >= step) end += before;
-        }
-        u32 mine = __ballot_sync(0xffffffffu, index < end);
-        if (mine) {
-            u32 owner = __ffs(mine) - 1;
-            index -= __shfl_sync(0xffffffffu, end - tiles, owner);
-            begin = __shfl_sync(0xffffffffu, begin, owner), rows = __shfl_sync(0xffffffffu, rows, owner);
-            height = __shfl_sync(0xffffffffu, height, owner), across = __shfl_sync(0xffffffffu, across, owner);
-            u32 tile = index % across;
-            u32 output = (index / across * CLUSTER + rank_in_cluster()) * OUTPUTS;
-            work = {base + owner, begin + tile * height, min(rows - tile * height, height), height, output};
-            return true;
-        }
-        index -= __shfl_sync(0xffffffffu, end, 31);
-    }
-    return false;
 }
 
 // Maps of the group's weights, and of x for its tiles.
@@ -89,23 +51,11 @@ FG_DEVICE void make_maps(const Product<bf16> &p, const Work &work, TensorMap *to
     show_map(to + 1, scratch);
 }
 
-struct Shared {
-    u8 *stages;
-    u64 *full, *empty;  // barriers of each stage: bytes are there, and nobody needs them any more
-};
-
-// Stages are counted through all tiles. Until the stage's place is free, or filled:
-FG_DEVICE void await_free(const Shared &s, u32 stage) { await_round(s.empty + stage % STAGES, stage / STAGES % 2 ^ 1); }
-FG_DEVICE void await_filled(const Shared &s, u32 stage) { await_round(s.full + stage % STAGES, stage / STAGES % 2); }
-// By a warp that needs the stage no more.
-FG_DEVICE void leave(const Shared &s, u32 stage) {
-    u32 lane = threadIdx.x % 32;
-    if (lane < CLUSTER) arrive_at(s.empty + stage % STAGES, lane);
-}
+using Stages = Ring<STAGES>;
 
 // By one thread: asks for all stages of a tile.
 template <bool GATED>
-FG_DEVICE void copy_tile(const Product<bf16> &p, const Work &work, const TensorMap *map, const Shared &s, u32 &stage) {
+FG_DEVICE void copy_tile(const Product<bf16> &p, const Work &work, const TensorMap *map, const Stages &s, u32 &stage) {
     u32 share = work.height / CLUSTER, rank = rank_in_cluster();
     FG_NO_UNROLL
     for (u32 from = 0; from < p.k; from += DEPTH, stage++) {
@@ -159,7 +109,7 @@ FG_DEVICE void store_activation(const Product<bf16> &p, const Gate &gate, const 
 
 // By a warpgroup: 64 outputs of a tile that is multiplied as `HEIGHT` rows, in two parts if those are too many for one product.
 template <bool GATED, u32 HEIGHT>
-FG_DEVICE void multiply_tile(const Product<bf16> &p, const Gate &gate, const Work &work, const Shared &s, u32 &stage) {
+FG_DEVICE void multiply_tile(const Product<bf16> &p, const Gate &gate, const Work &work, const Stages &s, u32 &stage) {
     constexpr u32 PARTS = HEIGHT > 256 ? 2 : 1, COLUMNS = HEIGHT / PARTS;
     u32 group = threadIdx.x / 128;
     float sums[PARTS][COLUMNS / 2];
@@ -201,23 +151,14 @@ FG_DEVICE void streamed(const Product<bf16> &p, const Gate &gate = {}) {
     FG_DYNAMIC_SHARED(shared);
     FG_SHARED u64 barriers[2 * STAGES];
     FG_SHARED TensorMap scratch;
-    // The launch gives 1024 bytes more.
-    Shared s = {shared + (1024 - (u64)shared % 1024) % 1024, barriers, barriers + STAGES};
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; i++) {
-            init_barrier(s.full + i, 1);
-            init_barrier(s.empty + i, MULTIPLY / 32 * CLUSTER);
-        }
-        show_barriers();
-    }
-    cluster_together();
+    Stages s = begin_ring<STAGES>(shared, barriers, MULTIPLY / 32);
     begin_after_others();
     Work work;
     u32 stage = 0, index = blockIdx.x / CLUSTER;
     if (threadIdx.x >= MULTIPLY) {
         give_registers<56>();
         u32 group = p.count, turn = 0;
-        for (; threadIdx.x < MULTIPLY + 32 && find_work(p, index, work); index += gridDim.x / CLUSTER) {
+        for (; threadIdx.x < MULTIPLY + 32 && find_work<OUTPUTS>(p, height_of, index, work); index += gridDim.x / CLUSTER) {
             if (work.group != group) {
                 group = work.group, turn ^= 1;
                 make_maps<GATED>(p, work, maps[blockIdx.x][turn], &scratch);
@@ -226,7 +167,7 @@ FG_DEVICE void streamed(const Product<bf16> &p, const Gate &gate = {}) {
         }
     } else {
         take_registers<224>();
-        for (; find_work(p, index, work); index += gridDim.x / CLUSTER) {
+        for (; find_work<OUTPUTS>(p, height_of, index, work); index += gridDim.x / CLUSTER) {
 #define FG_HEIGHT(HEIGHT)                                             \
     case HEIGHT:                                                      \
         multiply_tile<GATED, HEIGHT>(p, gate, work, s, stage);        \
@@ -251,11 +192,15 @@ FG_KERNEL_CLUSTER(THREADS, 2, streamed_bf16, PRODUCT(bf16)) { streamed<false>(TH
 FG_KERNEL_CLUSTER(THREADS, 2, gated_streamed_bf16, GATED_PRODUCT) { streamed<true>(THE_PRODUCT, THE_GATE); }
 #endif
 
-// out[r] = x[x_rows[r]] for rows r < offsets[count]: rows of `units` pieces of 16 bytes. A block a row.
-FG_KERNEL(256, gather_rows, (uint4 *out, const uint4 *x, const u32 *x_rows, const u32 *offsets, u32 count, u32 units)) {
+// out[r] = x[x_rows[r]] for rows r < offsets[count]: rows of `units` pieces of 16 bytes, and their scales, if they have any. A block a
+// row.
+FG_KERNEL(256, gather_rows, (uint4 *out, const uint4 *x, float *out_scales, const float *x_scales, const u32 *x_rows, const u32 *offsets,
+                             u32 count, u32 units)) {
     begin_after_others();
     u32 row = blockIdx.x;
     if (row >= offsets[count]) return;
-    const uint4 *from = x + (u64)x_rows[row] * units;
+    u32 source = x_rows[row];
+    const uint4 *from = x + (u64)source * units;
     for (u32 i = threadIdx.x; i < units; i += blockDim.x) out[(u64)row * units + i] = from[i];
+    if (x_scales && threadIdx.x == 0) out_scales[row] = x_scales[source];
 }

@@ -4,8 +4,9 @@
 #include "foggara.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
-// A matrix in memory as the engine knows it: of bf16, and of up to five dimensions, the first of which lies without gaps. What of a
-// box is outside of it becomes zeros. A row of a box is 128 bytes, and lies as place_wide (wgmma.cuh) says.
+// A matrix in memory as the engine knows it: of bf16 (or any pairs of bytes: it only moves them), and of up to five dimensions, the
+// first of which lies without gaps. What of a box is outside of it becomes zeros. A row of a box is 128 bytes, and lies as place_wide
+// (wgmma.cuh) says.
 struct __align__(128) TensorMap {
     u64 words[16];
 };

@@ -36,6 +36,31 @@ FG_DEVICE u64 describe(const u8 *rows) {
 }
 #define FG_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FG_SUMS_16(i) FG_SUMS_4(i), FG_SUMS_4(i + 4), FG_SUMS_4(i + 8), FG_SUMS_4(i + 12)
+#define FG_SUMS_8(i) FG_SUMS_4(i), FG_SUMS_4(i + 4)
+#define FG_SUMS_32(i) FG_SUMS_16(i), FG_SUMS_16(i + 16)
+#define FG_SUMS_64 FG_SUMS_32(0), FG_SUMS_32(32)
+// Names of the first of them.
+#define FG_NAMES_4 "%0, %1, %2, %3"
+#define FG_NAMES_8 FG_NAMES_4 ", %4, %5, %6, %7"
+#define FG_NAMES_16 FG_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define FG_NAMES_32 FG_NAMES_16 \
+    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FG_NAMES_40 FG_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define FG_NAMES_48 FG_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define FG_NAMES_56 FG_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define FG_NAMES_64 FG_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define FG_NAMES_68 FG_NAMES_64 \
+    ", %64, %65, %66, %67"
+#define FG_NAMES_72 FG_NAMES_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define FG_NAMES_80 FG_NAMES_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define FG_NAMES_96 FG_NAMES_80 \
+    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define FG_NAMES_112 FG_NAMES_96 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define FG_NAMES_128 FG_NAMES_112 \
+    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 FG_DEVICE void begin_multiply() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 FG_DEVICE void commit_multiply() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until at most N of the committed are not done.

@@ -379,6 +379,7 @@ FG_DEVICE void multiply_16x8x16_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u3
     twin::warp_together(0xffffffffu, "multiply_16x8x16_f16", &twin::multiplication_f16_exchange, &mine);
 }
 FG_DEVICE float fast_exp2(float x) { return exp2f(x); }
+FG_DEVICE float fast_reciprocal(float x) { return 1.0f / x; }
 FG_DEVICE uint4 load_streaming(const void *global) {
     if ((unsigned long)global % 16) twin::fail("load_streaming from an address that is not aligned to 16");
     return *(const uint4 *)global;

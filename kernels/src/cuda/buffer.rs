@@ -146,6 +146,11 @@ impl<'a> ViewMut<'a, f32> {
     pub fn as_bf16(self) -> ViewMut<'a, u16> {
         ViewMut { device: self.device, address: self.address, len: self.len * 2, elements: PhantomData }
     }
+
+    /// The same memory as bytes: four times as many.
+    pub fn as_bytes(self) -> ViewMut<'a, u8> {
+        ViewMut { device: self.device, address: self.address, len: self.len * 4, elements: PhantomData }
+    }
 }
 
 impl<'a, T: Pod> ViewMut<'a, T> {

@@ -169,6 +169,16 @@ impl F8Rows {
 }
 
 impl<'a> F8View<'a> {
+    /// `rows` rows of `width` in other memory: all codes, and behind them the scales.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    pub(crate) fn inside(room: View<'a, u8>, rows: usize, width: usize) -> Self {
+        let codes = rows * f8_stride(width);
+        let scales = room.slice(codes..codes + rows * size_of::<f32>()).as_floats();
+        Self { codes: room.slice(0..codes), scales, width }
+    }
+
     /// Their device.
     pub fn device(&self) -> &'a Device {
         self.codes.device()
