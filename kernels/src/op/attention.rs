@@ -11,7 +11,7 @@ mod tile;
 
 use std::cell::Cell;
 
-use super::kv_cache::{KvCache, Store};
+use super::kv_cache::{F8, KvCache, Store};
 use crate::cpu::lanes::Wide;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
@@ -117,11 +117,17 @@ fn run(task: &Task<'_>, scratch: &mut Scratch) {
         (Store::Q8_0 { keys, values }, false) => {
             attend_q8(task, CodesByDimension::new(keys, k), CodeValues::new(values, v, dim), scratch);
         }
+        (Store::F8 { keys, values }, false) => {
+            attend_f8(task, ByDimension::new(keys, k), ValueRows::new(values, v, dim), scratch);
+        }
         (Store::F32 { keys, .. }, true) => {
             attend_f32_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
         }
         (Store::F16 { keys, .. }, true) => {
             attend_f16_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
+        }
+        (Store::F8 { keys, .. }, true) => {
+            attend_f8_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
         }
         (Store::Q8_0 { keys, .. }, true) => {
             let (keys, values) = (CodesByPosition::new(keys, k), CodeValues::new(keys, k, dim));
@@ -174,6 +180,14 @@ over!(
 );
 over!(
     attend_f16_shared, ByPosition<'_, u16>, ValueRows<'_, u16>,
+    1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 4 in 4 or 4 by 1 or 1, 8 in 8 or 8 by 1 or 1
+);
+over!(
+    attend_f8, ByDimension<'_, F8>, ValueRows<'_, F8>,
+    1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 3 in 3 or 3 by 1 or 1, 4 in 4 or 4 by 1 or 1, 6 in 6 or 6 by 1 or 1
+);
+over!(
+    attend_f8_shared, ByPosition<'_, F8>, ValueRows<'_, F8>,
     1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 4 in 4 or 4 by 1 or 1, 8 in 8 or 8 by 1 or 1
 );
 over!(
