@@ -411,6 +411,8 @@ impl Forward for DeviceDecoder {
 #[cfg(test)]
 mod invariance_tests;
 #[cfg(test)]
+mod kv_tests;
+#[cfg(test)]
 mod launches_tests;
 #[cfg(test)]
 mod tests;
