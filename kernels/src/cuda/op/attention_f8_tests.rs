@@ -8,11 +8,11 @@ use super::*;
 /// at once: there the order of the sixteen, which is not the same, does not matter.
 fn check_as_f16(device: &Device, case: &Case) {
     let both = [KvKind::F16, KvKind::F8].map(|kind| {
-        let sequences = Sequences::new(device, &Case { kind, few_bits: true, ..case.clone() }, &[560, 300]);
-        let together: [Part; 3] = [(0, 500, 30), (1, 0, 17), (1, 250, 16)];
-        let alone: [Part; 6] = [(0, 0, 1), (0, 63, 2), (1, 256, 1), (0, 520, 1), (1, 299, 1), (0, 559, 1)];
+        let sequences = Sequences::new(device, &Case { kind, few_bits: true, ..case.clone() }, &[330, 90]);
+        let together: [Part; 2] = [(0, 250, 20), (1, 0, 17)];
+        let alone: [Part; 4] = [(1, 0, 1), (0, 63, 2), (0, 256, 1), (0, 329, 1)];
         let spread = sequences.attend(device, &alone, 64, None);
-        let recorded = sequences.attend(device, &alone, 3, Some(9));
+        let recorded = sequences.attend(device, &alone, 3, Some(7));
         (sequences.attend(device, &together, 80, None), spread, recorded)
     });
     let is_number = |(_, bits): &(_, Vec<u32>)| bits.iter().all(|x| f32::from_bits(*x).is_finite());
@@ -28,17 +28,17 @@ fn devices_that_add_sixteen() -> impl Iterator<Item = Device> {
 fn the_same_numbers_in_f16_give_the_same_bits() {
     for device in devices_that_add_sixteen() {
         for (dim, groups) in [
-            (64, vec![1, 2]),
+            (64, vec![2]),
             (80, vec![3]),
-            (96, vec![9, 1]),
+            (96, vec![9]),
             (128, vec![4]),
-            (128, vec![12, 2]),
+            (128, vec![12]),
             (256, vec![5]),
             // Without tensor cores.
-            (20, vec![1, 8]),
+            (20, vec![8]),
             (72, vec![2]),
-            (200, vec![9]),
-            (400, vec![3]),
+            (200, vec![3]),
+            (400, vec![1]),
         ] {
             check_as_f16(&device, &Case::new(KvKind::F8, &groups, dim, &[]));
         }
@@ -55,9 +55,7 @@ fn so_they_do_with_windows_caps_and_sinks_and_with_values_within_keys() {
             (576, Values::InKey(512)),
             (24, Values::InKey(16)),
         ] {
-            for (window, softcap, sinks) in
-                [(Some(3), None, true), (Some(270), Some(2.0), false), (None, Some(3.0), true)]
-            {
+            for (window, softcap, sinks) in [(Some(3), None, true), (Some(270), Some(2.0), false)] {
                 let case = Case { values, window, softcap, sinks, ..Case::new(KvKind::F8, &[3], dim, &[]) };
                 check_as_f16(&device, &Case { block_size: 7, ..case });
             }
@@ -71,7 +69,7 @@ fn so_they_do_with_windows_caps_and_sinks_and_with_values_within_keys() {
 fn rows_are_the_same_however_they_are_taken() {
     for device in devices() {
         for (dim, groups) in
-            [(64, vec![2]), (80, vec![3]), (96, vec![9]), (128, vec![4, 1]), (256, vec![5]), (40, vec![2])]
+            [(64, vec![2]), (80, vec![1]), (96, vec![9]), (128, vec![4]), (256, vec![3]), (40, vec![1])]
         {
             check_same(&device, &Case::new(KvKind::F8, &groups, dim, &[]));
         }
@@ -79,6 +77,26 @@ fn rows_are_the_same_however_they_are_taken() {
         check_same(&device, &latent);
         let window = Case { window: Some(270), sinks: true, ..Case::new(KvKind::F8, &[2], 128, &[]) };
         check_same(&device, &window);
+    }
+}
+
+#[test]
+fn blocks_that_are_many_meet_all_spans_of_a_row() {
+    for device in devices() {
+        let sequences = Sequences::new(&device, &Case::new(KvKind::F8, &[1; 16], 64, &[]), &[600, 40]);
+        let long: [Part; 4] = [(0, 599, 1), (0, 255, 1), (0, 256, 1), (0, 300, 1)];
+        let combined = || {
+            let launches = device.driver().launches();
+            launches.iter().find(|(name, _)| *name == "attention_combine").map_or(0, |(_, count)| *count)
+        };
+        let before = combined();
+        let apart = sequences.attend(&device, &long, 64, None);
+        assert_eq!(combined(), before + 1, "few rows are cut");
+        let short = (0..MANY / 16 - long.len()).map(|i| (1, i % 40, 1));
+        let rows: Vec<Part> = long.into_iter().chain(short).collect();
+        let all = sequences.attend(&device, &rows, 64, None);
+        assert_eq!(combined(), before + 1, "many are not");
+        assert!(all[..long.len()] == apart, "the same bits");
     }
 }
 

@@ -86,6 +86,8 @@ pub(super) struct Kernel {
     pub(super) kept: usize,
     /// Whether what rows see together can be cut into spans that are met by blocks of their own.
     pub(super) cuts: bool,
+    /// Whether as many blocks run at once where each keeps spans, or nearly: then one may as well meet several of a row.
+    pub(super) meets_spans: bool,
 }
 
 /// Threads of a block, but for long heads.
@@ -142,6 +144,7 @@ fn general(kv: &DeviceKv, widest: Option<impl Fn(usize) -> usize>) -> Kernel {
         shared: form.shared(value_stride),
         kept: form.queries * (kv.sizes().values.dim() + 4) * size_of::<f32>(),
         cuts: false,
+        meets_spans: false,
     }
 }
 
@@ -180,6 +183,7 @@ fn prefill(kv: &DeviceKv) -> Option<Kernel> {
         shared: 2 * tile(dim) * row + more,
         kept: halves * kept(dim / 8 / halves),
         cuts: true,
+        meets_spans: false,
     })
 }
 
@@ -212,6 +216,7 @@ fn decode(kv: &DeviceKv, widest: usize) -> Option<Kernel> {
         shared: tiles + queries + scores,
         kept: kept(2 * (dim / 16).div_ceil(WARPS)),
         cuts: false,
+        meets_spans: kv.kind() == KvKind::F8 && dim <= 128,
     })
 }
 
@@ -234,5 +239,14 @@ fn latent(kv: &DeviceKv, many: bool) -> Option<Kernel> {
     // Queries, two tiles of 32 keys, as f16, and the scores of one.
     let shared = (queries + 2 * 32) * (576 + 8) * HALF + queries * 36 * size_of::<f32>();
     let kept = queries / 16 * kept(512 / 8 / WARPS);
-    has.then_some(Kernel { name, chunk: queries, queries, threads: THREADS, shared, kept, cuts: false })
+    has.then_some(Kernel {
+        name,
+        chunk: queries,
+        queries,
+        threads: THREADS,
+        shared,
+        kept,
+        cuts: false,
+        meets_spans: false,
+    })
 }

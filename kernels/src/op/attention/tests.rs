@@ -1,7 +1,6 @@
 //! Attention against double precision, over shapes, windows and cache types.
 
 use super::*;
-use crate::cpu::portable;
 use crate::op::kv_cache::Values::{InKey, Own};
 use crate::op::kv_cache::{F8, KvSizes, KvType, Values, rounded};
 
