@@ -82,6 +82,9 @@ pub(crate) struct GpuArgs {
     /// What layers' weights are held in: bf16, f16 or fp8.
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: String,
+    /// What keys and values are kept in: f16 or fp8.
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(crate) kv: String,
     /// Sequences that are decoded at once; may repeat.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 32, 64])]
     pub(crate) streams: Vec<usize>,

@@ -2,15 +2,25 @@
 // normalizer calculation for softmax", 2018).
 //
 // A block has up to Q queries (some query heads of one head of the cache, of one row or of some rows of a sequence) and the
-// positions they see, or a span of them. Of a warp, G lanes share a key: each has P pieces of 16 bytes of it, and the same pieces
-// of the value and of every query. So 32 / G positions are met at once, U times that before anything depends on them: that is a tile,
+// positions they see, or a span of them. Of a warp, G lanes share a key: each has P pieces of 16 bytes of it (of E4M3 8 bytes: as many
+// elements as of f16, so that both add up alike), and the same pieces of the value and of every query. So 32 / G positions are met at once, U times that before anything depends on them: that is a tile,
 // of which each of a block's warps has every fourth. G lanes have a maximum and sums of their own, which come together at the end of
 // a span. None of that depends on Q, and so the bits of a row do not (attention.cuh).
 #include "attention.cuh"
 
 #define WARPS 4
 
-// The elements of a piece.
+// What a lane loads at once, and its elements.
+template <class E>
+struct Piece {
+    typedef uint4 Bits;
+    FG_DEVICE Bits load(const E *from) { return load_streaming(from); }
+};
+template <>
+struct Piece<f8> {
+    typedef uint2 Bits;
+    FG_DEVICE Bits load(const f8 *from) { return load_streaming_8(from); }
+};
 FG_DEVICE void unpack(float (&to)[4], uint4 piece, const float *) {
     to[0] = bits_to_float(piece.x);
     to[1] = bits_to_float(piece.y);
@@ -26,6 +36,12 @@ FG_DEVICE void unpack(float (&to)[8], uint4 piece, const f16 *) {
         to[4 + i] = half_of(piece.z, i);
         to[6 + i] = half_of(piece.w, i);
     }
+}
+FG_DEVICE void unpack(float (&to)[8], uint2 piece, const f8 *) {
+    uint4 halves;
+    f8_to_f16(piece.x, halves.x, halves.y);
+    f8_to_f16(piece.y, halves.z, halves.w);
+    unpack(to, halves, (const f16 *)nullptr);
 }
 
 // Sums of N values over G lanes, of which lane l then has that of value l / (G / N): half of the values go to each half of
@@ -58,7 +74,8 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
                       const float *sinks, u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, u32 key_stride,
                       u32 value_stride, u32 in_key, u32 block_size, u32 window, float scale, float cap) {
     begin_after_others();
-    constexpr int V = 16 / (int)sizeof(E);                  // elements of a piece
+    typedef typename Piece<E>::Bits Bits;
+    constexpr int V = (int)(sizeof(Bits) / sizeof(E));      // elements of a piece
     constexpr int S = 32 / G;                               // positions at once
     constexpr int U = P > 2 ? 2 : 4;
     constexpr int J = CARES(U * Q, G), N = U * Q / J, STEP = G / N;  // lane l of G cares for scores l / STEP of J times N
@@ -117,11 +134,11 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
     }
 
     Places places = places_in(step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size);
-    const uint4 none = {0, 0, 0, 0};
+    const Bits none = {};
     u32 from = begin / (WARPS * S * U) * (WARPS * S * U);
     for (u32 nth = 0;;) {
         u32 at = from + warp * S * U;
-        uint4 key[U][P], value[U][P];
+        Bits key[U][P], value[U][P];
         FG_UNROLL
         for (int u = 0; u < U; u++) {
             u32 place = place_of(places, at + u * S + sub, begin, end);
@@ -129,9 +146,9 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
             FG_UNROLL
             for (int p = 0; p < P; p++) {
                 u32 e = (p * G + member) * V;
-                key[u][p] = live && e < key_stride ? load_streaming(keys + (u64)place * key_stride + e) : none;
+                key[u][p] = live && e < key_stride ? Piece<E>::load(keys + (u64)place * key_stride + e) : none;
                 if (in_key) value[u][p] = key[u][p];
-                else value[u][p] = live && e < value_stride ? load_streaming(values + (u64)place * value_stride + e) : none;
+                else value[u][p] = live && e < value_stride ? Piece<E>::load(values + (u64)place * value_stride + e) : none;
             }
         }
         float scores[J][N];
@@ -307,6 +324,17 @@ ATTEND(f16, 32, 1, 2)
 ATTEND(f16, 32, 1, 8)
 ATTEND(f16, 32, 3, 1)
 ATTEND(f16, 32, 3, 4)
+ATTEND(f8, 8, 1, 1)
+ATTEND(f8, 8, 1, 2)
+ATTEND(f8, 8, 1, 8)
+ATTEND(f8, 16, 1, 1)
+ATTEND(f8, 16, 1, 2)
+ATTEND(f8, 16, 1, 8)
+ATTEND(f8, 32, 1, 1)
+ATTEND(f8, 32, 1, 2)
+ATTEND(f8, 32, 1, 8)
+ATTEND(f8, 32, 3, 1)
+ATTEND(f8, 32, 3, 4)
 ATTEND(f32, 8, 1, 1)
 ATTEND(f32, 8, 1, 4)
 ATTEND(f32, 16, 1, 1)

@@ -137,6 +137,55 @@ FG_DEVICE float share_of(float top, float all, const float *sink) {
 
 // On tensor cores: a thread has of two queries (r) columns 8·n + pair and 8·n + pair + 1 of a tile's scores, and of the sums.
 
+// Which element of a query is at place pair of word i of a product of 16 from k · 16 on. Over E4M3 they stand in another order, in
+// which a lane has four that follow each other: so its keys come out of shared memory. The sixteen that are added at once are the same.
+template <class E>
+FG_DEVICE u32 query_at(u32 k, u32 i, u32 pair) {
+    return sizeof(E) == 1 ? k * 16 + 2 * pair + i / 2 * 2 : k * 16 + i / 2 * 8 + pair;
+}
+
+// Rows of E4M3 become f16 where they are, in shared memory, by the warp that asked for them. They have PIECES times 16 bytes, and end
+// where their f16 end: an element is overwritten by none that stands after it. With `as_keys`, each 16 come in the order of query_at.
+template <int PIECES, int STRIDE>
+FG_DEVICE constexpr u32 widened_from() {
+    static_assert(STRIDE >= PIECES * 16, "f16 of a row");
+    return PIECES * 8;
+}
+template <int ROWS, int PIECES, int STRIDE>
+FG_DEVICE void widen_rows(f16 *rows, bool as_keys) {
+    // As many whole rows at once as can be; of longer ones, 32 pieces and then those that are left.
+    u32 lane = threadIdx.x % 32;
+    FG_UNROLL
+    for (int from = 0; from < PIECES; from += 32) {
+        int wide = PIECES - from < 32 ? PIECES - from : 32, at_once = 32 / wide;
+        FG_UNROLL
+        for (int first = 0; first < ROWS; first += at_once) {
+            u32 row = first + lane / wide, piece = from + lane % wide;
+            bool mine = lane / wide < (u32)at_once && row < ROWS;
+            f16 *of = rows + row * STRIDE;
+            uint4 bytes = {0, 0, 0, 0};
+            if (mine) bytes = *(const uint4 *)(of + PIECES * 8 + piece * 8);
+            __syncwarp();
+            if (mine) {
+                uint4 low, high;
+                if (as_keys) {
+                    f8_to_f16(bytes.x, low.x, high.x);
+                    f8_to_f16(bytes.y, low.y, high.y);
+                    f8_to_f16(bytes.z, low.z, high.z);
+                    f8_to_f16(bytes.w, low.w, high.w);
+                } else {
+                    f8_to_f16(bytes.x, low.x, low.y);
+                    f8_to_f16(bytes.y, low.z, low.w);
+                    f8_to_f16(bytes.z, high.x, high.y);
+                    f8_to_f16(bytes.w, high.z, high.w);
+                }
+                *(uint4 *)(of + piece * 16) = low;
+                *(uint4 *)(of + piece * 16 + 8) = high;
+            }
+        }
+    }
+}
+
 // Scores of query r become weights; what its sum so far has to be multiplied by is the result.
 template <int NS>
 FG_DEVICE float soften(float (&score)[NS][4], int r, float &most, float &total) {

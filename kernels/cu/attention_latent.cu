@@ -1,10 +1,11 @@
 // Softmax attention over keys of latent attention (DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2), on tensor cores: one key
-// of 576 elements at each position for all query heads, of which the first 512 are the value, in half precision. In which order it
-// adds up: attention.cuh.
+// of 576 elements at each position for all query heads, of which the first 512 are the value, in f16 or E4M3. In which order it adds up:
+// attention.cuh.
 //
 // A block has M times 16 queries and meets the positions they see in tiles of 32, of which the next is on its way while one is
 // used. Of a tile, each of four warps makes the scores of 8 positions, then all together their 128 elements of the values.
-// Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32.
+// Queries are scaled and rounded to f16, weights are rounded to f16, all sums are f32. E4M3 becomes f16 in shared memory, by the warp
+// that asked for it.
 #include "attention.cuh"
 
 #define KEY 576
@@ -13,21 +14,26 @@
 #define STRIDE (KEY + 8)     // elements of a row in shared memory: no two of 8 rows share banks
 #define SCORES (TILE + 4)    // floats of a query's scores in shared memory
 
+#define MINE (TILE / 4)      // positions of a tile that a warp asks for
+
 // Asks for the keys of positions from..from + TILE, zeros for those that are not in begin..end.
-FG_DEVICE void fetch(f16 *to, const f16 *keys, const u32 *table, u32 block_size, u32 from, u32 begin, u32 end) {
-    constexpr u32 PIECES = KEY / 8;
+template <class E>
+FG_DEVICE void fetch(f16 *to, const E *keys, const u32 *table, u32 block_size, u32 from, u32 begin, u32 end) {
+    constexpr u32 PIECE = 16 / sizeof(E), PIECES = KEY / PIECE;
+    if constexpr (sizeof(E) == 1) to += widened_from<PIECES, STRIDE>();
+    u32 first = threadIdx.x / 32 * MINE, lane = threadIdx.x % 32;
     _Pragma("unroll 6")
-    for (u32 i = 0; i < TILE * PIECES / 128; i++) {
-        u32 at = i * 128 + threadIdx.x, row = at / PIECES, piece = at % PIECES * 8, position = from + row;
+    for (u32 i = 0; i < MINE * PIECES / 32; i++) {
+        u32 at = i * 32 + lane, row = first + at / PIECES, piece = at % PIECES, position = from + row;
         bool live = position >= begin && position < end;
         u64 place = live ? (u64)table[position / block_size] * block_size + position % block_size : 0;
-        copy_async_16_or_zero(to + row * STRIDE + piece, keys + place * KEY + piece, live);
+        copy_async_16_or_zero(to + row * STRIDE + piece * 8, keys + place * KEY + piece * PIECE, live);
     }
     copy_async_commit();
 }
 
-template <int M>
-FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const u32 *step, u32 units_at,
+template <class E, int M>
+FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const u32 *step, u32 units_at,
                       u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32 block_size,
                       u32 window, float scale, float cap) {
     begin_after_others();
@@ -87,9 +93,13 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
 
     bool is_first = true;
     for (u32 stage = 0;; stage ^= 1) {
+        f16 *tile = stages + stage * TILE * STRIDE;
         copy_async_wait<0>();
+        if constexpr (sizeof(E) == 1) {
+            __syncwarp();
+            widen_rows<MINE, KEY / 16, STRIDE>(tile + threadIdx.x / 32 * MINE * STRIDE, false);
+        }
         __syncthreads();  // this tile is there, and no one uses the other any more
-        const f16 *tile = stages + stage * TILE * STRIDE;
         f16 *other = stages + (stage ^ 1) * TILE * STRIDE;
         if (from + TILE < end) fetch(other, keys, table, block_size, from + TILE, begin, end);
 
@@ -202,13 +212,15 @@ FG_DEVICE void attend(void *out, u32 is_bf16, float *parts, const float *q, cons
 }
 
 // The parameters are those of attention.cu.
-#define LATENT(M)                                                                                                          \
-    FG_KERNEL_MIN(128, 2, attention_latent_##M,                                                                            \
-                  (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *, const u32 *step,    \
+#define LATENT(NAME, E, M)                                                                                                 \
+    FG_KERNEL_MIN(128, 2, NAME,                                                                                            \
+                  (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *, const u32 *step,        \
                    u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads, u32,     \
                    u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {                         \
-        attend<M>(out, is_bf16, parts, q, keys, step, units_at, unit_count, tile_rows, chunks, sinks, heads, block_size,   \
-                  window, scale, cap);                                                                                     \
+        attend<E, M>(out, is_bf16, parts, q, keys, step, units_at, unit_count, tile_rows, chunks, sinks, heads,            \
+                     block_size, window, scale, cap);                                                                      \
     }
-LATENT(1)
-LATENT(2)
+LATENT(attention_latent_1, f16, 1)
+LATENT(attention_latent_2, f16, 2)
+LATENT(attention_latent_f8_1, f8, 1)
+LATENT(attention_latent_f8_2, f8, 2)

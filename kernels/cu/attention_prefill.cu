@@ -1,11 +1,10 @@
-// Softmax attention of many rows of a sequence over a paged cache in half precision, on tensor cores (Dao, "FlashAttention-2",
-// 2023; the running maximum is that of Milakov and Gimelshein, 2018). It adds up as attention_decode.cu does (attention.cuh).
+// Softmax attention of many rows of a sequence over a paged cache in f16 or E4M3, on tensor cores (Dao, "FlashAttention-2", 2023; the running maximum is that of Milakov and Gimelshein, 2018). It adds up as attention_decode.cu does (attention.cuh).
 //
 // A block has 64 queries (all query heads of one head of the cache, of some rows), each warp 16 of them, and meets the positions
 // they see in tiles: values are on their way while scores are made, and the next keys while values are used. Of long heads, two warps
 // share 16 queries: each makes the scores of half of the positions, and half of the columns of the sums. Where there are few blocks,
 // each meets one span only, and spans meet again in attention_combine. Queries are scaled and rounded to f16, weights are rounded to
-// f16, all sums are f32.
+// f16, all sums are f32. E4M3 becomes f16 in shared memory, by the warp that asked for it.
 #include "attention.cuh"
 
 #define QUERIES 64
@@ -18,6 +17,7 @@ struct Shape {
     static constexpr int STRIDE = D + 8;                // elements of a row in shared memory: no two of 8 rows share banks
     static constexpr bool QUERIES_SHARED = D > 128;     // too many for registers
     static constexpr int SIDE = TILE * STRIDE;          // elements of keys (or values) of a tile
+    static constexpr int MINE = TILE * 32 / THREADS;    // positions of a tile that a warp asks for
     static constexpr int SCORES = TILE + 8;             // floats of a query's scores in shared memory
 };
 
@@ -32,23 +32,39 @@ struct Block {
     u32 places_of[2][64];    // of the next tiles
 };
 
-// Asks for the keys or values of a tile of positions, zeros for those that are nowhere.
-template <int D>
-FG_DEVICE void fetch(f16 *to, const f16 *from, const u32 *places) {
+// Asks for the keys or values of a tile of positions, zeros for those that are nowhere. Of E4M3, a row comes to where the end of its
+// f16 will be.
+template <class E, int D>
+FG_DEVICE void fetch(f16 *to, const E *from, const u32 *places) {
     using S = Shape<D>;
-    constexpr int PIECES = D / 8;
-    static_assert(S::TILE * PIECES % S::THREADS == 0, "every thread has as many pieces");
+    constexpr int PIECE = 16 / (int)sizeof(E), PIECES = D / PIECE;
+    if constexpr (sizeof(E) == 1) to += widened_from<PIECES, S::STRIDE>();
+    constexpr int ALL = S::MINE * PIECES;
+    u32 first = threadIdx.x / 32 * S::MINE, lane = threadIdx.x % 32;
     FG_UNROLL
-    for (int i = 0; i < S::TILE * PIECES / S::THREADS; i++) {
-        u32 at = i * S::THREADS + threadIdx.x, row = at / PIECES, piece = at % PIECES * 8, place = places[row];
-        u64 source = place == NOWHERE ? 0 : (u64)place * D + piece;
-        copy_async_16_or_zero(to + row * S::STRIDE + piece, from + source, place != NOWHERE);
+    for (int i = 0; i < (ALL + 31) / 32; i++) {
+        u32 at = i * 32 + lane, row = first + at / PIECES, piece = at % PIECES;
+        if (ALL % 32 != 0 && at >= ALL) break;
+        u32 place = places[row];
+        u64 source = place == NOWHERE ? 0 : (u64)place * D + piece * PIECE;
+        copy_async_16_or_zero(to + row * S::STRIDE + piece * 8, from + source, place != NOWHERE);
     }
     copy_async_commit();
 }
 
-template <int D>
-FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values, const u32 *step,
+// What a warp asked for is there, as f16: after this, and a barrier. Keys: whether in the order of `query_at`.
+template <class E, int D>
+FG_DEVICE void arrived(f16 *to, bool keys) {
+    using S = Shape<D>;
+    copy_async_wait<0>();
+    if constexpr (sizeof(E) == 1) {
+        __syncwarp();
+        widen_rows<S::MINE, D / 16, S::STRIDE>(to + threadIdx.x / 32 * S::MINE * S::STRIDE, keys);
+    }
+}
+
+template <class E, int D>
+FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values, const u32 *step,
                        u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,
                        u32 kv_heads, u32 block_size, u32 window, float scale, float cap) {
     begin_after_others();
@@ -92,7 +108,7 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
         block.places_of[(from + threadIdx.x) / S::TILE % 2][threadIdx.x % S::TILE] =
             place_of(places, from + threadIdx.x, begin, end);
     __syncthreads();
-    fetch<D>(key_tile, keys, block.places_of[from / S::TILE % 2]);
+    fetch<E, D>(key_tile, keys, block.places_of[from / S::TILE % 2]);
 
     // Queries in the form that products take.
     u32 a[S::QUERIES_SHARED ? 1 : KS][4];
@@ -104,7 +120,7 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
         for (int i = 0; i < 4; i++) {
             float x = 0.0f, y = 0.0f;
             if (owner[i % 2] != NOWHERE) {
-                float2 xy = *(const float2 *)(q + (u64)owner[i % 2] * D + k * 16 + i / 2 * 8 + pair);
+                float2 xy = *(const float2 *)(q + (u64)owner[i % 2] * D + query_at<E>(k, i, pair));
                 x = xy.x * scale;
                 y = xy.y * scale;
             }
@@ -127,9 +143,9 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
     u32 value_row = (lane / 8 % 2 * 8 + lane % 8) * S::STRIDE + lane / 16 * 8 + half * DS * 8;
 
     for (;;) {
-        copy_async_wait<0>();
+        arrived<E, D>(key_tile, true);
         __syncthreads();  // keys are there (and queries), and no one uses the values before any more
-        fetch<D>(value_tile, values, block.places_of[from / S::TILE % 2]);
+        fetch<E, D>(value_tile, values, block.places_of[from / S::TILE % 2]);
 
         float score[NS][4];  // this thread's first
         FG_UNROLL
@@ -183,11 +199,11 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
                 *(float2 *)(to + 8 * S::SCORES) = make_float2(score[n][2], score[n][3]);
             }
         }
-        copy_async_wait<0>();
+        arrived<E, D>(value_tile, false);
         __syncthreads();  // values are there (and all scores), and no one uses the keys any more
         u32 place_then = NOWHERE;  // two tiles from here
         if (from + S::TILE < block.seen.end) {
-            fetch<D>(key_tile, keys, block.places_of[from / S::TILE % 2 ^ 1]);
+            fetch<E, D>(key_tile, keys, block.places_of[from / S::TILE % 2 ^ 1]);
             if (threadIdx.x < S::TILE)
                 place_then = place_of(block.places, from + 2 * S::TILE + threadIdx.x, block.seen.begin, block.seen.end);
         }
@@ -254,16 +270,19 @@ FG_DEVICE void prefill(void *out, u32 is_bf16, float *parts, const float *q, con
 }
 
 // The parameters are those of attention.cu.
-#define PREFILL(D, BLOCKS)                                                                                                         \
-    FG_KERNEL_MIN(Shape<D>::THREADS, BLOCKS, attention_prefill_##D,                                                               \
-                  (void *out, u32 is_bf16, float *parts, const float *q, const f16 *keys, const f16 *values, const u32 *step,      \
+#define PREFILL(NAME, E, D, BLOCKS)                                                                                                \
+    FG_KERNEL_MIN(Shape<D>::THREADS, BLOCKS, NAME,                                                                                 \
+                  (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values, const u32 *step,          \
                    u32 units_at, u32 unit_count, u32 tile_rows, const u32 *chunks, const float *sinks, u32 heads,                  \
                    u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {                   \
-        prefill<D>(out, is_bf16, parts, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads, kv_heads,    \
-                   block_size, window, scale, cap);                                                                                \
+        prefill<E, D>(out, is_bf16, parts, q, keys, values, step, units_at, unit_count, tile_rows, chunks, sinks, heads,           \
+                      kv_heads, block_size, window, scale, cap);                                                                   \
     }
-PREFILL(64, FG_FEWER_ON_BLACKWELL(3))
-PREFILL(80, FG_FEWER_ON_BLACKWELL(3))
-PREFILL(96, FG_FEWER_ON_BLACKWELL(2))
-PREFILL(128, FG_FEWER_ON_BLACKWELL(3))
-PREFILL(256, 1)
+#define PREFILLS(D, BLOCKS)                     \
+    PREFILL(attention_prefill_##D, f16, D, BLOCKS) \
+    PREFILL(attention_prefill_f8_##D, f8, D, BLOCKS)
+PREFILLS(64, FG_FEWER_ON_BLACKWELL(3))
+PREFILLS(80, FG_FEWER_ON_BLACKWELL(3))
+PREFILLS(96, FG_FEWER_ON_BLACKWELL(2))
+PREFILLS(128, FG_FEWER_ON_BLACKWELL(3))
+PREFILLS(256, 1)

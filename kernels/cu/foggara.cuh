@@ -156,6 +156,13 @@ FG_DEVICE uint4 load_streaming(const void *global) {
     return v;
 }
 
+// 8 of them.
+FG_DEVICE uint2 load_streaming_8(const void *global) {
+    uint2 v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(global));
+    return v;
+}
+
 // The same of what no kernel of a step writes: weights. Zeros where `live` is false (nothing is read then). In one piece, so that
 // no one waits for the bytes here.
 FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
@@ -213,6 +220,12 @@ FG_DEVICE u32 widen_bytes(u32 four) {
     asm("prmt.b32 %0, %1, %1, %2;" : "=r"(y) : "r"(four), "n"(PART ? 0xb3a2 : 0x9180));
     return y;
 }
+// Each of two f16 times 2^8.
+FG_DEVICE u32 raise_f16x2(u32 pair) {
+    u32 y;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(pair), "r"(0x5c005c00u));
+    return y;
+}
 #endif
 
 // What follows is the same on both.
@@ -265,10 +278,33 @@ FG_DEVICE u32 raise_bf16x2(u32 pair) {
     const float factor = 1.329227995784916e36f;  // 2^120
     return to_bf16x2(low_bf16(pair) * factor, high_bf16(pair) * factor);
 }
+FG_DEVICE u32 raise_f16x2(u32 pair) {
+    return to_f16x2(to_float(f16{(u16)pair}) * 256.0f, to_float(f16{(u16)(pair >> 16)}) * 256.0f);
+}
 template <int PART>
 FG_DEVICE u32 widen_bytes(u32 four) {
     u32 low = (u32)(i32)(i8)(four >> 16 * PART), high = (u32)(i32)(i8)(four >> (16 * PART + 8));
     return (low & 0xffff) | high << 16;
+}
+#endif
+
+// Bytes 0 and 1 of four of E4M3, and bytes 2 and 3, as f16, which has all of their numbers. (NaN is 480 where there is no instruction
+// for it.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+FG_DEVICE void f8_to_f16(u32 four, u32 &low, u32 &high) {
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b; }"
+        : "=r"(low), "=r"(high)
+        : "r"(four));
+}
+#else
+FG_DEVICE void f8_to_f16(u32 four, u32 &low, u32 &high) {
+    // Sign, exponent and mantissa go where f16 has them; the exponent is put right by a product, and so are subnormals.
+    low = raise_f16x2(widen_bytes<0>(four) << 7 & 0xbf80bf80u);
+    high = raise_f16x2(widen_bytes<1>(four) << 7 & 0xbf80bf80u);
+#ifdef FOGGARA_HOST
+    for (u32 i = 0; i < 4; i++)
+        if ((four >> 8 * i & 0x7f) == 0x7f) (i < 2 ? low : high) |= 0x7e00u << i % 2 * 16;
+#endif
 }
 #endif
 
@@ -302,6 +338,11 @@ struct Unit<f8> {
 FG_DEVICE void store(float *to, float x) { *to = x; }
 FG_DEVICE void store(bf16 *to, float x) { *to = to_bf16(x); }
 FG_DEVICE void store(f16 *to, float x) { *to = to_f16(x); }
+// As with f16, what is no number becomes the least.
+FG_DEVICE void store(f8 *to, float x) {
+    x = fminf(fmaxf(x, -448.0f), 448.0f);
+    to->bits = (u8)to_f8x4(make_float4(x, 0.0f, 0.0f, 0.0f));
+}
 
 #ifdef FOGGARA_HOST
 FG_DEVICE float sum_of(float a, float b) { return a + b; }

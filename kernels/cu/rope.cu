@@ -85,6 +85,9 @@ FG_KERNEL(128, rope_and_write_f32, (float *q, float *keys, float *values, const 
 FG_KERNEL(128, rope_and_write_f16, (float *q, f16 *keys, f16 *values, const u32 *step, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *turns, float eps, u32 pairs, u32 half, u32 heads, u32 kv_heads, u32 dim, u32 stride, u32 block_size)) {
     rope_and_write(q, keys, values, step, qkv, bias, q_norm, k_norm, turns, eps, pairs, half, heads, kv_heads, dim, stride, block_size);
 }
+FG_KERNEL(128, rope_and_write_f8, (float *q, f8 *keys, f8 *values, const u32 *step, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *turns, float eps, u32 pairs, u32 half, u32 heads, u32 kv_heads, u32 dim, u32 stride, u32 block_size)) {
+    rope_and_write(q, keys, values, step, qkv, bias, q_norm, k_norm, turns, eps, pairs, half, heads, kv_heads, dim, stride, block_size);
+}
 
 // One thread a pair: heads of 2 · pairs elements, from `x` to `out`, which may be the same.
 FG_KERNEL(128, rope_rows, (float *out, const float *x, const float *turns, u32 pairs, u32 half, u32 heads, u64 out_row, u64 out_head, u64 x_row, u64 x_head)) {
@@ -133,6 +136,9 @@ FG_KERNEL(128, latent_write_f32, (float *keys, const u32 *step, const float *x, 
     latent_write(keys, step, x, bias, norm, turns, eps, pairs, half, width, stride, block_size);
 }
 FG_KERNEL(128, latent_write_f16, (f16 *keys, const u32 *step, const float *x, const float *bias, const float *norm, const float *turns, float eps, u32 pairs, u32 half, u32 width, u32 stride, u32 block_size)) {
+    latent_write(keys, step, x, bias, norm, turns, eps, pairs, half, width, stride, block_size);
+}
+FG_KERNEL(128, latent_write_f8, (f8 *keys, const u32 *step, const float *x, const float *bias, const float *norm, const float *turns, float eps, u32 pairs, u32 half, u32 width, u32 stride, u32 block_size)) {
     latent_write(keys, step, x, bias, norm, turns, eps, pairs, half, width, stride, block_size);
 }
 

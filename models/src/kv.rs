@@ -17,18 +17,25 @@ pub enum KvFormat {
     F16,
     /// Eight bits, with a half-precision scale for every 32 elements.
     Q8_0,
+    /// E4M3, with no scale.
+    F8,
 }
 
 impl KvFormat {
     /// What may be asked for.
-    pub const CHOICES: [&str; 4] = ["auto", "f32", "f16", "q8_0"];
+    pub const CHOICES: [&str; 5] = ["auto", "f32", "f16", "q8_0", "fp8"];
 
     /// Every precision.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8_0];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Q8_0, Self::F8];
 
     /// Whether GPUs keep it.
     pub const fn on_gpus(self) -> bool {
         !matches!(self, Self::Q8_0)
+    }
+
+    /// Whether CPUs keep it.
+    pub const fn on_cpus(self) -> bool {
+        !matches!(self, Self::F8)
     }
 
     /// Its name on command lines.
@@ -37,6 +44,7 @@ impl KvFormat {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Q8_0 => "q8_0",
+            Self::F8 => "fp8",
         }
     }
 
@@ -55,6 +63,7 @@ impl KvFormat {
             "auto" | "" | "f16" => Ok(Self::F16),
             "f32" => Ok(Self::F32),
             "q8_0" => Ok(Self::Q8_0),
+            "fp8" => Ok(Self::F8),
             other => Err(format!("kv_dtype `{other}` is not one of {}", Self::CHOICES.join(", "))),
         }
     }
@@ -64,6 +73,7 @@ impl KvFormat {
         match self {
             Self::F32 => dim * 4,
             Self::F16 => dim * 2,
+            Self::F8 => dim,
             Self::Q8_0 => dim + 2 * dim.div_ceil(CODE_BLOCK),
         }
     }
@@ -99,6 +109,7 @@ mod tests {
             ("f16", DType::F32, KvFormat::F16),
             ("f32", DType::BF16, KvFormat::F32),
             ("q8_0", DType::F32, KvFormat::Q8_0),
+            ("fp8", DType::BF16, KvFormat::F8),
         ] {
             assert_eq!(KvFormat::choose(choice, stored), Ok(format), "{choice} {stored:?}");
         }
@@ -117,8 +128,10 @@ mod tests {
         let (latent, grouped) = (golden("deepseek-v3"), golden("llama"));
         let key = latent.key_dim().next_multiple_of(8);
         assert_eq!(KvFormat::F16.head_bytes(&latent), 2 * key);
+        assert_eq!(KvFormat::F8.head_bytes(&latent), key);
         assert!(KvFormat::Q8_0.head_bytes(&latent) >= latent.key_dim() + 2);
         let both = grouped.key_dim() + grouped.value_dim().next_multiple_of(8);
         assert_eq!(KvFormat::F32.head_bytes(&grouped), 4 * both);
+        assert_eq!(KvFormat::F8.head_bytes(&grouped), both);
     }
 }

@@ -52,9 +52,10 @@ fn of_cpu(threads: usize) -> Capabilities {
 /// The CPU as a device.
 fn cpu() -> wire::Device {
     let quantize = Quantize::ALL.into_iter().filter(|quantize| !quantize.needs_gpu());
+    let formats = KvFormat::ALL.into_iter().filter(|format| format.on_cpus());
     wire::Device {
         kind: "cpu".into(),
-        kv_dtypes: KvFormat::ALL.map(|format| format.name().into()).to_vec(),
+        kv_dtypes: formats.map(|format| format.name().into()).collect(),
         quantize: quantize.map(|quantize| quantize.name().into()).collect(),
         data_parallel: true,
         ..wire::Device::default()

@@ -58,9 +58,17 @@ fn kind(args: &GpuArgs) -> Result<WeightKind> {
     })
 }
 
+fn kv_type(args: &GpuArgs) -> Result<KvType> {
+    Ok(match args.kv.as_str() {
+        "f16" => KvType::F16,
+        "fp8" => KvType::F8,
+        other => bail!("--kv {other}: f16 or fp8"),
+    })
+}
+
 /// Measures and prints.
 pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
-    let (spec, kind) = (spec(args)?, kind(args)?);
+    let (spec, kind, kv) = (spec(args)?, kind(args)?, kv_type(args)?);
     let device = Gpu::open_with(args.gpu, &|notice| eprintln!("{notice}"))?;
     let limits = limits::measure(&device).context("measuring the GPU")?;
     eprintln!("{}: {limits}", device.name());
@@ -73,7 +81,7 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
     let (prompt, answer) = args.serve.unwrap_or_default();
     let most_served = args.serve.and(args.serve_streams.iter().copied().max()).unwrap_or(0).min(args.chunk);
     let serve_blocks = blocks_each(prompt + answer) * most_served;
-    let cache = CacheConfig { blocks: blocks.max(serve_blocks), block_size: BLOCK_SIZE, ty: KvType::F16 };
+    let cache = CacheConfig { blocks: blocks.max(serve_blocks), block_size: BLOCK_SIZE, ty: kv };
     let max_rows = args.chunk.max(most_streams);
     let weight_bytes = weights.bytes() as u64;
     let decoder = DeviceDecoder::new(&device, &spec, &plan, 0, weights, cache, max_rows)?;
@@ -82,7 +90,8 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
     let mut report = Report::new(args, &spec, &device, limits, weight_bytes);
     for streams in &args.streams {
         let seconds = runner.decode(*streams, args.context, args.tokens)?;
-        let row = Row::decode(&spec, kind, &report.limits, *streams, args.context, args.tokens, seconds);
+        let row =
+            Row::decode(&spec, (kind, kv), &report.limits, *streams, args.context, args.tokens, seconds);
         eprintln!("{row}");
         report.rows.push(row);
     }

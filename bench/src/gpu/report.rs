@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use foggara_kernels::cuda::{Device, WeightKind};
+use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::ArchSpec;
 use foggara_models::spec::{Attention, Mlp};
 use serde::Serialize;
@@ -100,7 +101,7 @@ impl Row {
     /// A step that decodes a token of each of `streams` sequences.
     pub(super) fn decode(
         spec: &ArchSpec,
-        kind: WeightKind,
+        (kind, kv): (WeightKind, KvType),
         limits: &Limits,
         streams: usize,
         context: usize,
@@ -109,7 +110,9 @@ impl Row {
     ) -> Self {
         let output = (spec.vocab * spec.hidden * 2) as f64;
         let seen = (context + tokens / 2) as f64;
-        let cached = (spec.layers.len() * spec.kv_heads() * (spec.key_dim() + spec.value_dim()) * 2) as f64;
+        let each = if kv == KvType::F8 { 1 } else { 2 };
+        let cached =
+            (spec.layers.len() * spec.kv_heads() * (spec.key_dim() + spec.value_dim()) * each) as f64;
         let bytes =
             elements_read(spec, streams) * kind.bytes() as f64 + output + seen * cached * streams as f64;
         let flops = 2.0 * streams as f64 * (elements_met(spec) + output / 2.0);

@@ -29,6 +29,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Measure>> {
             let bytes = match ty {
                 KvType::F32 => elements * 4,
                 KvType::F16 => elements * 2,
+                KvType::F8 => elements,
                 KvType::Q8_0 => elements / 32 * BLOCK_OF_CODES,
             };
             let layers = BEYOND_CACHES.div_ceil(bytes);

@@ -54,8 +54,8 @@ pub(crate) struct ShapeArguments {
     /// Tokens of KV cache of each replica [default: 65536 (on GPUs 1048576) or the context, as memory allows]
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<u64>,
-    /// Precision of the KV cache: q8_0 takes half the memory of f16
-    #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "f16", "q8_0"], value_name = "TYPE")]
+    /// Precision of the KV cache: q8_0 (on CPUs) and fp8 (on GPUs) take half the memory of f16
+    #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "f16", "q8_0", "fp8"], value_name = "TYPE")]
     pub(crate) kv_dtype: String,
     /// Quantize weights when they are loaded: for models that are stored unquantized; fp8 is computed on GPUs only
     #[arg(long, default_value = "none", value_parser = ["none", "q8_0", "q4_0", "q4_k", "fp8"], value_name = "TYPE")]

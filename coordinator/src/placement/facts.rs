@@ -41,7 +41,10 @@ impl Takes {
     pub fn usual(kind: Kind) -> Self {
         let gpu = kind == Kind::Gpu;
         Self {
-            kv: KvFormat::ALL.into_iter().filter(|format| !gpu || format.on_gpus()).collect(),
+            kv: KvFormat::ALL
+                .into_iter()
+                .filter(|format| if gpu { format.on_gpus() } else { format.on_cpus() })
+                .collect(),
             quantize: Quantize::ALL.into_iter().filter(|quantize| gpu || !quantize.needs_gpu()).collect(),
             data_parallel: !gpu,
         }

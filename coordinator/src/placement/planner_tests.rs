@@ -248,7 +248,7 @@ fn a_model_goes_on_gpus_where_it_fits_and_else_on_cpus_and_says_why() {
     for (wish, why) in [
         (
             asked(Some(KvFormat::Q8_0), Quantize::None, 0),
-            "kv_dtype: a q8_0 KV cache is not kept on GPUs; use f16",
+            "kv_dtype: a q8_0 KV cache is not kept on GPUs; use fp8",
         ),
         (
             asked(None, Quantize::None, 2),

@@ -297,6 +297,17 @@ fn workers_of_both_kinds_are_not_put_into_one_group() {
     apply(&mut state, Command::RemoveDeployment { name: "m".into() });
     apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
     assert_eq!(formed(&plan(&state, &around)), [(vec![1], CollectiveKind::Solo)]);
+    // And this one only GPUs keep: the cluster's say f16 only.
+    let deployment = Deployment { kv_dtype: "fp8".into(), ..self::deployment(1, 1) };
+    apply(&mut state, Command::RemoveDeployment { name: "m".into() });
+    apply(&mut state, Command::PutDeployment { name: "m".into(), deployment });
+    let steps = plan(&state, &around);
+    let Some(Step::Missing { reason, .. }) = steps.last() else { panic!("{steps:?}") };
+    assert_eq!(
+        reason,
+        "on GPUs (kv_dtype: a fp8 KV cache is not kept on GPUs; use f16), nor on CPUs (kv_dtype: a fp8 KV cache is \
+         not kept on CPUs; use q8_0)"
+    );
 }
 
 #[test]

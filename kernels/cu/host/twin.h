@@ -384,3 +384,7 @@ FG_DEVICE uint4 load_streaming(const void *global) {
     if ((unsigned long)global % 16) twin::fail("load_streaming from an address that is not aligned to 16");
     return *(const uint4 *)global;
 }
+FG_DEVICE uint2 load_streaming_8(const void *global) {
+    if ((unsigned long)global % 8) twin::fail("load_streaming_8 from an address that is not aligned to 8");
+    return *(const uint2 *)global;
+}

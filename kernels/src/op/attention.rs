@@ -14,10 +14,11 @@ use std::cell::Cell;
 use super::kv_cache::{KvCache, Store};
 use crate::cpu::lanes::Wide;
 use crate::cpu::pool::ThreadPool;
+use crate::cpu::portable;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd_wide;
 use cut::{groups, spans};
-use forms::{ByDimension, ByPosition, ValueRows};
+use forms::{ByDimension, ByPosition, Keys, ValueRows, Values};
 use q8::{CodeValues, CodesByDimension, CodesByPosition};
 use tile::{Scratch, Task, attend};
 
@@ -117,11 +118,17 @@ fn run(task: &Task<'_>, scratch: &mut Scratch) {
         (Store::Q8_0 { keys, values }, false) => {
             attend_q8(task, CodesByDimension::new(keys, k), CodeValues::new(values, v, dim), scratch);
         }
+        (Store::F8 { keys, values }, false) => {
+            attend_plain(task, ByDimension::new(keys, k), ValueRows::new(values, v, dim), scratch);
+        }
         (Store::F32 { keys, .. }, true) => {
             attend_f32_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
         }
         (Store::F16 { keys, .. }, true) => {
             attend_f16_shared(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
+        }
+        (Store::F8 { keys, .. }, true) => {
+            attend_plain(task, ByPosition::new(keys, k), ValueRows::new(keys, k, dim), scratch);
         }
         (Store::Q8_0 { keys, .. }, true) => {
             let (keys, values) = (CodesByPosition::new(keys, k), CodeValues::new(keys, k, dim));
@@ -180,6 +187,20 @@ over!(
     attend_q8_shared, CodesByPosition<'_>, CodeValues<'_>,
     1 in 1 or 1 by 1 or 1, 2 in 2 or 2 by 1 or 1, 4 in 4 or 4 by 1 or 1, 8 in 8 or 8 by 1 or 1
 );
+
+/// The same with plain lanes, which give the same bits: for E4M3, which is there to be compared with.
+fn attend_plain<K: Keys, V: Values>(task: &Task<'_>, keys: K, values: V, scratch: &mut Scratch) {
+    type Plain = [portable::F32x8; 2];
+    match task.count {
+        1 => attend::<Plain, _, _, 1, 1, 1>(task, keys, values, scratch),
+        2 => attend::<Plain, _, _, 2, 2, 1>(task, keys, values, scratch),
+        3 => attend::<Plain, _, _, 3, 3, 1>(task, keys, values, scratch),
+        4 => attend::<Plain, _, _, 4, 4, 1>(task, keys, values, scratch),
+        6 => attend::<Plain, _, _, 6, 6, 1>(task, keys, values, scratch),
+        8 => attend::<Plain, _, _, 8, 8, 1>(task, keys, values, scratch),
+        count => unreachable!("a task of {count} heads"),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -8,8 +8,8 @@ use crate::error::KernelError;
 #[cfg(test)]
 pub(crate) use q8::rounded;
 pub(crate) use q8::{BLOCK, Codes};
-pub(crate) use store::{Side, Store};
-use store::{put_f16, put_f32};
+pub(crate) use store::{F8, Side, Store};
+use store::{put_f8, put_f16, put_f32};
 
 /// How keys and values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum KvType {
     F16,
     /// Eight bits each, with a half-precision scale for every 32 elements of a head's vector at one position.
     Q8_0,
+    /// Rounded to E4M3, with no scale; what is too large becomes the largest. Plain loops: it is what GPUs keep, to compare with.
+    F8,
 }
 
 /// Where a position's values are.
@@ -194,6 +196,10 @@ impl KvCache {
                     put_f16(k, keys, places.0);
                     put_f16(v, values, places.1);
                 }
+                Store::F8 { keys, values } => {
+                    put_f8(k, keys, places.0);
+                    put_f8(v, values, places.1);
+                }
                 Store::Q8_0 { keys, values } => {
                     keys.put(self.keys, cell, offset, k);
                     values.put(self.values, cell, offset, v);
@@ -220,6 +226,8 @@ mod tests {
             (sizes(64, Values::Own(64)), KvType::Q8_0, 136),
             (sizes(40, Values::Own(20)), KvType::Q8_0, 40 + 2 * 2 + 24 + 2),
             (sizes(576, Values::InKey(512)), KvType::F16, 2 * 576),
+            (sizes(40, Values::Own(20)), KvType::F8, 40 + 24),
+            (sizes(576, Values::InKey(512)), KvType::F8, 576),
             (sizes(576, Values::InKey(512)), KvType::Q8_0, 576 + 2 * 18),
         ] {
             assert_eq!(sizes.bytes(ty), Some(positions * each), "{sizes:?} {ty:?}");
@@ -263,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_copied_block_is_the_same_in_every_layer_and_the_others_stay() {
-        for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
+        for ty in [KvType::F32, KvType::F16, KvType::Q8_0, KvType::F8] {
             for values in [Values::Own(20), Values::InKey(33)] {
                 let sizes = KvSizes { blocks: 4, ..sizes(40, values) };
                 let mut cache = filled(sizes, ty, |block| block);

@@ -157,6 +157,7 @@ pub fn kv_type(choice: &str, model: &Checkpoint) -> Result<KvType, String> {
         KvFormat::F32 => KvType::F32,
         KvFormat::F16 => KvType::F16,
         KvFormat::Q8_0 => KvType::Q8_0,
+        KvFormat::F8 => KvType::F8,
     })
 }
 

@@ -367,8 +367,12 @@ fn ranks_tell_where_their_time_goes() {
 
 #[test]
 fn a_cache_takes_what_was_planned() {
-    let formats =
-        [(KvFormat::F32, KvType::F32), (KvFormat::F16, KvType::F16), (KvFormat::Q8_0, KvType::Q8_0)];
+    let formats = [
+        (KvFormat::F32, KvType::F32),
+        (KvFormat::F16, KvType::F16),
+        (KvFormat::Q8_0, KvType::Q8_0),
+        (KvFormat::F8, KvType::F8),
+    ];
     for name in GOLDEN_DENSE.into_iter().chain(GOLDEN_WITH_EXPERTS) {
         let (model, _) = golden(name);
         let plan = model.slices(&Cut::even(Shape::tensor(2)), Quantize::None).expect("can be cut");
@@ -389,5 +393,6 @@ fn kv_types_are_chosen_by_name() {
     assert_eq!(kv_type("auto", &model), Ok(KvType::F32), "as the checkpoint is stored");
     assert_eq!(kv_type("f16", &model), Ok(KvType::F16));
     assert_eq!(kv_type("q8_0", &model), Ok(KvType::Q8_0));
+    assert_eq!(kv_type("fp8", &model), Ok(KvType::F8));
     assert!(kv_type("int3", &model).is_err_and(|error| error.contains("int3")));
 }

@@ -17,6 +17,12 @@ const PARTS: usize = 32;
 /// multiprocessors.
 const FULL: usize = 264;
 
+/// Rows that are taken alone are cut into spans that are met at the same time unless they are blocks enough as they are, and none sees
+/// more than [`SHORT`] spans: what is saved is the beginning of many short blocks, and putting spans together again. A few long rows
+/// among short ones end late then, though not by much.
+const MANY: usize = 4 * FULL;
+const SHORT: usize = 8;
+
 /// The first position after this one whose row has longer spans.
 pub(super) fn span_change(position: usize) -> usize {
     let mut change = SPAN * (PARTS - 1);
@@ -198,20 +204,22 @@ struct Step<'a, 'b> {
 impl Step<'_, '_> {
     fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
         let (count, context) = self.rows.alone();
+        let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
         // A window begins and ends within a span; what is short is met by one block.
-        let parts = match self.a.window {
-            Some(window) if window <= SPAN => 1,
+        let spans = match self.a.window {
             Some(window) => parts_of(context).min(parts_of(window) + 1),
             None => parts_of(context),
         };
+        let blocks = count * self.a.heads.chunks(kernel.chunk).len();
+        let many = kernel.meets_spans && blocks >= MANY && spans <= SHORT;
+        let parts = if many || self.a.window.is_some_and(|window| window <= SPAN) { 1 } else { spans };
         let round = if parts == 1 { count.max(1) } else { scratch.parts.len() / (parts * self.part()) };
         assert!(round > 0, "attention: scratch for {parts} parts of {} heads", self.a.heads.heads);
-        let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
         for first in (0..count).step_by(round) {
             let units = round.min(count - first);
             let at = self.rows.alone_at(first);
             let apart = if parts == 1 { 0 } else { scratch.parts.view_mut().address() };
-            self.attend(&kernel, apart, at, [units, parts], 0)?;
+            self.attend(&kernel, apart, at, [units, parts], 0, spans > 1)?;
             if parts > 1 {
                 self.combine(apart, at, [units, parts], false)?;
             }
@@ -235,10 +243,10 @@ impl Step<'_, '_> {
         let wanted = kernel.cuts && parts > 2 && 2 * tiles * chunks.len() <= FULL;
         let at = self.rows.together_at();
         if !wanted || self.a.window.is_some() || rows * parts * self.part() > scratch.parts.len() {
-            return self.attend(&kernel, 0, at, [tiles, 1], tile);
+            return self.attend(&kernel, 0, at, [tiles, 1], tile, true);
         }
         let apart = scratch.parts.view_mut().address();
-        self.attend(&kernel, apart, at, [tiles, parts], tile)?;
+        self.attend(&kernel, apart, at, [tiles, parts], tile, true)?;
         self.combine(apart, at, [rows, parts], true)
     }
 
@@ -277,7 +285,7 @@ impl Step<'_, '_> {
         unsafe { self.out.device().launch(&launch, &args) }
     }
 
-    /// Starts a kernel for so many units (or tiles of units) and parts.
+    /// Starts a kernel for so many units (or tiles of units) and parts; without parts, a block may meet several spans if `spans`.
     fn attend(
         &self,
         kernel: &Kernel,
@@ -285,17 +293,17 @@ impl Step<'_, '_> {
         units_at: Arg,
         [units, parts]: [usize; 2],
         tile: usize,
+        spans: bool,
     ) -> Result<(), DeviceError> {
         let (kv, sizes) = (self.kv, self.kv.sizes());
         let chunks = self.a.heads.chunks(kernel.chunk);
         let value_dim = sizes.values.dim();
         let value_stride = if kv.in_keys() { kv.key_stride } else { kv.value_stride };
-        let one_span = apart != 0 || (tile == 0 && self.a.window.is_none());
         let launch = Launch {
             kernel: kernel.name,
             grid: [u32_of(units), u32_of(chunks.len()), u32_of(parts)],
             threads: kernel.threads,
-            shared: u32_of(kernel.shared + if one_span { 0 } else { kernel.kept }),
+            shared: u32_of(kernel.shared + if spans && apart == 0 { kernel.kept } else { 0 }),
         };
         let [out, is_bf16] = self.out();
         let [keys, values] = kv.layer(self.layer);

@@ -8,7 +8,7 @@ use crate::op::kv_cache::Values;
 struct Form {
     kernel: &'static str,
     kind: KvKind,
-    /// Lanes that share a key, and pieces of 16 bytes of it that each has.
+    /// Lanes that share a key, and pieces of it that each has.
     lanes: usize,
     pieces: usize,
     /// Queries of a block.
@@ -23,7 +23,7 @@ const fn form(kernel: &'static str, kind: KvKind, lanes: usize, pieces: usize, q
 }
 
 /// From the smallest keys to the largest, from the fewest queries to the most.
-const FORMS: [Form; 21] = [
+const FORMS: [Form; 32] = [
     form("attention_f16_8_1_1", KvKind::F16, 8, 1, 1),
     form("attention_f16_8_1_2", KvKind::F16, 8, 1, 2),
     form("attention_f16_8_1_8", KvKind::F16, 8, 1, 8),
@@ -35,6 +35,17 @@ const FORMS: [Form; 21] = [
     form("attention_f16_32_1_8", KvKind::F16, 32, 1, 8),
     form("attention_f16_32_3_1", KvKind::F16, 32, 3, 1),
     form("attention_f16_32_3_4", KvKind::F16, 32, 3, 4),
+    form("attention_f8_8_1_1", KvKind::F8, 8, 1, 1),
+    form("attention_f8_8_1_2", KvKind::F8, 8, 1, 2),
+    form("attention_f8_8_1_8", KvKind::F8, 8, 1, 8),
+    form("attention_f8_16_1_1", KvKind::F8, 16, 1, 1),
+    form("attention_f8_16_1_2", KvKind::F8, 16, 1, 2),
+    form("attention_f8_16_1_8", KvKind::F8, 16, 1, 8),
+    form("attention_f8_32_1_1", KvKind::F8, 32, 1, 1),
+    form("attention_f8_32_1_2", KvKind::F8, 32, 1, 2),
+    form("attention_f8_32_1_8", KvKind::F8, 32, 1, 8),
+    form("attention_f8_32_3_1", KvKind::F8, 32, 3, 1),
+    form("attention_f8_32_3_4", KvKind::F8, 32, 3, 4),
     form("attention_f32_8_1_1", KvKind::F32, 8, 1, 1),
     form("attention_f32_8_1_4", KvKind::F32, 8, 1, 4),
     form("attention_f32_16_1_1", KvKind::F32, 16, 1, 1),
@@ -48,9 +59,9 @@ const FORMS: [Form; 21] = [
 ];
 
 impl Form {
-    /// Bytes of a piece's elements that all lanes have together.
+    /// Elements that all lanes have together. A piece has 16 bytes, but of E4M3 as many elements as of f16.
     fn holds(&self) -> usize {
-        self.lanes * self.pieces * 16 / self.kind.size()
+        self.lanes * self.pieces * 16 / self.kind.size().max(2)
     }
 
     /// Bytes of shared memory for each query: it, then sums, maximum and total of each warp.
@@ -75,12 +86,16 @@ pub(super) struct Kernel {
     pub(super) kept: usize,
     /// Whether what rows see together can be cut into spans that are met by blocks of their own.
     pub(super) cuts: bool,
+    /// Whether as many blocks run at once where each keeps spans, or nearly: then one may as well meet several of a row.
+    pub(super) meets_spans: bool,
 }
 
 /// Threads of a block, but for long heads.
 const THREADS: u32 = 128;
 /// Query heads of a chunk at most where tensor cores are used.
 const CHUNK: usize = 16;
+/// Bytes of f16.
+const HALF: usize = 2;
 /// Queries of a block of `kernels/cu/attention_prefill.cu`.
 const PREFILL_QUERIES: usize = 64;
 
@@ -96,7 +111,9 @@ const fn kept(columns: usize) -> usize {
 /// # Panics
 /// If keys or values are too long.
 pub(super) fn for_one_row(kv: &DeviceKv, widest: impl Fn(usize) -> usize) -> Kernel {
-    latent(kv, widest(2 * CHUNK) > CHUNK).or_else(|| decode(kv)).unwrap_or_else(|| general(kv, Some(widest)))
+    latent(kv, widest(2 * CHUNK) > CHUNK)
+        .or_else(|| decode(kv, widest(CHUNK)))
+        .unwrap_or_else(|| general(kv, Some(widest)))
 }
 
 /// The kernel for rows that are taken together.
@@ -127,7 +144,13 @@ fn general(kv: &DeviceKv, widest: Option<impl Fn(usize) -> usize>) -> Kernel {
         shared: form.shared(value_stride),
         kept: form.queries * (kv.sizes().values.dim() + 4) * size_of::<f32>(),
         cuts: false,
+        meets_spans: false,
     }
+}
+
+/// Of the two kernels that do the same for f16 and for E4M3.
+fn of_kind(kind: KvKind, f16: &'static str, f8: &'static str) -> &'static str {
+    if kind == KvKind::F8 { f8 } else { f16 }
 }
 
 /// Positions of a tile where tensor cores are used.
@@ -139,15 +162,15 @@ const fn tile(dim: usize) -> usize {
 fn prefill(kv: &DeviceKv) -> Option<Kernel> {
     let dim = same_dim(kv)?;
     let name = match dim {
-        64 => "attention_prefill_64",
-        80 => "attention_prefill_80",
-        96 => "attention_prefill_96",
-        128 => "attention_prefill_128",
-        256 => "attention_prefill_256",
+        64 => of_kind(kv.kind(), "attention_prefill_64", "attention_prefill_f8_64"),
+        80 => of_kind(kv.kind(), "attention_prefill_80", "attention_prefill_f8_80"),
+        96 => of_kind(kv.kind(), "attention_prefill_96", "attention_prefill_f8_96"),
+        128 => of_kind(kv.kind(), "attention_prefill_128", "attention_prefill_f8_128"),
+        256 => of_kind(kv.kind(), "attention_prefill_256", "attention_prefill_f8_256"),
         _ => return None,
     };
-    // Keys and values; of long heads queries and scores, too, and two warps for each 16 queries.
-    let row = (dim + 8) * kv.kind().size();
+    // Keys and values, as f16; of long heads queries and scores, too, and two warps for each 16 queries.
+    let row = (dim + 8) * HALF;
     let (halves, more) = match dim {
         256 => (2, PREFILL_QUERIES * (row + (tile(dim) + 8) * size_of::<f32>())),
         _ => (1, 0),
@@ -160,49 +183,70 @@ fn prefill(kv: &DeviceKv) -> Option<Kernel> {
         shared: 2 * tile(dim) * row + more,
         kept: halves * kept(dim / 8 / halves),
         cuts: true,
+        meets_spans: false,
     })
 }
 
 /// The kernel of tensor cores for single rows, if there is one for this cache.
-fn decode(kv: &DeviceKv) -> Option<Kernel> {
+fn decode(kv: &DeviceKv, widest: usize) -> Option<Kernel> {
     let dim = same_dim(kv)?;
-    let (name, queries) = match dim {
-        64 => ("attention_decode_64", 0),
-        80 => ("attention_decode_80", 0),
-        96 => ("attention_decode_96", 0),
-        128 => ("attention_decode_128", 0),
-        256 => ("attention_decode_256", CHUNK),
+    let name = match dim {
+        64 => of_kind(kv.kind(), "attention_decode_64", "attention_decode_f8_64"),
+        80 => of_kind(kv.kind(), "attention_decode_80", "attention_decode_f8_80"),
+        96 => of_kind(kv.kind(), "attention_decode_96", "attention_decode_f8_96"),
+        128 => of_kind(kv.kind(), "attention_decode_128", "attention_decode_f8_128"),
+        256 => of_kind(kv.kind(), "attention_decode_256", "attention_decode_f8_256"),
         _ => return None,
     };
     // Three tiles, the queries where they are too many for registers, and the scores of two tiles.
-    let tiles = (3 * 2 * tile(dim) + queries) * (dim + 8) * kv.kind().size();
-    let scores = 2 * CHUNK * (tile(dim) + 8) * size_of::<f32>();
+    let queries = if dim > 128 { CHUNK * (dim + 8) * HALF } else { 0 };
+    let scored = if widest > 8 { CHUNK } else { 8 };
+    let scores = 2 * scored * (tile(dim) + 8) * size_of::<f32>();
+    // Rows are an odd number of pieces apart, but for those of eight (`Shape` of `kernels/cu/attention_decode.cu`).
+    let pieces = match dim * kv.kind().size() / 16 {
+        8 => 8,
+        pieces => pieces | 1,
+    };
+    let tiles = 3 * 2 * tile(dim) * pieces * 16;
     Some(Kernel {
         name,
         chunk: CHUNK,
         queries: CHUNK,
         threads: THREADS,
-        shared: tiles + scores,
+        shared: tiles + queries + scores,
         kept: kept(2 * (dim / 16).div_ceil(WARPS)),
         cuts: false,
+        meets_spans: kv.kind() == KvKind::F8 && dim <= 128,
     })
 }
 
-/// Elements of a key, and of a value of its own, in half precision.
+/// Elements of a key, and of a value of its own, in f16 or E4M3.
 fn same_dim(kv: &DeviceKv) -> Option<usize> {
     let dim = kv.sizes().key_dim;
-    (kv.kind() == KvKind::F16 && kv.sizes().values == Values::Own(dim)).then_some(dim)
+    (kv.kind() != KvKind::F32 && kv.sizes().values == Values::Own(dim)).then_some(dim)
 }
 
 /// The kernel of tensor cores for values within keys, if there is one for this cache; `many`: for more than 16 queries.
 fn latent(kv: &DeviceKv, many: bool) -> Option<Kernel> {
     let sizes = kv.sizes();
-    let has = kv.kind() == KvKind::F16
+    let has = kv.kind() != KvKind::F32
         && (sizes.key_dim, sizes.kv_heads) == (576, 1)
         && sizes.values == Values::InKey(512);
-    let (name, queries) = if many { ("attention_latent_2", 32) } else { ("attention_latent_1", 16) };
-    // Queries, two tiles of 32 keys, and the scores of one.
-    let shared = (queries + 2 * 32) * (576 + 8) * kv.kind().size() + queries * 36 * size_of::<f32>();
+    let (name, queries) = match many {
+        true => (of_kind(kv.kind(), "attention_latent_2", "attention_latent_f8_2"), 32),
+        false => (of_kind(kv.kind(), "attention_latent_1", "attention_latent_f8_1"), 16),
+    };
+    // Queries, two tiles of 32 keys, as f16, and the scores of one.
+    let shared = (queries + 2 * 32) * (576 + 8) * HALF + queries * 36 * size_of::<f32>();
     let kept = queries / 16 * kept(512 / 8 / WARPS);
-    has.then_some(Kernel { name, chunk: queries, queries, threads: THREADS, shared, kept, cuts: false })
+    has.then_some(Kernel {
+        name,
+        chunk: queries,
+        queries,
+        threads: THREADS,
+        shared,
+        kept,
+        cuts: false,
+        meets_spans: false,
+    })
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::*;
 
 /// Sequences of which every position is cached, and has a query.
-struct Sequences {
+pub(super) struct Sequences {
     case: Case,
     filled: Filled,
     heads: HeadMap,
@@ -15,14 +15,14 @@ struct Sequences {
 }
 
 /// Rows of a sequence: which, the first one's position, how many.
-type Part = (usize, usize, usize);
+pub(super) type Part = (usize, usize, usize);
 
 /// A row's sequence and position, and its result.
-type Row = ((usize, usize), Vec<u32>);
+pub(super) type Row = ((usize, usize), Vec<u32>);
 
 impl Sequences {
     /// Sequences of so many positions; `case` says the rest.
-    fn new(device: &Device, case: &Case, lens: &[usize]) -> Self {
+    pub(super) fn new(device: &Device, case: &Case, lens: &[usize]) -> Self {
         let case = Case { runs: lens.iter().map(|len| (0, *len)).collect(), ..case.clone() };
         let mut random = Random::new(11);
         let filled = filled(device, &mut random, &case);
@@ -37,7 +37,13 @@ impl Sequences {
     }
 
     /// Attention of rows in one step, with scratch for so many rows.
-    fn attend(&self, device: &Device, parts: &[Part], scratch: usize, fixed: Option<usize>) -> Vec<Row> {
+    pub(super) fn attend(
+        &self,
+        device: &Device,
+        parts: &[Part],
+        scratch: usize,
+        fixed: Option<usize>,
+    ) -> Vec<Row> {
         let (case, heads) = (&self.case, self.heads.heads());
         let (width, dim) = (heads * case.key_dim, case.values.dim());
         let context = case.runs.iter().map(|(_, len)| *len).max().unwrap();
@@ -80,7 +86,7 @@ impl Sequences {
 
 /// Two chunks of a prompt; then some of their rows in chunks of other sizes and at other places of a tile, among rows of another
 /// sequence, and one by one: alone, in a batch, and in a recorded step's form.
-fn check_same(device: &Device, case: &Case) {
+pub(super) fn check_same(device: &Device, case: &Case) {
     let sequences = Sequences::new(device, case, &[800, 300]);
     let wanted = sequences.attend(device, &[(0, 240, 36), (0, 752, 32)], 80, None);
     let wanted: HashMap<(usize, usize), Vec<u32>> = wanted.into_iter().collect();

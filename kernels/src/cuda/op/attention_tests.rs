@@ -1,3 +1,5 @@
+#[path = "attention_f8_tests.rs"]
+mod f8;
 #[path = "attention_invariance_tests.rs"]
 mod invariance;
 
@@ -7,7 +9,7 @@ use super::*;
 use crate::cuda::op::kv_cache::KvKind;
 use crate::cuda::op::step_rows::Run;
 use crate::cuda::testing::{Random, devices, worst};
-use crate::cuda::{ActType, Acts};
+use crate::cuda::{ActType, Acts, from_f8, to_f8};
 use crate::op::kv_cache::{KvSizes, Values};
 
 /// A cache, rows that look into it, and what all of that has in common.
@@ -29,6 +31,8 @@ struct Case {
     fixed: Option<usize>,
     /// Rows for which there is scratch.
     scratch: usize,
+    /// Keys and values are numbers that E4M3 has, whatever they are kept in.
+    few_bits: bool,
 }
 
 impl Case {
@@ -46,6 +50,7 @@ impl Case {
             out: ActType::F32,
             fixed: None,
             scratch: 64,
+            few_bits: kind == KvKind::F8,
         }
     }
 
@@ -98,7 +103,9 @@ fn filled(device: &Device, random: &mut Random, case: &Case) -> Filled {
         let mut rows = Rows::new();
         for ((at, count), table) in case.runs.iter().zip(&tables) {
             let mut all = random.floats((at + count) * heads * dim);
-            if case.kind == KvKind::F16 {
+            if case.few_bits {
+                all.iter_mut().for_each(|x| *x = from_f8(to_f8(*x)));
+            } else if case.kind == KvKind::F16 {
                 all.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
             }
             for position in case.first_seen(*at)..at + count {
@@ -113,6 +120,7 @@ fn filled(device: &Device, random: &mut Random, case: &Case) -> Filled {
                         match case.kind {
                             KvKind::F32 => to.copy_from_slice(&x.to_le_bytes()),
                             KvKind::F16 => to.copy_from_slice(&f16::from_f32(*x).to_le_bytes()),
+                            KvKind::F8 => to[0] = to_f8(*x),
                         }
                     }
                 }

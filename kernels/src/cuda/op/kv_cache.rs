@@ -10,6 +10,8 @@ pub enum KvKind {
     F32,
     /// Rounded to half precision; what is too large becomes the largest.
     F16,
+    /// Rounded to E4M3, with no scale; what is too large becomes the largest.
+    F8,
 }
 
 impl KvKind {
@@ -18,6 +20,7 @@ impl KvKind {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
+            Self::F8 => 1,
         }
     }
 }

@@ -141,6 +141,7 @@ pub fn rope_and_write(
         kernel: match kv.kind() {
             KvKind::F32 => "rope_and_write_f32",
             KvKind::F16 => "rope_and_write_f16",
+            KvKind::F8 => "rope_and_write_f8",
         },
         grid: [u32_of(rows.rows()), u32_of(all.div_ceil(4)), 1],
         threads: 128,
@@ -297,6 +298,7 @@ pub fn latent_write(
         kernel: match kv.kind() {
             KvKind::F32 => "latent_write_f32",
             KvKind::F16 => "latent_write_f16",
+            KvKind::F8 => "latent_write_f8",
         },
         grid: [u32_of(rows.rows()), 1, 1],
         threads: 128,

@@ -3,6 +3,7 @@ use half::f16;
 use super::*;
 use crate::cuda::op::step_rows::Run;
 use crate::cuda::testing::{Random, assert_close, devices};
+use crate::cuda::{from_f8, to_f8};
 use crate::op::kv_cache::KvSizes;
 
 const LAYER: usize = 1;
@@ -75,6 +76,7 @@ fn cached(kv: &mut DeviceKv, values: bool) -> Vec<f32> {
     let all: Vec<f32> = match kind {
         KvKind::F32 => bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
         KvKind::F16 => bytes.as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x).to_f32()).collect(),
+        KvKind::F8 => bytes.iter().map(|code| from_f8(*code)).collect(),
     };
     let (mut found, mut written) = (Vec::new(), vec![false; all.len()]);
     for (block, position) in positions() {
@@ -98,17 +100,30 @@ fn poisoned(device: &Device, kind: KvKind, kv_heads: usize, key_dim: usize, valu
     kv
 }
 
-/// As a cache of this kind has it, and what may be off.
-fn rounded(kind: KvKind, dim: usize, rows: &[f64]) -> (Vec<f64>, f64) {
+/// A cache of this kind has what was `wanted`, rounded, and zeros behind it.
+fn check_cached(kind: KvKind, dim: usize, found: &[f32], wanted: &[f64], what: &str) {
     let stride = dim.div_ceil(16 / kind.size()) * (16 / kind.size());
-    let padded = rows.chunks_exact(dim).flat_map(|row| {
+    let padded = wanted.chunks_exact(dim).flat_map(|row| {
         let mut row = row.to_vec();
         row.resize(stride, 0.0);
         row
     });
     match kind {
-        KvKind::F32 => (padded.collect(), 1e-5),
-        KvKind::F16 => (padded.map(|x| f16::from_f64(x.clamp(-65504.0, 65504.0)).to_f64()).collect(), 5e-3),
+        KvKind::F32 => assert_close(found, &padded.collect::<Vec<_>>(), 1e-5, what),
+        KvKind::F16 => {
+            let wanted = padded.map(|x| f16::from_f64(x.clamp(-65504.0, 65504.0)).to_f64());
+            assert_close(found, &wanted.collect::<Vec<_>>(), 5e-3, what);
+        }
+        // What is as near to two codes as numbers are exact may have become either.
+        KvKind::F8 => {
+            let near = |x: f64| from_f8(to_f8(x as f32));
+            let wanted: Vec<f64> = padded.collect();
+            assert_eq!(found.len(), wanted.len(), "{what}");
+            for (found, wanted) in found.iter().zip(wanted) {
+                let right = near(wanted - 1e-5)..=near(wanted + 1e-5);
+                assert!(right.contains(found), "{what}: {found} in place of {wanted}");
+            }
+        }
     }
 }
 
@@ -135,9 +150,9 @@ fn check_grouped(device: &Device, random: &mut Random, case: Case) {
     let live = positions().len();
     let (mut qkv, bias) = (random.floats(live * all * dim), random.floats(all * dim));
     let (q_norm, k_norm) = (random.floats(dim), random.floats(dim));
-    // Of the values, one that half precision does not reach.
+    // Of the values, one that is not reached.
     let large = (heads + kv_heads) * dim;
-    if kind == KvKind::F16 {
+    if kind != KvKind::F32 {
         qkv[large] = 1e6;
     }
     let eps = 1e-2;
@@ -170,8 +185,7 @@ fn check_grouped(device: &Device, random: &mut Random, case: Case) {
     rope_and_write(q.view_mut(), &mut kv, LAYER, &step, &grouped, &angles).unwrap();
     assert_close(&q.download().unwrap(), &q_wanted, 1e-5, &format!("q of {case:?}"));
     for (values, wanted) in [(false, k_wanted), (true, v_wanted)] {
-        let (wanted, tolerance) = rounded(kind, dim, &wanted);
-        assert_close(&cached(&mut kv, values), &wanted, tolerance, &format!("{values} of {case:?}"));
+        check_cached(kind, dim, &cached(&mut kv, values), &wanted, &format!("{values} of {case:?}"));
     }
 }
 
@@ -182,7 +196,7 @@ fn queries_keys_and_values() {
         for (heads, kv_heads, dim, pairs) in
             [(1, 1, 8, 4), (4, 2, 20, 10), (3, 1, 64, 32), (5, 2, 33, 8), (2, 2, 128, 64), (9, 3, 10, 0)]
         {
-            for kind in [KvKind::F32, KvKind::F16] {
+            for kind in [KvKind::F32, KvKind::F16, KvKind::F8] {
                 for style in [RopeStyle::Half, RopeStyle::Interleaved] {
                     for (bias, norms, fixed) in
                         [(false, false, false), (true, false, true), (false, true, true), (true, true, false)]
@@ -200,7 +214,7 @@ fn queries_keys_and_values() {
 fn keys_of_latent_attention() {
     for device in devices() {
         let mut random = Random::new(12);
-        for kind in [KvKind::F32, KvKind::F16] {
+        for kind in [KvKind::F32, KvKind::F16, KvKind::F8] {
             for (rank, pairs, style, with_bias) in [
                 (16, 4, RopeStyle::Interleaved, false),
                 (13, 3, RopeStyle::Half, true),
@@ -226,9 +240,8 @@ fn keys_of_latent_attention() {
                 let keys =
                     LatentKeys { x: x.view(), bias: with_bias.then(|| bias.view()), norm: norm.view(), eps };
                 latent_write(&mut kv, LAYER, &step, &keys, &angles).unwrap();
-                let (wanted, tolerance) = rounded(kind, width, &wanted);
                 let what = format!("{kind:?} {rank} {pairs}");
-                assert_close(&cached(&mut kv, false), &wanted, tolerance, &what);
+                check_cached(kind, width, &cached(&mut kv, false), &wanted, &what);
             }
         }
     }
@@ -290,7 +303,9 @@ fn short_vectors_are_normalised_in_place() {
 #[test]
 fn a_block_is_copied_over_another() {
     for device in devices() {
-        for (kind, values) in [(KvKind::F32, Values::Own(5)), (KvKind::F16, Values::InKey(4))] {
+        for (kind, values) in
+            [(KvKind::F32, Values::Own(5)), (KvKind::F16, Values::InKey(4)), (KvKind::F8, Values::Own(17))]
+        {
             let mut kv = poisoned(&device, kind, 2, 20, values);
             let mut before = Vec::new();
             for content in kv.content() {

@@ -4,7 +4,7 @@
 
 use crate::cpu::lanes::{Floats, Lanes, Wide};
 use crate::cpu::prefetch::prefetch;
-use crate::op::kv_cache::Side;
+use crate::op::kv_cache::{F8, Side};
 
 /// Positions that are met at a time: sixteen lanes.
 pub(super) const PART: usize = 16;
@@ -88,6 +88,18 @@ impl Element for u16 {
     #[inline(always)]
     fn load_wide<W: Wide>(from: &[Self; PART]) -> W {
         W::load_f16(from)
+    }
+}
+
+/// One by one: it is not for speed.
+impl Element for F8 {
+    #[inline(always)]
+    fn load<L: Lanes>(from: &[Self; 8]) -> L {
+        L::load(&from.map(Self::to_f32))
+    }
+    #[inline(always)]
+    fn load_wide<W: Wide>(from: &[Self; PART]) -> W {
+        W::load(&from.map(Self::to_f32))
     }
 }
 

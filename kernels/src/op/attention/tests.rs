@@ -1,9 +1,8 @@
 //! Attention against double precision, over shapes, windows and cache types.
 
 use super::*;
-use crate::cpu::portable;
 use crate::op::kv_cache::Values::{InKey, Own};
-use crate::op::kv_cache::{KvSizes, KvType, Values, rounded};
+use crate::op::kv_cache::{F8, KvSizes, KvType, Values, rounded};
 
 fn noise(i: usize, salt: usize) -> f32 {
     ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0
@@ -33,6 +32,7 @@ fn case(positions: usize, kv_heads: usize, key_dim: usize, values: Values, ty: K
     let stored = |row: &Vec<f32>, dim: usize| match ty {
         // What is computed of the codes must be exact, not the codes.
         KvType::Q8_0 => row.chunks(dim).flat_map(rounded).collect(),
+        KvType::F8 => row.iter().map(|x| F8::from_f32(*x).to_f32()).collect(),
         _ => row.clone(),
     };
     let keys = rows(kv_heads * key_dim, 0);
@@ -114,7 +114,8 @@ impl Case {
     }
 }
 
-const TOLERANCES: [(KvType, f64); 3] = [(KvType::F32, 4e-6), (KvType::F16, 2e-3), (KvType::Q8_0, 1e-5)];
+const TOLERANCES: [(KvType, f64); 4] =
+    [(KvType::F32, 4e-6), (KvType::F16, 2e-3), (KvType::Q8_0, 1e-5), (KvType::F8, 4e-6)];
 
 #[test]
 fn agrees_with_double_precision() {
@@ -190,7 +191,7 @@ fn plain(task: &Task<'_>) {
             let (keys, values) = (CodesByPosition::new(keys, k), CodeValues::new(keys, k, dim));
             attend::<[Plain; 2], _, _, 3, 3, 1>(task, keys, values, scratch);
         }
-        (Store::F32 { .. }, _) => unreachable!("not looked at"),
+        (Store::F32 { .. } | Store::F8 { .. }, _) => unreachable!("not looked at"),
     }
 }
 
@@ -233,7 +234,7 @@ fn lanes_agree_bit_for_bit_and_rows_do_not_see_each_other() {
 #[test]
 fn heads_have_the_same_bits_in_any_company() {
     for values in [Own(16), InKey(16)] {
-        for ty in [KvType::F16, KvType::Q8_0] {
+        for ty in [KvType::F16, KvType::Q8_0, KvType::F8] {
             in_any_company(&case(70, 1, 24, values, ty));
         }
     }

@@ -1,10 +1,13 @@
 //! Where elements of the cache lie.
 
+use std::sync::LazyLock;
+
 use super::KvType;
 use super::q8::{BLOCK, Codes};
 use crate::cpu::lanes::Wide;
 use crate::cpu::lines::advise_huge;
 use crate::cpu::simd_wide;
+use crate::cuda::{from_f8, to_f8};
 
 /// Storage of one kind of element. Zeroed memory comes lazily from the system, so blocks never written cost nothing.
 #[derive(Debug)]
@@ -12,6 +15,26 @@ pub(crate) enum Store {
     F32 { keys: Vec<f32>, values: Vec<f32> },
     F16 { keys: Vec<u16>, values: Vec<u16> },
     Q8_0 { keys: Codes, values: Codes },
+    F8 { keys: Vec<F8>, values: Vec<F8> },
+}
+
+/// A number of E4M3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct F8(u8);
+
+impl F8 {
+    /// The nearest, ties to even; beyond the largest, the largest.
+    pub(crate) fn from_f32(x: f32) -> Self {
+        Self(to_f8(x))
+    }
+
+    /// What it is.
+    pub(crate) fn to_f32(self) -> f32 {
+        static NUMBERS: LazyLock<[f32; 256]> =
+            LazyLock::new(|| std::array::from_fn(|code| from_f8(code as u8)));
+        NUMBERS[usize::from(self.0)]
+    }
 }
 
 impl Store {
@@ -20,6 +43,7 @@ impl Store {
         match ty {
             KvType::F32 => Self::F32 { keys: zeroed(k), values: zeroed(v) },
             KvType::F16 => Self::F16 { keys: zeroed(k), values: zeroed(v) },
+            KvType::F8 => Self::F8 { keys: zeroed(k), values: zeroed(v) },
             KvType::Q8_0 => Self::Q8_0 { keys: Codes::new(keys, cells), values: Codes::new(values, cells) },
         }
     }
@@ -39,6 +63,10 @@ impl Store {
                 copy(keys, sides.0.elements(), from, to, count);
                 copy(values, sides.1.elements(), from, to, count);
             }
+            Self::F8 { keys, values } => {
+                copy(keys, sides.0.elements(), from, to, count);
+                copy(values, sides.1.elements(), from, to, count);
+            }
             Self::Q8_0 { keys, values } => {
                 for (side, codes) in [(sides.0, keys), (sides.1, values)] {
                     copy(&mut codes.codes, side.elements(), from, to, count);
@@ -53,6 +81,7 @@ impl Store {
         match self {
             Self::F32 { keys, values } => 4 * (keys.len() + values.len()),
             Self::F16 { keys, values } => 2 * (keys.len() + values.len()),
+            Self::F8 { keys, values } => keys.len() + values.len(),
             Self::Q8_0 { keys, values } => {
                 keys.codes.len() + values.codes.len() + 2 * (keys.scales.len() + values.scales.len())
             }
@@ -109,6 +138,7 @@ impl Side {
         match ty {
             KvType::F32 => self.elements().checked_mul(4),
             KvType::F16 => self.elements().checked_mul(2),
+            KvType::F8 => Some(self.elements()),
             KvType::Q8_0 => self.elements().checked_add(self.scales().checked_mul(2)?),
         }
     }
@@ -126,6 +156,12 @@ impl Side {
 /// Stores a position's elements at their [`Side::place`].
 pub(super) fn put_f32(x: &[f32], store: &mut [f32], place: (usize, usize)) {
     put(x, store, place);
+}
+
+/// Stores a position's elements, rounded to E4M3, at their [`Side::place`].
+pub(super) fn put_f8(x: &[f32], store: &mut [F8], place: (usize, usize)) {
+    let rounded: Vec<F8> = x.iter().map(|x| F8::from_f32(*x)).collect();
+    put(&rounded, store, place);
 }
 
 simd_wide! {

@@ -16,6 +16,7 @@ struct Case {
     name: &'static str,
     ranks: usize,
     weights: Weights,
+    kv: KvType,
 }
 
 /// All of them are stored in f32.
@@ -30,10 +31,10 @@ enum Weights {
 }
 
 const fn case(name: &'static str, ranks: usize, weights: Weights) -> Case {
-    Case { name, ranks, weights }
+    Case { name, ranks, weights, kv: KvType::F16 }
 }
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 16] = [
     case("llama", 1, Weights::AsStored),
     case("llama", 3, Weights::AsStored),
     case("llama-odd-heads", 1, Weights::Bf16),
@@ -47,6 +48,9 @@ const CASES: [Case; 13] = [
     case("mixtral", 1, Weights::Fp8),
     case("gpt-oss", 1, Weights::Bf16),
     case("deepseek-v3", 1, Weights::Bf16),
+    Case { kv: KvType::F8, ..case("llama", 1, Weights::Bf16) },
+    Case { kv: KvType::F8, ..case("mixtral", 1, Weights::Fp8) },
+    Case { kv: KvType::F8, ..case("deepseek-v3", 1, Weights::Bf16) },
 ];
 
 /// A checkpoint of tests/golden with its numbers rounded to bf16, in `folder`.
@@ -101,7 +105,7 @@ fn logits(
     let shape = Shape { ep: 1, ..Shape::tensor(case.ranks) };
     let device = |_: usize| Some(devices().remove(kind));
     let quantize = if matches!(case.weights, Weights::Fp8) { Quantize::Fp8 } else { Quantize::None };
-    let results = group_on(model, shape, quantize, Kind::Shm, KvType::F16, &device, |mut engine| {
+    let results = group_on(model, shape, quantize, Kind::Shm, case.kv, &device, |mut engine| {
         let mut rows = vec![Vec::new(); sequences.len()];
         // Where each goes on: only rank 0 is given rows.
         let mut next = vec![0; sequences.len()];
@@ -165,8 +169,11 @@ fn check(case: &Case) {
         assert_eq!(first.len(), sequences[0].len(), "a row for each token");
         let same = |what: &str, found: &[Vec<f32>]| {
             let differs = first.iter().zip(found).position(|(a, b)| a != b);
-            let Case { name, ranks, weights } = case;
-            assert_eq!(differs, None, "{name} on {ranks} ranks, {weights:?}, {what}: the first that differs");
+            let Case { name, ranks, weights, kv } = case;
+            assert_eq!(
+                differs, None,
+                "{name} on {ranks} ranks, {weights:?}, {kv:?}, {what}: the first that differs"
+            );
             assert_eq!(found.len(), first.len(), "{name}: positions");
         };
         same("beside another", &run(&sequences, &beside));

@@ -107,7 +107,10 @@ impl DeviceDecoder {
         let kind = match cache.ty {
             KvType::F32 => KvKind::F32,
             KvType::F16 => KvKind::F16,
-            KvType::Q8_0 => return Err(refused("a q8_0 KV cache is not kept on devices yet: use f16")),
+            KvType::F8 => KvKind::F8,
+            KvType::Q8_0 => {
+                return Err(refused("a q8_0 KV cache is not kept on devices yet: use fp8 or f16"));
+            }
         };
         let acts = act_type(&weights);
         let block_size = cache.block_size;
@@ -407,6 +410,8 @@ impl Forward for DeviceDecoder {
 
 #[cfg(test)]
 mod invariance_tests;
+#[cfg(test)]
+mod kv_tests;
 #[cfg(test)]
 mod launches_tests;
 #[cfg(test)]

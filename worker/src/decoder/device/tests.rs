@@ -16,7 +16,7 @@ use crate::testing::{Kind, golden, numbers, tokens};
 use crate::weights::OnDevice;
 
 /// Each kind of device, as what gives every rank one of its own.
-fn kinds() -> Vec<impl Fn(usize) -> Option<Device> + Sync> {
+pub(super) fn kinds() -> Vec<impl Fn(usize) -> Option<Device> + Sync> {
     (0..devices().len()).map(|kind| move |_: usize| Some(devices().remove(kind))).collect()
 }
 
@@ -95,7 +95,7 @@ fn rounded(from: &Path, to: &Path) -> Checkpoint {
 }
 
 /// The root of the mean square of what is off, in parts of that of what is expected.
-fn off_by(found: &[f32], expected: &[f64]) -> f64 {
+pub(super) fn off_by(found: &[f32], expected: &[f64]) -> f64 {
     let off: f64 = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
     (off / expected.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
