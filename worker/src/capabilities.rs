@@ -10,9 +10,11 @@ use crate::accelerator;
 
 /// Long enough to be right within a tenth, even where several workers start at once; short enough not to be noticed at start.
 const MEASURE_MILLIS: u64 = 100;
+/// For each way of multiplying bytes.
+const INT8_MILLIS: u64 = 25;
 
-/// Measures this machine with `threads` threads, or `device`. Takes about two tenths of a second of all of them; a GPU about as
-/// long, with its libraries' start. A device that only plays a GPU is not measured: it has the CPU's speed, if that.
+/// Measures this machine with `threads` threads, or `device`. Takes about half a second of all of them; a GPU a fifth more,
+/// with its libraries' start. A device that only plays a GPU is not measured: it has the CPU's speed, if that.
 ///
 /// # Errors
 /// If the device fails.
@@ -24,6 +26,9 @@ pub(crate) fn measure(threads: usize, device: Option<&Device>) -> Result<Capabil
     let of_device = Capabilities {
         memory_bytes: memory.free,
         device: Some(wire::Device { total_bytes: memory.total, ..known }),
+        cache_bytes: 0,
+        cache_bytes_per_second: 0,
+        int8_ops_per_second: 0,
         ..own
     };
     if Gpu::of(device).is_none() {
@@ -38,14 +43,18 @@ pub(crate) fn measure(threads: usize, device: Option<&Device>) -> Result<Capabil
 }
 
 fn of_cpu(threads: usize) -> Capabilities {
+    let caches = measure::caches();
     Capabilities {
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
         memory_bytes: available_memory(),
-        read_bytes_per_second: measure::read_bandwidth(threads, MEASURE_MILLIS),
+        read_bytes_per_second: measure::memory_bandwidth(threads, MEASURE_MILLIS),
         flops: measure::widest_fma_rate(threads, MEASURE_MILLIS),
         cpu: format!("{} ({})", cpu_name(), detect::features().name()),
         version: env!("CARGO_PKG_VERSION").into(),
         device: Some(cpu()),
+        cache_bytes: caches.last,
+        cache_bytes_per_second: measure::cache_bandwidth(&caches, threads, MEASURE_MILLIS),
+        int8_ops_per_second: measure::int8_rate(threads, INT8_MILLIS),
     }
 }
 
@@ -134,6 +143,8 @@ mod tests {
         assert_eq!((device.kind.as_str(), device.uuid.as_str(), device.total_bytes), ("cpu", "", 0));
         assert!(device.kv_dtypes.contains(&"q8_0".into()) && !device.quantize.contains(&"fp8".into()));
         assert!(device.data_parallel && own.read_bytes_per_second > 0 && own.flops > 0);
+        assert!(own.int8_ops_per_second > 0);
+        assert_eq!(own.cache_bytes > 0, own.cache_bytes_per_second > 0);
     }
 
     #[test]
@@ -151,6 +162,7 @@ mod tests {
             assert!(own.memory_bytes <= told.total_bytes - (1 << 20), "what is taken is not free");
             assert!(!told.kv_dtypes.contains(&"q8_0".into()) && told.quantize.contains(&"fp8".into()));
             assert!(!told.data_parallel && own.read_bytes_per_second > 0 && own.flops > 0);
+            assert_eq!((own.cache_bytes, own.int8_ops_per_second), (0, 0), "those are the processor's");
             assert!(!own.cpu.contains(&name), "the processor beside it");
         }
     }

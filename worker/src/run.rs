@@ -147,6 +147,7 @@ pub async fn run(
         device = device.as_ref().map_or_else(|| "cpu".to_owned(), Device::name),
         cpu = measured.cpu,
         gb_per_second = measured.read_bytes_per_second as f64 / 1e9,
+        cache_gb_per_second = measured.cache_bytes_per_second as f64 / 1e9,
         gflops = measured.flops as f64 / 1e9,
         "worker started"
     );

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use foggara_kernels::cpu::measure;
-use foggara_proto::wire::admin::StatusRequest;
 use foggara_proto::wire::admin::admin_client::AdminClient;
+use foggara_proto::wire::admin::{Capabilities, StatusRequest};
 use futures::future::try_join_all;
 use serde::Serialize;
 use tokio::process::Command;
@@ -29,8 +29,9 @@ const SEQUENCE_TOKENS: usize = PROMPT + ANSWER / 2;
 const TOGETHER: usize = 64;
 /// Tokens of each of so many answers.
 const TOGETHER_ANSWER: usize = 64;
-/// How long bandwidth is looked at before each run.
+/// How long each speed is looked at before each run, and each way of multiplying bytes.
 const MEASURE_MILLIS: u64 = 100;
+const INT8_MILLIS: u64 = 25;
 
 /// A model in a shape.
 struct Case {
@@ -78,16 +79,25 @@ const CASES: [Case; 8] = [
 struct Row {
     model: &'static str,
     shape: String,
-    /// Of each worker, as it measured them when it started.
-    read_bytes_per_second: Vec<u64>,
-    flops: Vec<u64>,
+    /// Of each worker, as it measured it when it started.
+    at_start: Vec<Speeds>,
     /// Of one of as many threads as there are workers, measured between the runs: what is predicted for. A machine that is
-    /// shared with others may read at twice or half the speed a minute later.
-    meanwhile_bytes_per_second: u64,
+    /// shared with others may be twice or half as fast a minute later.
+    meanwhile: Speeds,
     /// Tokens per second of one stream.
     one_stream: Pair,
     /// Of 64.
     together: Option<Pair>,
+}
+
+/// Of one worker.
+#[derive(Serialize)]
+struct Speeds {
+    read_bytes_per_second: f64,
+    cache_bytes: f64,
+    cache_bytes_per_second: f64,
+    flops: f64,
+    int8_ops_per_second: f64,
 }
 
 #[derive(Serialize)]
@@ -115,24 +125,14 @@ pub(crate) async fn run(args: &PredictionsArgs) -> Result<ExitCode> {
         rows.push(of_case(case, shape, args).await?);
     }
     let cells = |row: &Row| {
-        let rate = |values: &[u64]| {
-            let values: Vec<String> = values.iter().map(|v| format!("{:.1}", *v as f64 / 1e9)).collect();
-            values.join(", ")
-        };
+        let started: Vec<String> = row.at_start.iter().map(Speeds::show).collect();
         let together = row.together.as_ref().map_or(String::new(), Pair::show);
-        let (bandwidth, flops) = (rate(&row.read_bytes_per_second), rate(&row.flops));
-        let meanwhile = rate(&[row.meanwhile_bytes_per_second]);
-        vec![
-            row.model.into(),
-            row.shape.clone(),
-            bandwidth,
-            meanwhile,
-            flops,
-            row.one_stream.show(),
-            together,
-        ]
+        let (started, meanwhile) = (started.join("; "), row.meanwhile.show());
+        vec![row.model.into(), row.shape.clone(), started, meanwhile, row.one_stream.show(), together]
     };
-    let head = ["model", "shape", "GB/s at start", "GB/s meanwhile", "GFLOP/s", "one stream", "64 streams"];
+    let speeds = "GB/s of memory, of caches, GFLOP/s, GOP/s of bytes";
+    let (started, meanwhile) = (format!("{speeds} at start"), "the same meanwhile");
+    let head = ["model", "shape", &started, meanwhile, "one stream", "64 streams"];
     let within = rows.iter().filter(|row| row.one_stream.off().abs() <= 0.25).count();
     let text = format!(
         "Predicted / measured tokens per second, workers of one thread\n\n{}\n{within} of {} predictions of one stream are within 25 %\n",
@@ -141,6 +141,64 @@ pub(crate) async fn run(args: &PredictionsArgs) -> Result<ExitCode> {
     );
     print(args.json, &rows, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Speeds {
+    /// As a worker tells them.
+    fn told(told: &Capabilities) -> Self {
+        Self {
+            read_bytes_per_second: told.read_bytes_per_second as f64,
+            cache_bytes: told.cache_bytes as f64,
+            cache_bytes_per_second: told.cache_bytes_per_second as f64,
+            flops: told.flops as f64,
+            int8_ops_per_second: told.int8_ops_per_second as f64,
+        }
+    }
+
+    /// Each thread's part of what `threads` of them reach now, as a worker measures it.
+    fn measure(threads: usize) -> Self {
+        let (caches, each) = (measure::caches(), |rate: u64| rate as f64 / threads.max(1) as f64);
+        Self {
+            read_bytes_per_second: each(measure::memory_bandwidth(threads, MEASURE_MILLIS)),
+            cache_bytes: caches.last as f64,
+            cache_bytes_per_second: each(measure::cache_bandwidth(&caches, threads, MEASURE_MILLIS)),
+            flops: each(measure::widest_fma_rate(threads, MEASURE_MILLIS)),
+            int8_ops_per_second: each(measure::int8_rate(threads, INT8_MILLIS)),
+        }
+    }
+
+    /// The median of each; `None` of none.
+    fn median(all: &[Self]) -> Option<Self> {
+        let of = |of: &dyn Fn(&Self) -> f64| percentile(&all.iter().map(of).collect::<Vec<_>>(), 50.0);
+        Some(Self {
+            read_bytes_per_second: of(&|one| one.read_bytes_per_second)?,
+            cache_bytes: of(&|one| one.cache_bytes)?,
+            cache_bytes_per_second: of(&|one| one.cache_bytes_per_second)?,
+            flops: of(&|one| one.flops)?,
+            int8_ops_per_second: of(&|one| one.int8_ops_per_second)?,
+        })
+    }
+
+    /// A host of so many such workers for `models plan --nodes`. Memory is not what this is about.
+    fn node(&self, workers: usize) -> String {
+        let mut text = format!(
+            "[[nodes]]\nname = \"here\"\nworkers = {workers}\nmemory_gb = 8\nbandwidth_gb_s = {}\ntflops = {}\nint8_tops = {}\n",
+            self.read_bytes_per_second / 1e9,
+            self.flops / 1e12,
+            self.int8_ops_per_second / 1e12
+        );
+        if self.cache_bytes_per_second > 0.0 {
+            let (size, rate) = (self.cache_bytes / 1e6, self.cache_bytes_per_second / 1e9);
+            text += &format!("cache_mb = {size}\ncache_gb_s = {rate}\n");
+        }
+        text
+    }
+
+    fn show(&self) -> String {
+        let rates =
+            [self.read_bytes_per_second, self.cache_bytes_per_second, self.flops, self.int8_ops_per_second];
+        rates.map(|rate| format!("{:.1}", rate / 1e9)).join(", ")
+    }
 }
 
 impl Case {
@@ -182,12 +240,9 @@ async fn watch(
 ) -> Result<Row> {
     let mut admin = AdminClient::new(channel(target.grpc()?).await?);
     let workers = admin.status(StatusRequest {}).await.context("Status")?.into_inner().workers;
-    let of_all = |of: &dyn Fn(&foggara_proto::wire::admin::Capabilities) -> u64| -> Vec<u64> {
-        workers.iter().filter_map(|worker| worker.capabilities.as_ref()).map(of).collect()
-    };
-    let bandwidth = of_all(&|of| of.read_bytes_per_second);
-    let flops = of_all(&|of| of.flops);
-    ensure!(bandwidth.len() == case.workers, "not every worker says what it can do");
+    let at_start = workers.iter().filter_map(|worker| worker.capabilities.as_ref()).map(Speeds::told);
+    let at_start: Vec<Speeds> = at_start.collect();
+    ensure!(at_start.len() == case.workers, "not every worker says what it can do");
     let prompts = Prompts::new();
     let ask = |answer| Ask { prompt: prompts.next(PROMPT), max_tokens: answer };
     let mut clients = target.clients(if args.together { TOGETHER } else { 1 }).await?;
@@ -195,11 +250,11 @@ async fn watch(
     first.generate(ask(ANSWER)).await?;
     let (mut rates, mut meanwhile) = (Vec::new(), Vec::new());
     for _ in 0..args.runs {
-        meanwhile.push(measure::read_bandwidth(case.workers, MEASURE_MILLIS) as f64 / case.workers as f64);
+        meanwhile.push(Speeds::measure(case.workers));
         rates.push(first.generate(ask(ANSWER)).await?.decode_rate().context("the answer came at once")?);
     }
-    let meanwhile = percentile(&meanwhile, 50.0).context("--runs is 0")?;
-    let predicted = predict(case, of_cluster, meanwhile, &flops).await?;
+    let meanwhile = Speeds::median(&meanwhile).context("--runs is 0")?;
+    let predicted = predict(case, of_cluster, &meanwhile).await?;
     let together = if args.together {
         let traces =
             try_join_all(clients.iter_mut().map(|client| client.generate(ask(TOGETHER_ANSWER)))).await?;
@@ -212,26 +267,18 @@ async fn watch(
     Ok(Row {
         model: case.called,
         shape,
-        read_bytes_per_second: bandwidth,
-        flops,
-        meanwhile_bytes_per_second: meanwhile as u64,
+        at_start,
+        meanwhile,
         one_stream: Pair { predicted: predicted.0, measured },
         together,
     })
 }
 
 /// What `foggara models plan` says of machines like these: one stream, and many together.
-async fn predict(case: &Case, args: &TargetArgs, bandwidth: f64, flops: &[u64]) -> Result<(f64, f64)> {
-    let mean = |values: &[u64]| values.iter().sum::<u64>() as f64 / values.len().max(1) as f64;
+async fn predict(case: &Case, args: &TargetArgs, speeds: &Speeds) -> Result<(f64, f64)> {
     let folder = tempfile::TempDir::with_prefix("foggara-bench-")?;
     let nodes = folder.path().join("nodes.toml");
-    // Memory is not what this is about.
-    let text = format!(
-        "[[nodes]]\nname = \"here\"\nworkers = {}\nmemory_gb = 8\nbandwidth_gb_s = {}\ntflops = {}\n",
-        case.workers,
-        bandwidth / 1e9,
-        mean(flops) / 1e12
-    );
+    let text = speeds.node(case.workers);
     std::fs::write(&nodes, text)?;
     let mut command = Command::new(program(args)?);
     let model = args.model_path().context("a model")?;

@@ -77,7 +77,8 @@ fn as_json(status: &wire::StatusResponse) -> Value {
             "state": w.state, "loading": w.loading.map(|l| json!({"loaded_bytes": l.loaded_bytes,
                 "total_bytes": l.total_bytes, "bytes_per_second": l.bytes_per_second})), "threads": c.threads, "memory_bytes": c.memory_bytes,
             "read_bytes_per_second": c.read_bytes_per_second, "flops": c.flops, "cpu": c.cpu, "version": c.version,
-            "device": c.device.map(device)})
+            "device": c.device.map(device), "cache_bytes": c.cache_bytes, "cache_bytes_per_second": c.cache_bytes_per_second,
+            "int8_ops_per_second": c.int8_ops_per_second})
     };
     let group = |g: &wire::Group| {
         json!({"id": g.id, "deployment": g.deployment, "epoch": g.epoch,

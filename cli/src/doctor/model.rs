@@ -4,7 +4,7 @@ use std::path::Path;
 
 use foggara_coordinator::model_facts::facts_at;
 use foggara_coordinator::placement;
-use foggara_coordinator::placement::facts::{Kind, Links, ModelFacts, Takes, Wish, WorkerFacts};
+use foggara_coordinator::placement::facts::{Kind, Links, ModelFacts, Speeds, Takes, Wish, WorkerFacts};
 use foggara_worker::DeviceChoice;
 
 use super::finding::{Finding, Severity};
@@ -21,8 +21,7 @@ pub(super) fn workers(device: DeviceChoice, memory: u64, gpus: &[u64]) -> Vec<Wo
         kind,
         takes: Takes::usual(kind),
         memory_bytes,
-        bytes_per_second: ANY_SPEED,
-        flops: ANY_SPEED,
+        speeds: Speeds::of_memory(ANY_SPEED, ANY_SPEED),
     };
     let mut workers = Vec::new();
     if device != DeviceChoice::Cpu {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Changes whenever the layout of [`super::state`]'s types does.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// The oldest version that is still read.
 const OLDEST: u8 = 1;
 const HEADER_BYTES: usize = 9;
@@ -28,6 +28,8 @@ pub(super) trait Stored: Serialize + DeserializeOwned {
     type V1: DeserializeOwned + Into<Self>;
     /// In version 2.
     type V2: DeserializeOwned + Into<Self>;
+    /// In version 3.
+    type V3: DeserializeOwned + Into<Self>;
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo): finds bit flips; not meant against an enemy.
@@ -54,6 +56,7 @@ pub(super) fn decode<T: Stored>(bytes: &[u8]) -> Result<T, CodecError> {
     match version {
         1 => decode_body::<T::V1>(body).map(Into::into),
         2 => decode_body::<T::V2>(body).map(Into::into),
+        3 => decode_body::<T::V3>(body).map(Into::into),
         _ => decode_body(body),
     }
 }
@@ -106,11 +109,12 @@ fn open_versioned(bytes: &[u8]) -> Result<(u8, &[u8]), CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::state::{Capabilities, ClusterState, Command, Device, Envelope};
+    use crate::cluster::state::{Capabilities, ClusterState, Command, DeviceKind, Envelope};
 
     impl Stored for (String, u64) {
         type V1 = Self;
         type V2 = Self;
+        type V3 = Self;
     }
 
     /// Bytes as an older version wrote them.
@@ -157,13 +161,33 @@ mod tests {
             flops: 40,
             cpu: "x".into(),
             version: "v".into(),
-            device: Device::default(),
+            ..Capabilities::default()
         };
         assert_eq!((&worker.capabilities, worker.pid), (&capabilities, 7));
-        for snapshot in [written_by(2, &state.to_v2()), written_by(1, &state.to_v1())] {
+        let older =
+            [written_by(3, &state.to_v3()), written_by(2, &state.to_v2()), written_by(1, &state.to_v1())];
+        for snapshot in older {
             assert_eq!(decode::<ClusterState>(&snapshot), Ok(state.clone()));
         }
         assert_eq!(decode::<ClusterState>(&encode(&state).expect("small")), Ok(state));
+    }
+
+    #[test]
+    fn what_version_3_wrote_is_read() {
+        // A worker of a GPU that joins, as it lay in a log of version 3: nothing of caches.
+        let join = &[
+            &[1, b'r', 14, 1, b'a', 1, b'c', 1, b'h', 7, 1, b'i', 2, 100, 30, 40][..],
+            &[1, b'x', 1, b'v', 1, 1, b'G', 1, b'u', 200, 1, 3, b'f', b'1', b'6', 0, 0, 0],
+        ];
+        let bytes = seal_as(3, &join.concat());
+        let mut state = ClusterState::default();
+        state.apply(&decode::<Envelope>(&bytes).expect("readable"));
+        let worker = state.workers.values().next().expect("it has joined");
+        let capabilities = &worker.capabilities;
+        assert_eq!((capabilities.flops, capabilities.device.total_bytes), (40, 200));
+        assert_eq!((capabilities.device.kind, capabilities.device.name.as_str()), (DeviceKind::Cuda, "G"));
+        assert_eq!((capabilities.cache_bytes, capabilities.int8_ops_per_second), (0, 0), "not known");
+        assert_eq!(decode::<ClusterState>(&written_by(3, &state.to_v3())), Ok(state));
     }
 
     #[test]

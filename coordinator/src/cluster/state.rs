@@ -11,6 +11,7 @@ use super::codec::Stored;
 
 mod v1;
 mod v2;
+mod v3;
 
 /// Most notes, and the sizes of one.
 pub const MAX_NOTES: usize = 10_000;
@@ -55,7 +56,7 @@ pub struct Capabilities {
     pub threads: u32,
     /// Memory it may use, of its host or of its GPU.
     pub memory_bytes: u64,
-    /// Measured read bandwidth of that memory.
+    /// Measured read bandwidth of that memory, of what no cache holds.
     pub read_bytes_per_second: u64,
     /// Measured float operations per second of what it computes on.
     pub flops: u64,
@@ -65,6 +66,12 @@ pub struct Capabilities {
     pub version: String,
     /// What it computes on.
     pub device: Device,
+    /// Bytes of its host's last-level caches; 0: not known.
+    pub cache_bytes: u64,
+    /// Measured read bandwidth of what these hold; 0: not known.
+    pub cache_bytes_per_second: u64,
+    /// Measured operations per second on bytes; 0: not known.
+    pub int8_ops_per_second: u64,
 }
 
 /// A kind of device.
@@ -338,6 +345,8 @@ pub enum Command {
     },
     /// Idle workers become a group.
     FormGroup(Formation),
+    /// A worker has joined, as version 3 wrote it.
+    RegisterWorkerV3(Box<v3::Worker>),
     /// A worker has joined. The same incarnation registers once.
     RegisterWorker(Box<Worker>),
 }
@@ -395,16 +404,19 @@ impl Stored for Envelope {
     /// Commands are only ever added.
     type V1 = Self;
     type V2 = Self;
+    type V3 = Self;
 }
 
 impl Stored for Outcome {
     type V1 = Self;
     type V2 = Self;
+    type V3 = Self;
 }
 
 impl Stored for ClusterState {
     type V1 = v1::ClusterState;
     type V2 = v2::ClusterState;
+    type V3 = v3::ClusterState;
 }
 
 impl ClusterState {
@@ -432,6 +444,7 @@ impl ClusterState {
             }
             Command::RegisterWorker(worker) => self.register_worker(worker),
             Command::RegisterWorkerV2(worker) => self.register_worker(&worker.clone().into()),
+            Command::RegisterWorkerV3(worker) => self.register_worker(&v3::Worker::clone(worker).into()),
             Command::WorkerLost { id } => self.lose_worker(*id),
             Command::ConfirmWorkers { term } => {
                 self.confirmed_term = self.confirmed_term.max(*term);

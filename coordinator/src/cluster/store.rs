@@ -48,6 +48,7 @@ pub(super) struct Identity {
 impl Stored for Identity {
     type V1 = Self;
     type V2 = Self;
+    type V3 = Self;
 }
 
 /// The store of one coordinator.

@@ -20,6 +20,9 @@ impl TryFrom<wire::Capabilities> for Capabilities {
             cpu: c.cpu,
             version: c.version,
             device: c.device.map_or_else(|| Ok(Device::default()), Device::try_from)?,
+            cache_bytes: c.cache_bytes,
+            cache_bytes_per_second: c.cache_bytes_per_second,
+            int8_ops_per_second: c.int8_ops_per_second,
         })
     }
 }
@@ -57,6 +60,9 @@ impl From<Capabilities> for wire::Capabilities {
             cpu: c.cpu,
             version: c.version,
             device: Some(c.device.into()),
+            cache_bytes: c.cache_bytes,
+            cache_bytes_per_second: c.cache_bytes_per_second,
+            int8_ops_per_second: c.int8_ops_per_second,
         }
     }
 }
@@ -96,6 +102,9 @@ mod tests {
                 quantize: vec!["none".into(), "fp8".into(), "one of tomorrow".into()],
                 data_parallel: false,
             },
+            cache_bytes: 300_000_000,
+            cache_bytes_per_second: 25_000_000_000,
+            int8_ops_per_second: 5_000_000_000_000,
         }
     }
 

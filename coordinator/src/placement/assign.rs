@@ -56,7 +56,7 @@ fn by_host<'a>(workers: &[&'a WorkerFacts]) -> Hosts<'a> {
 }
 
 fn speed_class(worker: &WorkerFacts) -> u32 {
-    class(worker.bytes_per_second)
+    class(worker.speeds.bytes_per_second)
 }
 
 /// A number in steps of some 10 %, so that what is about as much is in order of id.
@@ -75,7 +75,7 @@ fn take_fitting<'a>(hosts: &mut Hosts<'a>, count: usize) -> Option<Vec<&'a Worke
 
 /// Relative speeds of the ranks on these workers; empty when they are about the same.
 pub(super) fn weights(seats: &[&WorkerFacts]) -> Vec<u32> {
-    proportional(seats, |worker| worker.bytes_per_second)
+    proportional(seats, |worker| worker.speeds.bytes_per_second)
 }
 
 /// Relative memory of the ranks on these workers; empty when it is about the same.

@@ -178,7 +178,8 @@ fn subsets<'a>(workers: &[&'a WorkerFacts]) -> Vec<Vec<&'a WorkerFacts>> {
             subsets.push(subset);
         }
     };
-    let key: [fn(&WorkerFacts) -> u64; 2] = [|worker| worker.memory_bytes, |worker| worker.bytes_per_second];
+    let key: [fn(&WorkerFacts) -> u64; 2] =
+        [|worker| worker.memory_bytes, |worker| worker.speeds.bytes_per_second];
     for key in key {
         let mut steps: Vec<u64> = workers.iter().map(|worker| key(worker)).collect();
         steps.sort_unstable_by_key(|step| std::cmp::Reverse(*step));

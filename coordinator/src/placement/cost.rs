@@ -1,28 +1,15 @@
-//! How fast a shape will be: a roofline. What a step reads and computes on each rank, at the speeds the rank's worker has,
-//! and what the ranks tell each other. Every number that is not a worker's or a model's stands here.
+//! How fast a shape will be: what a step reads and computes on each rank, how long that takes at the speeds the rank's worker has
+//! ([`super::pace`]), and what the ranks tell each other.
 
 use foggara_proto::shape::Shape;
 
-use super::facts::{Kind, Link, Links, ModelFacts, WorkerFacts};
+use super::facts::{Link, Links, ModelFacts, WorkerFacts};
 use super::layout::RankPart;
 use super::memory::RankNeeds;
+use super::pace::{RankStep, seconds};
 
 /// Bytes of an activation between ranks: f32.
 const ELEMENT: f64 = 4.0;
-/// Share of the measured memory bandwidth that matrices are read with. CPU: fitted to the shapes of docs/placement.md.
-/// GPUs: one stream of the models of docs/gpu.md on an H200, of what its copies move.
-const CPU_BANDWIDTH_SHARE: f64 = 0.85;
-const GPU_BANDWIDTH_SHARE: f64 = 0.8;
-/// Share of the measured operations per second. CPU: sixteen streams of docs/placement.md reach 45 to 50 % of them with
-/// quantized weights, whose products are of integers, and 20 to 25 % with others. GPUs: 64 streams of docs/gpu.md reach
-/// 6 to 8 % of what large products do: that few rows fill the matrix units badly.
-const CPU_QUANTIZED_SHARE: f64 = 0.5;
-const CPU_FLOAT_SHARE: f64 = 0.22;
-const GPU_COMPUTE_SHARE: f64 = 0.07;
-/// Seconds that a layer takes whatever its size. CPU: norms, rotations and one token's attention, fitted as above.
-/// GPUs: what some ten kernels of 2 µs each take; as above.
-const CPU_LAYER: f64 = 25e-6;
-const GPU_LAYER: f64 = 20e-6;
 
 /// What is predicted of one replica.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -111,17 +98,29 @@ impl Group<'_> {
         if part.stage + 1 == self.shape.pp {
             let output = model.embedding as f64 * part.share;
             bytes += output * bits.embedding / 8.0;
+            read += output;
             work += output * own_rows;
         }
         bytes += seat.needs.kv_per_token as f64 * own_rows * tokens as f64;
-        let (bandwidth, compute, layer) = match seat.worker.kind {
-            Kind::Cpu if bits.layers < 16.0 => (CPU_BANDWIDTH_SHARE, CPU_QUANTIZED_SHARE, CPU_LAYER),
-            Kind::Cpu => (CPU_BANDWIDTH_SHARE, CPU_FLOAT_SHARE, CPU_LAYER),
-            Kind::Gpu => (GPU_BANDWIDTH_SHARE, GPU_COMPUTE_SHARE, GPU_LAYER),
+        let attended = part.heads as f64 / model.heads.max(1) as f64 * model.hidden as f64 * tokens as f64;
+        let step = RankStep {
+            layers: part.layers.len() as f64,
+            rows: own_rows,
+            width: model.hidden as f64,
+            bytes,
+            of: self.on_host(seat).map(|other| other.needs.read_again(tokens) as f64).sum(),
+            readers: self.on_host(seat).filter(|other| other.part.stage == part.stage).count() as f64,
+            products: work,
+            parameters: read,
+            quantized: bits.layers < 16.0,
+            attention: 4.0 * own_rows * attended * part.layers.len() as f64,
         };
-        let reading = bytes / (seat.worker.bytes_per_second.max(1) as f64 * bandwidth);
-        let computing = 2.0 * work / (seat.worker.flops.max(1) as f64 * compute);
-        reading.max(computing) + layer * part.layers.len() as f64
+        seconds(seat.worker.kind, &seat.worker.speeds, &step)
+    }
+
+    /// The group's ranks on this one's host, itself included: they share the caches there.
+    fn on_host(&self, seat: &Seat<'_>) -> impl Iterator<Item = &Seat<'_>> {
+        self.seats.iter().filter(|other| other.worker.host == seat.worker.host)
     }
 
     /// What the ranks of a stage tell each other, and the next stage.

@@ -3,10 +3,11 @@
 use std::fmt::Write;
 
 use foggara_models::Quantize;
+use foggara_proto::shape::Shape;
 
 use super::choose::choose;
 use super::explain::rate;
-use super::facts::{Kind, Links, ModelFacts, Takes, Wish, WorkerFacts};
+use super::facts::{Bits, Kind, Links, ModelFacts, Speeds, Takes, Wish, WorkerFacts};
 use super::known;
 
 /// Memory, bandwidth and dense bf16 operations per second.
@@ -56,8 +57,7 @@ fn cluster(hosts: &[(&Device, usize)]) -> Vec<WorkerFacts> {
                 kind: device.kind,
                 takes: Takes::usual(device.kind),
                 memory_bytes: device.gigabytes * 1_000_000_000,
-                bytes_per_second: device.bytes_per_second,
-                flops: device.flops,
+                speeds: Speeds::of_memory(device.bytes_per_second, device.flops),
             });
         }
     }
@@ -133,8 +133,8 @@ fn measured() -> String {
     let (workers, mixtral) = (cluster(&[(&h200, 1)]), known::mixtral_8x7b());
     let mut text = String::from("| model | weights | one stream | 64 streams |\n|---|---|---|---|\n");
     for (name, model, quantize, one, together) in [
-        ("Mixtral 8x7B", &mixtral, Quantize::None, 124.2, 1967.0),
-        ("Mixtral 8x7B", &mixtral, Quantize::Fp8, 204.0, 1945.0),
+        ("Mixtral 8x7B", &mixtral, Quantize::None, 141.2, 2287.0),
+        ("Mixtral 8x7B", &mixtral, Quantize::Fp8, 215.8, 4165.0),
         ("Llama 3 8B", &known::llama_3_8b(), Quantize::None, 203.3, 4139.0),
     ] {
         let wish = Wish { quantize, sequence_tokens: 512, ..Wish::OPEN };
@@ -149,6 +149,57 @@ fn measured() -> String {
         writeln!(text, "| {name} | {weights} | {one} | {together} |").expect("memory");
     }
     text
+}
+
+/// Tokens per second of the model in this shape on workers of one host, alone and as `sequences` of 96 tokens.
+fn on_processors(model: &ModelFacts, shape: Shape, speeds: Speeds, sequences: u64) -> (f64, f64) {
+    let mut workers = cluster(&[(&EPYC, shape.ranks() as usize)]);
+    workers.iter_mut().for_each(|worker| worker.speeds = speeds);
+    let wish = Wish { shape, sequence_tokens: 96, kv_tokens: 96 * sequences, ..Wish::OPEN };
+    let p = choose(model, &wish, &workers, &Links::ASSUMED, 1).expect("it fits").prediction;
+    (p.one_stream, p.saturated)
+}
+
+/// On the processors that it was measured on (docs/placement.md), with the speeds measured there: within three tenths.
+#[test]
+fn processors_are_predicted_as_they_were_measured() {
+    let shape = |tp, dp, pp, ep| Shape { tp, dp, pp, ep };
+    let bits = |layers, embedding| Bits { layers, embedding };
+    let (q4_1, bf16, q8_0) = (bits(5.0, 8.5), bits(16.0, 16.0), bits(8.5, 8.5));
+    // Two threads share 27.5 GB/s of memory; the cache holds no model.
+    let zen3 = Speeds {
+        cache_bytes: 33_554_432,
+        cache_bytes_per_second: 16_000_000_000,
+        int8_ops_per_second: 262_000_000_000,
+        ..Speeds::of_memory(13_750_000_000, 101_000_000_000)
+    };
+    // With AVX-512 and AMX, and a large cache.
+    let xeon = Speeds {
+        cache_bytes: 314_572_800,
+        cache_bytes_per_second: 23_500_000_000,
+        int8_ops_per_second: 4_500_000_000_000,
+        ..Speeds::of_memory(13_000_000_000, 165_000_000_000)
+    };
+    let dense = |bits| known::smollm2_135m(0, bits);
+    let mixture = |bits| known::smollm2_135m(8, bits);
+    for (name, model, shape, speeds, one, many) in [
+        ("Zen 3, Q4_1", dense(q4_1), shape(2, 1, 1, 1), zen3, 200.0, Some((32, 550.0))),
+        ("Xeon, Q4_1", dense(q4_1), shape(1, 1, 1, 1), xeon, 119.0, Some((64, 612.0))),
+        ("Xeon, Q4_1", dense(q4_1), shape(1, 1, 2, 1), xeon, 101.0, None),
+        ("Xeon, bf16", dense(bf16), shape(2, 1, 1, 1), xeon, 53.0, Some((64, 249.0))),
+        ("Xeon, mixture", mixture(bf16), shape(2, 1, 1, 1), xeon, 32.0, Some((64, 155.0))),
+        ("Xeon, mixture", mixture(bf16), shape(2, 1, 1, 2), xeon, 27.0, Some((64, 124.0))),
+        ("Xeon, mixture", mixture(bf16), shape(1, 2, 1, 2), xeon, 23.0, Some((64, 179.0))),
+        ("Xeon, mixture of q8_0", mixture(q8_0), shape(2, 1, 1, 1), xeon, 79.0, Some((64, 482.0))),
+    ] {
+        let (sequences, measured) = many.unwrap_or((1, one));
+        let (alone, together) = on_processors(&model, shape, speeds, sequences);
+        assert!((alone / one - 1.0).abs() <= 0.3, "{name}, {shape}: {alone} of {one}");
+        assert!(
+            (together / measured - 1.0).abs() <= 0.3,
+            "{name}, {shape}: {together} of {measured} together"
+        );
+    }
 }
 
 #[test]

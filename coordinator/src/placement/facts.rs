@@ -51,6 +51,40 @@ impl Takes {
     }
 }
 
+/// How fast a worker is, as it measured when it started. 0: not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Speeds {
+    /// Memory bandwidth: of what no cache holds.
+    pub bytes_per_second: u64,
+    /// Floating-point operations per second.
+    pub flops: u64,
+    /// Bytes of the last-level caches of its host, which its workers share.
+    pub cache_bytes: u64,
+    /// Bandwidth of what these hold.
+    pub cache_bytes_per_second: u64,
+    /// Operations per second on bytes.
+    pub int8_ops_per_second: u64,
+}
+
+impl Speeds {
+    /// Of memory and floats alone, as of a GPU.
+    pub const fn of_memory(bytes_per_second: u64, flops: u64) -> Self {
+        Self { bytes_per_second, flops, cache_bytes: 0, cache_bytes_per_second: 0, int8_ops_per_second: 0 }
+    }
+
+    /// The higher of each.
+    #[must_use]
+    pub(super) fn higher(self, other: Self) -> Self {
+        Self {
+            bytes_per_second: self.bytes_per_second.max(other.bytes_per_second),
+            flops: self.flops.max(other.flops),
+            cache_bytes: self.cache_bytes.max(other.cache_bytes),
+            cache_bytes_per_second: self.cache_bytes_per_second.max(other.cache_bytes_per_second),
+            int8_ops_per_second: self.int8_ops_per_second.max(other.int8_ops_per_second),
+        }
+    }
+}
+
 /// A worker that may be given a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerFacts {
@@ -64,10 +98,8 @@ pub struct WorkerFacts {
     pub takes: Takes,
     /// Bytes that a rank may take, nothing subtracted but what others hold already.
     pub memory_bytes: u64,
-    /// Memory bandwidth.
-    pub bytes_per_second: u64,
-    /// Floating-point operations per second.
-    pub flops: u64,
+    /// How fast it is.
+    pub speeds: Speeds,
 }
 
 /// A way between two workers.
@@ -100,14 +132,14 @@ pub struct Links {
 }
 
 impl Links {
-    /// - Shared memory: a step of docs/performance.md spends a third of its time in 63 collectives of two messages each,
-    ///   30 µs a message, waiting for the slower rank included; the bandwidth is half of one core's copy speed there.
-    /// - Loopback TCP: the same wait and two system calls of some 10 µs.
+    /// - Shared memory: on a quiet machine a step of SmolLM2, of 61 collectives of two messages each, spends a twentieth of its 3 ms
+    ///   in them (`step_rate`), 1 to 3 µs a message while both ranks look out for it; the bandwidth is half of one core's copy speed.
+    /// - Loopback TCP: two system calls of some 10 µs, and waking who waits.
     /// - GPUs of one host: NVLink of the H100 and H200, 900 GB/s both ways together (NVIDIA H100 data sheet); a collective call
     ///   is a kernel launch and a round of flags, assumed 8 µs. Never measured; where there is only PCIe, it is slower.
     /// - Network: 10 Gbit/s Ethernet, assumed 50 µs through both kernels. Also between GPUs of different hosts.
     pub const ASSUMED: Self = Self {
-        shared_memory: Link { bytes_per_second: 5_000_000_000, latency_ns: 30_000 },
+        shared_memory: Link { bytes_per_second: 5_000_000_000, latency_ns: 3_000 },
         loopback: Link { bytes_per_second: 2_000_000_000, latency_ns: 50_000 },
         accelerators: Link { bytes_per_second: 450_000_000_000, latency_ns: 8_000 },
         network: Link { bytes_per_second: 1_250_000_000, latency_ns: 50_000 },

@@ -100,6 +100,22 @@ pub(super) fn llama_3_70b() -> ModelFacts {
     })
 }
 
+/// HuggingFaceTB/SmolLM2-135M, or the mixture of as many `experts` that is made of it for tests (0: none), in so many bits.
+pub(super) fn smollm2_135m(experts: u64, bits: Bits) -> ModelFacts {
+    let bf16 = grouped(&Grouped {
+        hidden: 576,
+        layers: 30,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        width: 1536,
+        experts,
+        vocab: 49_152,
+        context: 8_192,
+    });
+    ModelFacts { tied: true, bits: HeldBits { cpu: bits, ..BF16 }, ..bf16 }
+}
+
 /// deepseek-ai/DeepSeek-V3: latent attention, three dense layers, then a shared expert beside 256 routed ones.
 pub(super) fn deepseek_v3() -> ModelFacts {
     let (hidden, heads, q_rank, kv_rank, nope, rope, value) = (7168, 128, 1536, 512, 128, 64, 128);
@@ -137,6 +153,7 @@ fn they_have_as_many_parameters_as_their_names_say() {
         (mixtral_8x22b(), 140.6),
         (llama_3_8b(), 8.03),
         (llama_3_70b(), 70.6),
+        (smollm2_135m(0, BF16.cpu), 0.1345),
         (deepseek_v3(), 671.0),
     ] {
         let got = model.weight_bytes(Kind::Gpu) as f64 / 2e9;

@@ -56,6 +56,11 @@ impl RankNeeds {
         self.weights.saturating_add(self.fixed).saturating_add(tokens.saturating_mul(self.kv_per_token))
     }
 
+    /// What steps read again and again, with one sequence of so many tokens.
+    pub(super) fn read_again(&self, tokens: u64) -> u64 {
+        self.weights.saturating_add(tokens.saturating_mul(self.kv_per_token))
+    }
+
     /// Tokens of cache that fit beside the rest in `memory`; `None` if not even the rest does.
     pub(super) fn room(&self, memory: u64) -> Option<u64> {
         let left = memory.checked_sub(self.weights.checked_add(self.fixed)?)?;

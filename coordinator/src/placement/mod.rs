@@ -1,7 +1,7 @@
 //! Which workers hold what: pure, deterministic.
 //!
 //! [`facts`] say what is there and what is asked, [`pools`] whose memory is whose; [`layout`] cuts a model for a shape,
-//! [`memory`] says what that takes and [`cost`] how fast it will be; [`assign`] seats ranks on workers; [`mod@choose`] takes the
+//! [`memory`] says what that takes, [`cost`] and [`pace`] how fast it will be; [`assign`] seats ranks on workers; [`mod@choose`] takes the
 //! best of all shapes that fit, and [`explain`] says why, or what is missing. [`changes`] compares that with what is in place,
 //! [`leases`] says who drives it.
 
@@ -14,6 +14,7 @@ pub mod facts;
 mod layout;
 mod leases;
 mod memory;
+mod pace;
 mod pools;
 
 pub use changes::{Proposal, Step, Surroundings, idle_workers, plan, propose, propose_on, wish};

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::choose::{PlannedRank, choose, shapes};
 use super::facts::{
-    Bits, ExpertFacts, HeldBits, Kind, LayerFacts, Links, ModelFacts, Reach, Takes, Wish, WorkerFacts,
+    Bits, ExpertFacts, HeldBits, Kind, LayerFacts, Links, ModelFacts, Reach, Speeds, Takes, Wish, WorkerFacts,
 };
 use super::layout::{layout, split};
 use super::memory::usable;
@@ -46,9 +46,9 @@ fn models() -> impl Strategy<Value = ModelFacts> {
 }
 
 fn clusters() -> impl Strategy<Value = Vec<WorkerFacts>> {
-    let worker = (0usize..4, prop::bool::ANY, 50u64..3_000, 1u64..40);
+    let worker = (0usize..4, prop::bool::ANY, 50u64..3_000, 1u64..40, prop_oneof![Just(0u64), 1u64..1_000]);
     prop::collection::vec(worker, 1..13).prop_map(|workers| {
-        let facts = |(id, (host, gpu, memory, speed)): (usize, (usize, bool, u64, u64))| {
+        let facts = |(id, (host, gpu, memory, speed, cache)): (usize, (usize, bool, u64, u64, u64))| {
             let kind = if gpu { Kind::Gpu } else { Kind::Cpu };
             WorkerFacts {
                 id: id as u64 + 1,
@@ -56,8 +56,12 @@ fn clusters() -> impl Strategy<Value = Vec<WorkerFacts>> {
                 kind,
                 takes: Takes::usual(kind),
                 memory_bytes: memory * 1_000_000,
-                bytes_per_second: speed * 1_000_000_000,
-                flops: speed * 10_000_000_000,
+                speeds: Speeds {
+                    cache_bytes: cache * 1_000_000,
+                    cache_bytes_per_second: speed * 2_000_000_000,
+                    int8_ops_per_second: cache * 1_000_000_000,
+                    ..Speeds::of_memory(speed * 1_000_000_000, speed * 10_000_000_000)
+                },
             }
         };
         workers.into_iter().enumerate().map(facts).collect()
@@ -168,8 +172,7 @@ fn gpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
         kind: Kind::Gpu,
         takes: Takes::usual(Kind::Gpu),
         memory_bytes: gigabytes * 1_000_000_000,
-        bytes_per_second: 3_000_000_000_000,
-        flops: 900_000_000_000_000,
+        speeds: Speeds::of_memory(3_000_000_000_000, 900_000_000_000_000),
     }
 }
 
@@ -204,7 +207,7 @@ fn what_is_missing_is_said_with_numbers() {
 fn slower_workers_get_smaller_slices() {
     let model = super::known::mixtral_8x7b();
     let mut workers = [gpu(1, "a", 80), gpu(2, "a", 80)];
-    workers[1].bytes_per_second /= 2;
+    workers[1].speeds.bytes_per_second /= 2;
     let wish = Wish { shape: Shape::tensor(2), ..Wish::OPEN };
     let plan = choose(&model, &wish, &workers, &Links::ASSUMED, 1).expect("it fits");
     assert_eq!(plan.rank_weights, [100, 50]);
@@ -218,8 +221,7 @@ fn cpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
     WorkerFacts {
         kind: Kind::Cpu,
         takes: Takes::usual(Kind::Cpu),
-        bytes_per_second: 400_000_000_000,
-        flops: 7_000_000_000_000,
+        speeds: Speeds::of_memory(400_000_000_000, 7_000_000_000_000),
         ..gpu(id, host, gigabytes)
     }
 }

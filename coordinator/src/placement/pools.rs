@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use foggara_models::KvFormat;
 
 use super::choose::Plan;
-use super::facts::{Kind, ModelFacts, Takes, WorkerFacts};
+use super::facts::{Kind, ModelFacts, Speeds, Takes, WorkerFacts};
 use super::layout::layout;
 use super::memory::{GPU_PROCESS, needs};
 use crate::cluster::state::{Capabilities, ClusterState, Device, DeviceKind, Group, Worker};
@@ -52,19 +52,18 @@ impl Computes {
 
 /// Who holds how much, and how fast they are.
 pub(super) struct Pools {
-    /// Bandwidth and operations per second.
-    speeds: BTreeMap<Computes, (u64, u64)>,
+    /// The highest that were measured.
+    speeds: BTreeMap<Computes, Speeds>,
     /// Bytes that the busy workers hold; `None` where that is not known.
     busy: BTreeMap<u64, Option<u64>>,
 }
 
 impl Pools {
     pub(super) fn of(state: &ClusterState, models: &BTreeMap<String, ModelFacts>) -> Self {
-        let mut speeds: BTreeMap<Computes, (u64, u64)> = BTreeMap::new();
+        let mut most: BTreeMap<Computes, Speeds> = BTreeMap::new();
         for capabilities in state.workers.values().map(|worker| &worker.capabilities) {
-            let (most_bytes, most_flops) = speeds.entry(Computes::of(capabilities)).or_default();
-            *most_bytes = (*most_bytes).max(capabilities.read_bytes_per_second);
-            *most_flops = (*most_flops).max(capabilities.flops);
+            let most = most.entry(Computes::of(capabilities)).or_default();
+            *most = most.higher(speeds(capabilities));
         }
         let mut busy = BTreeMap::new();
         for group in state.groups.values() {
@@ -73,7 +72,7 @@ impl Pools {
                 busy.insert(*worker, held.as_ref().and_then(|held| held.get(rank).copied()));
             }
         }
-        Self { speeds, busy }
+        Self { speeds: most, busy }
     }
 
     /// Marks a plan's workers.
@@ -99,21 +98,29 @@ impl Pools {
             let free: Vec<(u64, &Worker)> = free.collect();
             let memory_bytes = left / free.len().max(1) as u64;
             for (id, worker) in free.into_iter().filter(|(id, _)| live.contains(id)) {
-                let speed = self.speeds.get(&Computes::of(&worker.capabilities));
-                let (bytes_per_second, flops) = speed.copied().unwrap_or_default();
+                let speeds = self.speeds.get(&Computes::of(&worker.capabilities));
                 idle.push(WorkerFacts {
                     id,
                     host: worker.host.clone(),
                     kind: kind(&worker.capabilities.device),
                     takes: takes(&worker.capabilities.device),
                     memory_bytes,
-                    bytes_per_second,
-                    flops,
+                    speeds: speeds.copied().unwrap_or_default(),
                 });
             }
         }
         idle.sort_by_key(|worker| worker.id);
         idle
+    }
+}
+
+fn speeds(capabilities: &Capabilities) -> Speeds {
+    Speeds {
+        bytes_per_second: capabilities.read_bytes_per_second,
+        flops: capabilities.flops,
+        cache_bytes: capabilities.cache_bytes,
+        cache_bytes_per_second: capabilities.cache_bytes_per_second,
+        int8_ops_per_second: capabilities.int8_ops_per_second,
     }
 }
 

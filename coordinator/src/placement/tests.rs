@@ -319,7 +319,7 @@ fn the_same_gpus_are_as_fast_whatever_is_in_the_host() {
     let fast = Capabilities { read_bytes_per_second: 1_300_000_000, ..capabilities };
     join_as(&mut state, &mut around, "y", "b", fast);
     let idle = idle_workers(&state, &around);
-    let speeds: Vec<u64> = idle.iter().map(|worker| worker.bytes_per_second).collect();
+    let speeds: Vec<u64> = idle.iter().map(|worker| worker.speeds.bytes_per_second).collect();
     assert_eq!(speeds, [0, 1_300_000_000, 1_300_000_000]);
 }
 

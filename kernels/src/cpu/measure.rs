@@ -1,6 +1,8 @@
 //! Quick measurements of what this machine gives: reported when a worker joins, and the denominators of benchmarks.
 
+mod caches;
 mod int8;
+mod memory;
 
 use std::hint::black_box;
 use std::io::Read;
@@ -10,29 +12,55 @@ use super::lanes::{Lanes, PanelLanes};
 use super::lines::{Lines, advise_huge};
 use super::prefetch::prefetch;
 use super::{simd, simd_panels};
+pub use caches::{Caches, caches};
 
-/// What each thread reads over and over: larger than the cache it may have to itself, which would flatter the figure.
+/// What each thread reads over and over: larger than the cache it may have to itself.
 const BUFFER_BYTES: usize = 64 << 20;
 /// What all threads together read at most: with many, their caches are shared.
 const BUFFERS_BYTES: usize = 512 << 20;
+/// What each thread reads of the last-level cache at most.
+const CACHED_BYTES: usize = 32 << 20;
 
-/// Bytes read per second from memory by `threads` threads together, measured for about `millis`. Lines are asked for ahead, as
-/// products do.
+/// Bytes read per second by `threads` threads together, each its own 64 MB over and over, measured for about `millis`: what
+/// weights of a small model are read with, be that from memory or from a large cache. Lines are asked for ahead, as products do.
 pub fn read_bandwidth(threads: usize, millis: u64) -> u64 {
     let count = threads.max(1);
-    let len = BUFFER_BYTES.min(BUFFERS_BYTES / count) / 4;
-    // In huge pages, as weights are; written, so that every page is one of its own and not the shared page of zeros.
-    let buffer = |i: usize| {
-        let mut buffer = vec![0.0f32; len];
-        advise_huge(&mut buffer);
-        buffer.fill(i as f32 + 1.0);
-        buffer
-    };
-    let buffers: Vec<Vec<f32>> = (0..count).map(buffer).collect();
-    rate(buffers, millis, |buffer| {
+    reading(count, BUFFER_BYTES.min(BUFFERS_BYTES / count), millis)
+}
+
+/// The same of memory that no cache holds.
+pub fn memory_bandwidth(threads: usize, millis: u64) -> u64 {
+    match memory::bandwidth(threads.max(1), millis) {
+        0 => read_bandwidth(threads, millis),
+        measured => measured,
+    }
+}
+
+/// The same of what the last of `caches` hold, were every core to read as much; 0 if there are none.
+pub fn cache_bandwidth(caches: &Caches, threads: usize, millis: u64) -> u64 {
+    if caches.last == 0 {
+        return 0;
+    }
+    let (count, cores) = (threads.max(1), caches.cores.max(threads).max(1));
+    // All cores together half of what these hold, but more than the caches before them.
+    let each = (caches.last / 2 / cores as u64).max(caches.before * 2);
+    reading(count, usize::try_from(each).map_or(CACHED_BYTES, |each| each.min(CACHED_BYTES)), millis)
+}
+
+/// Of `count` threads, each of which reads `bytes` over and over.
+fn reading(count: usize, bytes: usize, millis: u64) -> u64 {
+    rate((0..count).map(|i| buffer(bytes, i)).collect(), millis, |buffer| {
         black_box(sum(buffer));
-        buffer.len() as u64 * 4
+        size_of_val(&buffer[..]) as u64
     })
+}
+
+/// In huge pages, as weights are; written, so that every page is one of its own and not the shared page of zeros.
+fn buffer(bytes: usize, number: usize) -> Vec<f32> {
+    let mut buffer = vec![0.0f32; bytes / size_of::<f32>()];
+    advise_huge(&mut buffer);
+    buffer.fill(number as f32 + 1.0);
+    buffer
 }
 
 /// Float operations per second of `threads` threads together (a fused multiply-add is two) in lanes of eight, which most ops are
@@ -164,6 +192,10 @@ mod tests {
     #[test]
     fn measurements_are_of_this_world() {
         assert!(super::read_bandwidth(2, 5) > 100_000_000);
+        assert!(super::memory_bandwidth(2, 5) > 100_000_000);
+        let caches = super::Caches { last: 4 << 20, before: 1 << 20, cores: 2 };
+        assert!(super::cache_bandwidth(&caches, 2, 5) > 100_000_000);
+        assert_eq!(super::cache_bandwidth(&super::Caches::default(), 2, 5), 0, "not known");
         assert!(super::fma_rate(2, 5) > 100_000_000);
         assert!(super::widest_fma_rate(2, 5) > 100_000_000);
         assert!(super::int8_rate(2, 5) > 100_000_000);

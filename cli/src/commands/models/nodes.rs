@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use foggara_coordinator::placement::facts::{Kind, Link, Links, Takes, WorkerFacts};
+use foggara_coordinator::placement::facts::{Kind, Link, Links, Speeds, Takes, WorkerFacts};
 use serde::Deserialize;
 
 const MAX_WORKERS: usize = 4096;
@@ -44,6 +44,37 @@ struct Node {
     bandwidth_gb_s: f64,
     /// Operations per second of each worker, in 10¹².
     tflops: f64,
+    /// Last-level caches of a host, in 10⁶ bytes [default: 0, as if there were none].
+    cache_mb: Option<f64>,
+    /// Bandwidth of each worker from there, in 10⁹ bytes per second; goes with `cache_mb`.
+    cache_gb_s: Option<f64>,
+    /// Operations on bytes per second of each worker, in 10¹² [default: taken for what is usual].
+    int8_tops: Option<f64>,
+}
+
+impl Node {
+    /// How fast each worker is.
+    fn speeds(&self) -> anyhow::Result<Speeds> {
+        let or_none = |field: &str, value: Option<f64>, unit: f64| {
+            value.map_or(Ok(0), |value| Ok::<_, anyhow::Error>((positive(field, value)? * unit) as u64))
+        };
+        ensure!(
+            self.cache_mb.is_some() == self.cache_gb_s.is_some(),
+            "cache_mb and cache_gb_s go together: give both or neither"
+        );
+        Ok(Speeds {
+            bytes_per_second: (positive("bandwidth_gb_s", self.bandwidth_gb_s)? * 1e9) as u64,
+            flops: (positive("tflops", self.tflops)? * 1e12) as u64,
+            cache_bytes: or_none("cache_mb", self.cache_mb, 1e6)?,
+            cache_bytes_per_second: or_none("cache_gb_s", self.cache_gb_s, 1e9)?,
+            int8_ops_per_second: or_none("int8_tops", self.int8_tops, 1e12)?,
+        })
+    }
+}
+
+fn positive(field: &str, value: f64) -> anyhow::Result<f64> {
+    ensure!(value.is_finite() && value > 0.0, "{field}: {value}, must be above 0");
+    Ok(value)
 }
 
 /// The workers that `file` describes, and their links.
@@ -57,10 +88,6 @@ pub(super) fn read(file: &Path) -> anyhow::Result<(Vec<WorkerFacts>, Links)> {
 
 fn parse(text: &str) -> anyhow::Result<(Vec<WorkerFacts>, Links)> {
     let file: Nodes = toml::from_str(text)?;
-    let positive = |field: &str, value: f64| {
-        ensure!(value.is_finite() && value > 0.0, "{field}: {value}, must be above 0");
-        Ok(value)
-    };
     let link = |way: Option<Way>, assumed: Link| -> anyhow::Result<Link> {
         let Some(way) = way else { return Ok(assumed) };
         Ok(Link {
@@ -96,8 +123,7 @@ fn parse(text: &str) -> anyhow::Result<(Vec<WorkerFacts>, Links)> {
                     kind,
                     takes: Takes::usual(kind),
                     memory_bytes: (positive("memory_gb", node.memory_gb)? * 1e9) as u64,
-                    bytes_per_second: (positive("bandwidth_gb_s", node.bandwidth_gb_s)? * 1e9) as u64,
-                    flops: (positive("tflops", node.tflops)? * 1e12) as u64,
+                    speeds: node.speeds()?,
                 });
             }
         }
@@ -127,6 +153,16 @@ mod tests {
     }
 
     #[test]
+    fn caches_and_bytes_may_be_given() {
+        let (plain, _) = parse(NODE).expect("valid");
+        assert_eq!(plain[0].speeds, Speeds::of_memory(3_350_000_000_000, 989_000_000_000_000));
+        let text = format!("{NODE}cache_mb = 32\ncache_gb_s = 40\nint8_tops = 0.5\n");
+        let speeds = parse(&text).expect("valid").0[0].speeds;
+        assert_eq!((speeds.cache_bytes, speeds.cache_bytes_per_second), (32_000_000, 40_000_000_000));
+        assert_eq!(speeds.int8_ops_per_second, 500_000_000_000);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (text, says) in [
             ("nodes = []", "none"),
@@ -135,6 +171,9 @@ mod tests {
             (&format!("{NODE}count = 0"), "at least 1"),
             (&format!("{NODE}count = 5000"), "4096"),
             (&NODE.replace("80", "-1"), "memory_gb"),
+            (&format!("{NODE}cache_mb = 32"), "cache_gb_s"),
+            (&format!("{NODE}cache_mb = 32\ncache_gb_s = 0"), "cache_gb_s: 0"),
+            (&format!("{NODE}int8_tops = -2"), "int8_tops"),
         ] {
             let error = format!("{:#}", parse(text).expect_err(says));
             assert!(error.contains(says), "{error}");

@@ -45,7 +45,7 @@ impl From<Worker> for super::Worker {
                 flops: c.flops,
                 cpu: c.cpu,
                 version: c.version,
-                device: super::Device::default(),
+                ..super::Capabilities::default()
             },
             group: w.group,
         }
