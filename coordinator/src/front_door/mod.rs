@@ -31,6 +31,7 @@ use crate::traces::Arrival;
 
 use api_error::{ApiError, Kind};
 use generation::EventStream;
+use models::NOT_YET_RETRY;
 pub use models::{ServedModel, ServedModels};
 use request::{Ask, GenerationRequest, Prompt};
 pub use serve::serve;
@@ -101,8 +102,10 @@ impl FrontDoor {
         let found = async {
             loop {
                 opened.borrow_and_update();
+                // Before what is found: if it is there by then, the next turn finds it.
+                let looked_for = self.models.is_looked_for(name);
                 match self.models.get(name) {
-                    Err(error) if error.kind == Kind::NoSuchModel && deployed() => {
+                    Err(error) if looked_for || (error.kind == Kind::NoSuchModel && deployed()) => {
                         if opened.changed().await.is_err() {
                             return Err(error);
                         }
@@ -111,8 +114,10 @@ impl FrontDoor {
                 }
             }
         };
-        let late =
-            |_| Err(ApiError::new(Kind::Unavailable, format!("model `{name}` is still being opened here")));
+        let late = |_| {
+            let text = format!("model `{name}` is still being opened here");
+            Err(ApiError { retry_after: Some(NOT_YET_RETRY), ..ApiError::new(Kind::Unavailable, text) })
+        };
         tokio::time::timeout(OPENING, found).await.unwrap_or_else(late)
     }
 

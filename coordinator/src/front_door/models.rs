@@ -16,7 +16,7 @@ use crate::router::GenerateError;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Seconds after which to ask again for a model whose tables are being looked for.
-const NOT_YET_RETRY: u64 = 2;
+pub(super) const NOT_YET_RETRY: u64 = 2;
 
 /// What a front door knows of a deployment.
 pub struct ServedModel {
@@ -65,7 +65,9 @@ enum Opened {
     Yes(Arc<ServedModel>),
     /// It never will be.
     No(String),
-    /// Its tables are not here yet; they are looked for.
+    /// Nobody has looked for its tables yet: that takes a moment.
+    Looking,
+    /// Its tables are not here yet; they are looked for again and again.
     NotYet(String),
 }
 
@@ -110,8 +112,8 @@ impl ServedModels {
                 match (known, place) {
                     (Some(_), None) | (Some(Opened::Yes(_) | Opened::No(_)), _) => {}
                     (None, None) => {
-                        let opened = Opened::NotYet("its files are being looked for".into());
-                        self.write(|loaded| loaded.insert(name.clone(), (deployment.clone(), opened)));
+                        let entry = (deployment.clone(), Opened::Looking);
+                        self.write(|loaded| loaded.insert(name.clone(), entry));
                     }
                     (Some(Opened::NotYet(known)), Some(Err(reason))) if known == reason => {}
                     (_, Some(place)) => self.open(name.clone(), deployment.clone(), place).await,
@@ -185,6 +187,10 @@ impl ServedModels {
     pub(super) fn get(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
         // Before the table: it may be complete by the time that is looked at, but then a wrong "not yet" does no harm.
         let starting = self.0.starting.load(Ordering::Acquire);
+        let not_yet = |reason: &str| ApiError {
+            retry_after: Some(NOT_YET_RETRY),
+            ..ApiError::new(Kind::Unavailable, format!("model `{name}` is not here yet: {reason}"))
+        };
         self.read(|loaded| {
             let entry = match name {
                 "" if loaded.len() == 1 => loaded.values().next(),
@@ -200,10 +206,8 @@ impl ServedModels {
             };
             match entry {
                 Some((_, Opened::Yes(model))) => Ok(Arc::clone(model)),
-                Some((_, Opened::NotYet(reason))) => Err(ApiError {
-                    retry_after: Some(NOT_YET_RETRY),
-                    ..ApiError::new(Kind::Unavailable, format!("model `{name}` is not here yet: {reason}"))
-                }),
+                Some((_, Opened::Looking)) => Err(not_yet("its files are being looked for")),
+                Some((_, Opened::NotYet(reason))) => Err(not_yet(reason)),
                 Some((_, Opened::No(reason))) => Err(ApiError::new(
                     Kind::Unavailable,
                     format!("model `{name}` cannot be served: {reason}"),
@@ -220,6 +224,23 @@ impl ServedModels {
         })
     }
 
+    /// Whether it will be known in a moment what has become of the model called `name` (or, with an empty name, of the only one).
+    pub(super) fn is_looked_for(&self, name: &str) -> bool {
+        self.read(|loaded| {
+            let entry = match name {
+                "" if loaded.len() == 1 => loaded.values().next(),
+                name => loaded.get(name),
+            };
+            matches!(entry, Some((_, Opened::Looking)))
+        })
+    }
+
+    /// A model whose files nobody has looked for yet.
+    #[cfg(test)]
+    pub(super) fn insert_looked_for(&self, name: &str, deployment: Deployment) {
+        self.write(|loaded| loaded.insert(name.to_owned(), (deployment, Opened::Looking)));
+    }
+
     /// A model that is there without any file.
     #[cfg(test)]
     pub(super) fn insert(&self, deployment: Deployment, model: ServedModel) {
@@ -229,6 +250,7 @@ impl ServedModels {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture::{FakeGenerator, Fixture, deployment, model};
     use super::*;
 
     #[test]
@@ -240,5 +262,24 @@ mod tests {
         }
         models.0.starting.store(false, Ordering::Release);
         assert!(models.get("m").err().is_some_and(|error| error.kind == Kind::NoSuchModel));
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_while_nobody_has_looked_for_its_model() {
+        let fixture = Fixture::new(FakeGenerator::default());
+        let models = &fixture.door.models;
+        models.insert_looked_for("new", deployment());
+        let error = models.get("new").err().expect("it is not here");
+        assert!(error.kind == Kind::Unavailable && error.retry_after.is_some(), "{}", error.message);
+        let asked = fixture.door.model("new");
+        tokio::pin!(asked);
+        assert!(futures::poll!(&mut asked).is_pending(), "it waits");
+        models.insert(deployment(), ServedModel { name: "new".into(), ..model(None) });
+        assert_eq!(asked.await.ok().map(|model| model.name.clone()).as_deref(), Some("new"));
+
+        // What was looked for and is not here is told at once, with what keeps it.
+        models.write(|loaded| loaded.insert("new".into(), (deployment(), Opened::NotYet("no file".into()))));
+        let error = fixture.door.model("new").await.err().expect("it is not here");
+        assert!(error.message.contains("no file"), "{}", error.message);
     }
 }
