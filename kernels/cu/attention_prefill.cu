@@ -1,4 +1,5 @@
-// Softmax attention of many rows of a sequence over a paged cache in f16 or E4M3, on tensor cores (Dao, "FlashAttention-2", 2023; the running maximum is that of Milakov and Gimelshein, 2018). It adds up as attention_decode.cu does (attention.cuh).
+// Softmax attention of many rows of a sequence over a paged cache in f16 or E4M3, on tensor cores (Dao, "FlashAttention-2", 2023; the
+// running maximum is that of Milakov and Gimelshein, 2018). It adds up as attention_decode.cu does (attention.cuh).
 //
 // A block has 64 queries (all query heads of one head of the cache, of some rows), each warp 16 of them, and meets the positions
 // they see in tiles: values are on their way while scores are made, and the next keys while values are used. Of long heads, two warps
