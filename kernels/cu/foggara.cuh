@@ -266,10 +266,11 @@ FG_DEVICE u32 widen_bytes(u32 four) {
 }
 #endif
 
-// How kernels begin that have nothing to do before others have ended.
+// How kernels begin that have nothing to do before others have ended. The next one is started only now: of those that wait there is
+// never more than one, and it takes no room from one that works.
 FG_DEVICE void begin_after_others() {
-    let_next_kernel_begin();
     wait_for_kernel_before();
+    let_next_kernel_begin();
 }
 
 // Pairs of weights as multiply_16x8x16 takes them: of bf16. E4M3 loses nothing; f16 is rounded.
