@@ -4,6 +4,11 @@
 //! row's result has the same bits either way, and whatever other rows there are: in which order it is added up depends on its own
 //! position only (`kernels/cu/attention.cuh`).
 
+#[path = "attention_codes.rs"]
+mod codes;
+
+pub use codes::attention_codes;
+
 use super::attention_forms::{Kernel, for_many_rows, for_one_row};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
@@ -164,21 +169,8 @@ pub fn attention(
     a: &Attention<'_>,
     scratch: &mut AttentionScratch,
 ) -> Result<(), DeviceError> {
-    let (heads, sizes) = (a.heads.heads, kv.sizes());
-    assert!(
-        q.len() >= rows.rows() * heads * sizes.key_dim
-            && out.len() >= rows.rows() * heads * sizes.values.dim(),
-        "attention: q and out"
-    );
-    let pair = 2 * if matches!(out, ActsViewMut::F32(_)) { 4 } else { 2 };
-    assert!(
-        q.address().is_multiple_of(8) && out.address().is_multiple_of(pair),
-        "attention: queries and results are met two by two"
-    );
-    assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
-    assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
-    let step = Step { out: &mut out, q, kv, layer, rows, a };
-    if heads == 0 {
+    let step = Step::new(&mut out, q, kv, layer, rows, a);
+    if a.heads.heads == 0 {
         return Ok(());
     }
     step.alone(scratch)?;
@@ -195,15 +187,47 @@ struct Step<'a, 'b> {
     a: &'a Attention<'a>,
 }
 
-impl Step<'_, '_> {
-    fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
-        let (count, context) = self.rows.alone();
+impl<'a, 'b> Step<'a, 'b> {
+    /// # Panics
+    /// If the shapes do not agree.
+    fn new(
+        out: &'a mut ActsViewMut<'b>,
+        q: View<'a, f32>,
+        kv: &'a DeviceKv,
+        layer: usize,
+        rows: &'a StepRows,
+        a: &'a Attention<'a>,
+    ) -> Self {
+        let (heads, sizes) = (a.heads.heads, kv.sizes());
+        assert!(
+            q.len() >= rows.rows() * heads * sizes.key_dim
+                && out.len() >= rows.rows() * heads * sizes.values.dim(),
+            "attention: q and out"
+        );
+        let pair = 2 * if matches!(out, ActsViewMut::F32(_)) { 4 } else { 2 };
+        assert!(
+            q.address().is_multiple_of(8) && out.address().is_multiple_of(pair),
+            "attention: queries and results are met two by two"
+        );
+        assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
+        assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
+        Self { out, q, kv, layer, rows, a }
+    }
+
+    /// Spans that rows that are taken alone have at most; 1: a block meets all of a row.
+    fn parts_alone(&self) -> usize {
+        let (_, context) = self.rows.alone();
         // A window begins and ends within a span; what is short is met by one block.
-        let parts = match self.a.window {
+        match self.a.window {
             Some(window) if window <= SPAN => 1,
             Some(window) => parts_of(context).min(parts_of(window) + 1),
             None => parts_of(context),
-        };
+        }
+    }
+
+    fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
+        let (count, _) = self.rows.alone();
+        let parts = self.parts_alone();
         let round = if parts == 1 { count.max(1) } else { scratch.parts.len() / (parts * self.part()) };
         assert!(round > 0, "attention: scratch for {parts} parts of {} heads", self.a.heads.heads);
         let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
