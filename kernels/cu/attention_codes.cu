@@ -24,16 +24,17 @@ template <u32 PER>
 FG_DEVICE void combine_codes(u8 *codes, float *scales, u32 stride, const float *parts, const u32 *step, u32 units_at,
                              u32 most_parts, const float *sinks, u32 heads, u32 value_dim, u32 window) {
     constexpr u32 AHEAD = 4 / PER;  // spans whose values are asked for before it is known what they are multiplied by
-    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     float *befores = (float *)shared, *mores = befores + heads * most_parts, *shares = mores + heads * most_parts;
     u32 lane = threadIdx.x % 32, head_fours = value_dim / 4, fours = heads * head_fours;
+    // No kernel writes where rows are: it is found before others have ended.
     Run unit = tile_of(step + units_at, 0, 0, blockIdx.x);
     u32 count = 0;
     if (unit.rows > 0) {
         Seen seen = seen_by(unit, window, false, 0);
         count = (seen.end - 1) / seen.span - seen.begin / seen.span + 1;
     }
+    begin_after_others();
     const float *of_row = parts + (u64)blockIdx.x * heads * most_parts * (value_dim + 2);
     const float *mine[PER];
     float4 ahead[PER][AHEAD];

@@ -244,6 +244,11 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
     FG_DYNAMIC_SHARED(shared);
     // The launch gives 1024 bytes more.
     shared += (1024 - (u64)shared % 1024) % 1024;
+    // Where matrices are is asked for before it is known which are needed.
+    if (p.w_table && threadIdx.x < p.count && threadIdx.x % 16 == 0) {
+        fetch_first_level(p.w_table + threadIdx.x);
+        fetch_first_level(p.scale_table + threadIdx.x);
+    }
     bool waited = p.offsets && !p.known;
     if (waited) wait_for_kernel_before();
     if (threadIdx.x < 128) {

@@ -30,7 +30,8 @@ FG_DEVICE float4 floats_of(uint4 v) {
 }
 FG_DEVICE void store_4(float *to, float4 v) { *(float4 *)to = v; }
 FG_DEVICE void store_4(bf16 *to, float4 v) { *(uint2 *)to = make_uint2(to_bf16x2(v.x, v.y), to_bf16x2(v.z, v.w)); }
-FG_DEVICE float squares_of(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+// Said how it is rounded, as below: several kernels do this, and a row's bits are not to depend on which.
+FG_DEVICE float squares_of(float4 v) { return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, v.x * v.x))); }
 
 // Experts' results: sorted rows `stride` float4s apart, and of each pair of a row and an expert, which it is, and its weight.
 struct Results {
@@ -127,8 +128,8 @@ FG_DEVICE float add_to(NormedRow<PER> &row, float4 *x, const float4 *added, cons
     for (u32 j = 0; j < PER; j++) {
         if (post_norm) {
             const float4 &post = row.posts[j];
-            more[j].x *= scale * post.x, more[j].y *= scale * post.y;
-            more[j].z *= scale * post.z, more[j].w *= scale * post.w;
+            more[j].x = __fmul_rn(more[j].x, scale * post.x), more[j].y = __fmul_rn(more[j].y, scale * post.y);
+            more[j].z = __fmul_rn(more[j].z, scale * post.z), more[j].w = __fmul_rn(more[j].w, scale * post.w);
         }
         float4 &v = row.values[j];
         v.x += more[j].x, v.y += more[j].y, v.z += more[j].z, v.w += more[j].w;

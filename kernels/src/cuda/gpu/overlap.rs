@@ -15,7 +15,8 @@ use crate::cuda::DeviceError;
 /// The kernels that gain by it whatever their size: those that ask for weights before they wait.
 const GAIN: [&str; 2] = ["rows_", "f8_few_"];
 /// Those that gain where they have few blocks, as in steps of few rows: there a step is a chain of small kernels, and a good part of
-/// each is its start. (Of many blocks, those that wait are in the way of those that work.)
+/// each is its start. (Of many blocks, those that wait are in the way of those that work. When every kernel began early, and let the next
+/// one begin before it had waited itself, steps took 5 to 16 % longer on an H200.)
 const GAIN_IF_FEW: [&str; 10] = [
     "add_and_norm_",
     "combine_add_and_norm_",

@@ -51,9 +51,7 @@ fn written(device: &Device, case: &Case, at_once: bool) -> Written {
     let mut buffers = MoeBuffers::new(device, 3, case.top_k, experts, held).unwrap();
     let mut counts: Buffer<u64> = device.upload(&vec![5; experts]).unwrap();
     buffers.live.view_mut().upload(&[case.live]).unwrap();
-    for floats in [&mut buffers.weights] {
-        floats.view_mut().fill(FILL).unwrap();
-    }
+    buffers.weights.view_mut().fill(FILL).unwrap();
     let groups = &mut buffers.groups;
     for words in [
         &mut buffers.ids,
