@@ -201,6 +201,9 @@ FG_DEVICE uint4 load_cached_or_zero(const void *global, bool live) {
         : "l"(global), "r"((u32)live));
     return v;
 }
+// Has a level of the cache fetch 128 bytes from there, which no one waits for: the second, of the device, or the first as well.
+FG_DEVICE void fetch_second_level(const void *global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+FG_DEVICE void fetch_first_level(const void *global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
 // What was there for all of the device when this is read, past what a cache may have kept.
 FG_DEVICE u32 load_latest(const u32 *global) {
     u32 x;
@@ -270,6 +273,8 @@ FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); 
 FG_DEVICE void wait_for_kernel_before() { twin::wait_for_kernel_before(); }
 FG_DEVICE void let_next_kernel_begin() {}
 FG_DEVICE u32 load_latest(const u32 *global) { return *global; }
+FG_DEVICE void fetch_second_level(const void *) {}
+FG_DEVICE void fetch_first_level(const void *) {}
 FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
     return live ? load_streaming(global) : uint4{0, 0, 0, 0};
 }
@@ -308,10 +313,11 @@ FG_DEVICE void f8_to_f16(u32 four, u32 &low, u32 &high) {
 }
 #endif
 
-// How kernels begin that have nothing to do before others have ended.
+// How kernels begin that have nothing to do before others have ended. The next one is started only now: of those that wait there is
+// never more than one, and it takes no room from one that works.
 FG_DEVICE void begin_after_others() {
-    let_next_kernel_begin();
     wait_for_kernel_before();
+    let_next_kernel_begin();
 }
 
 // Pairs of weights as multiply_16x8x16 takes them: of bf16. E4M3 loses nothing; f16 is rounded.

@@ -9,6 +9,9 @@
 // PAIR 2: a warpgroup has 32 outputs in place of 64, and two groups of inputs at the same time. Eight rows of wgmma are of one group
 // and the next eight of the other, and so are N columns and the next N; of what comes out half is of no use. There are tiles for
 // twice as many blocks, and 256 bytes of each row are read at a time.
+//
+// OWN: tiles have one row of x, in bf16, of which the warpgroup that copies makes codes: as quantize_rows does, once a tile (or a row,
+// where tiles of the same one follow each other), while weights are on their way. It keeps them behind the ring.
 template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES>
 struct Few {
     static constexpr u32 THREADS = 128 + 128 * WARPGROUPS, OUTPUTS = 64 / PAIR * WARPGROUPS, COLUMNS = N * PAIR, UNITS = 8 * PAIR;
@@ -21,6 +24,8 @@ struct Few {
     FG_DEVICE u32 is_free(u32 slot) { return 1 + STAGES + slot; }
     // Those that multiply meet.
     FG_DEVICE void meet() { barrier_sync(1 + 2 * STAGES, THREADS - 128); }
+    // Those that copy meet.
+    FG_DEVICE void meet_copying() { barrier_sync(2 + 2 * STAGES, 128); }
     static_assert(2 * STAGES + 1 <= 15, "there are no more barriers");
 
     // The output that is row `row` of a tile's weights whose first one is `first`; n or more if there is none. Of gated ones a warp
@@ -33,15 +38,54 @@ struct Few {
     }
 };
 
+// Scales of so many tiles' rows are kept: one more than a ring has stages, and those that copy are not further ahead.
+constexpr u32 OWN_SCALES = 8;
+// Eights of a row that a thread of a warpgroup has, at most.
+constexpr u32 OWN_EACH = 16;
+
+FG_DEVICE float4 low_four(const uint4 &v) { return make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y)); }
+FG_DEVICE float4 high_four(const uint4 &v) { return make_float4(low_bf16(v.z), high_bf16(v.z), low_bf16(v.w), high_bf16(v.w)); }
+
+// Codes of a row in bf16, and zeros up to `units` eights; its scale is the result. By those that copy.
+template <class F>
+FG_DEVICE float make_codes(u8 *codes, const u8 *row, u32 k, u32 units) {
+    FG_SHARED u32 parts[4];
+    uint4 values[OWN_EACH];
+    FG_UNROLL
+    for (u32 i = 0; i < OWN_EACH; i++) {
+        u32 at = i * 128 + threadIdx.x;
+        values[i] = load_cached_or_zero(row + (u64)at * 16, at < k / 8);
+    }
+    u32 size = 0;
+    FG_UNROLL
+    for (u32 i = 0; i < OWN_EACH; i++) size = max(size, max(sizes_of(low_four(values[i])), sizes_of(high_four(values[i]))));
+    size = warp_max(size);
+    F::meet_copying();  // no one reads the row before any more
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = size;
+    F::meet_copying();
+    F8Scale by = f8_scale(max(max(parts[0], parts[1]), max(parts[2], parts[3])));
+    FG_UNROLL
+    for (u32 i = 0; i < OWN_EACH; i++) {
+        u32 at = i * 128 + threadIdx.x;
+        uint2 both = make_uint2(to_codes(low_four(values[i]), by), to_codes(high_four(values[i]), by));
+        if (at < units) ((uint2 *)codes)[at] = both;
+    }
+    F::meet_copying();
+    return by.back;
+}
+
 // Copies the stages of this block's tiles: weights of the first ones before the kernels before have ended. `waited`: they have.
-template <class F, u32 N, u32 STAGES, u32 LINES, bool GATED>
-FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited) {
+template <class F, u32 N, u32 STAGES, u32 LINES, bool GATED, bool OWN>
+FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited, float *own_scales) {
     constexpr u32 UNITS = F::UNITS, W_EACH = F::OUTPUTS * UNITS / 128, X_EACH = (N * UNITS + 127) / 128, BEHIND = STAGES - 2;
     u32 units = (p.k + 15) / 16, stages = F::stages(p.k), unit = threadIdx.x % UNITS, row = threadIdx.x / UNITS;
     // Where this thread's units of the next stage come from: of weights, and of x.
     F8Tile w_at, x_at;
     u32 w_index = blockIdx.x, w_stage = 0, x_index = blockIdx.x, x_stage = 0;
-    const u8 *w_from[W_EACH], *x_from[X_EACH], *w_begin = nullptr;
+    const u8 *w_from[W_EACH], *x_from[X_EACH], *w_begin = nullptr, *own_row = nullptr;
+    u8 *own = shared + STAGES * F::STAGE;
+    u32 own_tile = 0;
+    float own_scale = 0.0f;
     auto w_to = [&](u32 i) {
         u32 output = i * (128 / UNITS) + row;
         return place_wide(UNITS == 8 ? output : output / 8 * 16 + unit / 8 * 8 + output % 8, unit % 8);
@@ -58,6 +102,14 @@ FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited) {
     };
     auto begin_x = [&] {
         if (!find_f8_tile(p, waited, N, F::OUTPUTS, x_index, x_at)) return false;
+        if constexpr (OWN) {
+            const u8 *row = (const u8 *)p.x + x_at.group * p.x_batch + x_row_of(p, x_at, 0) * p.x_stride;
+            if (row != own_row) own_scale = make_codes<F>(own, row, p.k, stages * LINES * UNITS * 2);
+            own_row = row;
+            if (threadIdx.x == 0) own_scales[own_tile % OWN_SCALES] = own_scale;
+            own_tile++;
+            return true;
+        }
         FG_UNROLL
         for (u32 i = 0; i < X_EACH; i++) {
             u32 mine = i * (128 / UNITS) + row;
@@ -92,8 +144,14 @@ FG_DEVICE void copy_few(const Product<f8> &p, u8 *shared, bool waited) {
     };
     // Of rows that there are not comes nothing, whatever is there.
     auto load_x = [&](u8 *to) {
+        if constexpr (OWN) {
+            u32 line = threadIdx.x / UNITS;
+            const uint4 *from = (const uint4 *)own + x_stage * LINES * UNITS + threadIdx.x;
+            u8 *there = to + line * F::LINE + F::W_BYTES + place_wide(unit / 8 * N, unit % 8);
+            if (line < LINES) *(uint4 *)there = *from;
+        }
         FG_UNROLL
-        for (u32 line = 0; line < LINES; line++) {
+        for (u32 line = 0; line < (OWN ? 0 : LINES); line++) {
             FG_UNROLL
             for (u32 i = 0; i < X_EACH; i++) {
                 if (!x_from[i]) continue;
@@ -177,33 +235,34 @@ FG_DEVICE void finish_few(const Product<f8> &p, const F8Tile &at, const float *x
     }
 }
 
-template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES, bool GATED>
+template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES, bool GATED, bool OWN = false>
 FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
     using F = Few<N, PAIR, WARPGROUPS, STAGES, LINES>;
     constexpr u32 SUMS = N / 2 / PAIR;
-    FG_SHARED float row_scales[N];
+    FG_SHARED float row_scales[N], own_scales[OWN_SCALES];
+    static_assert(STAGES < OWN_SCALES, "scales of all tiles on their way");
     FG_DYNAMIC_SHARED(shared);
     // The launch gives 1024 bytes more.
     shared += (1024 - (u64)shared % 1024) % 1024;
-    bool waited = false;
-    if (!p.offsets) {
-        let_next_kernel_begin();
-    } else if (!p.known) {
-        wait_for_kernel_before();
-        waited = true;
+    // Where matrices are is asked for before it is known which are needed.
+    if (p.w_table && threadIdx.x < p.count && threadIdx.x % 16 == 0) {
+        fetch_first_level(p.w_table + threadIdx.x);
+        fetch_first_level(p.scale_table + threadIdx.x);
     }
+    bool waited = p.offsets && !p.known;
+    if (waited) wait_for_kernel_before();
     if (threadIdx.x < 128) {
-        copy_few<F, N, STAGES, LINES, GATED>(p, shared, waited);
+        copy_few<F, N, STAGES, LINES, GATED, OWN>(p, shared, waited, own_scales);
         return;
     }
     wait_for_kernel_before();
     let_next_kernel_begin();
-    u32 stages = F::stages(p.k), slot = 0, lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+    u32 stages = F::stages(p.k), slot = 0, lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4, tile = 0;
     F8Tile at;
     FG_NO_UNROLL
     for (u32 index = blockIdx.x; find_f8_tile(p, true, N, F::OUTPUTS, index, at); index += gridDim.x) {
         u32 thread = threadIdx.x - 128;
-        float my_scale = thread < at.rows ? x_scales[x_row_of(p, at, thread)] : 0.0f;  // of a row
+        float my_scale = !OWN && thread < at.rows ? x_scales[x_row_of(p, at, thread)] : 0.0f;  // of a row
         float totals[SUMS];
         FG_UNROLL
         for (u32 i = 0; i < SUMS; i++) totals[i] = 0.0f;
@@ -217,6 +276,7 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, Gate gate = {}) {
                 for (u32 i = 0; i < F::COLUMNS / 2; i++) sums[line][i] = 0.0f;
             }
             barrier_sync(F::is_there(slot), F::THREADS);
+            if (OWN && stage == 0 && thread == 0) my_scale = own_scales[tile++ % OWN_SCALES];
             show_shared();
             begin_multiply();
             FG_UNROLL
@@ -261,4 +321,5 @@ FEW(16, 1, 16, 2, 1, 4, 2)
 FEW(32, 1, 32, 1, 1, 4, 2)
 FEW(64, 2, 64, 1, 2, 4, 1)
 FEW(64_narrow, 1, 64, 1, 1, 3, 2)
+FG_KERNEL_MIN(256, 2, f8_few_own, F8_PRODUCT) { f8_few<8, 2, 1, 4, 2, false, true>(THE_PRODUCT, x_scales); }
 #endif

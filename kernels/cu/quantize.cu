@@ -21,7 +21,8 @@ FG_DEVICE Eight load_eight(const bf16 *x, bool live) {
 // there is one, are left alone.
 template <class A, u32 PER>
 FG_DEVICE void quantize_eights(u8 *codes, float *scales, const A *x, const u32 *end, u32 width, u32 stride) {
-    begin_after_others();
+    let_next_kernel_begin();  // a product, which asks for its weights at once
+    wait_for_kernel_before();
     u64 row = blockIdx.x;
     if (end && row >= *end) return;
     Eight values[PER];

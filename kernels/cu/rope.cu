@@ -32,31 +32,71 @@ FG_DEVICE u64 place(const u32 *step, u32 row, u32 position, u32 block_size, u32 
     return (u64)block * kv_heads * block_size + position % block_size;
 }
 
+// So many positions, of all rows together, are fetched for attention.
+#define FETCHED 2048
+
+// Has the second level of the cache fetch what attention will meet of the row, while it waits for queries: by all threads of the row.
+// Of much nothing is fetched: it would not be there any more when it is met.
+template <class E>
+FG_DEVICE void fetch_cached(const E *keys, const E *values, const u32 *step, u32 row, u32 position, u32 kv_heads, u32 stride,
+                            u32 block_size) {
+    if (position >= FETCHED / gridDim.x) return;
+    const u32 *blocks = step + step[2 * row + 1];
+    u32 bytes = kv_heads * block_size * stride * sizeof(E), lines = (bytes + 127) / 128;
+    u32 count = (position / block_size + 1) * lines;
+    for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
+        u64 at = (u64)blocks[i / lines] * bytes + i % lines * 128;
+        fetch_second_level((const u8 *)keys + at);
+        fetch_second_level((const u8 *)values + at);
+    }
+}
+
 // One warp a head: query heads, then key heads, then value heads of the row. `keys` and `values` are those of the layer.
 template <class E>
 FG_DEVICE void rope_and_write(float *q, E *keys, E *values, const u32 *step, const float *qkv, const float *bias,
                               const float *q_norm, const float *k_norm, const float *turns, float eps, u32 pairs,
                               u32 half, u32 heads, u32 kv_heads, u32 dim, u32 stride, u32 block_size) {
-    begin_after_others();
     FG_DYNAMIC_SHARED(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 row = blockIdx.x, head = blockIdx.y * (blockDim.x / 32) + warp, all = heads + 2 * kv_heads;
-    if (head >= all) return;
     bool is_query = head < heads, is_key = !is_query && head < heads + kv_heads;
-    u32 position = step[2 * row];
+    // No kernel writes where rows are: it is found before others have ended.
+    u32 position = step[2 * row], kv_head = head - heads - (is_key ? 0 : kv_heads);
+    u64 at = 0;
+    if (!is_query && head < all && position != NO_ROW) {
+        at = (place(step, row, position, block_size, kv_heads) + (u64)kv_head * block_size) * stride;
+    }
+    begin_after_others();
+    if (head >= all) return;
     if (position == NO_ROW) {
         if (is_query)
             for (u32 i = lane; i < dim; i += 32) q[((u64)row * heads + head) * dim + i] = 0.0f;
         return;
     }
+    turns += (u64)row * 2 * pairs;
+    for (u32 i = lane * 32; i < 2 * pairs; i += 1024) fetch_first_level(turns + i);
     float *x = (float *)shared + warp * dim;
     const float *from = qkv + ((u64)row * all + head) * dim;
     float squares = 0.0f;
-    for (u32 i = lane; i < dim; i += 32) {
-        float value = from[i];
-        if (bias) value += bias[head * dim + i];
-        x[i] = value;
-        squares += value * value;
+    // So many are on their way at once.
+    const u32 ahead = 4;
+    for (u32 base = lane; base < dim; base += ahead * 32) {
+        float some[ahead], more[ahead];
+        FG_UNROLL
+        for (u32 j = 0; j < ahead; j++) {
+            u32 i = base + j * 32;
+            some[j] = i < dim ? from[i] : 0.0f;
+            more[j] = bias && i < dim ? bias[head * dim + i] : 0.0f;
+        }
+        if (base == lane) fetch_cached(keys, values, step, row, position, kv_heads, stride, block_size);
+        FG_UNROLL
+        for (u32 j = 0; j < ahead; j++) {
+            u32 i = base + j * 32;
+            if (i >= dim) break;
+            float value = bias ? some[j] + more[j] : some[j];
+            x[i] = value;
+            squares += value * value;
+        }
     }
     const float *norm = is_query ? q_norm : is_key ? k_norm : nullptr;
     if (norm) {
@@ -64,14 +104,11 @@ FG_DEVICE void rope_and_write(float *q, E *keys, E *values, const u32 *step, con
         for (u32 i = lane; i < dim; i += 32) x[i] = x[i] * inverse * norm[i];
     }
     __syncwarp();
-    turns += (u64)row * 2 * pairs;
     if (is_query) {
         float *to = q + ((u64)row * heads + head) * dim;
         for (u32 i = lane; i < dim; i += 32) to[i] = rotated(x, i, turns, pairs, half);
         return;
     }
-    u32 kv_head = head - heads - (is_key ? 0 : kv_heads);
-    u64 at = (place(step, row, position, block_size, kv_heads) + (u64)kv_head * block_size) * stride;
     E *to = is_key ? keys + at : values + at;
     for (u32 i = lane; i < stride; i += 32) {
         float value = i >= dim ? 0.0f : is_key ? rotated(x, i, turns, pairs, half) : x[i];

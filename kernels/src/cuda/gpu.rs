@@ -266,7 +266,7 @@ unsafe impl Driver for Gpu {
             sharedMemBytes: launch.shared,
             hStream: self.0.stream,
             attrs: &raw mut early,
-            numAttrs: self.0.overlap.next_kernel(launch.kernel).into(),
+            numAttrs: self.0.overlap.next_kernel(launch.kernel, x.saturating_mul(y).saturating_mul(z)).into(),
         };
         let args = args.as_mut_ptr();
         // SAFETY: the arguments are of the kernel's types, as the caller says; the function is of a module that is loaded; there

@@ -12,11 +12,27 @@ use cudarc::driver::sys::{CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttrib
 use super::context::driver_version;
 use crate::cuda::DeviceError;
 
-/// The kernels that gain by it: those that ask for weights before they wait. (With all of them a step takes 5 to 16 % longer on an
-/// H200: blocks that wait are in the way of those that work.)
+/// The kernels that gain by it whatever their size: those that ask for weights before they wait.
 const GAIN: [&str; 2] = ["rows_", "f8_few_"];
-/// `0`: kernels begin when those before have ended; `1`: every kernel begins early; names with commas between them: only those whose own begin so begin early. For
-/// measurements, and to find out whether an error comes from here.
+/// Those that gain where they have few blocks, as in steps of few rows: there a step is a chain of small kernels, and a good part of
+/// each is its start. (Of many blocks, those that wait are in the way of those that work. When every kernel began early, and let the next
+/// one begin before it had waited itself, steps took 5 to 16 % longer on an H200.)
+const GAIN_IF_FEW: [&str; 10] = [
+    "add_and_norm_",
+    "combine_add_and_norm_",
+    "rope_and_write_",
+    "attention_decode_",
+    "attention_combine",
+    "quantize_rows_",
+    "moe_norm_route_",
+    "moe_product_route_",
+    "moe_router_product_",
+    "moe_route_and_sort",
+];
+/// So many blocks are few: two for each multiprocessor of a large GPU.
+const FEW_BLOCKS: u32 = 264;
+/// `0`: kernels begin when those before have ended; `1`: every kernel begins early; names with commas between them: only those whose
+/// own begin so begin early, whatever their size. For measurements, and to find out whether an error comes from here.
 const SWITCH: &str = "FOGGARA_CUDA_OVERLAP";
 /// Hopper is the first whose kernels can wait by themselves.
 const LEAST_CAPABILITY: u32 = 9;
@@ -26,8 +42,10 @@ const LEAST_DRIVER: u32 = 12_030;
 /// Whether the next kernel may begin early.
 pub(super) struct Overlap {
     allowed: bool,
-    /// Only these, where there are any.
+    /// What the switch says, where it says names.
     only: Vec<String>,
+    /// Every kernel.
+    all: bool,
     /// The last thing on the stream is a kernel of ours.
     after_kernel: AtomicBool,
 }
@@ -37,12 +55,11 @@ impl Overlap {
     pub fn new(capability: (u32, u32)) -> Result<Self, DeviceError> {
         let switch = std::env::var(SWITCH).unwrap_or_default();
         let only = match switch.as_str() {
-            "" => GAIN.map(str::to_owned).to_vec(),
-            "0" | "1" => Vec::new(),
+            "" | "0" | "1" => Vec::new(),
             names => names.split(',').map(str::to_owned).collect(),
         };
         let allowed = switch != "0" && capability.0 >= LEAST_CAPABILITY && driver_version()? >= LEAST_DRIVER;
-        Ok(Self { allowed, only, after_kernel: AtomicBool::new(false) })
+        Ok(Self { allowed, only, all: switch == "1", after_kernel: AtomicBool::new(false) })
     }
 
     /// Something else than a kernel of ours comes next on the stream.
@@ -50,11 +67,20 @@ impl Overlap {
         self.after_kernel.store(false, Ordering::Relaxed);
     }
 
-    /// A kernel of this name comes next; whether it may begin early.
-    pub fn next_kernel(&self, name: &str) -> bool {
-        let named = self.only.is_empty() || self.only.iter().any(|only| name.starts_with(only));
+    /// A kernel of this name and of so many blocks comes next; whether it may begin early.
+    pub fn next_kernel(&self, name: &str, blocks: u32) -> bool {
+        let named = match self.only.as_slice() {
+            [] => self.all || gains(name, blocks),
+            only => only.iter().any(|only| name.starts_with(only.as_str())),
+        };
         self.after_kernel.swap(true, Ordering::Relaxed) && self.allowed && named
     }
+}
+
+/// Whether a kernel gains by it.
+fn gains(name: &str, blocks: u32) -> bool {
+    let is_among = |begins: &[&str]| begins.iter().any(|begin| name.starts_with(begin));
+    is_among(&GAIN) || (blocks <= FEW_BLOCKS && is_among(&GAIN_IF_FEW))
 }
 
 /// What says so to the driver.
@@ -63,4 +89,26 @@ pub(super) fn attribute() -> CUlaunchAttribute {
     value.programmaticStreamSerializationAllowed = 1;
     let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FEW_BLOCKS, gains};
+
+    #[test]
+    fn small_kernels_begin_early_where_they_are_small() {
+        for (name, blocks, early) in [
+            ("f8_few_gated_8", 10_000, true),
+            ("rows_1_bf16", 1, true),
+            ("rope_and_write_f16", 12, true),
+            ("attention_combine", FEW_BLOCKS, true),
+            ("attention_combine", FEW_BLOCKS + 1, false),
+            ("add_and_norm_4_f8", 1, true),
+            ("add_and_norm_4_f8", 2048, false),
+            ("f8_many", 1, false),
+            ("embed_bf16", 1, false),
+        ] {
+            assert_eq!(gains(name, blocks), early, "{name}, {blocks} blocks");
+        }
+    }
 }

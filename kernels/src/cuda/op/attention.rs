@@ -4,6 +4,11 @@
 //! row's result has the same bits either way, and whatever other rows there are: in which order it is added up depends on its own
 //! position only (`kernels/cu/attention.cuh`).
 
+#[path = "attention_codes.rs"]
+mod codes;
+
+pub use codes::attention_codes;
+
 use super::attention_forms::{Kernel, for_many_rows, for_one_row};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
@@ -170,21 +175,8 @@ pub fn attention(
     a: &Attention<'_>,
     scratch: &mut AttentionScratch,
 ) -> Result<(), DeviceError> {
-    let (heads, sizes) = (a.heads.heads, kv.sizes());
-    assert!(
-        q.len() >= rows.rows() * heads * sizes.key_dim
-            && out.len() >= rows.rows() * heads * sizes.values.dim(),
-        "attention: q and out"
-    );
-    let pair = 2 * if matches!(out, ActsViewMut::F32(_)) { 4 } else { 2 };
-    assert!(
-        q.address().is_multiple_of(8) && out.address().is_multiple_of(pair),
-        "attention: queries and results are met two by two"
-    );
-    assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
-    assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
-    let step = Step { out: &mut out, q, kv, layer, rows, a };
-    if heads == 0 {
+    let step = Step::new(&mut out, q, kv, layer, rows, a);
+    if a.heads.heads == 0 {
         return Ok(());
     }
     step.alone(scratch)?;
@@ -201,8 +193,44 @@ struct Step<'a, 'b> {
     a: &'a Attention<'a>,
 }
 
-impl Step<'_, '_> {
-    fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
+/// How rows that are taken alone are met.
+struct AlonePlan {
+    kernel: Kernel,
+    /// Spans that a row has at most.
+    spans: usize,
+    /// Blocks that meet the spans of a row and some heads; 1: one block meets all of them.
+    parts: usize,
+}
+
+impl<'a, 'b> Step<'a, 'b> {
+    /// # Panics
+    /// If the shapes do not agree.
+    fn new(
+        out: &'a mut ActsViewMut<'b>,
+        q: View<'a, f32>,
+        kv: &'a DeviceKv,
+        layer: usize,
+        rows: &'a StepRows,
+        a: &'a Attention<'a>,
+    ) -> Self {
+        let (heads, sizes) = (a.heads.heads, kv.sizes());
+        assert!(
+            q.len() >= rows.rows() * heads * sizes.key_dim
+                && out.len() >= rows.rows() * heads * sizes.values.dim(),
+            "attention: q and out"
+        );
+        let pair = 2 * if matches!(out, ActsViewMut::F32(_)) { 4 } else { 2 };
+        assert!(
+            q.address().is_multiple_of(8) && out.address().is_multiple_of(pair),
+            "attention: queries and results are met two by two"
+        );
+        assert!(a.heads.kv_heads <= sizes.kv_heads, "attention: {} heads of keys", a.heads.kv_heads);
+        assert!(a.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: a sink for each head");
+        Self { out, q, kv, layer, rows, a }
+    }
+
+    /// How rows that are taken alone are met.
+    fn alone_plan(&self) -> AlonePlan {
         let (count, context) = self.rows.alone();
         let kernel = for_one_row(self.kv, |most| self.a.heads.chunks(most).widest);
         // A window begins and ends within a span; what is short is met by one block.
@@ -212,7 +240,13 @@ impl Step<'_, '_> {
         };
         let blocks = count * self.a.heads.chunks(kernel.chunk).len();
         let many = kernel.meets_spans && blocks >= MANY && spans <= SHORT;
-        let parts = if many || self.a.window.is_some_and(|window| window <= SPAN) { 1 } else { spans };
+        let one = many || self.a.window.is_some_and(|window| window <= SPAN);
+        AlonePlan { kernel, spans, parts: if one { 1 } else { spans } }
+    }
+
+    fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {
+        let (count, _) = self.rows.alone();
+        let AlonePlan { kernel, spans, parts } = self.alone_plan();
         let round = if parts == 1 { count.max(1) } else { scratch.parts.len() / (parts * self.part()) };
         assert!(round > 0, "attention: scratch for {parts} parts of {} heads", self.a.heads.heads);
         for first in (0..count).step_by(round) {

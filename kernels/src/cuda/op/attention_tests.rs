@@ -1,3 +1,5 @@
+#[path = "attention_codes_tests.rs"]
+mod codes;
 #[path = "attention_f8_tests.rs"]
 mod f8;
 #[path = "attention_invariance_tests.rs"]

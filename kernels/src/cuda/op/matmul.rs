@@ -14,12 +14,14 @@ mod choose;
 mod f8;
 mod gated;
 mod library;
+mod own;
 mod streamed;
 
 use choose::{Matrices, Sizes};
 use f8::F8Form;
 pub use gated::{gated_matmul, grouped_gated_matmul};
 pub use library::agrees as library_agrees;
+pub use own::{grouped_matmul_next_of_plain, matmul_of_plain};
 pub use streamed::gather_if_faster;
 
 /// `out[r][o] = Σ_i x[r][i] · w[o][i]` for `rows` rows of `x`, which follow each other without gaps; `out_stride` elements from
@@ -67,6 +69,7 @@ pub fn matmul(
         which: Which::One(w),
         known: false,
         gate: None,
+        own: false,
     };
     product.launch()
 }
@@ -140,6 +143,7 @@ fn grouped(
         which: Which::Group(w, groups, x_rows),
         known,
         gate: None,
+        own: false,
     };
     product.launch()
 }
@@ -198,6 +202,7 @@ pub fn batched_matmul(
         which: Which::Batch(w),
         known: false,
         gate: None,
+        own: false,
     };
     product.launch()
 }
@@ -249,6 +254,8 @@ struct Product<'a> {
     known: bool,
     /// The result is this of the two halves of the outputs.
     gate: Option<GatedActivation>,
+    /// Rows in bf16 meet weights in E4M3, and the kernel makes it of them: where a matrix meets one at most.
+    own: bool,
 }
 
 /// The compute capability of Hopper.
@@ -257,6 +264,10 @@ const HOPPER: (u32, u32) = (9, 0);
 impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         self.check_f8();
+        if self.own {
+            let launch = F8Form::own().launch_own(&self.sizes(), self.k);
+            return self.start(&launch);
+        }
         if let Some(launch) = self.streamed() {
             return self.start(&launch);
         }
@@ -290,7 +301,8 @@ impl Product<'_> {
             }
         };
         let (x_stride, x_scales) = match &self.x {
-            ActsView::F8(x) => (x.stride(), Some(x.scales())),
+            ActsView::F8(x) => (x.stride(), Some(x.scales().address())),
+            _ if self.own => (self.x_stride * 2, Some(0)),
             _ => (self.x_stride, None),
         };
         let mut args = vec![
@@ -302,7 +314,7 @@ impl Product<'_> {
             Arg::U64(self.x_batch as u64),
             Arg::Ptr(x_rows),
         ];
-        args.extend(x_scales.map(|scales| Arg::Ptr(scales.address())));
+        args.extend(x_scales.map(Arg::Ptr));
         args.extend([
             Arg::Ptr(one.map_or(0, |w| w.data().address())),
             Arg::Ptr(one.and_then(DeviceMatrix::scales).map_or(0, |scales| scales.address())),

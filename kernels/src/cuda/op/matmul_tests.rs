@@ -253,6 +253,7 @@ fn of_one<'a>(
         which: Which::One(w),
         known: false,
         gate: None,
+        own: false,
     }
 }
 

@@ -2,11 +2,13 @@
 //! buffers whose addresses never change, so a step of so many rows can be recorded and replayed.
 
 mod combine;
+mod normed;
 mod product;
 mod route;
 mod sort;
 
 pub use combine::{Onto, Results, combine};
+pub use normed::norm_route_and_sort;
 pub use product::product_route_and_sort;
 pub use route::{route, route_and_sort};
 pub use sort::sort_by_expert;

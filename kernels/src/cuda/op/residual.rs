@@ -181,13 +181,13 @@ pub struct Norm<'a> {
 
 /// Threads of a block, and what they count a row's width in.
 #[derive(Debug, Clone, Copy)]
-struct Form {
-    threads: u32,
-    width: usize,
+pub(super) struct Form {
+    pub(super) threads: u32,
+    pub(super) width: usize,
 }
 
 impl Norm<'_> {
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let (rows, width) = (self.rows, self.width);
         let len = rows * width;
         assert_eq!(self.x.len(), len, "x: {rows} rows of {width}");
@@ -198,7 +198,7 @@ impl Norm<'_> {
     }
 
     /// How many floats each thread keeps in registers, 4 or 8, where rows are such that it can.
-    fn floats_of_a_thread(&self) -> Option<(usize, Form)> {
+    pub(super) fn floats_of_a_thread(&self) -> Option<(usize, Form)> {
         let of = |view: Option<View<'_, f32>>| view.map_or(0, |view| view.address());
         let out = self.out.plain.as_ref().map_or(0, ActsViewMut::address);
         let aligned = [out, self.x.address(), of(self.added), of(self.post_norm), self.weight.address()]
@@ -212,19 +212,24 @@ impl Norm<'_> {
         Some((floats, Form { threads, width: self.width / 4 }))
     }
 
-    /// # Safety
-    /// `kernel` takes the arguments of a norm and then `more`.
-    unsafe fn launch(&self, kernel: &'static str, form: Form, more: &[Arg]) -> Result<(), DeviceError> {
-        let launch = Launch { kernel, grid: [self.rows as u32, 1, 1], threads: form.threads, shared: 0 };
-        let mut args = vec![
+    /// What all kernels of norms take first; they count a row's width so.
+    pub(super) fn args(&self, width: usize) -> [Arg; 7] {
+        [
             Arg::Ptr(self.out.plain.as_ref().map_or(0, ActsViewMut::address)),
             Arg::Ptr(self.x.address()),
             Arg::Ptr(self.added.map_or(0, |added| added.address())),
             Arg::Ptr(self.post_norm.map_or(0, |norm| norm.address())),
             Arg::Ptr(self.weight.address()),
-            Arg::U32(form.width as u32),
+            Arg::U32(width as u32),
             Arg::F32(self.eps),
-        ];
+        ]
+    }
+
+    /// # Safety
+    /// `kernel` takes the arguments of a norm and then `more`.
+    unsafe fn launch(&self, kernel: &'static str, form: Form, more: &[Arg]) -> Result<(), DeviceError> {
+        let launch = Launch { kernel, grid: [self.rows as u32, 1, 1], threads: form.threads, shared: 0 };
+        let mut args = self.args(form.width).to_vec();
         if let Some(codes) = &self.out.codes {
             let stride = Arg::U32(codes.stride() as u32);
             args.extend([Arg::Ptr(codes.address()), Arg::Ptr(codes.scales_address()), stride]);

@@ -1,6 +1,8 @@
 //! Attention of a rank's heads on its device, in both forms.
 
-use foggara_kernels::cuda::op::attention::{Attention as Params, AttentionScratch, HeadMap, attention};
+use foggara_kernels::cuda::op::attention::{
+    Attention as Params, AttentionScratch, HeadMap, attention, attention_codes,
+};
 use foggara_kernels::cuda::op::convert::convert;
 use foggara_kernels::cuda::op::elementwise::add_bias;
 use foggara_kernels::cuda::op::kv_cache::DeviceKv;
@@ -102,8 +104,18 @@ fn grouped(b: &mut Buffers, a: Grouped, w: &DeviceGrouped, c: &mut Context<'_>) 
     rope_and_write(b.q.view_mut().slice(0..rows * q_width), c.cache, c.layer, c.rows, &x, c.angles)?;
     let sinks = w.sinks.as_ref().map(Buffer::view);
     let q = b.q.view().slice(0..rows * q_width);
-    meet(b.attended.plain_mut(rows * q_width), q, sinks, &mut b.scratch, c)?;
-    b.attended.finish(w.o.kind(), rows, q_width, None)
+    let (plain, codes) = b.attended.both_mut(w.o.kind(), rows, q_width);
+    match codes {
+        Some(codes) => {
+            let scratch = &mut b.scratch;
+            attention_codes(codes, plain, q, c.cache, c.layer, c.rows, &params(sinks, c), scratch)
+        }
+        None => meet(plain, q, sinks, &mut b.scratch, c),
+    }
+}
+
+fn params<'a>(sinks: Option<View<'a, f32>>, c: &Context<'a>) -> Params<'a> {
+    Params { heads: c.heads, scale: c.scale, softcap: c.softcap, window: c.window, sinks }
 }
 
 fn meet(
@@ -113,8 +125,7 @@ fn meet(
     scratch: &mut AttentionScratch,
     c: &Context<'_>,
 ) -> Result<(), DeviceError> {
-    let params = Params { heads: c.heads, scale: c.scale, softcap: c.softcap, window: c.window, sinks };
-    attention(out, q, c.cache, c.layer, c.rows, &params, scratch)
+    attention(out, q, c.cache, c.layer, c.rows, &params(sinks, c), scratch)
 }
 
 /// Queries meet the short vectors themselves: see the same function of the CPU's decoder.

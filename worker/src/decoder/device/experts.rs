@@ -2,11 +2,13 @@
 
 use foggara_kernels::cuda::op::elementwise::gated;
 use foggara_kernels::cuda::op::matmul::{
-    gated_matmul, gather_if_faster, grouped_gated_matmul, grouped_matmul, grouped_matmul_next, matmul,
+    gated_matmul, gather_if_faster, grouped_gated_matmul, grouped_matmul, grouped_matmul_next,
+    grouped_matmul_next_of_plain, matmul, matmul_of_plain,
 };
 use foggara_kernels::cuda::op::moe::{
-    self, MoeBuffers, Onto, Placement, Results, Router, combine, product_route_and_sort,
+    self, MoeBuffers, Onto, Placement, Results, Router, combine, norm_route_and_sort, product_route_and_sort,
 };
+use foggara_kernels::cuda::op::residual::Norm;
 use foggara_kernels::cuda::{Buffer, DeviceError};
 use foggara_kernels::op::gated::GatedActivation;
 use foggara_models::spec::{Experts, Routing};
@@ -65,21 +67,73 @@ pub(super) fn run_mlp(
         let out = b.gated.plain_mut(rows * width);
         gated(out, b.gate_up.view().slice(0..rows * both), bias, None, rows, width, activation)?;
     }
-    b.gated.finish(w.down.kind(), rows, width, None)?;
     let partial = b.partial.view_mut().slice(0..rows * hidden);
-    matmul(partial, hidden, b.gated.of(w.down.kind(), rows, width), &w.down, rows)?;
+    match b.gated.both_mut(w.down.kind(), rows, width) {
+        (x, Some(codes)) => matmul_of_plain(partial, hidden, x.as_view(), codes, &w.down, rows)?,
+        (x, None) => matmul(partial, hidden, x.as_view(), &w.down, rows)?,
+    }
     bias_rows(b.partial.view_mut().slice(0..rows * hidden), hidden, rows, &w.down_bias)
 }
 
-/// What a layer's experts give the rows of `normed`, before it is added up. `None`: partial = all this rank gives.
-pub(super) fn run(
+/// How a layer chooses experts.
+fn router_of<'a>(w: &'a DeviceExperts, e: &Experts) -> Router<'a> {
+    Router {
+        routing: routing(e.routing),
+        bias: w.router_bias.as_ref().map(Buffer::view),
+        correction: w.correction.as_ref().map(Buffer::view),
+    }
+}
+
+/// Buffers of experts, those of a layer in them, and what counts its pairs.
+fn of_layer<'a>(
+    moe: &'a mut Option<MoeBuffers>,
+    counts: &'a mut [Option<Buffer<u64>>],
+    w: &'a DeviceExperts,
+    place: Place,
+) -> (&'a mut MoeBuffers, Placement<'a>) {
+    let (Some(moe), Some(counts)) = (moe, &mut counts[place.layer]) else {
+        unreachable!("a layer with experts has buffers")
+    };
+    moe.set_held(w.held.as_ref().map_or(0, |held| held.count));
+    (moe, Placement { local: w.local.view(), counts: place.counted.then(|| counts.view_mut()) })
+}
+
+/// Chooses the experts of the rows of `normed`.
+pub(super) fn route(
     b: &mut Buffers,
     w: &DeviceExperts,
     e: &Experts,
+    place: Place,
+) -> Result<(), DeviceError> {
+    let Place { hidden, rows, .. } = place;
+    let x = b.normed.of(w.router.kind(), rows, hidden);
+    let logits = b.router_logits.view_mut().slice(0..rows * e.count);
+    let (moe, placement) = of_layer(&mut b.moe, &mut b.counts, w, place);
+    product_route_and_sort(moe, logits, x, &w.router, rows, &router_of(w, e), placement)
+}
+
+/// The norm before a layer's experts, and their choice, if that can be done at once; else nothing is done, and it is false.
+pub(super) fn route_normed(
+    moe: &mut Option<MoeBuffers>,
+    counts: &mut [Option<Buffer<u64>>],
+    norm: &Norm<'_>,
+    w: &DeviceExperts,
+    e: &Experts,
+    place: Place,
+) -> Result<bool, DeviceError> {
+    let (moe, placement) = of_layer(moe, counts, w, place);
+    norm_route_and_sort(moe, norm, &w.router, &router_of(w, e), placement)
+}
+
+/// What a layer's experts give the rows of `normed`, whose experts were chosen, before it is added up. `None`: partial = all this
+/// rank gives.
+pub(super) fn run(
+    b: &mut Buffers,
+    w: &DeviceExperts,
     activation: GatedActivation,
     place: Place,
 ) -> Result<Option<Onto>, DeviceError> {
-    let Place { layer, counted, hidden, rows } = place;
+    let Place { hidden, rows, .. } = place;
     let onto = match &w.shared {
         Some(shared) => {
             run_mlp(b, shared, activation, hidden, rows)?;
@@ -87,19 +141,6 @@ pub(super) fn run(
         }
         None => Onto::Nothing,
     };
-    let x = b.normed.of(w.router.kind(), rows, hidden);
-    let router = Router {
-        routing: routing(e.routing),
-        bias: w.router_bias.as_ref().map(Buffer::view),
-        correction: w.correction.as_ref().map(Buffer::view),
-    };
-    let (Some(moe), Some(counts)) = (&mut b.moe, &mut b.counts[layer]) else {
-        unreachable!("a layer with experts has buffers")
-    };
-    let placement = Placement { local: w.local.view(), counts: counted.then(|| counts.view_mut()) };
-    let logits = b.router_logits.view_mut().slice(0..rows * e.count);
-    moe.set_held(w.held.as_ref().map_or(0, |held| held.count));
-    product_route_and_sort(moe, logits, x, &w.router, rows, &router, placement)?;
     let Some(held) = &w.held else {
         if onto == Onto::Nothing {
             b.partial.view_mut().slice(0..rows * hidden).fill(0)?;
@@ -170,10 +211,13 @@ fn run_held(
         let gate_up = b.gate_up.view().slice(0..sorted * both);
         gated(out, gate_up, bias, Some(groups), sorted, width, activation)?;
     }
-    b.gated.finish(held.down.kind(), sorted, width, Some(groups))?;
     let results = b.results.view_mut().slice(0..sorted * hidden);
-    let x = b.gated.of(held.down.kind(), sorted, width);
-    grouped_matmul_next(results, hidden, x, None, &held.down, groups)
+    match b.gated.both_mut(held.down.kind(), sorted, width) {
+        (x, Some(codes)) => {
+            grouped_matmul_next_of_plain(results, hidden, x.as_view(), codes, &held.down, groups)
+        }
+        (x, None) => grouped_matmul_next(results, hidden, x.as_view(), None, &held.down, groups),
+    }
 }
 
 /// The kernels' name of a choice of experts.

@@ -4,7 +4,7 @@ use foggara_kernels::cuda::op::convert::convert;
 use foggara_kernels::cuda::op::quantize::quantize_rows;
 use foggara_kernels::cuda::op::residual::Normed;
 use foggara_kernels::cuda::{
-    ActType, Acts, ActsView, ActsViewMut, Device, DeviceError, F8Room, Groups, View, WeightKind,
+    ActType, Acts, ActsView, ActsViewMut, Device, DeviceError, F8Room, F8ViewMut, View, WeightKind,
 };
 
 /// How the matrices that take the same rows are stored.
@@ -64,27 +64,23 @@ impl Inputs {
         self.plain.view_mut().slice(0..len)
     }
 
+    /// The same of `rows` rows, and where they are to be in E4M3, if a matrix of this kind takes that.
+    pub(super) fn both_mut(
+        &mut self,
+        kind: WeightKind,
+        rows: usize,
+        width: usize,
+    ) -> (ActsViewMut<'_>, Option<F8ViewMut<'_>>) {
+        let codes = self.codes_for(kind).then(|| self.codes.view_mut(rows, width));
+        (self.plain.view_mut().slice(0..rows * width), codes)
+    }
+
     /// What a matrix of this kind takes of rows that were written for it.
     pub(super) fn of(&self, kind: WeightKind, rows: usize, width: usize) -> ActsView<'_> {
         match self.codes_for(kind) {
             true => ActsView::F8(self.codes.view(rows, width)),
             false => self.plain.view().slice(0..rows * width),
         }
-    }
-
-    /// Makes of what was written plainly what a matrix of this kind takes. With `groups`, of their rows.
-    pub(super) fn finish(
-        &mut self,
-        kind: WeightKind,
-        rows: usize,
-        width: usize,
-        groups: Option<&Groups>,
-    ) -> Result<(), DeviceError> {
-        if !self.codes_for(kind) {
-            return Ok(());
-        }
-        let x = self.plain.view().slice(0..rows * width);
-        quantize_rows(self.codes.view_mut(rows, width), x, groups)
     }
 
     /// Makes of `x` what a matrix of this kind takes.

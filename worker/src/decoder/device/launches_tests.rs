@@ -98,7 +98,7 @@ fn expected(spec: &ArchSpec, w: &RankWeights<DeviceMatrix>, tp: usize, alone: us
     ops
 }
 
-/// What each rank's device was asked in each of these steps of two sequences, of so many tokens each.
+/// What each rank's device was asked in each of these steps of two sequences, of so many tokens each; 0: only the other has some.
 fn seen(model: &Checkpoint, shape: Shape, quantize: Quantize, steps: &[[u32; 2]]) -> Vec<Vec<Vec<Seen>>> {
     let twins: Vec<(Device, Log)> = (0..shape.ranks()).map(|_| watched_twin()).collect();
     let device = |rank: usize| twins.get(rank).map(|(device, _)| device.clone());
@@ -106,8 +106,12 @@ fn seen(model: &Checkpoint, shape: Shape, quantize: Quantize, steps: &[[u32; 2]]
         let log = &twins[engine.comms.rank()].1;
         let mut starts = [0, 0];
         let of_step = |lens: &[u32; 2]| {
-            let mut input = StepInput { wants: vec![Want::Best(1); 2], ..StepInput::default() };
+            let live = lens.iter().filter(|len| **len > 0).count();
+            let mut input = StepInput { wants: vec![Want::Best(1); live], ..StepInput::default() };
             for ((slot, len), next) in (0u32..).zip(*lens).zip(&mut starts) {
+                if len == 0 {
+                    continue;
+                }
                 let start = std::mem::replace(next, *next + len);
                 if start == 0 {
                     input.grants.push((slot, vec![2 * slot, 2 * slot + 1]));
@@ -221,4 +225,22 @@ fn inputs_of_weights_in_fp8_are_rounded_once() {
         rounded_once(name, Shape::tensor(1));
         rounded_once(name, Shape::tensor(2));
     }
+}
+
+#[test]
+fn a_row_alone_is_normed_routed_and_rounded_on_the_way() {
+    let (model, _) = golden("mixtral");
+    let layers = model.spec().layers.len();
+    let steps = seen(&model, Shape::tensor(1), Quantize::Fp8, &[[1, 0]]).remove(0);
+    let launched = |begin: &str| {
+        steps[0]
+            .iter()
+            .filter(|seen| matches!(seen, Seen::Launch(kernel) if kernel.starts_with(begin)))
+            .count()
+    };
+    assert_eq!(launched("moe_norm_route_"), layers, "norms that route");
+    assert_eq!(launched("moe_product_route_"), 0, "routers by themselves");
+    assert_eq!(launched("f8_few_own"), layers, "products that round their row");
+    // What so short a context's attention gives is in one piece, and rounded by itself.
+    assert_eq!(launched("quantize_rows"), layers, "rows that are rounded by themselves");
 }

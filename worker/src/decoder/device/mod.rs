@@ -183,8 +183,8 @@ impl DeviceDecoder {
             self.norm_before_attention(pending, local, rows)?;
             self.attend(local, step)?;
             self.sums.over_ranks(&mut self.buffers.partial, rows * self.spec.hidden, comms)?;
-            self.norm_before_mlp(local, rows)?;
-            pending = self.feed_forward(local, rows, alone)?;
+            let routed = self.norm_before_mlp(local, rows)?;
+            pending = self.feed_forward(local, rows, routed, alone)?;
             self.sums.over_ranks(&mut self.buffers.partial, rows * self.spec.hidden, comms)?;
         }
         self.add_last(pending, rows)?;
@@ -246,20 +246,30 @@ impl DeviceDecoder {
         add_and_norm(out, x, added, post_norm, weight, rows, hidden, eps)
     }
 
-    /// normed = the norm of x, after what attention has left to be added.
-    fn norm_before_mlp(&mut self, local: usize, rows: usize) -> Result<(), DeviceError> {
+    /// normed = the norm of x, after what attention has left to be added. True: the experts that rows go to were chosen, too.
+    fn norm_before_mlp(&mut self, local: usize, rows: usize) -> Result<bool, DeviceError> {
         let hidden = self.spec.hidden;
+        let global = self.slice.layers.start + local;
         let (layer, b) = (&self.weights.layers[local], &mut self.buffers);
-        add_and_norm(
-            b.normed.normed(layer.mlp_kinds, rows, hidden),
-            b.x.view_mut().slice(0..rows * hidden),
-            Some(b.partial.view().slice(0..rows * hidden)),
-            layer.post_attn_norm.as_ref().map(Buffer::view),
-            layer.mlp_norm.view(),
+        let norm = Norm {
+            out: b.normed.normed(layer.mlp_kinds, rows, hidden),
+            x: b.x.view_mut().slice(0..rows * hidden),
+            added: Some(b.partial.view().slice(0..rows * hidden)),
+            post_norm: layer.post_attn_norm.as_ref().map(Buffer::view),
+            weight: layer.mlp_norm.view(),
             rows,
-            hidden,
-            self.spec.norm_eps,
-        )
+            width: hidden,
+            eps: self.spec.norm_eps,
+        };
+        if let (DeviceMlpKind::Experts(w), Mlp::Experts(e)) = (&layer.mlp, &self.spec.layers[global].mlp) {
+            let place = experts::Place { layer: global, counted: self.slice.place.tp == 0, hidden, rows };
+            if experts::route_normed(&mut b.moe, &mut b.counts, &norm, w, e, place)? {
+                return Ok(true);
+            }
+        }
+        let Norm { out, x, added, post_norm, weight, eps, .. } = norm;
+        add_and_norm(out, x, added, post_norm, weight, rows, hidden, eps)?;
+        Ok(false)
     }
 
     /// x += what the last layer has left to be added.
@@ -268,7 +278,14 @@ impl DeviceDecoder {
     }
 
     /// What the MLP or the experts add: partial = this rank's part of it; or, where no other rank has one, what is left of it.
-    fn feed_forward(&mut self, local: usize, rows: usize, alone: bool) -> Result<Pending, DeviceError> {
+    /// `routed`: experts were chosen already.
+    fn feed_forward(
+        &mut self,
+        local: usize,
+        rows: usize,
+        routed: bool,
+        alone: bool,
+    ) -> Result<Pending, DeviceError> {
         let global = self.slice.layers.start + local;
         let hidden = self.spec.hidden;
         match (&self.weights.layers[local].mlp, &self.spec.layers[global].mlp) {
@@ -278,7 +295,10 @@ impl DeviceDecoder {
             (DeviceMlpKind::Experts(w), Mlp::Experts(e)) => {
                 let counted = self.slice.place.tp == 0;
                 let place = experts::Place { layer: global, counted, hidden, rows };
-                let left = experts::run(&mut self.buffers, w, e, self.activation, place)?;
+                if !routed {
+                    experts::route(&mut self.buffers, w, e, place)?;
+                }
+                let left = experts::run(&mut self.buffers, w, self.activation, place)?;
                 match (left, &w.held) {
                     (Some(onto), _) if alone => return Ok(Pending::Experts(local, onto)),
                     (Some(onto), Some(held)) => {

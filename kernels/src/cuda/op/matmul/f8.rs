@@ -46,6 +46,15 @@ const THIRTY_TWO: F8Form = few!("32", 32, 1, 1, 4, 2);
 const SIXTY_FOUR: F8Form = few!("64", 64, 1, 2, 4, 1);
 /// Of half as many outputs, where there are too few tiles otherwise.
 const SIXTY_FOUR_NARROW: F8Form = few!("64_narrow", 64, 1, 1, 3, 2);
+/// For one row in bf16, of which the kernel makes codes that it keeps: fewer stages leave room for them.
+const OWN: F8Form = F8Form {
+    stages: (4, EIGHT.stages.1),
+    kernel: "f8_few_own",
+    gated: "f8_few_own",
+    ..few!("8", 8, 2, 1, 4, 2)
+};
+/// Inputs that it has registers for.
+pub(super) const OWN_INPUTS: usize = 16 * 1024;
 const MANY: F8Form = F8Form {
     height: 128,
     width: 128,
@@ -74,6 +83,18 @@ impl F8Form {
             _ if MANY.tiles(sizes) > PROCESSORS / 2 => &MANY,
             _ => &SIXTY_FOUR_NARROW,
         }
+    }
+
+    /// The kernel for one row in bf16.
+    pub(super) fn own() -> &'static Self {
+        &OWN
+    }
+
+    /// The same as [`launch`](Self::launch) for it, of so many inputs.
+    pub(super) fn launch_own(&self, sizes: &Sizes, inputs: usize) -> Launch {
+        let launch = self.launch(sizes);
+        // Codes of whole stages.
+        Launch { shared: launch.shared + inputs.next_multiple_of(512) as u32, ..launch }
     }
 
     /// Tiles; of groups, at most.
@@ -146,6 +167,8 @@ mod tests {
             let shared = form.launch(&all).shared as usize;
             assert!(form.blocks * (shared + 1024) <= 228 << 10, "{form:?}: {shared}");
         }
+        let shared = OWN.launch_own(&all, OWN_INPUTS).shared as usize;
+        assert!(OWN.blocks * (shared + 1024) <= 228 << 10, "{OWN:?}: {shared}");
     }
 }
 

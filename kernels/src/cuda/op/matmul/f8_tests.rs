@@ -74,6 +74,7 @@ fn product<'a>(
         which: Which::One(w),
         known: false,
         gate,
+        own: false,
     }
 }
 

@@ -78,6 +78,7 @@ fn gated(
         which,
         known: false,
         gate: Some(activation),
+        own: false,
     };
     if !product.can_be_gated() {
         return Ok(false);

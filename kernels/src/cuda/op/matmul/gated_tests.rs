@@ -201,6 +201,7 @@ fn check_tiles(device: &Device, kind: WeightKind, sizes: &[u32], width: usize, k
                 which: Which::Group(&w, &groups, x_rows()),
                 known: false,
                 gate: Some(activation),
+                own: false,
             };
             let sizes = product.sizes();
             let launch = sizes.launch(sizes.by_wgmma()).expect("a kernel");

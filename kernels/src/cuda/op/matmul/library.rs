@@ -50,6 +50,7 @@ fn differs(device: &Device, rows: usize, n: usize, k: usize) -> Result<Option<us
         which: Which::One(&w),
         known: false,
         gate: None,
+        own: false,
     };
     product.launch()?;
     let (ours, theirs) = (ours.download()?, theirs.download()?);

@@ -127,6 +127,7 @@ fn of_groups<'a>(
         which: Which::Group(w, groups, None),
         known: false,
         gate: None,
+        own: false,
     }
 }
 

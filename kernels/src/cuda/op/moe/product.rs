@@ -72,7 +72,7 @@ pub fn product_route_and_sort(
 }
 
 /// Warps for each expert: as many as there are.
-fn split(experts: usize) -> usize {
+pub(super) fn split(experts: usize) -> usize {
     (SORT_THREADS / 32 / experts.max(1)).max(1)
 }
 
@@ -109,14 +109,14 @@ fn product(
 }
 
 /// The kernels of a router's product: with all that follows, of one row and of a few; and alone, of any number.
-struct Kernels {
+pub(super) struct Kernels {
     of_one: &'static str,
     of_few: &'static str,
     alone: &'static str,
 }
 
 /// Those for such a matrix, if there are some. Nothing here depends on how many rows there are.
-fn kernels(x: ActsView<'_>, w: &DeviceMatrix) -> Option<Kernels> {
+pub(super) fn kernels(x: ActsView<'_>, w: &DeviceMatrix) -> Option<Kernels> {
     let (experts, inputs) = (w.rows(), w.cols());
     let fits = (1..=64).contains(&experts)
         && inputs.is_multiple_of(8)

@@ -1,0 +1,77 @@
+//! What is rounded to E4M3 as it is put together is what is rounded afterwards.
+
+use super::*;
+use crate::cuda::F8Rows;
+use crate::cuda::op::quantize::quantize_rows;
+
+/// Codes and scales of a case by one function and by two, bit by bit.
+fn check_codes(device: &Device, case: &Case) {
+    let mut random = Random::new(11);
+    let filled = filled(device, &mut random, case);
+    let of = case.kv_head_of();
+    let live: usize = case.runs.iter().map(|(_, rows)| rows).sum();
+    let rows = case.fixed.unwrap_or(live);
+    let width = of.len() * case.values.dim();
+    let mut q: Vec<f32> = random.floats(live * of.len() * case.key_dim).iter().map(|x| x * 4.0).collect();
+    q.resize(rows * of.len() * case.key_dim, f32::NAN);
+    let q = device.upload(&q).unwrap();
+    let context = case.runs.iter().map(|(at, rows)| at + rows).max().unwrap_or(0);
+    let mut step = match case.fixed {
+        Some(rows) => StepRows::fixed(device, rows, filled.tables.concat().len(), context).unwrap(),
+        None => StepRows::new(device).unwrap(),
+    };
+    step.set(&runs_of(case, &filled.tables)).unwrap();
+    let heads = HeadMap::new(device, &of).unwrap();
+    let mut scratch =
+        AttentionScratch::new(device, case.scratch, of.len(), case.values.dim(), context).unwrap();
+    let sinks = device.upload(&random.floats(of.len())).unwrap();
+    let a = Attention {
+        heads: &heads,
+        scale: 1.0 / (case.key_dim as f32).sqrt(),
+        softcap: case.softcap,
+        window: case.window,
+        sinks: case.sinks.then(|| sinks.view()),
+    };
+    let mut plain = Acts::alloc(device, ActType::Bf16, rows * width).unwrap();
+    attention(plain.view_mut(), q.view(), &filled.kv, LAYER, &step, &a, &mut scratch).unwrap();
+    let mut expected = F8Rows::alloc(device, rows, width).unwrap();
+    quantize_rows(expected.view_mut(), plain.view(), None).unwrap();
+    let expected = expected.download_codes().unwrap();
+    let live_codes = expected.0.iter().filter(|code| **code != 0).count();
+    assert!(live_codes > live * width / 2, "{case:?}: {live_codes} codes");
+
+    let mut found = F8Rows::alloc(device, rows, width).unwrap();
+    found.view_mut().fill(0xa5).unwrap();
+    let out = plain.view_mut();
+    attention_codes(found.view_mut(), out, q.view(), &filled.kv, LAYER, &step, &a, &mut scratch).unwrap();
+    let found = found.download_codes().unwrap();
+    assert_eq!(found.0, expected.0, "{case:?}: codes");
+    let bits = |scales: &[f32]| scales.iter().map(|scale| scale.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&found.1), bits(&expected.1), "{case:?}: scales");
+}
+
+#[test]
+fn attention_is_rounded_to_e4m3_as_it_is_put_together() {
+    let far = [(0, 1), (15, 2), (255, 1), (256, 1), (700, 1), (1700, 1)];
+    let together = [(0, 17), (700, 1)];
+    for device in devices() {
+        for (kind, dim, groups) in [
+            (KvKind::F16, 64, vec![4, 4]),
+            // More than a thread's four of each of a block; 36 behind which there are zeros; and heads that are taken one by one.
+            (KvKind::F16, 128, vec![16, 16, 8]),
+            (KvKind::F16, 36, vec![1, 2]),
+            (KvKind::F8, 128, vec![16, 16, 8]),
+            (KvKind::F32, 12, vec![3, 3]),
+            (KvKind::F32, 6, vec![3]),
+        ] {
+            let case = Case::new(kind, &groups, dim, &far);
+            check_codes(&device, &case);
+            check_codes(&device, &Case { fixed: Some(9), sinks: true, ..case.clone() });
+            check_codes(&device, &Case { window: Some(300), softcap: Some(1.0), ..case.clone() });
+            // One block for all of a row; several rounds; rows that are taken together.
+            check_codes(&device, &Case { window: Some(100), ..case.clone() });
+            check_codes(&device, &Case { scratch: 2, ..case.clone() });
+            check_codes(&device, &Case { runs: together.to_vec(), ..case });
+        }
+    }
+}
