@@ -3,6 +3,7 @@
 
 mod limits;
 mod model;
+mod pages;
 mod report;
 mod serving;
 mod steps;
@@ -20,7 +21,7 @@ use foggara_worker::decoder::{CacheConfig, DeviceDecoder};
 use crate::args::GpuArgs;
 use report::{Report, Row};
 use serving::Serving;
-use steps::Runner;
+use steps::{Runner, warm_up_of};
 
 const SHAPES: [(&str, &str); 3] = [
     ("mixtral-8x7b", include_str!("shapes/mixtral-8x7b.json")),
@@ -75,18 +76,21 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
     let plan = plan_slices(&spec, Granularity::ANY, &Cut::even(Shape::default()))?;
     let weights = model::random_weights(&device, &spec, &plan.ranks[0], kind)?;
     let most_streams = args.streams.iter().copied().max().unwrap_or(1);
-    let positions = args.prefill.max(args.context + args.tokens + 2);
     let blocks_each = |positions: usize| positions.div_ceil(BLOCK_SIZE) + 1;
-    let blocks = blocks_each(positions) * most_streams;
-    let (prompt, answer) = args.serve.unwrap_or_default();
-    let most_served = args.serve.and(args.serve_streams.iter().copied().max()).unwrap_or(0).min(args.chunk);
-    let serve_blocks = blocks_each(prompt + answer) * most_served;
-    let cache = CacheConfig { blocks: blocks.max(serve_blocks), block_size: BLOCK_SIZE, ty: kv };
+    let blocks = blocks_each(args.context + args.tokens + 2) * most_streams;
+    let served: Vec<Serving> = args.serve.map_or(Vec::new(), |(prompt, answer)| {
+        let of = |streams: &usize| Serving::new(prompt, answer, (*streams).min(args.chunk), args.chunk);
+        args.serve_streams.iter().map(of).collect()
+    });
+    let serve_steps = args.serve_steps + warm_up_of(args.serve_steps);
+    let taken = served.iter().map(|serving| pages::most_taken(serving.clone(), serve_steps, BLOCK_SIZE));
+    let blocks = blocks.max(blocks_each(args.prefill)).max(taken.max().unwrap_or(0));
+    let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: kv };
     let max_rows = args.chunk.max(most_streams);
     let weight_bytes = weights.bytes() as u64;
     let decoder = DeviceDecoder::new(&device, &spec, &plan, 0, weights, cache, max_rows)?;
     let mut runner = Runner::new(decoder, device.clone(), cache)?;
-    runner.share(blocks_each(positions))?;
+    runner.share(blocks_each(args.context + args.tokens + 2))?;
     let mut report = Report::new(args, &spec, &device, limits, weight_bytes);
     for streams in &args.streams {
         let seconds = runner.decode(*streams, args.context, args.tokens)?;
@@ -96,20 +100,18 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
         report.rows.push(row);
     }
     if args.prefill > 0 {
+        runner.share(blocks_each(args.prefill))?;
         let seconds = runner.prefill(args.prefill, args.chunk, args.runs)?;
         let row = Row::prefill(&spec, &report.limits, args.prefill, seconds);
         eprintln!("{row}");
         report.rows.push(row);
     }
-    if args.serve.is_some() {
-        runner.share(blocks_each(prompt + answer))?;
-        for streams in &args.serve_streams {
-            let serving = Serving::new(prompt, answer, (*streams).min(args.chunk), args.chunk);
-            let (seconds, tokens) = runner.serve(serving, args.serve_steps)?;
-            let row = Row::serving((prompt, answer), *streams, tokens, seconds, args.serve_steps);
-            eprintln!("{row}");
-            report.rows.push(row);
-        }
+    for serving in served {
+        let (requests, streams) = (args.serve.unwrap_or_default(), serving.streams());
+        let (seconds, tokens) = runner.serve(serving, args.serve_steps)?;
+        let row = Row::serving(requests, streams, tokens, seconds, args.serve_steps);
+        eprintln!("{row}");
+        report.rows.push(row);
     }
     report.launches = launches(&device);
     report.save(args)?;

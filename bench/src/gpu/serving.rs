@@ -22,7 +22,7 @@ pub(super) struct Part {
 }
 
 /// All requests, and how long each is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Serving {
     prompt: usize,
     output: usize,
@@ -46,6 +46,16 @@ impl Serving {
             requests: (0..streams).map(made).collect(),
             reading: std::collections::VecDeque::new(),
         }
+    }
+
+    /// Requests at once.
+    pub(super) fn streams(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Of the longest request.
+    pub(super) fn positions(&self) -> usize {
+        self.prompt + self.output
     }
 
     /// The next step: a row of each request that decodes, and of prompts as many as there is room for.

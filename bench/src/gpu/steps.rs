@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::pages::Pages;
 use super::serving::{Part, Serving};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use foggara_kernels::collective::Solo;
 use foggara_kernels::cuda::Device;
 use foggara_models::Shape;
@@ -14,14 +15,20 @@ use foggara_worker::decoder::{
 /// Steps before those that count: sizes are met, and recorded.
 const WARM_UP: usize = 4;
 
+/// Steps of serving before so many that count.
+pub(super) fn warm_up_of(steps: usize) -> usize {
+    steps / 5
+}
+
 pub(super) struct Runner {
     decoder: DeviceDecoder,
     device: Device,
     tables: BlockTables,
     comms: Comms,
     vocab: usize,
-    /// Of the cache.
+    /// Of the cache, and positions of one.
     blocks: usize,
+    block_size: usize,
 }
 
 impl Runner {
@@ -31,7 +38,7 @@ impl Runner {
         })?;
         let vocab = decoder.spec().vocab;
         let tables = BlockTables::new(1, cache.blocks);
-        Ok(Self { decoder, device, tables, comms, vocab, blocks: cache.blocks })
+        Ok(Self { decoder, device, tables, comms, vocab, blocks: cache.blocks, block_size: cache.block_size })
     }
 
     /// Gives as many sequences as there is room for `blocks_each` blocks of the cache each.
@@ -91,20 +98,29 @@ impl Runner {
         Ok(best)
     }
 
-    /// Seconds and tokens of `steps` steps of a server that is never without requests, after a fifth as many that do not count.
+    /// Seconds and tokens of `steps` steps of a server that is never without requests, after [`warm_up_of`] that do not count. Its
+    /// requests have the blocks that their positions need.
     pub(super) fn serve(&mut self, mut serving: Serving, steps: usize) -> Result<(f64, usize)> {
-        for _ in 0..steps / 5 {
-            let parts = serving.next();
-            self.step(&self.parts(&parts))?;
+        self.tables = BlockTables::new(1, self.blocks);
+        let mut pages = Pages::new(serving.streams(), self.blocks, self.block_size);
+        for _ in 0..warm_up_of(steps) {
+            self.serve_step(&mut serving, &mut pages)?;
         }
         self.device.synchronize()?;
         let (started, mut tokens) = (Instant::now(), 0);
         for _ in 0..steps {
-            let parts = serving.next();
-            tokens += parts.iter().filter(|part| part.gives).count();
-            self.step(&self.parts(&parts))?;
+            tokens += self.serve_step(&mut serving, &mut pages)?;
         }
         Ok((started.elapsed().as_secs_f64(), tokens))
+    }
+
+    /// Tokens that the next step gives.
+    fn serve_step(&mut self, serving: &mut Serving, pages: &mut Pages) -> Result<usize> {
+        let parts = serving.next();
+        let changes = pages.before(&parts).context("the cache has too few blocks for what is served")?;
+        self.tables.apply(&changes)?;
+        self.step(&self.parts(&parts))?;
+        Ok(parts.iter().filter(|part| part.gives).count())
     }
 
     fn parts(&self, parts: &[Part]) -> StepInput {

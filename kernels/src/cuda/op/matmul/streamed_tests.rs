@@ -134,6 +134,7 @@ fn many_rows_of_one_matrix_in_e4m3_have_them_too() {
             rows,
             which: Which::One(&w),
             known: false,
+            own: false,
             gate: None,
         };
         start(product, ALL);
