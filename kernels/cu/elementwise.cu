@@ -1,5 +1,5 @@
 // What is done to each row, or each number, by itself: embeddings, gated activations, biases, rows picked from others.
-#include "foggara.cuh"
+#include "blocks.cuh"
 
 // One block a row: out[r] = scale · row (tokens[r] - first) of the table, or zeros where there is no such row.
 template <class W>
@@ -8,10 +8,15 @@ FG_DEVICE void embed(float *out, const u32 *tokens, const u8 *table, const float
     begin_after_others();
     u32 row = tokens[blockIdx.x] - first;  // huge for tokens before the first
     bool live = row < table_rows;
-    const W *from = (const W *)(table + (live ? row : 0) * row_bytes);
+    const u8 *from = table + (live ? row : 0) * row_bytes;
     if (live && scales) scale *= scales[row];
     out += (u64)blockIdx.x * width;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) out[i] = live ? to_float(from[i]) * scale : 0.0f;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float weight;
+        if constexpr (BLOCKS<W>) weight = block_weight<W>(from, width, i);
+        else weight = to_float(((const W *)from)[i]);
+        out[i] = live ? weight * scale : 0.0f;
+    }
 }
 
 #define EMBED(name, type)                                                                                              \
@@ -23,6 +28,9 @@ EMBED(embed_f32, float)
 EMBED(embed_bf16, bf16)
 EMBED(embed_f16, f16)
 EMBED(embed_f8, f8)
+EMBED(embed_q8_0, q8_0)
+EMBED(embed_q4_0, q4_0)
+EMBED(embed_q4_1, q4_1)
 
 // Elements of a row that each thread works at, so that several loads are on their way.
 constexpr u32 EACH = 4;

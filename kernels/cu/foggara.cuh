@@ -94,6 +94,13 @@ FG_DEVICE void copy_async_16_or_zero_cached(void *shared, const void *global, bo
                  "r"(live ? 16 : 0)
                  : "memory");
 }
+// The same of 4 or 8 bytes.
+template <int BYTES>
+FG_DEVICE void copy_async_few_or_zero_cached(void *shared, const void *global, bool live) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES),
+                 "r"(live ? BYTES : 0)
+                 : "memory");
+}
 FG_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 FG_DEVICE void copy_async_wait() {
@@ -223,6 +230,13 @@ FG_DEVICE u32 widen_bytes(u32 four) {
     asm("prmt.b32 %0, %1, %1, %2;" : "=r"(y) : "r"(four), "n"(PART ? 0xb3a2 : 0x9180));
     return y;
 }
+// 32768 and byte PART of `four`, the bits of a float.
+template <int PART>
+FG_DEVICE u32 place_byte(u32 four) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(four), "r"(0x47000000u), "n"(0x7404 | PART << 4));
+    return y;
+}
 // Each of two f16 times 2^8.
 FG_DEVICE u32 raise_f16x2(u32 pair) {
     u32 y;
@@ -290,6 +304,10 @@ template <int PART>
 FG_DEVICE u32 widen_bytes(u32 four) {
     u32 low = (u32)(i32)(i8)(four >> 16 * PART), high = (u32)(i32)(i8)(four >> (16 * PART + 8));
     return (low & 0xffff) | high << 16;
+}
+template <int PART>
+FG_DEVICE u32 place_byte(u32 four) {
+    return 0x47000000u | (four >> 8 * PART & 0xff) << 8;
 }
 #endif
 

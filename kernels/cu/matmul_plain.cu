@@ -1,4 +1,5 @@
 // Products with matrices in plain f32, for activations or weights in f32. blockIdx.x counts outputs, blockIdx.y matrices.
+#include "blocks.cuh"
 #include "product.cuh"
 
 constexpr u32 MAX_WARPS = 8;
@@ -38,21 +39,49 @@ FG_DEVICE bool narrow(Product<A> &p, u32 &first) {
     return true;
 }
 
+// What a thread reads of a row of k weights at a time: unit `unit` of ELEMENTS.
 template <class W>
-FG_DEVICE void unpack(float (&out)[16 / sizeof(W)], const uint4 &v) {
-    union {
-        uint4 all;
-        W each[16 / sizeof(W)];
-    } unit = {v};
-    FG_UNROLL
-    for (u32 i = 0; i < 16 / sizeof(W); i++) out[i] = to_float(unit.each[i]);
-}
+struct Plain {
+    static constexpr u32 ELEMENTS = 16 / sizeof(W);
+    uint4 all;
+    FG_DEVICE Plain load(const u8 *row, u32, u32 unit, bool live) { return {load_streaming_or_zero(row + (u64)unit * 16, live)}; }
+    FG_DEVICE void unpack(float (&out)[ELEMENTS], const Plain &v) {
+        union {
+            uint4 all;
+            W each[ELEMENTS];
+        } unit = {v.all};
+        FG_UNROLL
+        for (u32 i = 0; i < ELEMENTS; i++) out[i] = to_float(unit.each[i]);
+    }
+};
+// Of blocks as many as of bf16, so that they are added up in the same order.
+template <class W>
+struct PlainBlocks {
+    static constexpr u32 ELEMENTS = 8;
+    float each[ELEMENTS];
+    FG_DEVICE PlainBlocks load(const u8 *row, u32 k, u32 unit, bool live) {
+        PlainBlocks v = {};
+        FG_UNROLL
+        for (u32 i = 0; live && i < ELEMENTS; i++) v.each[i] = block_weight<W>(row, k, unit * ELEMENTS + i);
+        return v;
+    }
+    FG_DEVICE void unpack(float (&out)[ELEMENTS], const PlainBlocks &v) {
+        FG_UNROLL
+        for (u32 i = 0; i < ELEMENTS; i++) out[i] = v.each[i];
+    }
+};
+template <>
+struct Plain<q8_0> : PlainBlocks<q8_0> {};
+template <>
+struct Plain<q4_0> : PlainBlocks<q4_0> {};
+template <>
+struct Plain<q4_1> : PlainBlocks<q4_1> {};
 
 // In plain f32, for activations or weights in f32: a warp an output; or, with as many blocks as outputs, all warps of a block. What
 // a thread adds up, and in which order, depends on sizes of the matrix only: R says how many rows share a reading of it.
 template <class W, class A, u32 R>
 FG_DEVICE void plain_rows(Product<A> p) {
-    constexpr u32 ELEMENTS = 16 / sizeof(W), AHEAD = 4;
+    constexpr u32 ELEMENTS = Plain<W>::ELEMENTS, AHEAD = 4;
     FG_SHARED float parts[2][MAX_WARPS][R];
     u32 first;
     wait_for_kernel_before();
@@ -64,7 +93,7 @@ FG_DEVICE void plain_rows(Product<A> p) {
     if (output >= p.n) return;
     u32 units = (p.k + ELEMENTS - 1) / ELEMENTS;
     u32 begin = alone ? lane : threadIdx.x, step = alone ? 32 : blockDim.x, turn = 0;
-    const u8 *w = p.w + (u64)output * units * 16;
+    const u8 *w = p.w + (u64)output * row_bytes<W>(p.k);
     float scale = p.scales ? p.scales[output] : 1.0f;
     for (u32 pass = 0; pass < p.rows; pass += R) {
         const A *x[R];
@@ -77,16 +106,16 @@ FG_DEVICE void plain_rows(Product<A> p) {
         }
         FG_NO_UNROLL
         for (u32 next = begin; next < units; next += AHEAD * step) {
-            uint4 weights[AHEAD];
+            decltype(Plain<W>::load(w, 0, 0, false)) weights[AHEAD];
             FG_UNROLL
             for (u32 a = 0; a < AHEAD; a++) {
                 u32 unit = next + a * step;
-                weights[a] = load_streaming_or_zero(w + (u64)unit * 16, unit < units);
+                weights[a] = Plain<W>::load(w, p.k, unit, unit < units);
             }
             FG_UNROLL
             for (u32 a = 0; a < AHEAD; a++) {
                 float each[ELEMENTS];
-                unpack<W>(each, weights[a]);
+                Plain<W>::unpack(each, weights[a]);
                 FG_UNROLL
                 for (u32 i = 0; i < ELEMENTS; i++) {
                     u32 at = (next + a * step) * ELEMENTS + i;
@@ -118,5 +147,8 @@ FG_KERNEL(256, plain_rows_f32, PRODUCT(float)) { plain_rows<float, float, 8>(THE
 FG_KERNEL(256, plain_rows_bf16, PRODUCT(float)) { plain_rows<bf16, float, 8>(THE_PRODUCT); }
 FG_KERNEL(256, plain_rows_f16, PRODUCT(float)) { plain_rows<f16, float, 8>(THE_PRODUCT); }
 FG_KERNEL(256, plain_rows_f8, PRODUCT(float)) { plain_rows<f8, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q8_0, PRODUCT(float)) { plain_rows<q8_0, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q4_0, PRODUCT(float)) { plain_rows<q4_0, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q4_1, PRODUCT(float)) { plain_rows<q4_1, float, 8>(THE_PRODUCT); }
 FG_KERNEL(256, plain_row_f32_of_bf16, PRODUCT(bf16)) { plain_rows<float, bf16, 1>(THE_PRODUCT); }
 FG_KERNEL(256, plain_rows_f32_of_bf16, PRODUCT(bf16)) { plain_rows<float, bf16, 8>(THE_PRODUCT); }

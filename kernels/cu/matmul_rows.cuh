@@ -1,27 +1,38 @@
 // Products of rows with matrices by mma.sync: for up to 64 rows as fast as the matrix can be read, and for any number on GPUs
 // without wgmma. blockIdx.x counts tiles of rows, blockIdx.y blocks that share the tiles of outputs.
 #pragma once
+#include "blocks.cuh"
 #include "product.cuh"
 
-// Weights come by lines of 128 bytes of a row, through a ring in shared memory of STAGES stages of LINES lines each, with the
-// inputs of x that meet them. A step is 32 inputs.
+// Weights come through a ring in shared memory of STAGES stages of LINES lines each, with the inputs of x that meet them. A line is
+// 64 or 128 inputs: 128 bytes of a row of weights, or half of that of 4-bit ones, two lines of which lie side by side. A step is 32
+// inputs, and of weights in blocks one block.
 template <class W>
 struct Line {
-    static constexpr u32 INPUTS = 128 / sizeof(W), X_BYTES = INPUTS * 2, X_UNITS = X_BYTES / 16, STEPS = INPUTS / 32;
-    static constexpr bool EIGHT_BIT = sizeof(W) == 1;
-    static constexpr u32 RAW = EIGHT_BIT ? 4 : 8;  // words of a step of 16 outputs that a thread has
+    static constexpr u32 INPUTS = sizeof(W) == 1 ? 128 : 64, X_BYTES = INPUTS * 2, X_UNITS = X_BYTES / 16, STEPS = INPUTS / 32;
+    static constexpr bool IN_FOURS = sizeof(W) == 1;
+    static constexpr u32 RAW = BITS<W> / 2;  // words of a step of 16 outputs that a thread has
+    static constexpr u32 HELD = RAW + (BLOCKS<W> ? 2 : 0);  // and the scales of two of these
+    static constexpr u32 SCALES = STEPS * SCALE_BYTES<W>;  // bytes of them, of a row
 };
 
 // Units of 16 bytes are so placed that those that threads read at a time are in different banks.
 FG_DEVICE u32 place(u32 row, u32 unit) { return row * 128 + (unit ^ row % 8) * 16; }
-// x of a line of 8-bit weights, of which threads read pairs of units.
+// x of a line of weights of 8 bits or fewer, of which threads read pairs of units.
 FG_DEVICE u32 place_twice(u32 row, u32 unit) { return row * 256 + (unit ^ row % 4 * 2) * 16; }
 
-// What multiply_16x8x16 takes of 16 outputs and inputs 16 · i .. 16 · i + 16 of a step. Of 8-bit weights a thread has inputs 4t ..
-// 4t + 4 in place of 2t, 2t + 1, 2t + 8 and 2t + 9, and of x as well: the order within 16 inputs makes no difference.
+// What multiply_16x8x16 takes of 16 outputs and inputs 16 · i .. 16 · i + 16 of a step. Of weights of 8 bits or fewer a thread has
+// inputs 4t .. 4t + 4 in place of 2t, 2t + 1, 2t + 8 and 2t + 9, and of x as well: the order within 16 inputs makes no difference.
 template <class W>
 FG_DEVICE void operand(u32 (&out)[4], const u32 *raw, u32 i) {
-    if constexpr (sizeof(W) == 1) {
+    if constexpr (BLOCKS<W>) {
+        FG_UNROLL
+        for (u32 high = 0; high < 2; high++) {
+            BlockScale<W> scale = block_scale<W>(raw[Line<W>::RAW + high]);
+            u32 four = BITS<W> == 4 ? four_codes(raw[high], i) : raw[2 * i + high];
+            out[high] = block_pair<0>(four, scale), out[2 + high] = block_pair<2>(four, scale);
+        }
+    } else if constexpr (sizeof(W) == 1) {
         u32 low = raw[2 * i], high = raw[2 * i + 1];
         out[0] = Unit<f8>::pair<0>(low), out[1] = Unit<f8>::pair<0>(high);
         out[2] = Unit<f8>::pair<1>(low), out[3] = Unit<f8>::pair<1>(high);
@@ -48,10 +59,13 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     using L = Line<W>;
     constexpr u32 WARPS = DOWN * ACROSS, THREADS = 32 * WARPS, OUTPUTS = 16 * HIGH * ACROSS;
     constexpr u32 EACH = EIGHTS / DOWN, HEIGHT = X_ROWS == 1 ? 1 : 8 * EIGHTS;
-    constexpr u32 W_BYTES = OUTPUTS * 128, LINE = W_BYTES + X_ROWS * L::X_BYTES, STAGE = LINES * LINE;
+    // A stage: what it has of weights, by 128 bytes a row; x, by lines; scales of blocks, by lines.
+    constexpr u32 W_BYTES = OUTPUTS * 128, W_LINES = LINES * L::INPUTS * BITS<W> / 1024, X_LINE = X_ROWS * L::X_BYTES;
+    constexpr u32 X_AT = W_LINES * W_BYTES, S_AT = X_AT + LINES * X_LINE, STAGE = S_AT + LINES * OUTPUTS * L::SCALES;
     constexpr u32 W_EACH = OUTPUTS * 8 / THREADS, X_EACH = (X_ROWS * L::X_UNITS + THREADS - 1) / THREADS;
-    constexpr u32 STEPS = LINES * L::STEPS;
+    constexpr u32 S_ACROSS = THREADS / OUTPUTS, STEPS = LINES * L::STEPS;
     static_assert(EIGHTS % DOWN == 0 && STEPS % 2 == 0, "steps take turns in two places");
+    static_assert(W_LINES * 1024 == LINES * L::INPUTS * BITS<W>, "weights come by 128 bytes a row");
     FG_DYNAMIC_SHARED(shared);
     Tile at;
     if (!p.offsets) let_next_kernel_begin();
@@ -60,37 +74,52 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         return;
     }
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    u32 units = (p.k * sizeof(W) + 15) / 16, stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
+    u32 units = code_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k), stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
     u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS;
 
     // Stages are loaded one after the other, those of the next tile of outputs right after those of the one before. Here is where
     // this thread's units of the next one come from, and where they go. Outputs past the last are as the last.
-    const u8 *w_from[W_EACH], *x_from[X_EACH];
+    const u8 *w_from[W_EACH], *x_from[X_EACH], *s_from = p.w;
     u32 w_to[W_EACH], x_to[X_EACH], w_tile = blockIdx.y, w_stage = 0, x_stage = 0;
     auto begin_w = [&] {
         FG_UNROLL
         for (u32 i = 0; i < W_EACH; i++) {
             u32 row = i * (THREADS / 8) + threadIdx.x / 8, output = output_of<GATED>(p.n, w_tile * OUTPUTS, row);
-            w_from[i] = p.w + ((u64)min(output, p.n - 1) * units + threadIdx.x % 8) * 16;
+            w_from[i] = p.w + (u64)min(output, p.n - 1) * pitch + threadIdx.x % 8 * 16;
             w_to[i] = place(row, threadIdx.x % 8);
+        }
+        if constexpr (BLOCKS<W>) {
+            u32 output = output_of<GATED>(p.n, w_tile * OUTPUTS, threadIdx.x % OUTPUTS);
+            s_from = p.w + (u64)min(output, p.n - 1) * pitch + units * 16 + threadIdx.x / OUTPUTS * L::SCALES;
         }
     };
     auto load_w = [&](u8 *to) {
         if ((w_stage + 1) * LINES * L::INPUTS <= p.k) {
             FG_UNROLL
-            for (u32 i = 0; i < W_EACH * LINES; i++) {
-                copy_async_16(to + i / W_EACH * LINE + w_to[i % W_EACH], w_from[i % W_EACH] + i / W_EACH * 128);
+            for (u32 i = 0; i < W_EACH * W_LINES; i++) {
+                copy_async_16(to + i / W_EACH * W_BYTES + w_to[i % W_EACH], w_from[i % W_EACH] + i / W_EACH * 128);
             }
         } else {
             FG_UNROLL
-            for (u32 i = 0; i < W_EACH * LINES; i++) {
-                bool live = (w_stage * LINES + i / W_EACH) * 8 + threadIdx.x % 8 < units;
+            for (u32 i = 0; i < W_EACH * W_LINES; i++) {
+                bool live = (w_stage * W_LINES + i / W_EACH) * 8 + threadIdx.x % 8 < units;
                 const u8 *from = live ? w_from[i % W_EACH] + i / W_EACH * 128 : p.w;
-                copy_async_16_or_zero(to + i / W_EACH * LINE + w_to[i % W_EACH], from, live);
+                copy_async_16_or_zero(to + i / W_EACH * W_BYTES + w_to[i % W_EACH], from, live);
             }
         }
         FG_UNROLL
-        for (u32 i = 0; i < W_EACH; i++) w_from[i] += LINES * 128;
+        for (u32 i = 0; i < W_EACH; i++) w_from[i] += W_LINES * 128;
+        if constexpr (BLOCKS<W>) {
+            FG_UNROLL
+            for (u32 i = 0; i < (LINES + S_ACROSS - 1) / S_ACROSS; i++) {
+                u32 line = i * S_ACROSS + threadIdx.x / OUTPUTS;
+                if (LINES % S_ACROSS != 0 && line >= LINES) continue;
+                bool live = (w_stage * LINES + line) * L::INPUTS < p.k;
+                u8 *there = to + S_AT + (line * OUTPUTS + threadIdx.x % OUTPUTS) * L::SCALES;
+                copy_async_few_or_zero_cached<L::SCALES>(there, live ? s_from + i * S_ACROSS * L::SCALES : p.w, live);
+            }
+            s_from += LINES * L::SCALES;
+        }
         if (++w_stage == stages) {
             w_tile += gridDim.y, w_stage = 0;
             begin_w();
@@ -101,7 +130,7 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         for (u32 i = 0; i < X_EACH * LINES; i++) {
             u32 line = i / X_EACH, unit = i % X_EACH * THREADS + threadIdx.x;
             if (X_ROWS * L::X_UNITS % THREADS != 0 && unit >= X_ROWS * L::X_UNITS) continue;
-            u8 *there = to + line * LINE + W_BYTES + x_to[i % X_EACH];
+            u8 *there = to + X_AT + line * X_LINE + x_to[i % X_EACH];
             const u8 *from = x_from[i % X_EACH] + line * L::X_BYTES;
             u32 input = (x_stage * LINES + line) * L::INPUTS + unit % L::X_UNITS * 8;
             if constexpr (ALIGNED) {
@@ -138,7 +167,7 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     for (u32 i = 0; i < X_EACH; i++) {
         u32 at_once = i * THREADS + threadIdx.x, row = at_once / L::X_UNITS, unit = at_once % L::X_UNITS;
         x_from[i] = (const u8 *)(row_of(p, at, row) + unit * 8);
-        x_to[i] = L::EIGHT_BIT ? place_twice(row, unit) : place(row, unit);
+        x_to[i] = L::IN_FOURS ? place_twice(row, unit) : place(row, unit);
     }
     FG_UNROLL
     for (u32 stage = 0; stage < STAGES; stage++) {
@@ -153,23 +182,38 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         for (u32 i = 0; i < HIGH * EACH * 4; i++) sums[i / (EACH * 4)][i / 4 % EACH][i % 4] = 0.0f;
     };
     u32 my_output = warp % ACROSS * 16 * HIGH, my_row = warp / ACROSS * EACH * 8, w_row = my_output + lane % 16;
-    auto read_w = [&](u32(&to)[HIGH][L::RAW], const u8 *stage, u32 step) {
-        const u8 *line = stage + step / L::STEPS * LINE;
-        FG_UNROLL
-        for (u32 h = 0; h < HIGH; h++) {
+    auto read_w = [&](u32(&to)[HIGH][L::HELD], const u8 *stage, u32 step) {
+        if constexpr (BITS<W> == 4) {
             FG_UNROLL
-            for (u32 i = 0; i < L::RAW; i += 4) {
-                u32 four[4], unit = step % L::STEPS * (L::RAW / 2) + i / 2 + lane / 16;
-                load_matrices(four, line + place(w_row + h * 16, unit));
+            for (u32 i = 0; i < 2 * HIGH; i++) {
+                const u8 *line = stage + step / 8 * W_BYTES;
+                to[i / 2][i % 2] = *(const u32 *)(line + place(my_output + i * 8 + g, step % 8) + t * 4);
+            }
+        } else {
+            const u8 *line = stage + step / L::STEPS * W_BYTES;
+            FG_UNROLL
+            for (u32 h = 0; h < HIGH; h++) {
                 FG_UNROLL
-                for (u32 j = 0; j < 4; j++) to[h][i + j] = four[j];
+                for (u32 i = 0; i < L::RAW; i += 4) {
+                    u32 four[4], unit = step % L::STEPS * (L::RAW / 2) + i / 2 + lane / 16;
+                    load_matrices(four, line + place(w_row + h * 16, unit));
+                    FG_UNROLL
+                    for (u32 j = 0; j < 4; j++) to[h][i + j] = four[j];
+                }
+            }
+        }
+        if constexpr (BLOCKS<W>) {
+            const u8 *scales = stage + S_AT + step / L::STEPS * OUTPUTS * L::SCALES + step % L::STEPS * SCALE_BYTES<W>;
+            FG_UNROLL
+            for (u32 i = 0; i < 2 * HIGH; i++) {
+                to[i / 2][L::RAW + i % 2] = scale_bits(scales + (my_output + i * 8 + g) * L::SCALES, SCALE_BYTES<W>);
             }
         }
     };
     auto read_x = [&](u32(&to)[4], const u8 *stage, u32 step, u32 eight) {
-        const u8 *line = stage + step / L::STEPS * LINE + W_BYTES;
+        const u8 *line = stage + X_AT + step / L::STEPS * X_LINE;
         step %= L::STEPS;
-        if constexpr (L::EIGHT_BIT) {
+        if constexpr (L::IN_FOURS) {
             FG_UNROLL
             for (u32 i = 0; i < 2; i++) {
                 u32 row = X_ROWS == 1 ? 0 : my_row + eight * 8 + g, unit = step * 4 + i * 2 + t / 2;
@@ -231,7 +275,7 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     copy_async_wait<STAGES - 1>();
     together<WARPS>();
     if constexpr (AHEAD) {
-        u32 raw[2][HIGH][L::RAW], x[2][EACH][4], now[HIGH][4], then[HIGH][4];
+        u32 raw[2][HIGH][L::HELD], x[2][EACH][4], now[HIGH][4], then[HIGH][4];
         auto read = [&](u32 to, const u8 *stage, u32 step) {
             read_w(raw[to], stage, step);
             FG_UNROLL
@@ -286,7 +330,7 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
             for (u32 stage = 0; stage < stages; stage++) {
                 FG_UNROLL
                 for (u32 step = 0; step < STEPS; step++) {
-                    u32 raw[HIGH][L::RAW], now[2][HIGH][4];
+                    u32 raw[HIGH][L::HELD], now[2][HIGH][4];
                     read_w(raw, slot, step);
                     FG_UNROLL
                     for (u32 h = 0; h < HIGH; h++) operand<W>(now[0][h], raw[h], 0), operand<W>(now[1][h], raw[h], 1);
@@ -351,3 +395,16 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 4, 1, 64)                                                             \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)                                                  \
     ROWS(32, 4, any, type, 1, 1, 1, 1, 3, 1, false, 8, true, false)
+// Blocks of 4 bits come two lines at a time. Of 128 rows a stage would be too large.
+#define FOUR_BIT_KERNELS(type)                                                                                     \
+    BOTH(32, 4, 1, type, 1, 1, 1, 1, 4, 4, 1)                                                                      \
+    BOTH(32, 4, 1_of_32, type, 1, 1, 1, 2, 3, 4, 1)                                                                \
+    BOTH(32, 4, 8, type, 1, 1, 1, 1, 4, 2, 8)                                                                      \
+    BOTH(32, 4, 8_of_32, type, 1, 1, 1, 2, 4, 2, 8)                                                                \
+    BOTH(128, 2, 16, type, 2, 2, 2, 1, 4, 2, 16)                                                                   \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                             \
+    BOTH(128, 2, 32, type, 4, 2, 2, 1, 3, 2, 32)                                                                   \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 3, 2, 32)                                                             \
+    BOTH(256, 2, 64, type, 8, 4, 2, 1, 2, 2, 64)                                                                   \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 2, 2, 64)                                                             \
+    ROWS(32, 4, any, type, 1, 1, 1, 1, 3, 2, false, 8, true, false)

@@ -1,4 +1,4 @@
-// Products of many rows of groups with matrices in bf16, on Hopper: the fastest form of what matmul_wide.cu does, for rows that lie
+// Products of many rows of groups with matrices in bf16, on Hopper: the fastest form of what matmul_wide.cuh does, for rows that lie
 // sorted. A block has a warp that asks for bytes (the engine of tensor_map.cuh copies them) and two warpgroups that multiply them,
 // 64 outputs each. Blocks stay, and do one tile after the other: what the next one needs comes while results are written. Two
 // neighbours have the same rows: each copies half of them to both, so that the second level of the cache gives less.

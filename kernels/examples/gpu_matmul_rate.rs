@@ -1,4 +1,5 @@
-//! How fast a GPU does the products of one layer of Mixtral 8x7B: of its weights in bf16 and in E4M3, for few and many rows.
+//! How fast a GPU does the products of one layer of Mixtral 8x7B: of its weights in bf16, in E4M3 and in
+//! blocks, for few and many rows.
 //!
 //! Twenty launches are recorded, over so many different matrices that no cache holds them, and replayed.
 //!
@@ -42,7 +43,7 @@ fn main() -> Result<(), DeviceError> {
     for shape in
         SHAPES.iter().filter(|shape| wanted.is_empty() || wanted.iter().any(|name| name == shape.name))
     {
-        for kind in [WeightKind::Bf16, WeightKind::F8] {
+        for kind in [WeightKind::Bf16, WeightKind::F8, WeightKind::Q8_0, WeightKind::Q4_0] {
             if shape.experts {
                 experts(&device, shape, kind, &noise)?;
             } else {

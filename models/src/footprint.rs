@@ -198,24 +198,51 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_holds_blocks_in_bf16_and_floats_as_they_are_stored() {
+    fn a_gpu_holds_three_types_of_blocks_and_floats_as_they_are() {
         let (spec, _) = spec_of_config(&golden("mixtral")).expect("a valid configuration");
         let of = |stored, quantize| Footprint::of_spec_on_gpu(&spec, stored, quantize);
         let plain = of(DType::BF16, Quantize::None);
         assert_eq!(plain.layers[0].expert.bytes, 2 * plain.layers[0].expert.params);
         assert_eq!(plain, Footprint::of_spec(&spec, DType::BF16, Quantize::None));
-        // Neither what is stored in codes nor what is asked for saves memory, but for fp8.
-        for (stored, quantize) in [(DType::Q4_0, Quantize::None), (DType::BF16, Quantize::Q8_0)] {
-            assert_eq!(of(stored, quantize), plain, "{stored:?} {quantize}");
-            assert!(Footprint::of_spec(&spec, stored, quantize).bytes() < plain.bytes());
+        // Stored so, or made so: 34 or 18 bytes for 32 weights. Routers are in bf16, or as they are stored.
+        let (eight, four) = (of(DType::Q8_0, Quantize::None), of(DType::BF16, Quantize::Q4_0));
+        assert_eq!(eight.layers[0].expert.bytes * 32, 34 * eight.layers[0].expert.params);
+        assert_eq!(four.layers[0].expert.bytes * 32, 18 * four.layers[0].expert.params);
+        assert_eq!((four.embedding, four.output), (eight.embedding, eight.output), "in Q8_0");
+        for small in [&eight, &four] {
+            assert_eq!(small.layers[0].dense, plain.layers[0].dense, "a router");
         }
-        assert_eq!(of(DType::F32, Quantize::Q4_K).bytes(), 2 * plain.bytes(), "f32 stays so");
-        let small = of(DType::Q4_0, Quantize::Fp8);
+        assert_eq!(of(DType::F32, Quantize::Q8_0).embedding, eight.embedding);
+        assert_eq!(of(DType::F32, Quantize::None).bytes(), 2 * plain.bytes());
+        // Other blocks save no memory.
+        assert_eq!(
+            of(DType::Q4_1, Quantize::None).layers[0].expert.bytes * 32,
+            20 * four.layers[0].expert.params
+        );
+        for stored in [DType::Q5_0, DType::Q5_1] {
+            assert_eq!(of(stored, Quantize::None), plain, "{stored}");
+            assert!(Footprint::of_spec(&spec, stored, Quantize::None).bytes() < plain.bytes());
+        }
+        let small = of(DType::Q5_0, Quantize::Fp8);
         assert_eq!(
             small.layers[0].expert,
             Footprint::of_spec(&spec, DType::BF16, Quantize::Fp8).layers[0].expert
         );
         assert_eq!(small.embedding, plain.embedding, "in bf16");
+    }
+
+    #[test]
+    fn what_latent_attention_takes_apart_is_in_no_blocks_on_a_gpu() {
+        let (spec, _) = spec_of_config(&golden("deepseek-v3")).expect("a valid configuration");
+        for layer in 0..spec.layers.len() {
+            for role in [LayerRole::KvUp, LayerRole::KeyUp(0), LayerRole::ValueUp(0), LayerRole::Router] {
+                let held = Quantize::None.loaded_on_gpu(TensorRole::Layer(layer, role), DType::Q8_0, 64);
+                assert_eq!(held, Loaded::As(DType::BF16), "{role:?}");
+            }
+            let held =
+                Quantize::None.loaded_on_gpu(TensorRole::Layer(layer, LayerRole::KvDown), DType::Q8_0, 64);
+            assert_eq!(held, Loaded::As(DType::Q8_0));
+        }
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl Quantize {
         };
         let ends = matches!(role, TensorRole::Embedding | TensorRole::Output);
         if self == Self::Fp8 && matrix && !ends {
-            // Also of what is quantized already: on a GPU it would take two bytes an element.
+            // Also of what is quantized already: on a GPU it would take two bytes an element, or one, and inputs in bf16.
             return Loaded::F8;
         }
         if dtype.is_quantized() || !matrix || !cols.is_multiple_of(32) {
@@ -113,14 +113,26 @@ impl Quantize {
         })
     }
 
-    /// As [`loaded_as`](Self::loaded_as), on a GPU: there floats are held as they are stored, and blocks of codes in bf16.
+    /// As [`loaded_as`](Self::loaded_as), on a GPU: there large matrices in Q8_0, Q4_0 and Q4_1 stay in their blocks, all other blocks are
+    /// held in bf16, and floats as they are.
     pub fn loaded_on_gpu(self, role: TensorRole, dtype: DType, cols: usize) -> Loaded {
         match self.loaded_as(role, dtype, cols) {
-            Loaded::F8 => Loaded::F8,
-            Loaded::As(_) if matches!(dtype, DType::F32 | DType::F16) => Loaded::As(dtype),
-            Loaded::As(_) => Loaded::As(DType::BF16),
+            Loaded::As(made) if made.is_quantized() && !stays_in_blocks(role, made) => {
+                Loaded::As(DType::BF16)
+            }
+            loaded => loaded,
         }
     }
+}
+
+/// Whether a GPU meets such a matrix as it is stored. Routers are small, and what is taken apart by heads is made anew.
+fn stays_in_blocks(role: TensorRole, dtype: DType) -> bool {
+    let large = match role {
+        TensorRole::Embedding | TensorRole::Output => true,
+        TensorRole::FinalNorm => false,
+        TensorRole::Layer(_, role) => is_large(role),
+    };
+    large && matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
 }
 
 /// The matrices that make up a model's size. The up projection of latent attention is needed transposed and stays as it is.

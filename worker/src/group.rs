@@ -419,8 +419,10 @@ impl Rank {
         if quantize.needs_gpu() && self.host.device.is_none() {
             return Err(LoadError::NeedsGpu.into());
         }
-        if self.host.device.is_some() && !matches!(quantize, Quantize::None | Quantize::Fp8) {
-            tracing::info!(%quantize, "a GPU holds such weights in bf16: no memory is saved; fp8 would halve it");
+        if self.host.device.is_some() && quantize == Quantize::Q4_K {
+            tracing::info!(
+                "a GPU holds blocks of q4_k in bf16: no memory is saved; q4_0, q8_0 and fp8 would save some"
+            );
         }
         let plan = model.slices(&cut_of(a, &model)?, quantize).map_err(|e| e.to_string())?;
         if plan.shape.ranks() != size {
@@ -451,6 +453,9 @@ impl Rank {
         };
         let loaded = loaded?;
         loading.end(&a.model_path, loaded.bytes());
+        if let Loaded::Device(weights) = &loaded {
+            tracing::info!(group = a.group, rank, held = weights.held(), "weights on the GPU");
+        }
         let all = self.connect(rank, size, 0, None)?;
         *lock(&self.abort) = Some(all.abort_handle());
         let mut comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;

@@ -55,7 +55,10 @@ fn kind(args: &GpuArgs) -> Result<WeightKind> {
         "bf16" => WeightKind::Bf16,
         "f16" => WeightKind::F16,
         "fp8" => WeightKind::F8,
-        other => bail!("--weights {other}: bf16, f16 or fp8"),
+        "q8_0" => WeightKind::Q8_0,
+        "q4_0" => WeightKind::Q4_0,
+        "q4_1" => WeightKind::Q4_1,
+        other => bail!("--weights {other}: bf16, f16, fp8, q8_0, q4_0 or q4_1"),
     })
 }
 

@@ -113,8 +113,9 @@ impl Row {
         let each = if kv == KvType::F8 { 1 } else { 2 };
         let cached =
             (spec.layers.len() * spec.kv_heads() * (spec.key_dim() + spec.value_dim()) * each) as f64;
-        let bytes =
-            elements_read(spec, streams) * kind.bytes() as f64 + output + seen * cached * streams as f64;
+        // With scales of blocks; those of rows are left out.
+        let of_weight = kind.tight_bytes(1024) as f64 / 1024.0;
+        let bytes = elements_read(spec, streams) * of_weight + output + seen * cached * streams as f64;
         let flops = 2.0 * streams as f64 * (elements_met(spec) + output / 2.0);
         Self {
             what: format!("decode, {streams} streams"),

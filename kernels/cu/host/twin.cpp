@@ -52,7 +52,7 @@ Kernel *kernels = nullptr;
 struct Copy {
     void *to;
     const void *from;
-    u32 group;
+    u32 bytes, group;
 };
 
 struct Fiber {
@@ -600,22 +600,22 @@ void warp_together(u32 mask, const char *what, Exchange exchange, void *operand)
     run_another(r, &r.fibers[thread].stack_pointer);
 }
 
-void check_shared(const void *pointer) {
+void check_shared(const void *pointer, u32 bytes) {
     const u8 *at = (const u8 *)pointer;
     const Runner &r = *runner;
-    if ((u64)at % 16) fail("an address in shared memory is not aligned to 16");
-    bool dynamic = at >= here.dynamic_shared && at + 16 <= here.dynamic_shared + r.shared;
-    bool fixed = at >= r.statics && at + 16 <= r.statics + r.statics_bytes;
+    if ((u64)at % bytes) fail("an address in shared memory is not aligned to what is moved at once");
+    bool dynamic = at >= here.dynamic_shared && at + bytes <= here.dynamic_shared + r.shared;
+    bool fixed = at >= r.statics && at + bytes <= r.statics + r.statics_bytes;
     if (!dynamic && !fixed) fail("an address should be in shared memory, and is not");
 }
 
-void copy_async(void *shared, const void *global) {
-    check_shared(shared);
-    if ((u64)global % 16) fail("copies from an address that is not aligned to 16");
-    memset(shared, 0xff, 16);
-    writes_16(shared);
+void copy_async(void *shared, const void *global, u32 bytes) {
+    check_shared(shared, bytes);
+    if ((u64)global % bytes) fail("copies from an address that is not aligned to what is copied");
+    memset(shared, 0xff, bytes);
+    if (bytes == 16) writes_16(shared);
     Fiber &fiber = runner->fibers[runner->current];
-    fiber.copies.push_back({shared, global, fiber.group});
+    fiber.copies.push_back({shared, global, bytes, fiber.group});
 }
 
 void wait_for_kernel_before() { runner->fibers[runner->current].waited = true; }
@@ -627,10 +627,10 @@ void copy_async_wait(u32 left) {
     u64 done = 0;
     while (done < fiber.copies.size() && fiber.copies[done].group + left < fiber.group) {
         const Copy &copy = fiber.copies[done++];
-        if (copy.from) reads_16(copy.from);
-        writes_16(copy.to);
-        if (copy.from) memcpy(copy.to, copy.from, 16);
-        else memset(copy.to, 0, 16);
+        if (copy.from && copy.bytes == 16) reads_16(copy.from);
+        if (copy.bytes == 16) writes_16(copy.to);
+        if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
     }
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + done);
 }

@@ -37,8 +37,8 @@ void bytes_came(u64 *barrier, u32 bytes);
 void await_round(u64 *barrier, u32 parity);
 // Ends the process, saying what the running CUDA thread did wrong.
 [[noreturn]] void fail(const char *what);
-// Ends the process if 16 bytes there are not in shared memory, or not aligned.
-void check_shared(const void *pointer);
+// Ends the process if so many bytes there are not in shared memory, or not aligned to as many.
+void check_shared(const void *pointer, u32 bytes = 16);
 
 // Tells the finder of races, where there is one, what it does not see by itself: 16 bytes are read or written by this thread.
 #ifdef FOGGARA_RACES
@@ -52,7 +52,7 @@ inline void writes_16(void *) {}
 #endif
 void wait_for_kernel_before();  // remembers that it was called
 
-void copy_async(void *shared, const void *global);  // from null: zeros
+void copy_async(void *shared, const void *global, u32 bytes);  // from null: zeros
 void copy_async_commit();
 void copy_async_wait(u32 left);
 // A float and 16 products of two of at most 12 bits each, added up as tensor cores do: in fixed point, so that no order matters.
@@ -348,13 +348,17 @@ FG_DEVICE u32 to_f16x2(float low, float high) { return (u32)to_f16(high).bits <<
 // Copies arrive when they are waited for; until then the destination holds 0xff.
 FG_DEVICE void copy_async_16(void *shared, const void *global) {
     if (!global) twin::fail("copies from null");
-    twin::copy_async(shared, global);
+    twin::copy_async(shared, global, 16);
 }
 FG_DEVICE void copy_async_16_or_zero(void *shared, const void *global, bool live) {
-    twin::copy_async(shared, live ? global : nullptr);
+    twin::copy_async(shared, live ? global : nullptr, 16);
 }
 FG_DEVICE void copy_async_16_or_zero_cached(void *shared, const void *global, bool live) {
     copy_async_16_or_zero(shared, global, live);
+}
+template <int BYTES>
+FG_DEVICE void copy_async_few_or_zero_cached(void *shared, const void *global, bool live) {
+    twin::copy_async(shared, live ? global : nullptr, BYTES);
 }
 FG_DEVICE void copy_async_commit() { twin::copy_async_commit(); }
 template <int N>

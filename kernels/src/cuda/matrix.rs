@@ -2,13 +2,17 @@
 
 use half::{bf16, f16};
 
+use super::blocks::{self, pack_row};
 use super::{Buffer, Device, DeviceError, View};
+use crate::dtype::WeightType;
+use crate::op::quantize_weights::quantize_row;
 
 /// Rows begin at multiples of so many bytes: what one load of a kernel takes.
 const ROW_ALIGN: usize = 16;
 
 /// How the elements of a matrix are stored on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types)]
 pub enum WeightKind {
     /// `f32`.
     F32,
@@ -18,24 +22,75 @@ pub enum WeightKind {
     F16,
     /// E4M3 (OCP 8-bit floating point, 2023), with one `f32` a row that its elements are to be multiplied by.
     F8,
+    /// Blocks of 32 numbers of 8 bits with a scale in f16 each. Products are those with its elements in bf16, bit by bit.
+    Q8_0,
+    /// The same of 4 bits.
+    Q4_0,
+    /// The same of 4 bits from 0 on, each block with another number in f16 that is added.
+    Q4_1,
 }
 
 impl WeightKind {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::F8];
+    /// Those whose rows may have any number of elements.
+    pub const WITHOUT_BLOCKS: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::F8];
+    /// Those whose rows are whole blocks of 32 elements.
+    pub const BLOCKS: [Self; 3] = [Self::Q8_0, Self::Q4_0, Self::Q4_1];
 
-    /// Bytes of an element.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-            Self::F8 => 1,
+    /// The kind that holds blocks of this type as they are; `None` if none does.
+    pub const fn of_blocks(ty: WeightType) -> Option<Self> {
+        match ty {
+            WeightType::Q8_0 => Some(Self::Q8_0),
+            WeightType::Q4_0 => Some(Self::Q4_0),
+            WeightType::Q4_1 => Some(Self::Q4_1),
+            _ => None,
         }
+    }
+
+    /// Its blocks' type, if it has blocks.
+    pub const fn blocks(self) -> Option<WeightType> {
+        match self {
+            Self::Q8_0 => Some(WeightType::Q8_0),
+            Self::Q4_0 => Some(WeightType::Q4_0),
+            Self::Q4_1 => Some(WeightType::Q4_1),
+            _ => None,
+        }
+    }
+
+    /// Its name, in logs and on command lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::F8 => "fp8",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+            Self::Q4_1 => "q4_1",
+        }
+    }
+
+    /// Bits of an element, without scales.
+    pub const fn bits(self) -> usize {
+        match self {
+            Self::F32 => 32,
+            Self::Bf16 | Self::F16 => 16,
+            Self::F8 | Self::Q8_0 => 8,
+            Self::Q4_0 | Self::Q4_1 => 4,
+        }
+    }
+
+    /// Bytes of a row of `cols` elements, with the scales of its blocks.
+    pub const fn tight_bytes(self, cols: usize) -> usize {
+        let scale = match self.blocks() {
+            Some(ty) => blocks::scale_bytes(ty),
+            None => 0,
+        };
+        cols * self.bits() / 8 + cols / blocks::ELEMENTS * scale
     }
 
     /// Bytes from one row of `cols` elements to the next.
     pub const fn row_bytes(self, cols: usize) -> usize {
-        (cols * self.bytes()).next_multiple_of(ROW_ALIGN)
+        self.tight_bytes(cols).next_multiple_of(ROW_ALIGN)
     }
 }
 
@@ -54,7 +109,12 @@ impl DeviceMatrix {
     ///
     /// # Errors
     /// If there is no such memory.
+    ///
+    /// # Panics
+    /// If rows of a kind with blocks are not whole blocks.
     pub fn empty(device: &Device, kind: WeightKind, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+        let whole = kind.blocks().is_none() || cols.is_multiple_of(blocks::ELEMENTS);
+        assert!(whole, "rows of {cols} in blocks of {}", blocks::ELEMENTS);
         let data = device.zeros(rows * kind.row_bytes(cols))?;
         let scales = match kind {
             WeightKind::F8 => Some(device.upload(&vec![1.0_f32; rows])?),
@@ -63,7 +123,8 @@ impl DeviceMatrix {
         Ok(Self { kind, rows, cols, data, scales })
     }
 
-    /// A matrix of the elements `bytes`, row after row without gaps, little-endian.
+    /// A matrix of the elements `bytes`, row after row without gaps, little-endian. Of a kind with blocks as
+    /// [`pack_row`](super::pack_row) makes rows.
     ///
     /// # Errors
     /// If there is no such memory.
@@ -78,19 +139,19 @@ impl DeviceMatrix {
         bytes: &[u8],
     ) -> Result<Self, DeviceError> {
         let mut matrix = Self::empty(device, kind, rows, cols)?;
-        assert_eq!(bytes.len(), rows * cols * kind.bytes(), "bytes of a matrix of {rows} × {cols}");
+        assert_eq!(bytes.len(), rows * kind.tight_bytes(cols), "bytes of a matrix of {rows} × {cols}");
         matrix.put_rows(0, bytes)?;
         Ok(matrix)
     }
 
     /// A matrix of the numbers `values` (row after row), rounded to `kind`. F8 gets the scale of each row that makes its largest
-    /// element 448.
+    /// element 448; blocks are those of [`quantize_row`](crate::op::quantize_weights::quantize_row).
     ///
     /// # Errors
     /// If there is no such memory.
     ///
     /// # Panics
-    /// If there are fewer or more values.
+    /// If there are fewer or more values, or one that is not finite goes into a block, or blocks are Q4_1, which no one makes.
     pub fn from_f32(
         device: &Device,
         kind: WeightKind,
@@ -117,7 +178,7 @@ impl DeviceMatrix {
         Self::from_f32(device, WeightKind::F8, rows, cols, values)
     }
 
-    /// Overwrites rows `from..` with the elements `bytes`, row after row without gaps.
+    /// Overwrites rows `from..` with the elements `bytes`, row after row without gaps: see [`from_rows`](Self::from_rows).
     ///
     /// # Errors
     /// If the device fails.
@@ -125,7 +186,7 @@ impl DeviceMatrix {
     /// # Panics
     /// If they are not whole rows, or not inside.
     pub fn put_rows(&mut self, from: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        let (tight, padded) = (self.cols * self.kind.bytes(), self.row_bytes());
+        let (tight, padded) = (self.kind.tight_bytes(self.cols), self.row_bytes());
         assert!(tight > 0 && bytes.len().is_multiple_of(tight), "{} bytes in rows of {tight}", bytes.len());
         let rows = bytes.len() / tight;
         assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
@@ -159,7 +220,7 @@ impl DeviceMatrix {
     /// If the device fails.
     ///
     /// # Panics
-    /// If they are not whole rows, or not inside.
+    /// If they are not whole rows, or not inside; of blocks, if one is not finite, or they are Q4_1.
     pub fn put_f32(&mut self, from: usize, values: &[f32]) -> Result<(), DeviceError> {
         let bytes: Vec<u8> = match self.kind {
             WeightKind::F32 => bytemuck::cast_slice(values).to_vec(),
@@ -171,6 +232,9 @@ impl DeviceMatrix {
                 let scales: Vec<f32> = rows.map(|row| row_to_f8(row, &mut bytes)).collect();
                 self.put_scales(from, &scales)?;
                 bytes
+            }
+            WeightKind::Q8_0 | WeightKind::Q4_0 | WeightKind::Q4_1 => {
+                rows_of_blocks(self.kind, self.cols, values)
             }
         };
         self.put_rows(from, &bytes)
@@ -215,6 +279,18 @@ impl DeviceMatrix {
     pub fn scales(&self) -> Option<View<'_, f32>> {
         self.scales.as_ref().map(Buffer::view)
     }
+}
+
+/// Rows of `cols` values as a kind with blocks has them.
+fn rows_of_blocks(kind: WeightKind, cols: usize, values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(values.len());
+    let Some(ty) = kind.blocks() else { return bytes };
+    for row in values.chunks_exact(cols.max(1)) {
+        let mut stored = Vec::new();
+        let packed = quantize_row(ty, row, &mut stored).and_then(|()| pack_row(ty, &stored, &mut bytes));
+        packed.unwrap_or_else(|reason| panic!("{reason}"));
+    }
+    bytes
 }
 
 /// Several matrices of one kind and size, which a kernel picks from on the device.

@@ -5,6 +5,7 @@
 //! all but the machine code can be tested where there is no GPU.
 
 mod acts;
+mod blocks;
 mod buffer;
 mod counting;
 mod device;
@@ -28,6 +29,7 @@ pub mod testing;
 pub mod twin;
 
 pub use acts::{ActType, Acts, ActsView, ActsViewMut};
+pub use blocks::pack_row;
 pub use buffer::{Buffer, View, ViewMut};
 pub use counting::bytes_of;
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory, Recording};

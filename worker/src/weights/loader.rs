@@ -26,6 +26,8 @@ pub(super) struct Part {
     slice: TensorSlice,
     /// How it is held.
     loaded: Loaded,
+    /// The same for a store.
+    hold: Hold,
     /// Columns read before the wanted ones, so that whole blocks are quantized.
     skip: usize,
     cols: usize,
@@ -69,7 +71,12 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         let from = cols.start / block * block;
         let to = if cols.is_empty() { from } else { cols.end.next_multiple_of(block).min(tensor.cols) };
         let slice = tensor.slice(rows, from..to)?;
-        Ok(Part { slice, loaded, skip: cols.start - from, cols: cols.len() })
+        let hold = match self.quantize.loaded_on_gpu(role, tensor.dtype, tensor.cols) {
+            Loaded::F8 => Hold::F8,
+            Loaded::As(dtype) if dtype.is_quantized() => Hold::Blocks,
+            Loaded::As(_) => Hold::AsGiven,
+        };
+        Ok(Part { slice, loaded, hold, skip: cols.start - from, cols: cols.len() })
     }
 
     /// All columns of some rows of a layer's matrix.
@@ -108,8 +115,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
             None => (first.slice.dtype, first.slice.cols_stored, first.slice.col_skip),
             Some(made) => (made, first.slice.cols, first.skip),
         };
-        let hold = if first.loaded == Loaded::F8 { Hold::F8 } else { Hold::AsGiven };
-        let (ty, cols) = (weight_type(ty), first.cols);
+        let (ty, cols, hold) = (weight_type(ty), first.cols, first.hold);
         let stored = Stored { ty, rows, cols_stored, col_skip, cols, hold };
         let mut packer = self.store.begin(stored)?;
         for part in parts.iter().filter(|part| part.slice.row_bytes() > 0) {

@@ -1,6 +1,7 @@
 //! Reading a rank's slice of a checkpoint, and repacking it for the kernels where they cannot use it as it lies.
 
 mod attention;
+mod held;
 mod layer;
 mod loader;
 mod mlp;
@@ -16,6 +17,8 @@ pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
 pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
 pub use mlp::{ExpertsWeights, MlpWeights};
+#[cfg(test)]
+pub(crate) use on_device::AS_FLOATS;
 pub use on_device::OnDevice;
 pub use store::{Held, Hold, OnCpu, Residence, Store, Stored};
 

@@ -1,9 +1,9 @@
-//! Weights on a device: rows as they are stored where they are floats, else rounded to bf16; or all of them in E4M3, where that
-//! is asked for.
+//! Weights on a device: rows as they are stored where they are floats, or blocks of a type that a device meets as they are; else
+//! rounded to bf16; or all of them in E4M3, where that is asked for.
 
 use std::sync::OnceLock;
 
-use foggara_kernels::cuda::{Device, DeviceMatrix, WeightKind, row_to_f8};
+use foggara_kernels::cuda::{Device, DeviceMatrix, WeightKind, pack_row, row_to_f8};
 use foggara_kernels::op::dequantize::dequantize;
 use foggara_kernels::op::stored::RowRun;
 use foggara_kernels::{KernelError, ThreadPool, WeightType};
@@ -40,10 +40,28 @@ impl Held for DeviceMatrix {
 fn kind(stored: Stored) -> WeightKind {
     match (stored.hold, stored.ty) {
         (Hold::F8, _) => WeightKind::F8,
-        (Hold::AsGiven, WeightType::F32) => WeightKind::F32,
-        (Hold::AsGiven, WeightType::F16) => WeightKind::F16,
-        (Hold::AsGiven, _) => WeightKind::Bf16,
+        (Hold::Blocks, ty) if blocks_are_whole(stored) => {
+            WeightKind::of_blocks(ty).unwrap_or(WeightKind::Bf16)
+        }
+        (_, WeightType::F32) => WeightKind::F32,
+        (_, WeightType::F16) => WeightKind::F16,
+        (_, _) => WeightKind::Bf16,
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Blocks that this thread loads are held in bf16, as those are that no kernel meets.
+    pub(crate) static AS_FLOATS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the wanted columns are whole blocks of those that are stored.
+fn blocks_are_whole(s: Stored) -> bool {
+    #[cfg(test)]
+    if AS_FLOATS.get() {
+        return false;
+    }
+    [s.col_skip, s.cols].iter().all(|columns| columns.is_multiple_of(s.ty.block_elems()))
 }
 
 /// Some rows as they are held.
@@ -71,7 +89,8 @@ impl Store for OnDevice {
         row: impl Fn(usize) -> &'r [u8] + Sync,
     ) -> Result<(), LoadError> {
         let stored = packer.stored;
-        let row_bytes = stored.cols * packer.matrix.kind().bytes();
+        let kind = packer.matrix.kind();
+        let row_bytes = kind.tight_bytes(stored.cols);
         if row_bytes == 0 {
             packer.next += count;
             return Ok(());
@@ -85,7 +104,7 @@ impl Store for OnDevice {
         pool.run(runs, |run| {
             let rows = run * ROWS_AT_ONCE..count.min((run + 1) * ROWS_AT_ONCE);
             let mut held = Rows { bytes: Vec::with_capacity(rows.len() * row_bytes), scales: Vec::new() };
-            let converted = rows.into_iter().try_for_each(|i| convert(stored, row(i), &mut held));
+            let converted = rows.into_iter().try_for_each(|i| convert(stored, kind, row(i), &mut held));
             // Each run is made once.
             made[run].set(converted.map(|()| held)).ok();
         });
@@ -116,12 +135,16 @@ impl Store for OnDevice {
 }
 
 /// Adds the wanted columns of a stored row, as they are held.
-fn convert(s: Stored, row: &[u8], held: &mut Rows) -> Result<(), KernelError> {
+fn convert(s: Stored, kind: WeightKind, row: &[u8], held: &mut Rows) -> Result<(), KernelError> {
     if row.len() != s.ty.row_bytes(s.cols_stored) {
         let reason = format!("a row of {} bytes for {} columns of {:?}", row.len(), s.cols_stored, s.ty);
         return Err(KernelError::new("upload", reason));
     }
-    if s.hold == Hold::AsGiven && matches!(s.ty, WeightType::F32 | WeightType::F16 | WeightType::BF16) {
+    if kind.blocks() == Some(s.ty) {
+        let wanted = s.ty.row_bytes(s.col_skip)..s.ty.row_bytes(s.col_skip + s.cols);
+        return pack_row(s.ty, &row[wanted], &mut held.bytes);
+    }
+    if s.hold != Hold::F8 && matches!(s.ty, WeightType::F32 | WeightType::F16 | WeightType::BF16) {
         let size = s.ty.row_bytes(1);
         held.bytes.extend_from_slice(&row[s.col_skip * size..][..s.cols * size]);
         return Ok(());
@@ -130,7 +153,7 @@ fn convert(s: Stored, row: &[u8], held: &mut Rows) -> Result<(), KernelError> {
     dequantize(s.ty, row, &mut values)?;
     let wanted = &values[s.col_skip..][..s.cols];
     match s.hold {
-        Hold::AsGiven => {
+        Hold::AsGiven | Hold::Blocks => {
             held.bytes.extend(wanted.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()));
         }
         // What is not a number has no place in E4M3: its scale would take every other element of the row along.

@@ -43,7 +43,7 @@ fn numbers(matrix: &DeviceMatrix) -> Vec<(f32, f32)> {
     }
     let mut all = Vec::new();
     for (row, scale) in bytes.chunks_exact(matrix.row_bytes()).zip(scales) {
-        for element in row.chunks_exact(matrix.kind().bytes()).take(matrix.cols()) {
+        for element in row.chunks_exact(matrix.kind().bits() / 8).take(matrix.cols()) {
             all.push(match *element {
                 [code] => {
                     let value = from_f8(code);
@@ -119,4 +119,79 @@ fn the_cpu_refuses_fp8_by_name() {
         RankWeights::load(&model, &plan, 0, Quantize::Fp8, &ThreadPool::new(1), &mut |_, _| true).map(drop);
     let told = loaded.expect_err("refused").to_string();
     assert_eq!(told, "fp8 weights are computed on GPUs only; use q8_0");
+}
+
+/// A weight of a row as a device holds it in blocks.
+fn weight(kind: WeightKind, cols: usize, row: &[u8], i: usize) -> f32 {
+    let code = match kind {
+        WeightKind::Q8_0 => i32::from(row[i]) - 128,
+        WeightKind::Q4_0 | WeightKind::Q4_1 => i32::from(row[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15),
+        _ => panic!("{kind:?} has no blocks"),
+    };
+    let (size, zero) = match kind {
+        WeightKind::Q4_1 => (4, 0),
+        WeightKind::Q4_0 => (2, 8),
+        _ => (2, 0),
+    };
+    let half = |at: usize| half::f16::from_le_bytes([row[at], row[at + 1]]).to_f32();
+    let at = cols * kind.bits() / 8 + i / 32 * size;
+    half(at) * (code - zero) as f32 + if size == 4 { half(at + 2) } else { 0.0 }
+}
+
+/// Also cut: what the CPU's ranks hold is known to be the model's.
+#[test]
+fn blocks_come_to_a_device_as_they_are_stored() {
+    for (stored, kind) in
+        [(DType::Q8_0, WeightKind::Q8_0), (DType::Q4_0, WeightKind::Q4_0), (DType::Q4_1, WeightKind::Q4_1)]
+    {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tiny.gguf");
+        std::fs::write(&path, tiny_gguf(stored).bytes()).expect("written");
+        let model = Checkpoint::open(&path).expect("a valid file");
+        for (tp, number) in [(1, 0), (2, 1), (3, 2)] {
+            let plan = model.slices(&Cut::even(Shape::tensor(tp)), Quantize::None).expect("can be cut");
+            let pool = ThreadPool::new(2);
+            let cpu = RankWeights::load(&model, &plan, number, Quantize::None, &pool, &mut |_, _| true);
+            let cpu = cpu.expect("loads");
+            let device = rank(&model, tp, number, Quantize::None);
+            let mut expected = Vec::new();
+            expected.extend(&cpu.embedding);
+            for layer in &cpu.layers {
+                let (AttentionWeights::Grouped(a), MlpKind::Dense(mlp)) = (&layer.attention, &layer.mlp)
+                else {
+                    panic!("a Llama")
+                };
+                expected.extend(a.qkv.iter().map(|column| &column.weights).chain([&a.o]));
+                expected.extend(mlp.gate_up.iter().map(|column| &column.weights).chain([&mlp.down]));
+            }
+            let found = device.matrices();
+            assert_eq!(found.len(), expected.len(), "{stored}");
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert_eq!(found.kind(), kind, "{stored}");
+                assert_eq!((found.rows(), found.cols()), (expected.rows(), expected.cols()), "{stored}");
+                let mut bytes = vec![0_u8; found.bytes()];
+                found.data().download(&mut bytes).expect("downloads");
+                for (r, row) in bytes.chunks_exact(found.row_bytes()).enumerate() {
+                    let mut values = vec![f32::NAN; found.cols()];
+                    expected.dequantize_row(r, &mut values);
+                    let held: Vec<f32> =
+                        (0..found.cols()).map(|i| weight(kind, found.cols(), row, i)).collect();
+                    assert_eq!(held, values, "{stored}, tp {tp}, row {r} of {}", found.rows());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_says_what_it_holds() {
+    let (model, _) = golden("mixtral");
+    let weights = rank(&model, 1, 0, Quantize::Q4_0);
+    let of = |kind| weights.matrices().into_iter().filter(move |matrix| matrix.kind() == kind).count();
+    let layers = model.spec().layers.len();
+    assert_eq!((of(WeightKind::F32), of(WeightKind::Q8_0)), (layers, 2), "routers; embedding and output");
+    let told = weights.held();
+    assert!(told.starts_with("q4_0 0.00 GB, ") && told.contains("q8_0 0.00 GB"), "{told}");
+    let bytes: usize = weights.matrices().into_iter().map(DeviceMatrix::bytes).sum();
+    assert_eq!(bytes, weights.bytes(), "each once");
 }

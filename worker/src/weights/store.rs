@@ -13,8 +13,10 @@ use super::LoadError;
 /// What a store is to make of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// What suits it best, with the numbers that are given.
+    /// What suits it best, with the numbers that are given. On devices that is floats.
     AsGiven,
+    /// The same, but on devices the blocks that are given, if they can be met as they are.
+    Blocks,
     /// E4M3 with a scale for each row. On devices only.
     F8,
 }

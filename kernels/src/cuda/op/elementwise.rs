@@ -29,6 +29,9 @@ pub fn embed(
         WeightKind::Bf16 => "embed_bf16",
         WeightKind::F16 => "embed_f16",
         WeightKind::F8 => "embed_f8",
+        WeightKind::Q8_0 => "embed_q8_0",
+        WeightKind::Q4_0 => "embed_q4_0",
+        WeightKind::Q4_1 => "embed_q4_1",
     };
     let launch = Launch { kernel, grid: [rows as u32, 1, 1], threads: row_threads(width), shared: 0 };
     let args = [

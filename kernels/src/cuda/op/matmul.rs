@@ -378,6 +378,9 @@ impl Product<'_> {
             (WeightKind::Bf16, ..) => "plain_rows_bf16",
             (WeightKind::F16, ..) => "plain_rows_f16",
             (WeightKind::F8, ..) => "plain_rows_f8",
+            (WeightKind::Q8_0, ..) => "plain_rows_q8_0",
+            (WeightKind::Q4_0, ..) => "plain_rows_q4_0",
+            (WeightKind::Q4_1, ..) => "plain_rows_q4_1",
         };
         let blocks = if self.n <= PLAIN_FEW { self.n } else { self.n.div_ceil(PLAIN_OUTPUTS) };
         Launch {
@@ -392,3 +395,7 @@ impl Product<'_> {
 #[cfg(test)]
 #[path = "matmul_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "matmul/blocks_tests.rs"]
+mod blocks_tests;

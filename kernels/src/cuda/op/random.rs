@@ -1,11 +1,14 @@
 //! Matrices of random numbers, made on the device: models of any shape without a file.
 
+use half::f16;
+
 use crate::cuda::{Arg, Device, DeviceError, DeviceMatrix, Launch, WeightKind, from_f8};
 
 /// A matrix of `rows` × `cols` numbers around 0 with the standard deviation `deviation`, a function of `seed` and sizes only.
 ///
-/// All but F8 are nearly normally distributed (no number is beyond 3.5 deviations). In F8 every code is as likely as another,
-/// so most numbers are much smaller than the few large ones.
+/// Floats of 16 and 32 bits are nearly normally distributed (no number is beyond 3.5 deviations). Of others every code is as likely
+/// as another: in F8 most numbers are much smaller than the few large ones. All blocks have one scale, the f16 nearest to what makes
+/// the deviation.
 ///
 /// # Errors
 /// If there is no such memory, or the device fails.
@@ -24,11 +27,14 @@ pub fn random_matrix(
     const THREADS: usize = 256;
     const EACH: usize = 16;
     let mut matrix = DeviceMatrix::empty(device, kind, rows, cols)?;
-    let pitch = matrix.row_bytes() / kind.bytes();
+    // Of blocks bytes, else elements.
+    let unit = if kind.blocks().is_some() { 1 } else { kind.bits() / 8 };
+    let pitch = matrix.row_bytes() / unit;
     assert!(rows < 1 << 31 && u32::try_from(pitch).is_ok(), "a matrix of {rows} × {cols}");
+    let columns = if kind.blocks().is_some() { cols * kind.bits() / 8 } else { cols };
     let mut args = vec![
         Arg::Ptr(matrix.data().address()),
-        Arg::U32(cols as u32),
+        Arg::U32(columns as u32),
         Arg::U32(pitch as u32),
         Arg::U64(seed),
         // Four numbers of 16 bits added up have a deviation of 65536 / √3.
@@ -43,6 +49,13 @@ pub fn random_matrix(
             matrix.put_scales(0, &vec![deviation / deviation_of_f8(); rows])?;
             "random_f8"
         }
+        WeightKind::Q8_0 | WeightKind::Q4_0 | WeightKind::Q4_1 => {
+            let scale = f16::from_f32(deviation / deviation_of_codes(kind.bits()));
+            // What is added makes zero of 8.
+            let second = if kind == WeightKind::Q4_1 { f16::from_f32(-8.0 * scale.to_f32()) } else { scale };
+            args[4] = Arg::U32(u32::from(scale.to_bits()) | u32::from(second.to_bits()) << 16);
+            "random_blocks"
+        }
     };
     let parts = cols.div_ceil(THREADS * EACH).min(usize::from(u16::MAX));
     let launch = Launch { kernel, grid: [rows as u32, parts as u32, 1], threads: THREADS as u32, shared: 0 };
@@ -51,6 +64,12 @@ pub fn random_matrix(
     // Products ask for weights before the kernels before them have ended.
     device.synchronize()?;
     Ok(matrix)
+}
+
+/// The root of the mean square of the numbers of so many bits, half of them below zero, that are all as likely.
+fn deviation_of_codes(bits: usize) -> f32 {
+    let half = 1_i64 << (bits - 1);
+    ((-half..half).map(|number| number * number).sum::<i64>() as f64 / (2 * half) as f64).sqrt() as f32
 }
 
 /// The deviation of codes of E4M3 that are all as likely, but for NaN, in whose place the largest number comes.

@@ -27,6 +27,9 @@ fn element(kind: WeightKind, seed: u64, at: u64, deviation: f32) -> Vec<u8> {
             let code = (bits(seed, at / 8) >> (at % 8 * 8)) as u8;
             vec![if code & 0x7f == 0x7f { code ^ 1 } else { code }]
         }
+        WeightKind::Q8_0 | WeightKind::Q4_0 | WeightKind::Q4_1 => {
+            unreachable!("blocks are looked at by themselves")
+        }
     }
 }
 
@@ -43,7 +46,7 @@ fn value(kind: WeightKind, bytes: &[u8], scale: f32) -> f64 {
 #[test]
 fn numbers_are_those_of_the_seed_and_have_the_deviation() {
     for device in devices() {
-        for kind in WeightKind::ALL {
+        for kind in WeightKind::WITHOUT_BLOCKS {
             for (rows, cols, deviation) in
                 [(1, 1, 1.0), (3, 5, 0.02), (40, 1031, 0.02), (2, 9000, 3.0), (0, 8, 1.0)]
             {
@@ -58,8 +61,8 @@ fn numbers_are_those_of_the_seed_and_have_the_deviation() {
                 });
                 let mut squares = 0.0;
                 for (row, bytes) in data.chunks_exact(matrix.row_bytes()).enumerate() {
-                    let (elements, rest) = bytes.split_at(cols * kind.bytes());
-                    for (col, found) in elements.chunks_exact(kind.bytes()).enumerate() {
+                    let (elements, rest) = bytes.split_at(cols * (kind.bits() / 8));
+                    for (col, found) in elements.chunks_exact(kind.bits() / 8).enumerate() {
                         let expected = element(kind, 7, (row * cols + col) as u64, deviation);
                         assert_eq!(found, expected, "row {row}, column {col}: {case}");
                         let scale = scales.as_ref().map_or(1.0, |scales| scales[row]);
@@ -72,6 +75,49 @@ fn numbers_are_those_of_the_seed_and_have_the_deviation() {
                     assert!((found - 1.0).abs() < 0.03, "{found} of the deviation: {case}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn blocks_have_any_codes_and_one_scale() {
+    for device in devices() {
+        for kind in WeightKind::BLOCKS {
+            let (rows, cols, deviation) = (5, 4096 + 32, 0.02);
+            let matrix = random_matrix(&device, kind, rows, cols, 7, deviation).unwrap();
+            let mut data = vec![0; matrix.data().len()];
+            matrix.data().download(&mut data).unwrap();
+            let codes = cols * kind.bits() / 8;
+            let zero = 1 << (kind.bits() - 1);
+            let (mut squares, mut first) = (0.0, None);
+            for (row, bytes) in data.chunks_exact(matrix.row_bytes()).enumerate() {
+                for (i, found) in bytes[..codes].iter().enumerate() {
+                    let at = (row * codes + i) as u64;
+                    assert_eq!(
+                        *found,
+                        (bits(7, at / 8) >> (at % 8 * 8)) as u8,
+                        "{kind:?}, row {row}, byte {i}"
+                    );
+                }
+                let step = if kind == WeightKind::Q4_1 { 4 } else { 2 };
+                for pair in bytes[codes..].chunks_exact(step) {
+                    let scale = f16::from_le_bytes([pair[0], pair[1]]);
+                    if let [.., low, high] = pair[2..] {
+                        let added = f16::from_le_bytes([low, high]).to_f32();
+                        assert_eq!(added, -8.0 * scale.to_f32(), "{kind:?}, row {row}");
+                    }
+                    assert_eq!(*first.get_or_insert(scale), scale, "{kind:?}, row {row}");
+                }
+                let scale = first.expect("a scale").to_f64();
+                let each = bytes[..codes].iter().flat_map(|byte| match kind.bits() {
+                    4 => vec![byte & 15, byte >> 4],
+                    _ => vec![*byte],
+                });
+                squares +=
+                    each.map(|code| ((f64::from(code) - f64::from(zero)) * scale).powi(2)).sum::<f64>();
+            }
+            let found = (squares / (rows * cols) as f64).sqrt() / f64::from(deviation);
+            assert!((found - 1.0).abs() < 0.03, "{kind:?}: {found} of the deviation");
         }
     }
 }

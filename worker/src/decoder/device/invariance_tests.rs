@@ -21,6 +21,7 @@ struct Case {
 
 /// All of them are stored in f32.
 #[derive(Debug, Clone, Copy)]
+#[allow(non_camel_case_types)]
 enum Weights {
     /// Products in plain f32.
     AsStored,
@@ -28,13 +29,15 @@ enum Weights {
     Bf16,
     /// Those, and quantized.
     Fp8,
+    /// The same, to blocks.
+    Q4_0,
 }
 
 const fn case(name: &'static str, ranks: usize, weights: Weights) -> Case {
     Case { name, ranks, weights, kv: KvType::F16 }
 }
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 17] = [
     case("llama", 1, Weights::AsStored),
     case("llama", 3, Weights::AsStored),
     case("llama-odd-heads", 1, Weights::Bf16),
@@ -46,6 +49,7 @@ const CASES: [Case; 16] = [
     case("mixtral", 1, Weights::AsStored),
     case("mixtral", 2, Weights::Bf16),
     case("mixtral", 1, Weights::Fp8),
+    case("mixtral", 1, Weights::Q4_0),
     case("gpt-oss", 1, Weights::Bf16),
     case("deepseek-v3", 1, Weights::Bf16),
     Case { kv: KvType::F8, ..case("llama", 1, Weights::Bf16) },
@@ -104,7 +108,11 @@ fn logits(
     assert!(sequences.iter().all(|tokens| tokens.len() <= each * BLOCK_SIZE), "the blocks are enough");
     let shape = Shape { ep: 1, ..Shape::tensor(case.ranks) };
     let device = |_: usize| Some(devices().remove(kind));
-    let quantize = if matches!(case.weights, Weights::Fp8) { Quantize::Fp8 } else { Quantize::None };
+    let quantize = match case.weights {
+        Weights::AsStored | Weights::Bf16 => Quantize::None,
+        Weights::Fp8 => Quantize::Fp8,
+        Weights::Q4_0 => Quantize::Q4_0,
+    };
     let results = group_on(model, shape, quantize, Kind::Shm, case.kv, &device, |mut engine| {
         let mut rows = vec![Vec::new(); sequences.len()];
         // Where each goes on: only rank 0 is given rows.
@@ -155,7 +163,7 @@ fn check(case: &Case) {
     let folder = tempfile::tempdir().expect("a folder");
     let model = match case.weights {
         Weights::AsStored => model,
-        Weights::Bf16 | Weights::Fp8 => rounded(case.name, folder.path()),
+        Weights::Bf16 | Weights::Fp8 | Weights::Q4_0 => rounded(case.name, folder.path()),
     };
     let sequences = sequences(&expected, 17);
     // The other decodes as well, or is a long prompt.

@@ -429,6 +429,8 @@ impl Forward for DeviceDecoder {
 }
 
 #[cfg(test)]
+mod blocks_tests;
+#[cfg(test)]
 mod invariance_tests;
 #[cfg(test)]
 mod kv_tests;

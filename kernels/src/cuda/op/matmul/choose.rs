@@ -33,12 +33,27 @@ pub(super) struct Form {
     height: usize,
     width: usize,
     threads: usize,
-    /// Stages of shared memory, and lines of 128 bytes of weights in each: of 16-bit and of 8-bit ones.
-    stages: [(usize, usize); 2],
-    /// For bf16, f16 and f8.
-    kernels: [&'static str; 3],
+    /// Stages of shared memory, and lines in each: of weights of 16 bits, in f8, in q8_0, and in q4_0 or q4_1. No
+    /// stages: there is no kernel.
+    stages: [(usize, usize); 4],
+    /// For bf16, f16, f8, q8_0, q4_0 and q4_1.
+    kernels: [&'static str; 6],
     /// Those that do the gated activation of what comes out, too.
-    gated: Option<[&'static str; 3]>,
+    gated: Option<[&'static str; 6]>,
+}
+
+/// Kernels of a form for every type: `$name` and what follows.
+macro_rules! of_types {
+    ($($name:literal),*) => {
+        [
+            concat!($($name),*, "_bf16"),
+            concat!($($name),*, "_f16"),
+            concat!($($name),*, "_f8"),
+            concat!($($name),*, "_q8_0"),
+            concat!($($name),*, "_q4_0"),
+            concat!($($name),*, "_q4_1"),
+        ]
+    };
 }
 
 macro_rules! form {
@@ -48,48 +63,51 @@ macro_rules! form {
             width: $width,
             threads: $threads,
             stages: $stages,
-            kernels: [
-                concat!("rows_", $name, "_bf16"),
-                concat!("rows_", $name, "_f16"),
-                concat!("rows_", $name, "_f8"),
-            ],
-            gated: Some([
-                concat!("rows_gated_", $name, "_bf16"),
-                concat!("rows_gated_", $name, "_f16"),
-                concat!("rows_gated_", $name, "_f8"),
-            ]),
+            kernels: of_types!("rows_", $name),
+            gated: Some(of_types!("rows_gated_", $name)),
         }
     };
 }
 
 /// A warp has 16 outputs of few rows, or two times 16 where there are enough of them.
-const ONE: [Form; 2] =
-    [form!("1", 1 x 16, 32, [(6, 4), (5, 4)]), form!("1_of_32", 1 x 32, 32, [(3, 4), (3, 4)])];
-const EIGHT: [Form; 2] =
-    [form!("8", 8 x 16, 32, [(8, 2), (6, 2)]), form!("8_of_32", 8 x 32, 32, [(5, 2), (4, 2)])];
+const ONE: [Form; 2] = [
+    form!("1", 1 x 16, 32, [(6, 4), (5, 4), (3, 4), (4, 4)]),
+    form!("1_of_32", 1 x 32, 32, [(3, 4), (3, 4), (4, 2), (3, 4)]),
+];
+const EIGHT: [Form; 2] = [
+    form!("8", 8 x 16, 32, [(8, 2), (6, 2), (4, 2), (4, 2)]),
+    form!("8_of_32", 8 x 32, 32, [(5, 2), (4, 2), (3, 2), (4, 2)]),
+];
 /// Narrow and wide tiles of as many rows: wide ones read x less often, if there are enough of them for all multiprocessors.
-const SIXTEEN: [Form; 2] =
-    [form!("16", 16 x 32, 128, [(8, 2), (6, 2)]), form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2)])];
-const THIRTY_TWO: [Form; 2] =
-    [form!("32", 32 x 32, 128, [(6, 2), (4, 2)]), form!("32_of_64", 32 x 64, 256, [(4, 2), (3, 2)])];
-const SIXTY_FOUR: [Form; 2] =
-    [form!("64", 64 x 32, 256, [(4, 2), (4, 1)]), form!("64_of_64", 64 x 64, 256, [(3, 2), (4, 1)])];
-const MANY: Form = Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1)]) };
+const SIXTEEN: [Form; 2] = [
+    form!("16", 16 x 32, 128, [(8, 2), (6, 2), (4, 2), (4, 2)]),
+    form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2), (3, 2), (3, 2)]),
+];
+const THIRTY_TWO: [Form; 2] = [
+    form!("32", 32 x 32, 128, [(6, 2), (4, 2), (4, 2), (3, 2)]),
+    form!("32_of_64", 32 x 64, 256, [(4, 2), (3, 2), (2, 2), (3, 2)]),
+];
+const SIXTY_FOUR: [Form; 2] = [
+    form!("64", 64 x 32, 256, [(4, 2), (4, 1), (4, 1), (2, 2)]),
+    form!("64_of_64", 64 x 64, 256, [(3, 2), (4, 1), (4, 1), (2, 2)]),
+];
+const MANY: Form = Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1), (2, 1), (0, 0)]) };
 /// For x of any length and place.
-const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1)]) };
-/// By wgmma (`kernels/cu/matmul_wide.cu`).
+const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1), (3, 1), (3, 2)]) };
+/// By wgmma (`kernels/cu/matmul_wide.cuh`).
 const WIDE: Form = Form {
     height: 256,
     width: 128,
     threads: 256,
-    stages: [(4, 1), (5, 1)],
-    kernels: ["wide_bf16", "wide_f16", "wide_f8"],
-    gated: Some(["gated_wide_bf16", "gated_wide_f16", "gated_wide_f8"]),
+    stages: [(4, 1), (5, 1), (5, 1), (5, 1)],
+    kernels: of_types!("wide"),
+    gated: Some(of_types!("gated_wide")),
 };
 /// The same for bf16, which is not converted: there are registers for more.
 const WIDE_DIRECT: Form = Form { width: 192, threads: 384, ..WIDE };
-/// What [`WIDE`] has to align its shared memory.
+/// What [`WIDE`] has to align its shared memory, and what a stage has for scales of blocks.
 const WIDE_SPARE: usize = 1024;
+const WIDE_SCALES: usize = 1024;
 
 /// All of them, but those of x in any place, and [`Sizes::by_wgmma`].
 #[cfg(test)]
@@ -146,17 +164,18 @@ impl Sizes {
         if tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
     }
 
-    /// Taking E4M3 apart is what a warp waits for: with two chains of products it has something else to do meanwhile.
+    /// Making bf16 of weights is what a warp waits for: with two chains of products it has something else to do meanwhile.
     fn two_chains(&self, forms: &'static [Form; 2]) -> &'static Form {
         let tiles = self.row_tiles(forms[1].height) * self.output_tiles(&forms[1]) * self.batches();
-        if self.kind == WeightKind::F8 && tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
+        if self.kind.bits() <= 8 && tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
     }
 
     fn many(&self) -> &'static Form {
         let form = if self.hopper { self.by_wgmma() } else { &MANY };
         // Large tiles that leave half of all multiprocessors idle are slower than small ones that do not.
         let idle = self.row_tiles(form.height) * self.output_tiles(form) * self.batches() <= PROCESSORS / 2;
-        if idle || self.gated && form.gated.is_none() { self.wide_enough(&SIXTY_FOUR) } else { form }
+        let can = self.launch(form).is_some();
+        if idle || !can { self.wide_enough(&SIXTY_FOUR) } else { form }
     }
 
     /// On Hopper.
@@ -191,18 +210,30 @@ impl Sizes {
 
     /// The kernel of a form, and its blocks; `None` for weights in f32.
     pub(super) fn launch(&self, form: &Form) -> Option<Launch> {
-        let slot = match self.kind {
+        let (slot, of_stages) = match self.kind {
             WeightKind::F32 => return None,
-            WeightKind::Bf16 => 0,
-            WeightKind::F16 => 1,
-            WeightKind::F8 => 2,
+            WeightKind::Bf16 => (0, 0),
+            WeightKind::F16 => (1, 0),
+            WeightKind::F8 => (2, 1),
+            WeightKind::Q8_0 => (3, 2),
+            WeightKind::Q4_0 => (4, 3),
+            WeightKind::Q4_1 => (5, 3),
         };
         let kernels = if self.gated { form.gated? } else { form.kernels };
-        let (stages, lines) = form.stages[usize::from(self.kind == WeightKind::F8)];
+        let (stages, lines) = form.stages[of_stages];
+        if stages == 0 {
+            return None;
+        }
         let by_wgmma = form.height == WIDE.height;
-        // wgmma's lines are 128 bytes of x, the others' of weights.
-        let inputs = if by_wgmma { 64 } else { 128 / self.kind.bytes() };
-        let line = inputs * (form.height * size_of::<u16>() + form.width * self.kind.bytes());
+        let inputs = if by_wgmma || self.kind.bits() > 8 { 64 } else { 128 };
+        let scales = match self.kind.blocks() {
+            None => 0,
+            Some(_) if by_wgmma => WIDE_SCALES,
+            // Whatever 32 inputs take besides their codes.
+            Some(_) => form.width * inputs / 32 * (self.kind.tight_bytes(32) - 4 * self.kind.bits()),
+        };
+        let line =
+            inputs * (form.height * size_of::<u16>()) + form.width * inputs * self.kind.bits() / 8 + scales;
         let spare = if by_wgmma { WIDE_SPARE } else { 0 };
         let shared = stages * lines * line + spare;
         let (rows, batches, mut outputs) =
@@ -249,6 +280,16 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_four_bits_have_no_tiles_of_128_rows() {
+        let kernel = |sizes: Sizes| sizes.launch(sizes.form()).map(|launch| launch.kernel);
+        let many = |kind, hopper| kernel(Sizes { kind, hopper, ..sizes(2048, 4096) });
+        assert_eq!(many(WeightKind::Q8_0, false), Some("rows_128_q8_0"));
+        assert_eq!(many(WeightKind::Q4_0, false), Some("rows_64_of_64_q4_0"));
+        assert_eq!(many(WeightKind::Q4_0, true), Some("wide_q4_0"));
+        assert_eq!(kernel(Sizes { kind: WeightKind::Q4_0, ..sizes(1, 32_000) }), Some("rows_1_of_32_q4_0"));
+    }
+
+    #[test]
     fn groups_share_rows() {
         let grouped =
             |rows, most| Sizes { matrices: Matrices::Groups { count: 8, most }, ..sizes(rows, 28_672) };
@@ -262,13 +303,25 @@ mod tests {
 
     #[test]
     fn what_a_kernel_takes_fits_a_multiprocessor() {
-        for kind in [WeightKind::Bf16, WeightKind::F16, WeightKind::F8] {
+        for kind in [
+            WeightKind::Bf16,
+            WeightKind::F16,
+            WeightKind::F8,
+            WeightKind::Q8_0,
+            WeightKind::Q4_0,
+            WeightKind::Q4_1,
+        ] {
             for rows in [1, 8, 16, 32, 64, 100, 5000] {
                 for (n, gated) in [(100, false), (30_000, true), (30_000, false)] {
-                    let sizes = Sizes { kind, gated, ..sizes(rows, n) };
-                    let launch = sizes.launch(sizes.form()).expect("a kernel");
-                    assert!(launch.shared <= 227 << 10, "{launch:?}");
-                    assert!(!launch.kernel.starts_with("rows") || launch.shared <= 99 << 10, "{launch:?}");
+                    for hopper in [true, false] {
+                        let sizes = Sizes { kind, gated, hopper, ..sizes(rows, n) };
+                        let launch = sizes.launch(sizes.form()).expect("a kernel");
+                        assert!(launch.shared <= 227 << 10, "{launch:?}");
+                        assert!(
+                            !launch.kernel.starts_with("rows") || launch.shared <= 99 << 10,
+                            "{launch:?}"
+                        );
+                    }
                 }
             }
         }
