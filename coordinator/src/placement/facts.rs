@@ -176,12 +176,13 @@ impl Bits {
     /// A byte, and four for each row: rows are of some thousand parameters.
     const FP8: f64 = 8.02;
 
-    /// After quantization at load, on `kind`: CPUs know no fp8, and GPUs hold q4_k in bf16. Embedding and output of four-bit models
-    /// are kept at q8_0, those of fp8 as they are stored. What takes less already stays as it is.
+    /// After quantization at load, on `kind`, as it is offered: CPUs know no fp8, and GPUs are offered nothing else. (What is
+    /// asked for is counted matrix by matrix.) Embedding and output of four-bit models are kept at q8_0, those of fp8 as they are
+    /// stored. What takes less already stays as it is.
     pub fn quantized(self, quantize: Quantize, kind: Kind) -> Self {
         let (layers, embedding) = match (kind, quantize) {
-            (_, Quantize::Q8_0) => (Self::Q8_0, Self::Q8_0),
-            (_, Quantize::Q4_0) | (Kind::Cpu, Quantize::Q4_K) => (Self::Q4, Self::Q8_0),
+            (Kind::Cpu, Quantize::Q8_0) => (Self::Q8_0, Self::Q8_0),
+            (Kind::Cpu, Quantize::Q4_0 | Quantize::Q4_K) => (Self::Q4, Self::Q8_0),
             (Kind::Gpu, Quantize::Fp8) => (Self::FP8, self.embedding),
             _ => return self,
         };
