@@ -609,11 +609,22 @@ void check_shared(const void *pointer, u32 bytes) {
     if (!dynamic && !fixed) fail("an address should be in shared memory, and is not");
 }
 
+// For the finder of races: see reads_16.
+#ifdef FOGGARA_RACES
+extern "C" void __tsan_read_range(void *pointer, unsigned long bytes);
+extern "C" void __tsan_write_range(void *pointer, unsigned long bytes);
+void reads(const void *pointer, u32 bytes) { __tsan_read_range((void *)pointer, bytes); }
+void writes(void *pointer, u32 bytes) { __tsan_write_range(pointer, bytes); }
+#else
+void reads(const void *, u32) {}
+void writes(void *, u32) {}
+#endif
+
 void copy_async(void *shared, const void *global, u32 bytes) {
     check_shared(shared, bytes);
     if ((u64)global % bytes) fail("copies from an address that is not aligned to what is copied");
     memset(shared, 0xff, bytes);
-    if (bytes == 16) writes_16(shared);
+    writes(shared, bytes);
     Fiber &fiber = runner->fibers[runner->current];
     fiber.copies.push_back({shared, global, bytes, fiber.group});
 }
@@ -627,8 +638,8 @@ void copy_async_wait(u32 left) {
     u64 done = 0;
     while (done < fiber.copies.size() && fiber.copies[done].group + left < fiber.group) {
         const Copy &copy = fiber.copies[done++];
-        if (copy.from && copy.bytes == 16) reads_16(copy.from);
-        if (copy.bytes == 16) writes_16(copy.to);
+        if (copy.from) reads(copy.from, copy.bytes);
+        writes(copy.to, copy.bytes);
         if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
         else memset(copy.to, 0, copy.bytes);
     }
