@@ -11,7 +11,7 @@ impl RankWeights<DeviceMatrix> {
         for layer in &self.layers {
             match &layer.attention {
                 AttentionWeights::Grouped(w) => {
-                    all.extend(w.qkv.iter().map(|column| &column.weights).chain([&w.o]))
+                    all.extend(w.qkv.iter().map(|column| &column.weights).chain([&w.o]));
                 }
                 AttentionWeights::Latent(w) => {
                     all.extend(
