@@ -19,6 +19,10 @@ mod supervisor;
 
 use std::process::ExitCode;
 
+/// glibc's keeps what a crowd of requests took; `.cargo/config.toml` tells this one to give it back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// An inference cluster for large language models that a team can own.
