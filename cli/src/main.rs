@@ -7,6 +7,8 @@ mod answer;
 mod commands;
 mod config;
 mod doctor;
+#[cfg(test)]
+mod documented_tests;
 mod endpoint;
 mod exit;
 mod lifetime;
