@@ -7,6 +7,8 @@ mod answer;
 mod commands;
 mod config;
 mod doctor;
+#[cfg(test)]
+mod documented_tests;
 mod endpoint;
 mod exit;
 mod lifetime;
@@ -18,6 +20,10 @@ mod service;
 mod supervisor;
 
 use std::process::ExitCode;
+
+/// glibc's keeps what a crowd of requests took; `.cargo/config.toml` tells this one to give it back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod netns;
 pub mod nodes;
 pub mod notify;
+pub mod page;
 pub mod paths;
 pub mod ports;
 pub mod process;

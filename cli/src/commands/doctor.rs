@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use foggara_proto::auth::ClusterToken;
 use foggara_worker::DeviceChoice;
 
 use crate::doctor::{Asked, Roles, counted, examine};
 use crate::model_argument::ModelArgument;
+use crate::secret::TokenArguments;
 
 /// Look whether this host is fit for a coordinator or a worker, before it runs one: ports, peers, clock, disk, memory, processor,
 /// GPUs, network, limits. Each finding comes with what to do. Nothing is changed. Options are those of `foggara coordinator` and
@@ -20,7 +20,8 @@ use crate::model_argument::ModelArgument;
     after_help = "Examples:\n  foggara doctor --coordinator --id 1 --data-dir /var/lib/foggara \\\n    \
     --peers 1=10.0.0.1:8081,2=10.0.0.2:8081,3=10.0.0.3:8081 \\\n    \
     --grpc 10.0.0.1:8081 --http 10.0.0.1:8080\n  \
-    foggara doctor --worker --join 10.0.0.1:8081 --listen 10.0.0.7:8082 --model /models/m.gguf"
+    foggara doctor --worker --join 10.0.0.1:8081 --listen 10.0.0.7:8082 --model /models/m.gguf\n  \
+    foggara doctor --config /etc/foggara/coordinator.toml"
 )]
 pub(crate) struct Arguments {
     /// Look at what a coordinator needs [default: at both]
@@ -62,9 +63,16 @@ pub(crate) struct Arguments {
     /// What a worker is to compute on: auto, cpu, cuda or cuda:NUMBER
     #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
     device: DeviceChoice,
-    /// The cluster token: whether the coordinators take it
-    #[arg(long, env = "FOGGARA_CLUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    cluster_token: Option<String>,
+    /// Read what is not given here from the process's own file, coordinator.toml or worker.toml: it is looked at as that process
+    /// would use it
+    #[arg(long, value_name = "FILE")]
+    #[expect(
+        dead_code,
+        reason = "it was read before: what it says has become defaults of the other options"
+    )]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenArguments,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -95,7 +103,7 @@ impl Arguments {
             models: self.models.clone(),
             join: self.join.clone(),
             peers: others(&self.peers, self.id, self.grpc)?,
-            token: ClusterToken::new(self.cluster_token.as_deref()),
+            token: self.token.token()?,
             model: self.model.iter().map(|model| model.path.clone()).collect(),
             device: self.device,
         })

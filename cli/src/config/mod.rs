@@ -72,22 +72,56 @@ pub(crate) fn with_variables(all: Command) -> Command {
 /// # Errors
 /// What is wrong with the file.
 pub(crate) fn read(all: Command, words: &[OsString]) -> Result<clap::error::Result<ArgMatches>, FileError> {
-    let Some((kind, path)) = named_file(&all, words) else { return Ok(all.try_get_matches_from(words)) };
+    let Some(Named { reader, kind, path }) = named_file(&all, words) else {
+        return Ok(all.try_get_matches_from(words));
+    };
+    let Some(kind) = kind else {
+        return Ok(Err(all.clone().error(
+            clap::error::ErrorKind::MissingRequiredArgument,
+            format!("--config {}: say --coordinator or --worker, or name the file so", path.display()),
+        )));
+    };
     let file = ConfigFile::read(&path, &settings(&kind.command(&all)))?;
-    let with_file = all.mut_subcommand(kind.name(), |command| file.apply(command));
+    let with_file = all.mut_subcommand(reader, |command| {
+        let command = file.apply(command);
+        // Preflight is for the process that the file is of.
+        if reader == PREFLIGHT {
+            command.mut_arg(kind.name(), |role| role.default_value("true"))
+        } else {
+            command
+        }
+    });
     Ok(with_file.try_get_matches_from(words))
 }
 
+/// The subcommand that looks at what either process's file says.
+const PREFLIGHT: &str = "doctor";
+
+/// A file that a command line names.
+struct Named {
+    /// The subcommand that reads it.
+    reader: &'static str,
+    /// Whose settings it has; `None` if nothing says so.
+    kind: Option<Kind>,
+    path: PathBuf,
+}
+
 /// The file that a command line names, in an option or a variable. Its required options may be in that file.
-fn named_file(all: &Command, words: &[OsString]) -> Option<(Kind, PathBuf)> {
+fn named_file(all: &Command, words: &[OsString]) -> Option<Named> {
     let relaxed = Kind::ALL.into_iter().fold(all.clone(), |all, kind| {
         all.mut_subcommand(kind.name(), |command| command.mut_args(|argument| argument.required(false)))
     });
     // A mistake elsewhere will be found again, and said then.
     let matches = relaxed.try_get_matches_from(words).ok()?;
     let (name, matches) = matches.subcommand()?;
+    if name == PREFLIGHT {
+        let path = matches.get_one::<PathBuf>("config")?.clone();
+        let said = Kind::ALL.into_iter().find(|kind| matches.get_flag(kind.name()));
+        return Some(Named { reader: PREFLIGHT, kind: said.or_else(|| Kind::of_file(&path)), path });
+    }
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name)?;
-    Some((kind, matches.get_one::<PathBuf>("config")?.clone()))
+    let path = matches.get_one::<PathBuf>("config")?.clone();
+    Some(Named { reader: kind.name(), kind: Some(kind), path })
 }
 
 #[cfg(test)]

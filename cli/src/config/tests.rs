@@ -128,18 +128,54 @@ fn secrets_are_not_shown() {
 #[test]
 fn the_file_is_found_although_what_is_required_stands_in_it() {
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-    let named = |list: &[&str]| named_file(&all(), &words(list));
-    let path = PathBuf::from("/etc/x.toml");
-    assert_eq!(named(&["foggara", "worker", "--config", "/etc/x.toml"]), Some((Kind::Worker, path.clone())));
-    assert_eq!(
-        named(&["foggara", "coordinator", "--config=/etc/x.toml", "--id", "3"]),
-        Some((Kind::Coordinator, path))
-    );
-    for other in
-        [&["foggara", "coordinator"][..], &["foggara", "status"], &["foggara", "worker", "--nonsense"]]
-    {
-        assert_eq!(named(other), None, "{other:?}");
+    let named = |list: &[&str]| {
+        let named = named_file(&all(), &words(list))?;
+        assert_eq!(named.path, PathBuf::from("/etc/worker.toml"));
+        Some((named.reader, named.kind))
+    };
+    let file = "--config=/etc/worker.toml";
+    let (coordinator, worker) = (Some(Kind::Coordinator), Some(Kind::Worker));
+    for (list, expected) in [
+        (&["foggara", "worker", "--config", "/etc/worker.toml"][..], Some(("worker", worker))),
+        (&["foggara", "coordinator", file, "--id", "3"], Some(("coordinator", coordinator))),
+        (&["foggara", "doctor", file], Some(("doctor", worker))),
+        (&["foggara", "doctor", "--coordinator", file], Some(("doctor", coordinator))),
+        (&["foggara", "doctor", "--worker"], None),
+        (&["foggara", "coordinator"], None),
+        (&["foggara", "status"], None),
+        (&["foggara", "worker", "--nonsense"], None),
+    ] {
+        assert_eq!(named(list), expected, "{list:?}");
     }
+}
+
+#[test]
+fn preflight_takes_what_the_file_of_a_process_says() {
+    let folder = std::env::temp_dir().join(format!("foggara-preflight-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("can be made");
+    let path = |name: &str| folder.join(name);
+    std::fs::write(path("coordinator.toml"), format!("{COORDINATOR}queue = 7\n")).expect("written");
+    std::fs::copy(path("coordinator.toml"), path("other.toml")).expect("written");
+    let asked = |name: &str, more: &[&str]| {
+        let words = ["foggara", "doctor", "--config"].map(OsString::from).into_iter();
+        let words = words.chain([path(name).into_os_string()]).chain(more.iter().map(OsString::from));
+        read(all(), &words.collect::<Vec<_>>()).map_err(|error| error.to_string())
+    };
+    let matches = asked("coordinator.toml", &["--data-dir", "/mine"]).expect("a file").expect("is taken");
+    let (_, doctor) = matches.subcommand().expect("doctor");
+    assert!(doctor.get_flag("coordinator") && !doctor.get_flag("worker"));
+    assert_eq!(doctor.get_one::<u64>("id"), Some(&1));
+    assert_eq!(doctor.get_many::<String>("peers").expect("peers").count(), 2);
+    assert_eq!(
+        doctor.get_one::<PathBuf>("data_dir"),
+        Some(&"/mine".into()),
+        "an option goes before the file"
+    );
+    let unnamed = asked("other.toml", &[]).expect("a file").expect_err("of no kind");
+    assert!(unnamed.to_string().contains("say --coordinator or --worker"), "{unnamed}");
+    let wrong = asked("other.toml", &["--worker"]).expect_err("not a worker's");
+    assert!(wrong.contains("there is no setting `"), "{wrong}");
+    std::fs::remove_dir_all(&folder).expect("it is there");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod clients;
 mod collective;
 mod context;
 mod deployments;
+mod documented;
 mod failover;
 mod golden;
 mod growth;
