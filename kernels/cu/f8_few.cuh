@@ -11,12 +11,10 @@
 // PAIR 2: a warpgroup has 32 outputs in place of 64, and two groups of inputs at the same time. Eight rows of wgmma are of one group
 // and the next eight of the other, and so are N columns and the next N; of what comes out half is of no use. There are tiles for
 // twice as many blocks, and 256 bytes of each row are read at a time.
-//
 template <u32 N, u32 PAIR, u32 WARPGROUPS, u32 STAGES, u32 LINES>
 struct Few {
     static constexpr u32 THREADS = 128 + 128 * WARPGROUPS, OUTPUTS = 64 / PAIR * WARPGROUPS, COLUMNS = N * PAIR, UNITS = 8 * PAIR;
     static constexpr u32 W_BYTES = WARPGROUPS * 8192, LINE = W_BYTES + COLUMNS * 128, STAGE = LINES * LINE;
-
     static constexpr u32 INPUTS = LINES * PAIR * GROUP;  // of a stage
 
     // Stages that a tile takes.

@@ -145,7 +145,7 @@ fn spans_of_one_row_meet_a_matrix_as_if_they_had_been_put_together_before() {
             (KvKind::F32, 12, vec![3, 3], 33),
         ] {
             let fused = |case: &Case, context| meets_as_codes_do(device, case, n, context);
-            for position in [256, 700, 1999] {
+            for position in [256, 1999] {
                 let case = Case::new(kind, &groups, dim, &[(position, 1)]);
                 assert!(fused(&case, position + 1), "{case:?}");
                 assert!(fused(&Case { fixed: Some(1), sinks: true, ..case.clone() }, 2048), "{case:?}");

@@ -124,7 +124,8 @@ fn seen(
                     input.grants.push((slot, (half * slot..half * (slot + 1)).collect()));
                 }
                 input.segments.push(Segment { slot, start, len, logits_from: len - 1 });
-                input.tokens.extend((start..start + len).map(|at| at * 7 + slot));
+                let token = |at: u32| (at * 7 + slot) % model.spec().vocab as u32;
+                input.tokens.extend((start..start + len).map(token));
             }
             engine.tables.apply(&input).expect("blocks exist");
             input.check(&engine.tables, model.spec().vocab, BLOCK_SIZE, 20).expect("a step that fits");
