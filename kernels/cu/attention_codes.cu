@@ -1,23 +1,8 @@
 // What spans of attention gave of a row, put together and made into E4M3 at once: the numbers of attention_combine in bf16, and
 // then of quantize_rows.
-#include "attention.cuh"
+#include "attention_codes.cuh"
 
 // A thread has four elements of a head, and PER times as many; `head_fours`: fours of a head.
-FG_DEVICE float4 part_at(const float *from, bool live) {
-    // Rows of parts begin at multiples of eight bytes.
-    if (!live) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float2 low = ((const float2 *)from)[0], high = ((const float2 *)from)[1];
-    return make_float4(low.x, low.y, high.x, high.y);
-}
-FG_DEVICE void merge_four(float4 &sum, float before, const float4 &next, float more) {
-    sum.x = merged(sum.x, before, next.x, more), sum.y = merged(sum.y, before, next.y, more);
-    sum.z = merged(sum.z, before, next.z, more), sum.w = merged(sum.w, before, next.w, more);
-}
-// As they are where attention is not cut into spans: in bf16.
-FG_DEVICE float4 in_bf16(float4 v, float share) {
-    u32 low = to_bf16x2(v.x * share, v.y * share), high = to_bf16x2(v.z * share, v.w * share);
-    return make_float4(low_bf16(low), high_bf16(low), low_bf16(high), high_bf16(high));
-}
 
 // A block a row. Shared: of each head what its spans are multiplied by, two numbers for each of `most_parts`, and its share.
 template <u32 PER>
@@ -83,7 +68,7 @@ FG_DEVICE void combine_codes(u8 *codes, float *scales, u32 stride, const float *
         for (u32 i = AHEAD; i < count; i++) {
             merge_four(sum, before[i], part_at(mine[j] + (u64)i * (value_dim + 2), live), more[i]);
         }
-        values[j] = live ? in_bf16(sum, shares[head]) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        values[j] = floats_of_bf16(live ? in_bf16(sum, shares[head]) : make_uint2(0, 0));
         size = max(size, sizes_of(values[j]));
     }
     F8Scale scale = f8_scale(block_max(size));

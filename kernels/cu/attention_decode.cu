@@ -5,6 +5,9 @@
 // part of a tile's positions, then all together some of the columns of the sums. Queries are scaled and rounded to f16, weights are
 // rounded to f16, all sums are f32. E4M3 becomes f16 in registers: matrices of it are loaded as of pairs, of which a lane then has four
 // neighbouring elements of a key, or of two positions two neighbouring columns of values.
+//
+// The row of a step of one row asks for keys and values of positions before its own when the kernel before has not ended yet: that
+// one, which writes those of its own position, waited itself before this one began.
 #include "attention.cuh"
 
 #define WARPS 4
@@ -107,9 +110,10 @@ FG_DEVICE void add_columns(float (&one)[4], float (&two)[4], const u32 (&weights
 
 template <class E, int D>
 FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values,
-                      const u32 *step, u32 units_at, const u32 *chunks, const float *sinks, u32 heads, u32 kv_heads,
-                      u32 block_size, u32 window, float scale, float cap) {
-    begin_after_others();
+                      const u32 *step, u32 units_at, u32 step_rows, const u32 *chunks, const float *sinks, u32 heads,
+                      u32 kv_heads, u32 block_size, u32 window, float scale, float cap) {
+    bool waited = step_rows != 1;
+    if (waited) begin_after_others();
     using S = Shape<E, D>;
     constexpr int KS = D / 16, NS = S::TILE / 8, DS = 2 * S::PAIRS;
     FG_DYNAMIC_SHARED(shared);
@@ -119,12 +123,16 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
     u64 first = (u64)unit.row * heads + first_head;
     if (unit.rows == 0) {
         // A row that does not exist.
+        if (!waited) begin_after_others();
         if (!parts)
             for (u32 i = threadIdx.x; i < count * D; i += blockDim.x) put(out, first * D + i, 0.0f, is_bf16);
         return;
     }
     auto [begin, end, span] = seen_by(unit, window, parts, blockIdx.z);
-    if (begin == end) return;
+    if (begin == end) {
+        if (!waited) begin_after_others();
+        return;
+    }
     Places places = places_in(step + unit.blocks, kv_heads, chunks[3 * blockIdx.y + 2], block_size);
 
     // Where there are no more than 8 heads, the second half of products is nobody's.
@@ -140,11 +148,17 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
     u32 place = place_of(places, ahead + mine, begin, end);
     FG_UNROLL
     for (int i = 0; i < STAGES - 1; i++) {
+        if (!waited && min(ahead + S::TILE, end) > unit.position) {
+            begin_after_others();
+            waited = true;
+        }
         if (ahead < end) fetch<E, D>(stages_mine + i * 2 * S::SIDE, keys, values, place, lane);
         copy_async_commit();
         ahead += S::TILE;
         place = place_of(places, ahead + mine, begin, end);
     }
+
+    if (!waited) begin_after_others();
 
     // Queries in the form that products take.
     u32 a[S::QUERIES_SHARED ? 1 : KS][4];
@@ -292,14 +306,14 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
     }
 }
 
-// The parameters are those of attention.cu.
+// The parameters are those of attention.cu, but for the number of rows of the step.
 #define DECODE(NAME, E, D)                                                                                                \
     FG_KERNEL_MIN(128, (Shape<E, D>::BLOCKS), NAME,                                                                       \
                   (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values,                  \
-                   const u32 *step, u32 units_at, u32, u32, const u32 *chunks, const float *sinks, u32 heads,             \
+                   const u32 *step, u32 units_at, u32 step_rows, u32, const u32 *chunks, const float *sinks, u32 heads,   \
                    u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {          \
-        decode<E, D>(out, is_bf16, parts, q, keys, values, step, units_at, chunks, sinks, heads, kv_heads, block_size,    \
-                     window, scale, cap);                                                                                 \
+        decode<E, D>(out, is_bf16, parts, q, keys, values, step, units_at, step_rows, chunks, sinks, heads, kv_heads,     \
+                     block_size, window, scale, cap);                                                                     \
     }
 #define DECODES(D)                       \
     DECODE(attention_decode_##D, f16, D) \

@@ -9,14 +9,12 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(FOGGARA_HOST)
 // As PRODUCT, but rows of x have a scale each. Strides of x are in bytes, multiples of 16; the rest of a row's last 16 is zeros.
-#define F8_PRODUCT                                                                                                      \
-    (float *out, u64 out_stride, u64 out_batch, const f8 *x, u64 x_stride, u64 x_batch, const u32 *x_rows,              \
-     const float *x_scales, const u8 *w, const float *scales, const u64 *w_table, const u64 *scale_table,               \
-     const u32 *offsets, u32 count, u32 rows, u32 n, u32 k, u32 known)
-#define F8_GATED_PRODUCT                                                                                                \
-    (float *out, u64 out_stride, u64 out_batch, const f8 *x, u64 x_stride, u64 x_batch, const u32 *x_rows,              \
-     const float *x_scales, const u8 *w, const float *scales, const u64 *w_table, const u64 *scale_table,               \
-     const u32 *offsets, u32 count, u32 rows, u32 n, u32 k, u32 known, u32 activation, float alpha, float limit)
+#define F8_ARGUMENTS                                                                                                   \
+    float *out, u64 out_stride, u64 out_batch, const f8 *x, u64 x_stride, u64 x_batch, const u32 *x_rows,              \
+        const float *x_scales, const u8 *w, const float *scales, const u64 *w_table, const u64 *scale_table,           \
+        const u32 *offsets, u32 count, u32 rows, u32 n, u32 k, u32 known
+#define F8_PRODUCT (F8_ARGUMENTS)
+#define F8_GATED_PRODUCT (F8_ARGUMENTS, u32 activation, float alpha, float limit)
 
 // Inputs of a group, and bytes of a line.
 constexpr u32 GROUP = 128;

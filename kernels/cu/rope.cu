@@ -1,9 +1,7 @@
 // Rotary position embedding (Su et al., "RoFormer", 2021), and what else happens to queries, keys and values before attention.
 //
 // `step` is what step_rows.rs uploads: for each row (position, where its blocks begin), and the blocks.
-#include "foggara.cuh"
-
-#define NO_ROW 0xffffffffu
+#include "rope.cuh"
 
 // For each row and pair cosine and sine. The angle is a f32 product, its sine and cosine are taken in f64.
 FG_KERNEL(256, rope_angles, (float *turns, const u32 *step, const float *inv_freq, u32 rows, u32 pairs, float scale)) {
@@ -14,41 +12,6 @@ FG_KERNEL(256, rope_angles, (float *turns, const u32 *step, const float *inv_fre
     float angle = (float)(position == NO_ROW ? 0 : position) * inv_freq[i % pairs];
     turns[2 * i] = (float)cos((double)angle) * scale;
     turns[2 * i + 1] = (float)sin((double)angle) * scale;
-}
-
-// Element i of a rotated head of which `x` has the elements before; the first 2 · pairs are rotated.
-FG_DEVICE float rotated(const float *x, u32 i, const float *turns, u32 pairs, bool half) {
-    if (i >= 2 * pairs) return x[i];
-    u32 pair = half ? (i < pairs ? i : i - pairs) : i / 2;
-    bool first = half ? i < pairs : i % 2 == 0;
-    float a = x[half ? pair : 2 * pair], b = x[half ? pair + pairs : 2 * pair + 1];
-    float cosine = turns[2 * pair], sine = turns[2 * pair + 1];
-    return first ? a * cosine - b * sine : a * sine + b * cosine;
-}
-
-// Which of a layer's positions, over all blocks, has this row's key of head 0; that of the next head is block_size further.
-FG_DEVICE u64 place(const u32 *step, u32 row, u32 position, u32 block_size, u32 kv_heads) {
-    u32 block = step[step[2 * row + 1] + position / block_size];
-    return (u64)block * kv_heads * block_size + position % block_size;
-}
-
-// So many positions, of all rows together, are fetched for attention.
-#define FETCHED 2048
-
-// Has the second level of the cache fetch what attention will meet of the row, while it waits for queries: by all threads of the row.
-// Of much nothing is fetched: it would not be there any more when it is met.
-template <class E>
-FG_DEVICE void fetch_cached(const E *keys, const E *values, const u32 *step, u32 row, u32 position, u32 kv_heads, u32 stride,
-                            u32 block_size) {
-    if (position >= FETCHED / gridDim.x) return;
-    const u32 *blocks = step + step[2 * row + 1];
-    u32 bytes = kv_heads * block_size * stride * sizeof(E), lines = (bytes + 127) / 128;
-    u32 count = (position / block_size + 1) * lines;
-    for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
-        u64 at = (u64)blocks[i / lines] * bytes + i % lines * 128;
-        fetch_second_level((const u8 *)keys + at);
-        fetch_second_level((const u8 *)values + at);
-    }
 }
 
 // One warp a head: query heads, then key heads, then value heads of the row. `keys` and `values` are those of the layer.
@@ -88,7 +51,10 @@ FG_DEVICE void rope_and_write(float *q, E *keys, E *values, const u32 *step, con
             some[j] = i < dim ? from[i] : 0.0f;
             more[j] = bias && i < dim ? bias[head * dim + i] : 0.0f;
         }
-        if (base == lane) fetch_cached(keys, values, step, row, position, kv_heads, stride, block_size);
+        if (base == lane) {
+            fetch_cached(keys, values, step, row, gridDim.x, position, kv_heads, stride, block_size,
+                         blockIdx.y * blockDim.x + threadIdx.x, gridDim.y * blockDim.x);
+        }
         FG_UNROLL
         for (u32 j = 0; j < ahead; j++) {
             u32 i = base + j * 32;
@@ -137,8 +103,8 @@ FG_KERNEL(128, rope_rows, (float *out, const float *x, const float *turns, u32 p
     float *to = out + row * out_row + head * out_head;
     float a = from[first], b = from[second];
     float cosine = turns[2 * ((u64)row * pairs + pair)], sine = turns[2 * ((u64)row * pairs + pair) + 1];
-    to[first] = a * cosine - b * sine;
-    to[second] = a * sine + b * cosine;
+    to[first] = turned_first(a, b, cosine, sine);
+    to[second] = turned_second(a, b, cosine, sine);
 }
 
 // One block a row: a short vector that is normalised and 2 · pairs elements that are rotated, as one key.

@@ -7,8 +7,9 @@
 #[path = "attention_codes.rs"]
 mod codes;
 
-pub use codes::attention_codes;
+pub use codes::{attention_codes, attention_matmul};
 
+use super::apart::{EARLY, is_apart};
 use super::attention_forms::{Kernel, for_many_rows, for_one_row};
 use super::kv_cache::{DeviceKv, u32_of};
 use super::step_rows::StepRows;
@@ -341,6 +342,12 @@ impl<'a, 'b> Step<'a, 'b> {
         };
         let [out, is_bf16] = self.out();
         let [keys, values] = kv.layer(self.layer);
+        // Runs among which a tile is looked for; of rows that are met one by one it is asked how many the step has.
+        let count = match tile {
+            0 if is_apart(EARLY) => 0,
+            0 => self.rows.rows(),
+            _ => self.rows.together().len(),
+        };
         let args = [
             out,
             is_bf16,
@@ -350,7 +357,7 @@ impl<'a, 'b> Step<'a, 'b> {
             values,
             self.rows.address(),
             units_at,
-            Arg::U32(u32_of(self.rows.together().len())),
+            Arg::U32(u32_of(count)),
             Arg::U32(u32_of(tile)),
             Arg::Ptr(chunks.records.view().address()),
             self.sinks(),

@@ -309,14 +309,13 @@ fn rotation_and_what_is_cached() {
                 let mut q = device.alloc(rows * heads * dim).unwrap();
                 let qkv = pool.floats(&device, batch);
                 let x = Grouped {
-                    qkv: qkv.view(),
                     bias: Some(bias.view()),
                     q_norm: Some(q_norm.view()),
                     k_norm: Some(k_norm.view()),
                     eps: 1e-5,
                     heads,
                 };
-                rope_and_write(q.view_mut(), &mut kv, 0, &step, &x, &angles).unwrap();
+                rope_and_write(q.view_mut(), &mut kv, 0, &step, qkv.view(), &x, &angles).unwrap();
                 let made = by_row(&q.download().unwrap(), heads * dim).into_iter();
                 made.zip(cached(&mut kv, &places, batch)).map(|(q, kv)| [q, kv].concat()).collect()
             });

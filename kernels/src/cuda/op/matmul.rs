@@ -10,6 +10,8 @@ use crate::cuda::{
 };
 use crate::op::gated::GatedActivation;
 
+mod attended;
+mod cached;
 mod choose;
 mod f8;
 mod gated;
@@ -17,6 +19,8 @@ mod library;
 mod own;
 mod streamed;
 
+pub(super) use attended::AttendedRow;
+pub use cached::{CachedRows, matmul_into_cache};
 use choose::{Matrices, Sizes};
 use f8::F8Form;
 pub use gated::{gated_matmul, grouped_gated_matmul};
@@ -265,7 +269,7 @@ impl Product<'_> {
     fn launch(self) -> Result<(), DeviceError> {
         self.check_f8();
         if self.own {
-            let launch = F8Form::own().launch_own(&self.sizes(), self.k);
+            let launch = F8Form::own().launch_own(&self.sizes(), self.k, 0);
             return self.start(&launch);
         }
         if let Some(launch) = self.streamed() {
@@ -292,6 +296,11 @@ impl Product<'_> {
     }
 
     fn start(self, launch: &Launch) -> Result<(), DeviceError> {
+        self.start_with(launch, &[])
+    }
+
+    /// The same of a kernel that does more than the product, which takes `more`.
+    fn start_with(self, launch: &Launch, more: &[Arg]) -> Result<(), DeviceError> {
         let (one, table, offsets, x_rows, count) = match &self.which {
             Which::One(w) => (Some(*w), None, 0, 0, 1),
             Which::Batch(w) => (None, Some(*w), 0, 0, w.count()),
@@ -328,8 +337,9 @@ impl Product<'_> {
             Arg::U32(self.known.into()),
         ]);
         args.extend(self.gate.into_iter().flat_map(activation_args));
-        // SAFETY: the callers have checked the lengths of `out` and `x`; matrices, tables and groups are of the lengths that the
-        // kernels read.
+        args.extend_from_slice(more);
+        // SAFETY: the callers have checked the lengths of `out` and `x`, and what is behind `more`; matrices, tables and groups are of
+        // the lengths that the kernels read.
         unsafe { self.device.launch(launch, &args) }
     }
 

@@ -1,5 +1,6 @@
 //! Launch code: one file per op, with what it checks and the kernel of `kernels/cu` it starts.
 
+mod apart;
 pub mod attention;
 mod attention_forms;
 pub mod convert;

@@ -87,18 +87,16 @@ impl DeviceAngles {
     }
 
     /// Turns, pairs and style, as kernels take them.
-    fn args(&self) -> [Arg; 3] {
+    pub(super) fn args(&self) -> [Arg; 3] {
         let half = u32::from(self.style == RopeStyle::Half);
         [Arg::Ptr(self.turns.view().address()), Arg::U32(u32_of(self.pairs)), Arg::U32(half)]
     }
 }
 
-/// What [`rope_and_write`] reads.
+/// What happens to queries and keys besides rotation.
 #[derive(Debug, Clone, Copy)]
 pub struct Grouped<'a> {
-    /// rows × ((heads + 2 · kv_heads) · dim): queries, keys, values.
-    pub qkv: View<'a, f32>,
-    /// Added to a row of `qkv` first.
+    /// Added to a row of queries, keys and values first.
     pub bias: Option<View<'a, f32>>,
     /// Weights (dim) of a norm of each query head, before rotation.
     pub q_norm: Option<View<'a, f32>>,
@@ -110,8 +108,24 @@ pub struct Grouped<'a> {
     pub heads: usize,
 }
 
-/// Bias, norms and rotation of each row's queries, keys and values; queries go to `q` (rows × (heads · dim)), keys and values
-/// into the cache at each row's position. Rows that do not exist get zeros as their queries, and nothing is cached.
+impl Grouped<'_> {
+    /// # Panics
+    /// If the shapes do not agree, or more than a head is rotated.
+    pub(super) fn check(&self, q: &ViewMut<'_, f32>, kv: &DeviceKv, rows: &StepRows, angles: &DeviceAngles) {
+        let sizes = kv.sizes();
+        let (dim, all) = (sizes.key_dim, self.heads + 2 * sizes.kv_heads);
+        assert!(sizes.values == Values::Own(dim), "rope_and_write: {sizes:?}");
+        assert!(q.len() >= rows.rows() * self.heads * dim, "rope_and_write: q");
+        assert!(self.bias.is_none_or(|bias| bias.len() == all * dim), "rope_and_write: bias");
+        let norms = [self.q_norm, self.k_norm];
+        assert!(norms.iter().flatten().all(|norm| norm.len() == dim), "rope_and_write: norms");
+        check_angles(angles, rows, dim);
+    }
+}
+
+/// Bias, norms and rotation of each row's queries, keys and values (`qkv`, rows × ((heads + 2 · kv_heads) · dim)); queries go to `q`
+/// (rows × (heads · dim)), keys and values into the cache at each row's position. Rows that do not exist get zeros as their queries, and
+/// nothing is cached.
 ///
 /// # Errors
 /// If the device fails.
@@ -123,20 +137,15 @@ pub fn rope_and_write(
     kv: &mut DeviceKv,
     layer: usize,
     rows: &StepRows,
+    qkv: View<'_, f32>,
     x: &Grouped<'_>,
     angles: &DeviceAngles,
 ) -> Result<(), DeviceError> {
     let sizes = *kv.sizes();
     let (dim, kv_heads, heads) = (sizes.key_dim, sizes.kv_heads, x.heads);
     let all = heads + 2 * kv_heads;
-    assert!(sizes.values == Values::Own(dim), "rope_and_write: {sizes:?}");
-    assert!(
-        q.len() >= rows.rows() * heads * dim && x.qkv.len() >= rows.rows() * all * dim,
-        "rope_and_write: q and qkv"
-    );
-    assert!(x.bias.is_none_or(|bias| bias.len() == all * dim), "rope_and_write: bias");
-    assert!([x.q_norm, x.k_norm].iter().flatten().all(|norm| norm.len() == dim), "rope_and_write: norms");
-    check_angles(angles, rows, dim);
+    x.check(&q, kv, rows, angles);
+    assert!(qkv.len() >= rows.rows() * all * dim, "rope_and_write: qkv");
     let launch = Launch {
         kernel: match kv.kind() {
             KvKind::F32 => "rope_and_write_f32",
@@ -154,7 +163,7 @@ pub fn rope_and_write(
         keys,
         values,
         rows.address(),
-        Arg::Ptr(x.qkv.address()),
+        Arg::Ptr(qkv.address()),
         or_none(x.bias),
         or_none(x.q_norm),
         or_none(x.k_norm),

@@ -175,14 +175,13 @@ fn check_grouped(device: &Device, random: &mut Random, case: Case) {
     let [qkv, bias, q_norm, k_norm] = [&qkv, &bias, &q_norm, &k_norm].map(|x| device.upload(x).unwrap());
     let mut q = device.alloc(step.rows() * heads * dim).unwrap();
     let grouped = Grouped {
-        qkv: qkv.view(),
         bias: case.bias.then(|| bias.view()),
         q_norm: case.norms.then(|| q_norm.view()),
         k_norm: case.norms.then(|| k_norm.view()),
         eps,
         heads,
     };
-    rope_and_write(q.view_mut(), &mut kv, LAYER, &step, &grouped, &angles).unwrap();
+    rope_and_write(q.view_mut(), &mut kv, LAYER, &step, qkv.view(), &grouped, &angles).unwrap();
     assert_close(&q.download().unwrap(), &q_wanted, 1e-5, &format!("q of {case:?}"));
     for (values, wanted) in [(false, k_wanted), (true, v_wanted)] {
         check_cached(kind, dim, &cached(&mut kv, values), &wanted, &format!("{values} of {case:?}"));

@@ -1,18 +1,18 @@
 //! Attention of a rank's heads on its device, in both forms.
 
 use foggara_kernels::cuda::op::attention::{
-    Attention as Params, AttentionScratch, HeadMap, attention, attention_codes,
+    Attention as Params, AttentionScratch, HeadMap, attention, attention_matmul,
 };
 use foggara_kernels::cuda::op::convert::convert;
 use foggara_kernels::cuda::op::elementwise::add_bias;
 use foggara_kernels::cuda::op::kv_cache::DeviceKv;
-use foggara_kernels::cuda::op::matmul::{batched_matmul, matmul};
+use foggara_kernels::cuda::op::matmul::{CachedRows, batched_matmul, matmul, matmul_into_cache};
 use foggara_kernels::cuda::op::residual::add_and_norm;
 use foggara_kernels::cuda::op::rope::{
     DeviceAngles, Grouped as GroupedRows, HeadsAt, LatentKeys, latent_write, rope_and_write, rope_rows,
 };
 use foggara_kernels::cuda::op::step_rows::StepRows;
-use foggara_kernels::cuda::{ActsViewMut, Buffer, DeviceError, View, ViewMut, WeightKind};
+use foggara_kernels::cuda::{ActsViewMut, Buffer, DeviceError, DeviceMatrix, View, ViewMut, WeightKind};
 use foggara_models::spec::{Attention, Grouped, Latent};
 
 use super::DeviceDecoder;
@@ -58,19 +58,18 @@ impl DeviceDecoder {
             eps: self.spec.norm_eps,
             hidden,
         };
-        let (o, bias) = match (self.spec.attention, &self.weights.layers[local].attention) {
+        let bias = match (self.spec.attention, &self.weights.layers[local].attention) {
             (Attention::Grouped(a), DeviceAttention::Grouped(w)) => {
                 grouped(b, a, w, &mut c)?;
-                (&w.o, &w.o_bias)
+                &w.o_bias
             }
             (Attention::Latent(a), DeviceAttention::Latent(w)) => {
                 latent(b, a, w, &mut c)?;
-                (&w.o, &w.o_bias)
+                project(b, &w.o, &c)?;
+                &w.o_bias
             }
             _ => unreachable!("weights are loaded as the architecture says"),
         };
-        let attended = b.attended.of(o.kind(), rows.rows(), o.cols());
-        matmul(b.partial.view_mut().slice(0..width), hidden, attended, o, rows.rows())?;
         bias_rows(b.partial.view_mut().slice(0..width), hidden, rows.rows(), bias)
     }
 }
@@ -85,33 +84,48 @@ pub(super) fn bias_rows(
     bias.as_ref().map_or(Ok(()), |bias| add_bias(x, width, rows, bias.view()))
 }
 
+/// partial = the product of what was attended to with the output projection.
+fn project(b: &mut Buffers, o: &DeviceMatrix, c: &Context<'_>) -> Result<(), DeviceError> {
+    let rows = c.rows.rows();
+    let attended = b.attended.of(o.kind(), rows, o.cols());
+    matmul(b.partial.view_mut().slice(0..rows * c.hidden), c.hidden, attended, o, rows)
+}
+
+/// All of it, with the output projection.
 fn grouped(b: &mut Buffers, a: Grouped, w: &DeviceGrouped, c: &mut Context<'_>) -> Result<(), DeviceError> {
     let (rows, heads) = (c.rows.rows(), c.heads.heads());
     let width = (heads + 2 * c.cache.sizes().kv_heads) * a.head_dim;
-    for column in &w.qkv {
-        let out = b.qkv.view_mut().slice(column.at..rows * width);
-        matmul(out, width, b.normed.of(column.weights.kind(), rows, c.hidden), &column.weights, rows)?;
-    }
-    let x = GroupedRows {
-        qkv: b.qkv.view().slice(0..rows * width),
+    let q_width = heads * a.head_dim;
+    let with = GroupedRows {
         bias: w.qkv_bias.as_ref().map(Buffer::view),
         q_norm: w.q_norm.as_ref().map(Buffer::view),
         k_norm: w.k_norm.as_ref().map(Buffer::view),
         eps: c.eps,
         heads,
     };
-    let q_width = heads * a.head_dim;
-    rope_and_write(b.q.view_mut().slice(0..rows * q_width), c.cache, c.layer, c.rows, &x, c.angles)?;
+    let q = b.q.view_mut().slice(0..rows * q_width);
+    if let [all] = w.qkv.as_slice() {
+        let x = b.normed.of(all.weights.kind(), rows, c.hidden);
+        let r = CachedRows { x, w: &all.weights, qkv: b.qkv.view_mut().slice(0..rows * width), q };
+        matmul_into_cache(r, c.cache, c.layer, c.rows, &with, c.angles)?;
+    } else {
+        for column in &w.qkv {
+            let out = b.qkv.view_mut().slice(column.at..rows * width);
+            matmul(out, width, b.normed.of(column.weights.kind(), rows, c.hidden), &column.weights, rows)?;
+        }
+        let qkv = b.qkv.view().slice(0..rows * width);
+        rope_and_write(q, c.cache, c.layer, c.rows, qkv, &with, c.angles)?;
+    }
     let sinks = w.sinks.as_ref().map(Buffer::view);
     let q = b.q.view().slice(0..rows * q_width);
     let (plain, codes) = b.attended.both_mut(w.o.kind(), rows, q_width);
-    match codes {
-        Some(codes) => {
-            let scratch = &mut b.scratch;
-            attention_codes(codes, plain, q, c.cache, c.layer, c.rows, &params(sinks, c), scratch)
-        }
-        None => meet(plain, q, sinks, &mut b.scratch, c),
+    if let Some(codes) = codes {
+        let out = b.partial.view_mut().slice(0..rows * c.hidden);
+        let (scratch, a) = (&mut b.scratch, params(sinks, c));
+        return attention_matmul(out, &w.o, codes, plain, q, c.cache, c.layer, c.rows, &a, scratch);
     }
+    meet(plain, q, sinks, &mut b.scratch, c)?;
+    project(b, &w.o, c)
 }
 
 fn params<'a>(sinks: Option<View<'a, f32>>, c: &Context<'a>) -> Params<'a> {

@@ -10,7 +10,7 @@ use foggara_models::{Checkpoint, Cut, Quantize};
 
 use super::*;
 use crate::decoder::Want;
-use crate::testing::{BLOCK_SIZE, Kind, golden, group_on};
+use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group_on};
 use crate::weights::{AttentionWeights, MlpKind, MlpWeights, OnDevice};
 
 /// How often each op is done.
@@ -99,10 +99,16 @@ fn expected(spec: &ArchSpec, w: &RankWeights<DeviceMatrix>, tp: usize, alone: us
 }
 
 /// What each rank's device was asked in each of these steps of two sequences, of so many tokens each; 0: only the other has some.
-fn seen(model: &Checkpoint, shape: Shape, quantize: Quantize, steps: &[[u32; 2]]) -> Vec<Vec<Vec<Seen>>> {
+fn seen(
+    model: &Checkpoint,
+    shape: Shape,
+    quantize: Quantize,
+    kv: KvType,
+    steps: &[[u32; 2]],
+) -> Vec<Vec<Vec<Seen>>> {
     let twins: Vec<(Device, Log)> = (0..shape.ranks()).map(|_| watched_twin()).collect();
     let device = |rank: usize| twins.get(rank).map(|(device, _)| device.clone());
-    group_on(model, shape, quantize, Kind::Shm, KvType::F32, &device, |mut engine| {
+    group_on(model, shape, quantize, Kind::Shm, kv, &device, |mut engine| {
         let log = &twins[engine.comms.rank()].1;
         let mut starts = [0, 0];
         let of_step = |lens: &[u32; 2]| {
@@ -114,10 +120,12 @@ fn seen(model: &Checkpoint, shape: Shape, quantize: Quantize, steps: &[[u32; 2]]
                 }
                 let start = std::mem::replace(next, *next + len);
                 if start == 0 {
-                    input.grants.push((slot, vec![2 * slot, 2 * slot + 1]));
+                    let half = BLOCKS as u32 / 2;
+                    input.grants.push((slot, (half * slot..half * (slot + 1)).collect()));
                 }
                 input.segments.push(Segment { slot, start, len, logits_from: len - 1 });
-                input.tokens.extend((start..start + len).map(|at| at * 7 + slot));
+                let token = |at: u32| (at * 7 + slot) % model.spec().vocab as u32;
+                input.tokens.extend((start..start + len).map(token));
             }
             engine.tables.apply(&input).expect("blocks exist");
             input.check(&engine.tables, model.spec().vocab, BLOCK_SIZE, 20).expect("a step that fits");
@@ -154,7 +162,7 @@ fn agrees(name: &str, shape: Shape) {
     let pool = ThreadPool::with_spin(1, false);
     // Sixteen rows of a sequence are taken together; and few rows are routed otherwise.
     let lens = if shape.ranks() == 1 { &[[16, 1], [1, 1]][..] } else { &[[1, 2]] };
-    for (rank, steps) in seen(&model, shape, Quantize::None, lens).iter().enumerate() {
+    for (rank, steps) in seen(&model, shape, Quantize::None, KvType::F32, lens).iter().enumerate() {
         let weights =
             RankWeights::load_to(&store, &model, &plan, rank, Quantize::None, &pool, &mut |_, _| true)
                 .expect("loads");
@@ -193,7 +201,7 @@ fn rounded_once(name: &str, shape: Shape) {
     let plan = model.slices(&Cut::even(shape), Quantize::Fp8).expect("can be cut");
     let store = OnDevice(host_twin());
     let pool = ThreadPool::with_spin(1, false);
-    for (rank, steps) in seen(&model, shape, Quantize::Fp8, &[[3, 2]]).iter().enumerate() {
+    for (rank, steps) in seen(&model, shape, Quantize::Fp8, KvType::F32, &[[3, 2]]).iter().enumerate() {
         let weights =
             RankWeights::load_to(&store, &model, &plan, rank, Quantize::Fp8, &pool, &mut |_, _| true)
                 .expect("loads");
@@ -228,19 +236,35 @@ fn inputs_of_weights_in_fp8_are_rounded_once() {
 }
 
 #[test]
-fn a_row_alone_is_normed_routed_and_rounded_on_the_way() {
+fn a_row_alone_is_normed_routed_rotated_and_rounded_on_the_way() {
     let (model, _) = golden("mixtral");
     let layers = model.spec().layers.len();
-    let steps = seen(&model, Shape::tensor(1), Quantize::Fp8, &[[1, 0]]).remove(0);
-    let launched = |begin: &str| {
-        steps[0]
+    // A row that sees one span, and, after a prompt, one that sees two.
+    let steps = [&[[1, 0]][..], &[[20, 0]; 13], &[[1, 0]]].concat();
+    let steps = seen(&model, Shape::tensor(1), Quantize::Fp8, KvType::F16, &steps).remove(0);
+    for (step, spans) in [(&steps[0], 1), (&steps[steps.len() - 1], 2)] {
+        let kernels: Vec<&str> = step
             .iter()
-            .filter(|seen| matches!(seen, Seen::Launch(kernel) if kernel.starts_with(begin)))
-            .count()
-    };
-    assert_eq!(launched("moe_norm_route_"), layers, "norms that route");
-    assert_eq!(launched("moe_product_route_"), 0, "routers by themselves");
-    assert_eq!(launched("f8_few_own"), layers, "products that round their row");
-    // What so short a context's attention gives is in one piece, and rounded by itself.
-    assert_eq!(launched("quantize_rows"), layers, "rows that are rounded by themselves");
+            .filter_map(|seen| if let Seen::Launch(kernel) = seen { Some(*kernel) } else { None })
+            .collect();
+        let launched = |begin: &str| kernels.iter().filter(|kernel| kernel.starts_with(begin)).count();
+        assert_eq!(
+            launched("f8_few_cached_"),
+            layers,
+            "queries that are rotated, keys and values that are cached"
+        );
+        assert_eq!(launched("rope_and_write_"), 0, "those by themselves");
+        assert_eq!(launched("moe_norm_route_"), layers, "norms that route");
+        assert_eq!(launched("moe_product_route_"), 0, "routers by themselves");
+        assert_eq!(launched("f8_few_own"), layers, "products that round their row");
+        // What one span gives is rounded by itself; several are put together and rounded by the product.
+        let apart = if spans > 1 { layers } else { 0 };
+        assert_eq!(launched("f8_few_attended_"), apart, "products that put spans together");
+        assert_eq!(launched("quantize_rows"), layers - apart, "rows that are rounded by themselves");
+        assert_eq!(launched("attention_combine"), 0, "spans that are put together by themselves");
+        // The norm, these products, attention, the other norm and the experts' first product; in all, besides, the embedding, angles, two
+        // norms, the row that is scored, its logits and the best of them.
+        let each = if spans > 1 { 7 } else { 8 };
+        assert_eq!(kernels.len(), each * layers + 8, "{kernels:?}");
+    }
 }

@@ -3,9 +3,10 @@
 
 use super::choose::{Matrices, PROCESSORS, Sizes};
 use crate::cuda::Launch;
+use crate::cuda::op::kv_cache::KvKind;
 
 /// Kernels that make tiles of so many rows and outputs.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct F8Form {
     height: usize,
     width: usize,
@@ -55,6 +56,20 @@ const OWN: F8Form = F8Form {
 };
 /// Inputs that it has registers for.
 pub(super) const OWN_INPUTS: usize = 16 * 1024;
+/// Inputs of a stage of it.
+const OWN_STAGE: usize = 512;
+/// Those of [`EIGHT`] that do what comes before or after, too (`matmul_f8_cached.cu`, `matmul_f8_attended.cu`).
+const CACHED_F16: F8Form = F8Form { kernel: "f8_few_cached_f16", gated: "f8_few_cached_f16", ..EIGHT };
+const CACHED_F8: F8Form = F8Form { kernel: "f8_few_cached_f8", gated: "f8_few_cached_f8", ..EIGHT };
+const ATTENDED_4: F8Form = F8Form { kernel: "f8_few_attended_4", gated: "f8_few_attended_4", ..EIGHT };
+const ATTENDED_8: F8Form = F8Form { kernel: "f8_few_attended_8", gated: "f8_few_attended_8", ..EIGHT };
+/// Inputs that the first of the last two has registers for, and the second.
+pub(super) const ATTENDED_INPUTS: [usize; 2] = [4 * 1024, 8 * 1024];
+/// Rows that [`EIGHT`] meets at once.
+pub(super) const EIGHT_ROWS: usize = EIGHT.height;
+/// Shared memory of a multiprocessor, and what each block takes of it besides its own.
+const SHARED_OF_ALL: usize = 228 << 10;
+const SHARED_OF_EACH: usize = 1 << 10;
 const MANY: F8Form = F8Form {
     height: 128,
     width: 128,
@@ -90,11 +105,30 @@ impl F8Form {
         &OWN
     }
 
-    /// The same as [`launch`](Self::launch) for it, of so many inputs.
-    pub(super) fn launch_own(&self, sizes: &Sizes, inputs: usize) -> Launch {
-        let launch = self.launch(sizes);
+    /// The kernel for queries, keys and values that go into a cache of this kind, if there is one.
+    pub(super) fn cached(kind: KvKind) -> Option<&'static Self> {
+        match kind {
+            KvKind::F32 => None,
+            KvKind::F16 => Some(&CACHED_F16),
+            KvKind::F8 => Some(&CACHED_F8),
+        }
+    }
+
+    /// The kernel for a row of so many inputs that attention's spans gave, if there is one.
+    pub(super) fn attended(inputs: usize) -> Option<&'static Self> {
+        let forms = ATTENDED_INPUTS.into_iter().zip([&ATTENDED_4, &ATTENDED_8]);
+        forms.filter(|(most, _)| (1..=*most).contains(&inputs)).map(|(_, form)| form).next()
+    }
+
+    /// The same as [`launch`](Self::launch) for a kernel that keeps the codes of a row of so many inputs, and `more` bytes behind them:
+    /// as many blocks as there is room for.
+    pub(super) fn launch_own(&self, sizes: &Sizes, inputs: usize, more: usize) -> Launch {
         // Codes of whole stages.
-        Launch { shared: launch.shared + inputs.next_multiple_of(512) as u32, ..launch }
+        let kept = inputs.next_multiple_of(OWN_STAGE) + more;
+        let shared = self.stages.0 * self.stages.1 + self.spare + kept;
+        let blocks = self.blocks.min(SHARED_OF_ALL / (shared + SHARED_OF_EACH)).max(1);
+        let launch = Self { blocks, ..*self }.launch(sizes);
+        Launch { shared: shared as u32, ..launch }
     }
 
     /// Tiles; of groups, at most.
@@ -167,8 +201,16 @@ mod tests {
             let shared = form.launch(&all).shared as usize;
             assert!(form.blocks * (shared + 1024) <= 228 << 10, "{form:?}: {shared}");
         }
-        let shared = OWN.launch_own(&all, OWN_INPUTS).shared as usize;
+        let shared = OWN.launch_own(&all, OWN_INPUTS, 0).shared as usize;
         assert!(OWN.blocks * (shared + 1024) <= 228 << 10, "{OWN:?}: {shared}");
+        // Codes of a row, and what is beside them; where it does not fit twice, it does once.
+        let wide = sizes(1, 8192, Matrices::Batch(1));
+        let launched = |inputs: usize, more| {
+            let launch = F8Form::attended(inputs).expect("a form").launch_own(&wide, inputs, more);
+            (launch.kernel, launch.grid[0], launch.shared)
+        };
+        assert_eq!(launched(4096, 2176), ("f8_few_attended_4", 256, 109_696));
+        assert_eq!(launched(8192, 4352), ("f8_few_attended_8", 132, 115_968));
     }
 }
 

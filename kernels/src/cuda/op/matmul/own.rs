@@ -66,7 +66,7 @@ pub fn grouped_matmul_next_of_plain(
 
 impl<'a> Product<'a> {
     /// One that makes codes of its rows.
-    fn of_plain(
+    pub(super) fn of_plain(
         out: &'a ViewMut<'_, f32>,
         out_stride: usize,
         x: ActsView<'a>,
