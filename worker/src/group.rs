@@ -450,7 +450,8 @@ impl Rank {
             }
         };
         let loaded = loaded?;
-        loading.end(&a.model_path, loaded.bytes());
+        let all_loaded = loading.end(&a.model_path, loaded.bytes());
+        self.host.tell(wire::worker_message::Message::Progress(all_loaded));
         let all = self.connect(rank, size, 0, None)?;
         *lock(&self.abort) = Some(all.abort_handle());
         let mut comms = Comms::join(plan.shape, all, |part| self.join(rank, part))?;
