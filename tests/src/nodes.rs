@@ -1,14 +1,20 @@
 //! Coordinators and workers started one by one, as on machines of their own.
 
+use std::path::Path;
+
 use foggara_proto::wire::admin::StatusResponse;
+use rustix::process::Signal;
 
 use crate::client::Client;
-use crate::process::{Process, long_running};
+use crate::process::{Process, long_running_of};
 use crate::scratch::Scratch;
-use crate::{ports, wait};
+use crate::{paths, ports, wait};
 
 /// Shown by operators and by its processes to each other.
 pub const TOKEN: &str = "between-nodes";
+
+/// Ports of HTTP, from those of gRPC.
+const HTTP: u16 = 20;
 
 /// A cluster that no `foggara up` supervises. Killed when dropped; when a test fails, the end of its logs is shown.
 #[derive(Debug)]
@@ -26,15 +32,46 @@ impl Nodes {
     pub fn start(name: &str, coordinators: u16, arguments: &[&str]) -> Self {
         let (scratch, base) = (Scratch::new(name), ports::block());
         let mut nodes = Self { processes: Vec::new(), scratch, base, coordinators, workers: 0 };
-        let peers: Vec<String> = (0..coordinators).map(|i| format!("{}={}", i + 1, nodes.grpc(i))).collect();
         for number in 0..coordinators {
-            let (id, data) = ((number + 1).to_string(), nodes.scratch.path().join(format!("data-{number}")));
-            let (grpc, data) = (nodes.grpc(number), data.display().to_string());
-            let own = ["coordinator", "--id", &id, "--peers", &peers.join(","), "--grpc", &grpc];
-            let own = [&own[..], &["--http", "127.0.0.1:0", "--data-dir", &data], arguments].concat();
-            nodes.run(&format!("coordinator-{id}"), &own);
+            let started = nodes.coordinator(number, &paths::foggara(), arguments);
+            nodes.processes.push(started);
         }
         nodes
+    }
+
+    /// A process of the `number`-th coordinator that runs `program`.
+    fn coordinator(&self, number: u16, program: &Path, arguments: &[&str]) -> Process {
+        let peers: Vec<String> =
+            (0..self.coordinators).map(|i| format!("{}={}", i + 1, self.grpc(i))).collect();
+        let (id, data) = ((number + 1).to_string(), self.scratch.path().join(format!("data-{number}")));
+        let (grpc, http, data) = (self.grpc(number), self.http(number), data.display().to_string());
+        let own = ["coordinator", "--id", &id, "--peers", &peers.join(","), "--grpc", &grpc];
+        let own = [&own[..], &["--http", &http, "--data-dir", &data], arguments].concat();
+        self.process(&format!("coordinator-{id}"), program, &own)
+    }
+
+    /// Stops the `number`-th coordinator as an administrator would, and waits until it has ended.
+    pub fn stop_coordinator(&mut self, number: u16) {
+        let process = &mut self.processes[usize::from(number)];
+        crate::process::signal(process.pid(), Signal::TERM);
+        let status = process.wait(wait::PATIENCE);
+        assert!(status.success(), "coordinator {}: {status}", number + 1);
+    }
+
+    /// Starts the `number`-th coordinator again, or another `program` in its place.
+    pub fn start_coordinator(&mut self, number: u16, program: &Path) {
+        self.processes[usize::from(number)] = self.coordinator(number, program, &[]);
+    }
+
+    /// Process id of the `number`-th coordinator.
+    pub fn pid(&self, number: u16) -> u32 {
+        self.processes[usize::from(number)].pid()
+    }
+
+    /// Kills the worker that was started last.
+    pub fn kill_last_worker(&mut self) {
+        self.workers -= 1;
+        self.processes.pop().expect("there is one").kill();
     }
 
     /// One more worker, with a thread. It remembers no hashes beyond this test.
@@ -43,15 +80,15 @@ impl Nodes {
         let name = format!("worker-{}", self.workers);
         let (join, cache) = (self.grpc(0), self.scratch.path().join(&name).display().to_string());
         let own = ["worker", "--join", &join, "--threads", "1", "--cache-dir", &cache];
-        self.run(&name, &[&own[..], arguments].concat());
+        let started = self.process(&name, &paths::foggara(), &[&own[..], arguments].concat());
+        self.processes.push(started);
     }
 
-    fn run(&mut self, name: &str, arguments: &[&str]) {
+    fn process(&self, name: &str, program: &Path, arguments: &[&str]) -> Process {
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let mut command = long_running(&arguments);
+        let mut command = long_running_of(program, &arguments);
         command.env("FOGGARA_CLUSTER_TOKEN", TOKEN);
-        let log = self.scratch.path().join(format!("{name}.log"));
-        self.processes.push(Process::start(name, command, &log));
+        Process::start(name, command, &self.scratch.path().join(format!("{name}.log")))
     }
 
     /// A folder of this cluster's.
@@ -64,6 +101,15 @@ impl Nodes {
     /// gRPC address of the `number`-th coordinator (from 0; its id is one more).
     pub fn grpc(&self, number: u16) -> String {
         format!("127.0.0.1:{}", self.base + number)
+    }
+
+    /// HTTP base address of the `number`-th coordinator.
+    pub fn http_url(&self, number: u16) -> String {
+        format!("http://{}", self.http(number))
+    }
+
+    fn http(&self, number: u16) -> String {
+        format!("127.0.0.1:{}", self.base + HTTP + number)
     }
 
     /// A client of the `number`-th coordinator that shows the token.

@@ -25,7 +25,12 @@ pub struct Process {
 
 /// `foggara` with these arguments, told to end with this process. For commands that run until they are stopped.
 pub fn long_running(arguments: &[String]) -> Command {
-    let mut command = Command::new(paths::foggara());
+    long_running_of(&paths::foggara(), arguments)
+}
+
+/// The same of another `program`.
+pub fn long_running_of(program: &Path, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).args(["--exit-with-parent", &std::process::id().to_string()]);
     command
 }
@@ -119,6 +124,27 @@ pub fn signal(pid: u32, signal: Signal) {
 /// `kill -9`.
 pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
+}
+
+/// Processes that stand still until this is dropped, also where a test fails.
+#[derive(Debug)]
+pub struct Stopped(Vec<u32>);
+
+impl Stopped {
+    /// Stops them.
+    pub fn new(pids: &[u32]) -> Self {
+        pids.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        Self(pids.to_vec())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // One that has ended meanwhile is no reason to end a failing test.
+        for pid in self.0.iter().filter(|pid| is_alive(**pid)) {
+            signal(*pid, Signal::CONT);
+        }
+    }
 }
 
 /// Whether a process is stopped, as by SIGSTOP.

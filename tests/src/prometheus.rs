@@ -20,23 +20,79 @@ pub struct Prometheus {
     _folder: Scratch,
 }
 
+/// The rules that are shipped, as a test wants them.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    times: u32,
+    /// Alerts whose times are shortened by another number.
+    of_their_own: Vec<(String, u32)>,
+    /// Alerts, what is in their expressions, and what is put there.
+    instead: Vec<(String, String, String)>,
+}
+
+impl Rules {
+    /// Every time, of ranges and of `for`, is so many times shorter.
+    pub fn shorter(times: u32) -> Self {
+        Self { times, of_their_own: Vec::new(), instead: Vec::new() }
+    }
+
+    /// So many times in the rule of this alert alone.
+    #[must_use]
+    pub fn alert(mut self, name: &str, times: u32) -> Self {
+        self.of_their_own.push((name.into(), times));
+        self
+    }
+
+    /// With another threshold in the rule of this alert.
+    #[must_use]
+    pub fn threshold(mut self, name: &str, shipped: &str, instead: &str) -> Self {
+        self.instead.push((name.into(), shipped.into(), instead.into()));
+        self
+    }
+
+    /// # Panics
+    /// If a threshold is not in its rule.
+    fn applied(&self, shipped: &str) -> String {
+        let (mut out, mut alert) = (String::new(), "");
+        for line in shipped.lines() {
+            alert = line.trim_start().strip_prefix("- alert: ").unwrap_or(alert);
+            let own = self.of_their_own.iter().find(|(name, _)| name == alert);
+            let mut line = shortened(line, own.map_or(self.times, |(_, times)| *times));
+            for (_, shipped, instead) in self.instead.iter().filter(|(name, ..)| name == alert) {
+                if line.trim_start().starts_with("expr: ") {
+                    assert!(line.contains(shipped), "{alert}: no `{shipped}` in {line}");
+                    line = line.replace(shipped, instead);
+                }
+            }
+            out.push_str(&line);
+            out.push('\n');
+        }
+        out
+    }
+}
+
 impl Prometheus {
     /// Scrapes `cluster` every half second, with rules whose times are `times` times shorter.
     pub async fn start(cluster: &Cluster, times: u32) -> Self {
+        let doors: Vec<String> = (0..cluster.coordinators()).map(|number| cluster.http(number)).collect();
+        Self::of(&doors, &Rules::shorter(times)).await
+    }
+
+    /// Scrapes the cluster whose coordinators have these HTTP addresses every half second.
+    pub async fn of(doors: &[String], rules: &Rules) -> Self {
         let (folder, port) = (Scratch::new("prometheus"), ports::block());
         let deploy = paths::root().join("deploy/prometheus");
         for name in ["recording.yml", "alerts.yml"] {
-            let rules = std::fs::read_to_string(deploy.join("rules").join(name)).expect("the rules");
-            std::fs::write(folder.path().join(name), shortened(&rules, times)).expect("can be written");
+            let shipped = std::fs::read_to_string(deploy.join("rules").join(name)).expect("the rules");
+            std::fs::write(folder.path().join(name), rules.applied(&shipped)).expect("can be written");
         }
-        let doors: String = (0..cluster.coordinators())
-            .map(|number| {
-                format!("      - url: {}/sd/prometheus\n        refresh_interval: 1s\n", cluster.http(number))
-            })
+        let discovery: String = doors
+            .iter()
+            .map(|door| format!("      - url: {door}/sd/prometheus\n        refresh_interval: 1s\n"))
             .collect();
         let config = format!(
             "global:\n  scrape_interval: 500ms\n  scrape_timeout: 500ms\n  evaluation_interval: 500ms\nrule_files: ['*.yml']\n\
-             scrape_configs:\n  - job_name: foggara\n    http_sd_configs:\n{doors}"
+             scrape_configs:\n  - job_name: foggara\n    http_sd_configs:\n{discovery}"
         );
         let file = folder.path().join("prometheus.conf");
         std::fs::write(&file, config).expect("can be written");
@@ -47,10 +103,9 @@ impl Prometheus {
             .arg(format!("--web.listen-address=127.0.0.1:{port}"));
         let process = Process::start("prometheus", command, &folder.path().join("prometheus.log"));
         let started = Self { port, _process: process, _folder: folder };
-        let all = f64::from(cluster.coordinators());
         wait::until("Prometheus scrapes every coordinator", async || {
             let up = started.query("sum(up{job=\"foggara\"})").await?;
-            (up.first()?.1 == all).then_some(())
+            (up.first()?.1 == doors.len() as f64).then_some(())
         })
         .await;
         started
@@ -117,20 +172,14 @@ pub fn promtool(arguments: &[&str], input: Option<&Path>) {
     assert!(output.status.success(), "promtool {arguments:?}: {}", crate::process::text(&output));
 }
 
-/// The rules with every time, of ranges and of `for`, `times` times shorter.
-pub fn shortened(rules: &str, times: u32) -> String {
-    let mut out = String::new();
-    for line in rules.lines() {
-        let shorter = match line.trim_start().strip_prefix("for: ") {
-            Some(time) => {
-                format!("{}for: {}", &line[..line.len() - line.trim_start().len()], shorter(time, times))
-            }
-            None => ranges(line, times),
-        };
-        out.push_str(&shorter);
-        out.push('\n');
+/// A line of rules with every time `times` times shorter.
+fn shortened(line: &str, times: u32) -> String {
+    match line.trim_start().strip_prefix("for: ") {
+        Some(time) => {
+            format!("{}for: {}", &line[..line.len() - line.trim_start().len()], shorter(time, times))
+        }
+        None => ranges(line, times),
     }
-    out
 }
 
 /// What is in square brackets and is a time.
@@ -166,7 +215,15 @@ mod tests {
     fn times_become_shorter_and_nothing_else() {
         let rules = "      - alert: A\n        expr: rate(x_total{l=\"5m\"}[5m]) > 4 and y[10m]\n        for: 1h\n        for: 0s\n";
         let short = "      - alert: A\n        expr: rate(x_total{l=\"5m\"}[10000ms]) > 4 and y[20000ms]\n        for: 120000ms\n        for: 0s\n";
-        assert_eq!(shortened(rules, 30), short);
+        assert_eq!(Rules::shorter(30).applied(rules), short);
         assert_eq!(shorter("1m", 60), "2000ms");
+    }
+
+    #[test]
+    fn one_alert_may_differ() {
+        let rules = "- alert: A\n  expr: a > 1\n  for: 1h\n- alert: B\n  expr: b > 1\n  for: 1h\n";
+        let other = "- alert: A\n  expr: a > 1\n  for: 120000ms\n- alert: B\n  expr: b > 7\n  for: 36000ms\n";
+        let changed = Rules::shorter(30).alert("B", 100).threshold("B", "> 1", "> 7");
+        assert_eq!(changed.applied(rules), other);
     }
 }

@@ -452,7 +452,8 @@ impl Rank {
             }
         };
         let loaded = loaded?;
-        loading.end(&a.model_path, loaded.bytes());
+        let all_loaded = loading.end(&a.model_path, loaded.bytes());
+        self.host.tell(wire::worker_message::Message::Progress(all_loaded));
         if let Loaded::Device(weights) = &loaded {
             tracing::info!(group = a.group, rank, held = weights.held(), "weights on the GPU");
         }

@@ -19,6 +19,7 @@ pub(crate) struct Loading {
     reported: Option<Instant>,
     logged: Instant,
     done: u64,
+    total: u64,
 }
 
 impl Loading {
@@ -32,12 +33,13 @@ impl Loading {
             reported: None,
             logged: now,
             done: 0,
+            total: 0,
         }
     }
 
     /// Takes in how far it is; what to tell the cluster, if it is time.
     pub(crate) fn at(&mut self, loaded_bytes: u64, total_bytes: u64) -> Option<wire::LoadProgress> {
-        self.done = loaded_bytes;
+        (self.done, self.total) = (loaded_bytes, total_bytes);
         let bytes_per_second = self.speed();
         if self.logged.elapsed() >= LOG_INTERVAL {
             self.logged = Instant::now();
@@ -55,12 +57,21 @@ impl Loading {
             return None;
         }
         self.reported = Some(Instant::now());
-        let (group, epoch) = (self.group, self.epoch);
-        Some(wire::LoadProgress { group, epoch, loaded_bytes, total_bytes, bytes_per_second })
+        Some(self.told())
     }
 
-    /// Says how it went.
-    pub(crate) fn end(&self, model: &str, memory_bytes: usize) {
+    fn told(&self) -> wire::LoadProgress {
+        wire::LoadProgress {
+            group: self.group,
+            epoch: self.epoch,
+            loaded_bytes: self.done,
+            total_bytes: self.total,
+            bytes_per_second: self.speed(),
+        }
+    }
+
+    /// Says how it went; what to tell the cluster, at once: a rank that waits for the others has nothing left to load.
+    pub(crate) fn end(&self, model: &str, memory_bytes: usize) -> wire::LoadProgress {
         tracing::info!(
             model,
             memory_bytes,
@@ -70,6 +81,7 @@ impl Loading {
             share_of_read_speed = self.share(),
             "weights loaded"
         );
+        wire::LoadProgress { loaded_bytes: self.total, ..self.told() }
     }
 
     fn speed(&self) -> u64 {
@@ -99,6 +111,9 @@ mod tests {
         assert_eq!(loading.at(20, 40), None, "not so soon");
         loading.reported = None;
         assert_eq!(loading.at(40, 40).map(|told| told.loaded_bytes), Some(40));
+        assert_eq!(loading.at(39, 40), None, "not so soon");
+        let last = loading.end("m", 40);
+        assert_eq!((last.group, last.epoch, last.loaded_bytes, last.total_bytes), (3, 7, 40, 40));
         assert!(loading.share() >= 1.0);
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use foggara_proto::wire::admin::PutNoteRequest;
 use foggara_tests::ask::Ask;
+use foggara_tests::process::Stopped;
 use foggara_tests::prometheus::{Prometheus, promtool};
 use foggara_tests::setup::Setup;
 use foggara_tests::{http, machine, paths, process, wait};
-use rustix::process::Signal;
 
 /// Times are so many times shorter here.
 const TIMES: u32 = 30;
@@ -47,8 +47,10 @@ fn rules_name_metrics_that_exist_and_alerts_have_runbooks() {
     let pages: BTreeSet<String> =
         pages.filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned())).collect();
     assert_eq!(alerts, pages, "an alert for each page, and a page for each alert");
+    let causes = include_str!("watched.rs").to_owned() + crate::alarmed::CAUSES;
     for alert in &alerts {
         assert!(rules.contains(&format!("runbook: docs/runbooks/{alert}.md")), "{alert}");
+        assert!(causes.contains(&format!("\"{alert}\"")), "no test makes {alert} fire");
     }
 }
 
@@ -119,22 +121,6 @@ async fn every_panel_shows_something_of_a_busy_cluster() {
     tokio::select! {
         () = busy => {}
         () = shown => {}
-    }
-}
-
-/// Stops what is stopped here on drop, too: a failing test must not leave stopped processes behind.
-struct Stopped(Vec<u32>);
-
-impl Stopped {
-    fn new(pids: &[u32]) -> Self {
-        pids.iter().for_each(|pid| process::signal(*pid, Signal::STOP));
-        Self(pids.to_vec())
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
     }
 }
 

@@ -88,15 +88,16 @@ pub struct Told {
 }
 
 impl Told {
-    /// Tokens routed to experts, for a report.
+    /// Tokens routed to experts, for a report: of the layers that had any, every expert's. That one got none says as much about
+    /// how even they are as that another got many.
     pub(super) fn take_experts(&mut self) -> Vec<ExpertCount> {
         let counts = std::mem::take(&mut self.experts);
         let of_layer = |(layer, counts): (usize, Vec<u64>)| {
-            let used = counts.into_iter().enumerate().filter(|(_, tokens)| *tokens > 0);
-            used.map(move |(expert, tokens)| ExpertCount { layer: word(layer), expert: word(expert), tokens })
-                .collect::<Vec<_>>()
+            let named = |(expert, tokens)| ExpertCount { layer: word(layer), expert: word(expert), tokens };
+            counts.into_iter().enumerate().map(named).collect::<Vec<_>>()
         };
-        counts.into_iter().enumerate().flat_map(of_layer).collect()
+        let used = counts.into_iter().enumerate().filter(|(_, counts)| counts.iter().any(|n| *n > 0));
+        used.flat_map(of_layer).collect()
     }
 
     /// What each rank has done, for a report.
@@ -163,6 +164,15 @@ mod tests {
             assert_eq!(whole(halves(number)), number);
         }
         assert_eq!(whole(halves(u64::MAX)), (1 << 48) - 1);
+    }
+
+    #[test]
+    fn experts_that_got_nothing_are_named_beside_those_that_did() {
+        let mut told = Told { experts: vec![vec![0, 5], vec![0, 0], vec![7, 0]], ranks: Vec::new() };
+        let count = |layer, expert, tokens| ExpertCount { layer, expert, tokens };
+        let expected = [count(0, 0, 0), count(0, 1, 5), count(2, 0, 7), count(2, 1, 0)];
+        assert_eq!(told.take_experts(), expected);
+        assert_eq!(told.take_experts(), [], "each token once");
     }
 
     #[test]

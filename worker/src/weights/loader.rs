@@ -228,9 +228,10 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         Ok(values)
     }
 
-    /// Says how many bytes will be read in all.
-    pub(super) fn expect(&mut self, total: u64) {
+    /// Says how many bytes will be read in all, and that none has been: the first read may be the one that hangs.
+    pub(super) fn expect(&mut self, total: u64) -> Result<(), LoadError> {
         self.total = total;
+        self.count(0)
     }
 }
 

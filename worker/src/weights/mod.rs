@@ -102,7 +102,7 @@ impl<M: Held> RankWeights<M> {
         for layer in slice.layers.clone() {
             total += LayerWeights::<M>::bytes_read(&loader, slice, layer)?;
         }
-        loader.expect(total);
+        loader.expect(total)?;
         let matrix = |loader: &mut Loader<'_, '_, S>, part: Option<loader::Part>| {
             part.map(|part| loader.matrix(&[part])).transpose()
         };
