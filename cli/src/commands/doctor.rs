@@ -66,10 +66,6 @@ pub(crate) struct Arguments {
     /// Read what is not given here from the process's own file, coordinator.toml or worker.toml: it is looked at as that process
     /// would use it
     #[arg(long, value_name = "FILE")]
-    #[expect(
-        dead_code,
-        reason = "it was read before: what it says has become defaults of the other options"
-    )]
     config: Option<PathBuf>,
     #[command(flatten)]
     token: TokenArguments,
@@ -81,6 +77,9 @@ pub(crate) struct Arguments {
 /// Looks and prints; fails if there is a fault.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let asked = arguments.asked()?;
+    if let Some(path) = &arguments.config {
+        eprintln!("looking at what {} says", path.display());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let faults = runtime.block_on(examine(&asked, arguments.json))?;
     anyhow::ensure!(faults == 0, "this host is not fit: {}", counted(faults, "fault"));

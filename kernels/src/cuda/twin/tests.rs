@@ -35,7 +35,7 @@ const FATAL: [(&str, &str); 14] = [
     ("too_many_arrive", "more arrive at a barrier than it counts"),
     ("shared_behind", "fault_shared, block (0, 0, 0), thread 1 of 64: no memory at"),
     ("shared_slack", "wrote behind its dynamic shared memory"),
-    ("copy_unaligned", "copies from an address that is not aligned to 16"),
+    ("copy_unaligned", "copies from an address that is not aligned to what is copied"),
     ("wide_unaligned", "fault_wide, block (0, 0, 0), thread 0 of 64:"),
     ("index", "index 16 out of bounds"),
     ("order", "fault_order, block (1, 0, 0), thread 5 of 64: ends without wait_for_kernel_before"),
