@@ -81,11 +81,12 @@ fn part(name: &'static str, of: &str, kind: &[&str], filter: Option<&str>) -> Re
     test_run::run(name, cargo_test(kind).args(filter))
 }
 
-/// Clusters of real processes; one test at a time, since each wants the machine's cores.
+/// Clusters of real processes; two tests at a time: most wait for states more than they compute. Those that must have the machine to
+/// themselves wait for it (`tests/src/machine.rs`).
 fn cluster_tests(filter: Option<&str>, soak: bool) -> Result<Tally> {
     println!("\ncluster tests, of real processes:");
     run_command(&mut build(&["foggara"]))?;
-    let mut command = cargo_test(&["--test", "*", "--", "--test-threads=1"]);
+    let mut command = cargo_test(&["--test", "*", "--", "--test-threads=2"]);
     command.args(filter);
     if soak {
         command.env("FOGGARA_SOAK", "1");

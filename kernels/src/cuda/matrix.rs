@@ -124,7 +124,7 @@ impl DeviceMatrix {
     }
 
     /// A matrix of the elements `bytes`, row after row without gaps, little-endian. Of a kind with blocks as
-    /// [`pack_row`](super::pack_row) makes rows.
+    /// [`pack_row`] makes rows.
     ///
     /// # Errors
     /// If there is no such memory.
@@ -145,7 +145,7 @@ impl DeviceMatrix {
     }
 
     /// A matrix of the numbers `values` (row after row), rounded to `kind`. F8 gets the scale of each row that makes its largest
-    /// element 448; blocks are those of [`quantize_row`](crate::op::quantize_weights::quantize_row).
+    /// element 448; blocks are those of [`quantize_row`].
     ///
     /// # Errors
     /// If there is no such memory.
