@@ -51,6 +51,19 @@ impl Notified {
         }
     }
 
+    /// Waits until each of `all` is said, in whatever order.
+    ///
+    /// # Panics
+    /// If one is not.
+    pub fn until_all(&mut self, all: &[&str]) {
+        let (mut awaited, mut said) = (all.to_vec(), Vec::new());
+        while let Some(what) = awaited.first() {
+            said.extend(self.until(what));
+            awaited.remove(0);
+            awaited.retain(|what| !said.iter().any(|line: &String| line.starts_with(what)));
+        }
+    }
+
     /// Forgets what has been said, and gives what is said within `time`.
     pub fn within(&mut self, time: Duration) -> Option<String> {
         while self.next(Duration::from_millis(1)).is_some() {}

@@ -87,8 +87,8 @@ async fn a_service_manager_hears_how_they_are() {
     let before = of_worker.until("EXTEND_TIMEOUT_USEC=");
     assert!(!before.iter().any(|line| line == "READY=1"), "there is no cluster to be in: {before:?}");
     let mut coordinator = files.start("coordinator", &of_coordinator);
-    of_coordinator.until("READY=1");
-    of_coordinator.until("STATUS=leader in term ");
+    // It may lead before it is ready, or after.
+    of_coordinator.until_all(&["READY=1", "STATUS=leader in term "]);
     let before = of_worker.until("READY=1");
     assert!(before.iter().any(|line| line.starts_with("STATUS=joined as worker ")), "{before:?}");
     let client = files.client();
