@@ -12,6 +12,9 @@ use foggara_kernels::op::panels::WeightMatrix;
 use foggara_kernels::op::stored::RowRun;
 use foggara_kernels::{ThreadPool, WeightType};
 
+/// Bytes of the matrices that are read in turn.
+const TOGETHER: usize = 256 << 20;
+
 fn main() {
     let pool = ThreadPool::new(1);
     println!(
@@ -22,6 +25,20 @@ fn main() {
         "f32 FMA, 1 thread: {:.1} GFLOP/s",
         foggara_kernels::cpu::measure::fma_rate(1, 200) as f64 / 1e9
     );
+    for ty in [WeightType::Q4_0, WeightType::Q4_1, WeightType::Q8_0, WeightType::BF16] {
+        for (rows, cols) in [(1536, 576), (576, 1536), (2048, 2048)] {
+            let pack =
+                |bytes: Vec<u8>| WeightMatrix::pack(ty, rows, cols, 0, cols, &bytes).expect("sizes agree");
+            from_memory(&pool, &ty.to_string(), &many(rows, cols, ty, pack));
+            if !ty.is_quantized() {
+                let stored = |bytes| {
+                    let run = RowRun::new(Arc::new(bytes), 0, ty.row_bytes(cols), rows);
+                    WeightMatrix::of_stored(ty, cols, vec![run]).expect("sizes agree")
+                };
+                from_memory(&pool, &format!("{ty} as stored"), &many(rows, cols, ty, stored));
+            }
+        }
+    }
     for (rows, cols) in [(1536, 576), (4096, 4096)] {
         for ty in WeightType::ALL {
             if cols % ty.block_elems() != 0 {
@@ -37,6 +54,36 @@ fn main() {
             }
         }
     }
+}
+
+/// One row with many matrices in turn, which lie in memory and not in the processor's cache.
+fn from_memory(pool: &ThreadPool, what: &str, matrices: &[WeightMatrix]) {
+    let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
+    let mut x = Activations::new(1, cols);
+    x.f32_rows_mut().fill(0.5);
+    x.quantize(pool);
+    let mut y = vec![0.0; rows];
+    let seconds = (0..5).map(|_| {
+        let started = Instant::now();
+        for w in matrices {
+            matmul(pool, w, &x, &mut y, rows);
+        }
+        started.elapsed().as_secs_f64()
+    });
+    let best = seconds.fold(f64::MAX, f64::min);
+    let read = matrices.iter().map(WeightMatrix::bytes).sum::<usize>() as f64;
+    println!("{rows}×{cols} {what:14} from memory, 1 row: {:6.1} GB/s of weights", read / best / 1e9);
+}
+
+/// As many matrices as do not fit a processor's cache.
+fn many(
+    rows: usize,
+    cols: usize,
+    ty: WeightType,
+    make: impl Fn(Vec<u8>) -> WeightMatrix,
+) -> Vec<WeightMatrix> {
+    let size = rows * ty.row_bytes(cols);
+    (0..TOGETHER.div_ceil(size)).map(|_| make(vec![1; size])).collect()
 }
 
 fn measure(pool: &ThreadPool, w: &WeightMatrix, what: &str) {

@@ -16,6 +16,19 @@ pub(crate) fn prefetch_line(address: *const u8) {
     let _ = address;
 }
 
+/// Asks for the line at `address`, whatever is there, into a cache that is not the nearest: for what is needed later.
+#[inline(always)]
+pub(crate) fn prefetch_far(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Asks for all of `ahead`: it comes while something else is computed. Nothing happens where the machine cannot.
 #[inline(always)]
 pub(crate) fn prefetch<T>(ahead: &[T]) {
@@ -27,4 +40,14 @@ pub(crate) fn prefetch<T>(ahead: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (ahead, LINE);
+}
+
+/// Asks for `size` bytes of `bytes` from `at` on, and no more than there are.
+#[inline(always)]
+pub(crate) fn prefetch_part(bytes: &[u8], at: usize, size: usize) {
+    for line in (0..size).step_by(LINE) {
+        if at + line < bytes.len() {
+            prefetch_line(bytes.as_ptr().wrapping_add(at + line));
+        }
+    }
 }

@@ -16,12 +16,12 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 use self::tiles::rows_of as rows_in_tiles;
 use super::activations::{ActBlock, Activations};
-use super::panels::{Min, PANEL_ROWS, PanelFormat, WeightMatrix};
+use super::panels::{LEAD, Min, PANEL_ROWS, PanelFormat, WeightMatrix};
 use crate::cpu::lanes::PanelLanes;
 use crate::cpu::pool::ThreadPool;
-use crate::cpu::prefetch::prefetch;
+use crate::cpu::prefetch::prefetch_part;
 use crate::cpu::shared_slice::SharedSlice;
-use crate::cpu::simd_panels;
+use crate::cpu::{simd, simd_panels};
 use crate::dtype::WeightType;
 
 /// Activation rows that share the unpacked weights of a block where there are 16 registers, and where there are 32 of twice
@@ -32,7 +32,7 @@ const WIDE_TILE: usize = 8;
 /// Panels of one task: small enough to balance threads, large enough to be worth claiming. An even number: some lanes hold two.
 const TASK_PANELS: usize = 8;
 
-/// Tasks of each thread where they are large.
+/// Tasks of each thread where there are panels enough.
 const TASKS_EACH: usize = 4;
 
 /// `y[t · y_stride + r] = Σ_k w[r, k] · x[t, k]` for every row `t` of `x`; overwrites.
@@ -54,7 +54,7 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     let panels = rows.div_ceil(PANEL_ROWS);
     let out = SharedSlice::new(y);
     let in_tiles = rows_in_tiles(w, batch);
-    let of_task = task_panels(panels, in_tiles, pool.threads());
+    let of_task = task_panels(panels, pool.threads());
     pool.run(panels.div_ceil(of_task), |task| {
         let from = task * of_task;
         let to = panels.min(from + of_task);
@@ -65,18 +65,18 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
         if in_tiles > 0 {
             tiles::run(w, x, in_tiles, (from, to), &out, y_stride);
         }
+        if batch == 1 {
+            return run_one_row(w, x, from, to, &out, y_stride);
+        }
         run_panels(w, x, in_tiles, from, to, &out, y_stride);
     });
 }
 
-/// Panels of each task. With tiles, what a task does before its first panel (scales of all blocks of all rows are put in order) is
-/// as much as a panel or two: so tasks are few, and large.
-fn task_panels(panels: usize, in_tiles: usize, threads: usize) -> usize {
-    let each = match (in_tiles, threads) {
-        (0, _) => 0,
-        (_, 1) => panels,
-        _ => panels / (TASKS_EACH * threads),
-    };
+/// Panels of each task; all, for a thread that is alone. With tiles, what a task does before its first panel (scales of all blocks
+/// of all rows are put in order) is as much as a panel or two; without, a task's first panels are not asked for by its own thread:
+/// so tasks are few, and large.
+fn task_panels(panels: usize, threads: usize) -> usize {
+    let each = if threads == 1 { panels } else { panels / (TASKS_EACH * threads) };
     each.next_multiple_of(2).max(TASK_PANELS)
 }
 
@@ -96,6 +96,30 @@ simd_panels! {
         out: &SharedSlice<'_, f32>,
         stride: usize,
     ) => run_panels_body
+}
+
+simd! {
+    fn run_one_row(
+        w: &WeightMatrix,
+        x: &Activations,
+        from: usize,
+        to: usize,
+        out: &SharedSlice<'_, f32>,
+        stride: usize,
+    ) => run_one_row_body
+}
+
+/// Panel by panel, whatever the machine has: one row waits for memory, which gives most when it is read from end to end.
+#[inline(always)]
+fn run_one_row_body<L: PanelLanes<1>>(
+    w: &WeightMatrix,
+    x: &Activations,
+    from: usize,
+    to: usize,
+    out: &SharedSlice<'_, f32>,
+    stride: usize,
+) {
+    run_panels_body::<L, 1>(w, x, 0, from, to, out, stride);
 }
 
 #[inline(always)]
@@ -128,29 +152,23 @@ fn run_panels_body<L: PanelLanes<P>, const P: usize>(
 
 /// How one kind of panel is multiplied with `T` activation rows.
 trait PanelProduct {
+    /// What is `ahead` is asked for meanwhile, a part with each block: in the order of memory, although two panels are read at a
+    /// time, so that the machine, too, sees what comes next.
     fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
         panels: [&[u8]; P],
+        ahead: Option<&[u8]>,
         x: &Activations,
         first: usize,
     ) -> [L; T];
-
-    /// The same. The panels `ahead` may be asked for, block by block.
-    #[inline(always)]
-    fn product_before<L: PanelLanes<P>, const P: usize, const T: usize>(
-        panels: [&[u8]; P],
-        _ahead: Option<[&[u8]; P]>,
-        x: &Activations,
-        first: usize,
-    ) -> [L; T] {
-        Self::product(panels, x, first)
-    }
 }
 
 impl WeightMatrix {
-    /// The panels after the `P` from `first` on, of those before `to`; where there is one less, the last is there twice.
+    /// What is to be asked for while the `P` panels from `first` on are read, in that order: as many bytes as they have, the first of
+    /// which are needed [`LEAD`] after the beginning of the last panel. It goes on into the next task's.
     #[inline(always)]
-    fn next_panels<const P: usize>(&self, first: usize, to: usize) -> Option<[&[u8]; P]> {
-        (first + P < to).then(|| std::array::from_fn(|p| self.panel((first + P + p).min(to - 1))))
+    fn ahead<const P: usize>(&self, first: usize) -> &[u8] {
+        let from = (first + P - 1) * self.panel_bytes + LEAD;
+        self.bytes_between(from, from + P * self.panel_bytes)
     }
 }
 
@@ -172,22 +190,22 @@ fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
             }
         }
         // What is next comes while the first rows meet this: memory is further away than the machine looks ahead by itself.
-        let mut ahead = if P > 1 && first_row == 0 { w.next_panels(first, to) } else { None };
+        let mut ahead = ((P > 1 || x.rows() == 1) && first_row == 0).then(|| w.ahead::<P>(first));
         let mut t = first_row;
         if P > 1 {
             while t + WIDE_TILE <= x.rows() {
-                out.put(first, t, F::product_before::<L, P, WIDE_TILE>(panels, ahead.take(), x, t));
+                out.put(first, t, F::product::<L, P, WIDE_TILE>(panels, ahead.take(), x, t));
                 t += WIDE_TILE;
             }
         }
         while t + TILE <= x.rows() {
-            out.put(first, t, F::product_before::<L, P, TILE>(panels, ahead.take(), x, t));
+            out.put(first, t, F::product::<L, P, TILE>(panels, ahead.take(), x, t));
             t += TILE;
         }
         match x.rows() - t {
-            1 => out.put(first, t, F::product_before::<L, P, 1>(panels, ahead.take(), x, t)),
-            2 => out.put(first, t, F::product_before::<L, P, 2>(panels, ahead.take(), x, t)),
-            3 => out.put(first, t, F::product_before::<L, P, 3>(panels, ahead.take(), x, t)),
+            1 => out.put(first, t, F::product::<L, P, 1>(panels, ahead.take(), x, t)),
+            2 => out.put(first, t, F::product::<L, P, 2>(panels, ahead.take(), x, t)),
+            3 => out.put(first, t, F::product::<L, P, 3>(panels, ahead.take(), x, t)),
             _ => {}
         }
     }
@@ -270,16 +288,7 @@ impl<const TY: u8> PanelProduct for Quantized<TY> {
     #[inline(always)]
     fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
         panels: [&[u8]; P],
-        x: &Activations,
-        first: usize,
-    ) -> [L; T] {
-        Self::product_before(panels, None, x, first)
-    }
-
-    #[inline(always)]
-    fn product_before<L: PanelLanes<P>, const P: usize, const T: usize>(
-        panels: [&[u8]; P],
-        ahead: Option<[&[u8]; P]>,
+        ahead: Option<&[u8]>,
         x: &Activations,
         first: usize,
     ) -> [L; T] {
@@ -293,9 +302,7 @@ impl<const TY: u8> PanelProduct for Quantized<TY> {
         let mut acc = [L::splat(0.0); T];
         for b in 0..count {
             if let Some(ahead) = ahead {
-                for panel in ahead {
-                    prefetch(&panel[b * f.block_bytes()..][..f.block_bytes()]);
-                }
+                prefetch_part(ahead, b * P * f.block_bytes(), P * f.block_bytes());
             }
             let mut block = whole;
             for p in 0..P {
@@ -346,6 +353,7 @@ macro_rules! float_product {
             #[inline(always)]
             fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
                 panels: [&[u8]; P],
+                ahead: Option<&[u8]>,
                 x: &Activations,
                 first: usize,
             ) -> [L; T] {
@@ -357,7 +365,11 @@ macro_rules! float_product {
                     rows[t] = &x.row(first + t).as_chunks().0[..count / 2];
                 }
                 let (mut even, mut odd) = ([L::splat(0.0); T], [L::splat(0.0); T]);
+                let bytes = P * size_of::<[[$unit; PANEL_ROWS]; 2]>();
                 for pair in 0..count / 2 {
+                    if let Some(ahead) = ahead {
+                        prefetch_part(ahead, pair * bytes, bytes);
+                    }
                     let w0 = L::$load(pairs.map(|pairs| &pairs[pair][0]));
                     let w1 = L::$load(pairs.map(|pairs| &pairs[pair][1]));
                     for t in 0..T {

@@ -19,6 +19,10 @@ use crate::error::KernelError;
 /// Rows of a panel: the lanes of a vector.
 pub const PANEL_ROWS: usize = 8;
 
+/// Where two panels are read at a time: how many bytes ahead of where it begins the second is asked for. About what memory gives
+/// while a line is on its way; more would fill the nearest cache.
+pub(crate) const LEAD: usize = 4096;
+
 /// How a quantized format is laid out in a panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PanelFormat {
@@ -269,6 +273,17 @@ impl WeightMatrix {
     pub(crate) fn panel(&self, p: usize) -> &[u8] {
         match &self.storage {
             Storage::Panels(memory) => &memory.bytes()[p * self.panel_bytes..][..self.panel_bytes],
+            Storage::Rows(_) => &[],
+        }
+    }
+
+    /// Bytes `from..to` of all panels, which lie one after the other; as many of them as there are.
+    pub(crate) fn bytes_between(&self, from: usize, to: usize) -> &[u8] {
+        match &self.storage {
+            Storage::Panels(memory) => {
+                let bytes = memory.bytes();
+                &bytes[from.min(bytes.len())..to.min(bytes.len())]
+            }
             Storage::Rows(_) => &[],
         }
     }

@@ -3,7 +3,7 @@
 
 use super::{Output, PANEL_ROWS, TILE, WIDE_TILE};
 use crate::cpu::lanes::PanelLanes;
-use crate::cpu::prefetch::prefetch_line;
+use crate::cpu::prefetch::{prefetch_far, prefetch_line};
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::simd_panels;
 use crate::dtype::WeightType;
@@ -13,6 +13,9 @@ use crate::op::stored::StoredRows;
 
 /// So many bytes of each row are asked for ahead: of all rows of a panel together, about what memory can have on its way.
 const AHEAD: usize = 256;
+/// Rows shorter than this are asked for in the order of memory, a group ahead: the machine begins to look ahead anew in each page,
+/// and with sixteen rows at a time it hardly does in short ones.
+const SHORT: usize = 4096;
 const LINE: usize = 64;
 /// Columns that become lanes at once.
 const COLUMNS: usize = 8;
@@ -113,6 +116,8 @@ struct Group<'a, const P: usize> {
     rows: [[&'a [u8]; PANEL_ROWS]; P],
     /// Bytes of each.
     len: usize,
+    /// They lie one after the other, and are short.
+    together: bool,
 }
 
 impl<'a, const P: usize> Group<'a, P> {
@@ -124,12 +129,22 @@ impl<'a, const P: usize> Group<'a, P> {
         for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
             *row = stored.row((panel * PANEL_ROWS + i).min(count - 1));
         }
-        Self { rows, len: rows[0][0].len() }
+        let (len, flat) = (rows[0][0].len(), rows.as_flattened());
+        let last = flat[flat.len() - 1].as_ptr();
+        let together = len < SHORT && last == flat[0].as_ptr().wrapping_add(len * (flat.len() - 1));
+        Self { rows, len, together }
     }
 
-    /// Asks for what is [`AHEAD`] of byte `at` of each row, where rows end in those of `next`.
+    /// Asks for what is [`AHEAD`] of byte `at` of each row, where rows end in those of `next`; for as much of `next`, if that lies together.
     #[inline(always)]
     fn ask(&self, next: &Self, at: usize) {
+        if next.together {
+            let rows = next.rows.as_flattened();
+            for line in 0..rows.len() {
+                prefetch_far(rows[0].as_ptr().wrapping_add(at * rows.len() + line * LINE));
+            }
+            return;
+        }
         let ahead = at + AHEAD;
         let (rows, at) = if ahead < self.len { (&self.rows, ahead) } else { (&next.rows, ahead - self.len) };
         if at < self.len {

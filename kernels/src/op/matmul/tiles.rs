@@ -8,7 +8,7 @@ use crate::cpu::amx::{ROWS, SETS, Sums, Tiles, WEIGHT_BYTES, Weights};
 use crate::cpu::avx512::{F32x16, unpack_i8, unpack_u4};
 use crate::cpu::detect::{Widest, features};
 use crate::cpu::lanes::PanelLanes;
-use crate::cpu::prefetch::prefetch;
+use crate::cpu::prefetch::prefetch_part;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::dtype::WeightType;
 use crate::op::activations::{ActBlock, Activations};
@@ -110,7 +110,7 @@ impl Work<'_> {
             for (b, to) in unpacked[..count].iter_mut().enumerate() {
                 unpack(f, block_of(f, panels, b), to);
             }
-            let mut ahead = self.w.next_panels(first, self.to);
+            let mut ahead = Some(self.w.ahead::<2>(first));
             for (tile, factors) in factors.chunks_exact(count).enumerate() {
                 let row = tile * ROWS;
                 let products =
@@ -126,7 +126,7 @@ impl Work<'_> {
     fn product<const TY: u8>(
         &self,
         panels: [&[u8]; 2],
-        ahead: Option<[&[u8]; 2]>,
+        ahead: Option<&[u8]>,
         unpacked: &[Weights],
         row: usize,
         factors: &[Factors],
@@ -140,9 +140,7 @@ impl Work<'_> {
             ($b:expr, $which:literal) => {
                 if $b < count {
                     if let Some(ahead) = ahead {
-                        let [one, other] = block_of(f, ahead, $b);
-                        prefetch(one);
-                        prefetch(other);
+                        prefetch_part(ahead, $b * 2 * f.block_bytes(), 2 * f.block_bytes());
                     }
                     self.dots::<TY, $which>(a, count, $b, &unpacked[$b], &mut sums[$which]);
                 }
