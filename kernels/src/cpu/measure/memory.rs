@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{PARTS, buffer, sum};
+use super::{PARTS, best_of_all, buffer, sum};
 
 /// What each thread reads in a turn: so much that the wait for its first line does not count.
 const TURN_BYTES: usize = 8 << 20;
@@ -19,7 +19,7 @@ pub(super) fn bandwidth(threads: usize, millis: u64) -> u64 {
     let (together, goes_on) = (Barrier::new(threads), AtomicBool::new(true));
     let reader = |thread: usize| {
         let buffer = buffer(TURN_BYTES, thread);
-        let mut best = 0.0f64;
+        let mut rates = Vec::new();
         for _ in 0..PARTS {
             let (started, mut reading, mut bytes) = (Instant::now(), Duration::ZERO, 0);
             loop {
@@ -38,15 +38,14 @@ pub(super) fn bandwidth(threads: usize, millis: u64) -> u64 {
                     break;
                 }
             }
-            best = best.max(bytes as f64 / reading.as_secs_f64());
+            rates.push(bytes as f64 / reading.as_secs_f64());
         }
-        best
+        rates
     };
     std::thread::scope(|scope| {
         let reader = &reader;
         let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || reader(thread))).collect();
-        let rates = threads.into_iter().map(|thread| thread.join().expect("the measurement does not panic"));
-        rates.sum::<f64>() as u64
+        best_of_all(threads.into_iter().map(|thread| thread.join().expect("the measurement does not panic")))
     })
 }
 
