@@ -1,8 +1,12 @@
 //! Linux hosts on this machine, as empty as this one is: each has a network, processes and a file system of its own (what it writes
-//! stays apart from what is there), and an SSH server. Needs root.
+//! stays apart from what is there), and an SSH server; with systemd to keep it, where that is wanted. Needs root.
+
+mod group;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use group::Group;
 
 use crate::netns::{self, ip};
 use crate::process::{self, Process};
@@ -16,42 +20,17 @@ pub const MODELS: &str = "/models";
 /// Where it has the tiny ones of `tests/golden`, read-only.
 pub const GOLDEN: &str = "/golden";
 
-/// Makes a host, as process 1 of it: the arguments are its folder, its name, its address, the repository, and the packages of OpenSSH.
-/// Its root is this machine's, under a layer that takes what is written (in memory where the disk is itself such a layer); the
-/// repository, temporary files and what runs here are hidden.
-const BOOT: &str = r#"
-set -eu
-folder=$1 name=$2 address=$3 repository=$4 openssh=$5
-cd "$folder"
-mkdir -p upper work root
-mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root 2>/dev/null || {
-    mount -t tmpfs tmpfs work
-    mkdir work/upper work/work
-    mount -t overlay overlay -o lowerdir=/,upperdir=work/upper,workdir=work/work root
+/// Makes a host, as process 1 of it.
+const BOOT: &str = include_str!("hosts/boot.sh");
+
+/// What runs as process 1 of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    /// The SSH server: there is nothing else.
+    Sshd,
+    /// systemd, which keeps the SSH server and whatever is asked of it.
+    Systemd,
 }
-mount --rbind /dev root/dev
-mount -t tmpfs tmpfs root/dev/shm
-mount --rbind /sys root/sys
-mount -t proc proc root/proc
-mkdir -p root/models
-mount --bind "$(readlink -f "$repository/.cache/models")" root/models
-mount -o remount,bind,ro root/models
-mkdir -p root/golden
-mount --bind "$repository/tests/golden" root/golden
-mount -o remount,bind,ro root/golden
-cp -r "$openssh"/usr/. root/usr
-[ ! -d "$openssh/lib" ] || cp -r "$openssh"/lib/. "root$(readlink -f /lib)"
-mkdir -p root/etc/ssh/test
-cp ssh_host_ed25519_key authorized_keys root/etc/ssh/test
-chmod 600 root/etc/ssh/test/*
-for hidden in "root$repository" root/run root/tmp root/root; do mount -t tmpfs tmpfs "$hidden"; done
-mkdir -p root/run/sshd
-grep -q '^sshd:' root/etc/passwd || echo 'sshd:x:74:74::/run/sshd:/usr/sbin/nologin' >>root/etc/passwd
-hostname "$name"
-exec chroot root env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /usr/sbin/sshd -D -e -f /dev/null \
-    -o ListenAddress="$address" -o HostKey=/etc/ssh/test/ssh_host_ed25519_key -o UsePAM=no -o PidFile=none \
-    -o AuthorizedKeysFile=/etc/ssh/test/authorized_keys -o StrictModes=no -o PermitRootLogin=prohibit-password
-"#;
 
 /// Hosts that reach each other and the operator, and nothing else. Gone, with all that runs on them, when dropped.
 #[derive(Debug)]
@@ -69,15 +48,26 @@ struct Host {
     namespace: String,
     host_key: String,
     first: Process,
+    /// Where systemd is process 1.
+    group: Option<Group>,
     folder: PathBuf,
 }
 
 impl Hosts {
-    /// Makes those with these names, and waits until each can be logged in to.
+    /// Makes those with these names.
     ///
     /// # Panics
     /// With what to do about it, if the system does not allow it.
     pub fn new(test: &str, names: &[&str]) -> Self {
+        Self::with(First::Sshd, test, names)
+    }
+
+    /// The same, with systemd as process 1 of each.
+    pub fn with_systemd(test: &str, names: &[&str]) -> Self {
+        Self::with(First::Systemd, test, names)
+    }
+
+    fn with(first: First, test: &str, names: &[&str]) -> Self {
         netns::must_be_root();
         let id = netns::unused();
         let switch = format!("foggara-s{id}");
@@ -90,11 +80,11 @@ impl Hosts {
         ip(&["-n", switch, "link", "set", "bridge", "up"]);
         ip(&["-n", switch, "link", "set", "lo", "up"]);
         make_key(&made.private_key());
-        names.iter().enumerate().for_each(|(number, name)| made.add(number, name, &id));
+        names.iter().enumerate().for_each(|(number, name)| made.add(first, number, name, &id));
         made
     }
 
-    fn add(&mut self, number: usize, name: &str, id: &str) {
+    fn add(&mut self, first: First, number: usize, name: &str, id: &str) {
         let namespace = format!("foggara-h{number}-{id}");
         let (end, address) = (format!("h{number}"), self.address(number));
         ip(&["netns", "add", &namespace]);
@@ -122,11 +112,18 @@ impl Hosts {
         make_key(&key);
         std::fs::copy(self.private_key().with_extension("pub"), folder.join("authorized_keys"))
             .expect("the key is there");
+        let group = (first == First::Systemd).then(|| Group::new(&namespace));
         let mut command = Command::new("setpriv");
         // Ends with the thread that makes it: the test's own.
-        command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &namespace]);
+        command.args(["--pdeathsig", "KILL"]);
+        if let Some(group) = &group {
+            command.args(["sh", "-c", r#"echo $$ >"$0"; exec "$@""#]).arg(group.members());
+        }
+        command.args(["ip", "netns", "exec", &namespace, "unshare"]);
+        if group.is_some() {
+            command.arg("--cgroup");
+        }
         command.args([
-            "unshare",
             "--mount",
             "--pid",
             "--uts",
@@ -138,13 +135,15 @@ impl Hosts {
         ]);
         command.args(["sh", "-c", BOOT, "boot"]).arg(&folder).args([name, &address]);
         command.arg(paths::root()).arg(paths::openssh());
-        let first = Process::start(name, command, &folder.join("sshd.log"));
+        command.arg(if first == First::Systemd { "systemd" } else { "sshd" });
+        let first = Process::start(name, command, &folder.join("first.log"));
         let host_key = std::fs::read_to_string(key.with_extension("pub")).expect("it was made");
         self.hosts.push(Host {
             name: name.into(),
             namespace,
             host_key: host_key.trim().into(),
             first,
+            group,
             folder,
         });
     }
@@ -243,12 +242,23 @@ impl Hosts {
         PathBuf::from(format!("/proc/{}/root{path}", self.first(number)))
     }
 
+    /// The end of a host's journal, also where nobody can log in.
+    fn journal(&self, number: usize) -> String {
+        let mut command = Command::new("nsenter");
+        command.args(["--all", "--target", &self.first(number).to_string()]);
+        let output = command.args(["journalctl", "--no-pager", "--lines", "200"]).output();
+        output.map_or_else(|e| format!("{e}"), |output| process::text(&output))
+    }
+
     /// Shows what happened on them.
     fn show_logs(&self) {
         for (number, host) in self.hosts.iter().enumerate() {
             host.first.show_log();
             if process::children(host.first.pid()).is_empty() {
                 continue;
+            }
+            if host.group.is_some() {
+                eprintln!("--- {}: its journal\n{}", host.name, self.journal(number));
             }
             let logs =
                 std::fs::read_dir(self.path(number, "/var/log/foggara")).into_iter().flatten().flatten();
@@ -268,6 +278,7 @@ impl Drop for Hosts {
             host.first.kill();
             // What a layer keeps for itself cannot be read, only removed.
             std::fs::remove_dir_all(host.folder.join("work")).ok();
+            drop(host.group.take());
         }
         for namespace in self.hosts.iter().map(|host| &host.namespace).chain([&self.switch]) {
             Command::new("ip").args(["netns", "delete", namespace]).output().ok();

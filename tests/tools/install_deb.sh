@@ -27,8 +27,7 @@ dpkg -i /tmp/foggara.deb
 [ "$(stat -c %U:%a /var/lib/foggara)" = foggara:750 ] || fails "whose /var/lib/foggara is"
 [ "$(stat -c %U:%a /usr/bin/foggara)" = root:755 ] || fails "whose the program is"
 
-# The files it brings need a token, and the folder of models.
-install -d -o foggara /var/lib/foggara/models
+# The files it brings need a token.
 echo of-the-test >/etc/foggara/token
 chown root:foggara /etc/foggara/token
 chmod 644 /etc/foggara/token

@@ -13,6 +13,7 @@ mod documented;
 mod failover;
 mod golden;
 mod growth;
+mod installed;
 mod load;
 mod memory;
 mod no_shared_disk;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 
 use foggara_tests::paths;
 use foggara_tests::process::{foggara, text};
@@ -22,15 +23,24 @@ fn package(out: &Path) {
     run(command.current_dir(paths::root()).env("SOURCE_DATE_EPOCH", "1700000000"));
 }
 
+/// Where the packages are, made once for all tests that want them; the next run removes them.
+pub(crate) fn packages() -> &'static Path {
+    static MADE: LazyLock<Scratch> = LazyLock::new(|| {
+        let scratch = Scratch::new("packages");
+        package(scratch.path());
+        scratch
+    });
+    MADE.path()
+}
+
 #[test]
 fn packages_can_be_installed_and_are_the_same_each_time() {
-    let scratch = Scratch::new("packages");
-    let (once, again) = (scratch.path().join("once"), scratch.path().join("again"));
-    package(&once);
+    let scratch = Scratch::new("packages-again");
+    let (once, again) = (packages(), scratch.path().join("again"));
     package(&again);
     let sums = std::fs::read_to_string(once.join("SHA256SUMS")).unwrap();
     assert_eq!(sums, std::fs::read_to_string(again.join("SHA256SUMS")).unwrap());
-    run(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&once));
+    run(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(once));
     let version = text(&foggara(&["--version"]));
     let version = version.trim().rsplit(' ').next().unwrap();
 

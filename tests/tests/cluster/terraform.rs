@@ -1,5 +1,6 @@
 //! From bare machines to a cluster and back by Terraform: hosts with nothing of ours on them, reached over SSH.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -25,7 +26,7 @@ fn host(hosts: &Hosts, number: usize, coordinator: bool, workers: usize, models:
     (hosts.name(number).to_owned(), value)
 }
 
-/// The variables of the example, on machines without systemd.
+/// The variables of the example, on machines without systemd and as root.
 fn variables(hosts: &Hosts, those: impl IntoIterator<Item = (String, Value)>) -> Value {
     json!({
         "hosts": those.into_iter().collect::<serde_json::Map<_, _>>(),
@@ -99,6 +100,79 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     }
 }
 
+/// The same where systemd keeps the processes, for somebody who is not root but may become it; and another build of the program.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_machines_with_systemd_are_changed_by_somebody_who_is_not_root() {
+    let _machine = machine::shared().await;
+    let hosts = Hosts::with_systemd("two-with-systemd", &["one", "two"]);
+    hosts.wait_up().await;
+    let run = |number: usize, line: &str| {
+        let output = hosts.ssh(number, line);
+        assert!(output.status.success(), "{line}: {}", process::text(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for number in 0..2 {
+        run(number, "useradd --create-home --password '*' --shell /bin/sh ann");
+        run(number, "echo 'ann ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ann");
+    }
+    let terraform = Terraform::new(&hosts, "bare-metal", TOKEN);
+    let mut wanted = variables(&hosts, [host(&hosts, 0, true, 1, GOLDEN), host(&hosts, 1, false, 1, GOLDEN)]);
+    wanted["service_manager"] = json!("systemd");
+    wanted["ssh_user"] = json!("ann");
+    terraform.set(&wanted);
+    terraform.succeeds(&["apply"]);
+    let units = [(0, "foggara-coordinator"), (0, "foggara-worker@1"), (1, "foggara-worker@1")];
+    let pids = || {
+        units.map(|(number, unit)| {
+            assert_eq!(
+                run(number, &format!("systemctl is-active {unit}; systemctl is-enabled {unit}")),
+                "active\nenabled"
+            );
+            let pid = run(number, &format!("systemctl show --value --property=MainPID {unit}"));
+            assert_eq!(run(number, &format!("stat -c %U /proc/{pid}")), "foggara", "{unit}");
+            pid
+        })
+    };
+    let running = pids();
+    let endpoint = terraform.output("endpoint");
+    operate(&hosts, &endpoint, &["models", "add", "tiny=llama", "--tp", "2"]);
+    let tokens = || {
+        hosts.inside(async || {
+            let ask = Ask::tokens("tiny", &[7, 8, 9]).exactly(20).logprobs(1);
+            Client::new(&format!("{}:8081", hosts.address(0))).ask(ask).await.bits()
+        })
+    };
+    let before = tokens();
+
+    assert!(terraform.plan_is_empty(), "what has been applied needs nothing");
+    let again = terraform.succeeds(&["apply"]);
+    assert!(again.contains("0 added, 0 changed, 0 destroyed"), "{again}");
+    assert_eq!(pids(), running, "nothing was restarted");
+
+    wanted["binary"] = json!(another_build(&hosts));
+    terraform.set(&wanted);
+    terraform.succeeds(&["apply"]);
+    pids().iter().zip(&running).for_each(|(new, old)| assert_ne!(new, old, "all were started anew"));
+    assert_eq!(tokens(), before);
+
+    terraform.succeeds(&["destroy"]);
+    assert_eq!(processes(&hosts, 2), [Vec::<u32>::new(), Vec::new()], "no process is left");
+    for number in 0..2 {
+        assert_eq!(run(number, "systemctl list-units --all --no-legend 'foggara*'"), "", "nor a unit");
+        assert_eq!(run(number, "systemctl list-unit-files --no-legend 'foggara*' || true"), "");
+        assert_eq!(run(number, "find /etc/systemd /usr/local /home/ann -name '*foggara*'"), "", "nor a file");
+    }
+}
+
+/// The same program with another byte at its end: another build of the same version.
+fn another_build(hosts: &Hosts) -> PathBuf {
+    let build = hosts.folder().join("foggara-of-another-build");
+    let mut bytes = std::fs::read(paths::foggara()).unwrap();
+    bytes.push(0);
+    std::fs::write(&build, bytes).unwrap();
+    build
+}
+
 /// Asks again and again until told to stop, through every coordinator in turn; who is refused or cut off asks the next one, with
 /// the same id. Gives how many requests were answered, and how many not at the first.
 async fn load(hosts: &Hosts, coordinators: usize, stop: &AtomicBool, begun: &AtomicUsize) -> (usize, usize) {
@@ -168,12 +242,7 @@ async fn a_cluster_is_upgraded_and_scaled_under_load() {
     operate(&hosts, &endpoint, &["models", "add", "tiny=llama", "--tp", "1", "--replicas", "2"]);
     let before = processes(&hosts, 3);
 
-    // The same program with another byte at its end: another build of the same version.
-    let build = hosts.folder().join("foggara-of-another-build");
-    let mut bytes = std::fs::read(paths::foggara()).unwrap();
-    bytes.push(0);
-    std::fs::write(&build, bytes).unwrap();
-    wanted["binary"] = json!(build);
+    wanted["binary"] = json!(another_build(&hosts));
     terraform.set(&wanted);
     let (answered, elsewhere) = under_load(&hosts, || drop(terraform.succeeds(&["apply"])));
     eprintln!("{answered} requests answered during the upgrade, {elsewhere} of them after asking elsewhere");

@@ -58,9 +58,15 @@ const TOOLS: &[Tool] = &[
     },
     Tool {
         package: "systemd",
-        why: "checks its units",
+        why: "checks our units, and runs them on hosts that tests make",
         purpose: Purpose::Test,
         is_there: || process::find("systemd-analyze").is_some(),
+    },
+    Tool {
+        package: "sudo",
+        why: "is typed on those hosts",
+        purpose: Purpose::Test,
+        is_there: || process::find("sudo").is_some(),
     },
     Tool {
         package: "man-db",

@@ -20,6 +20,12 @@ variable "cluster_token" {
   sensitive   = true
 }
 
+variable "ssh_user" {
+  description = "Who logs in: root, or somebody who may `sudo` without a password."
+  type        = string
+  default     = "root"
+}
+
 variable "ssh_private_key_file" {
   description = "The key to log in with; none: those of the SSH agent."
   type        = string
@@ -50,6 +56,7 @@ module "foggara" {
   hosts                = var.hosts
   binary               = var.binary
   cluster_token        = var.cluster_token
+  ssh_user             = var.ssh_user
   ssh_private_key_file = var.ssh_private_key_file
   service_manager      = var.service_manager
   allow_interruption   = var.allow_interruption

@@ -118,7 +118,8 @@ install_all() {
     fi
     rm -f "$here"/foggara-*
     if [ "$(value service_manager <"$here/host.env")" = systemd ]; then
-        id foggara >/dev/null 2>&1 || useradd --system --shell /usr/sbin/nologin foggara
+        id foggara >/dev/null 2>&1 ||
+            useradd --system --user-group --home-dir /var/lib/foggara --no-create-home --shell /usr/sbin/nologin foggara
         owner=foggara
     else
         owner=root
