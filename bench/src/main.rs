@@ -22,6 +22,7 @@ mod metrics;
 mod plot;
 mod process;
 mod prompts;
+mod recording;
 mod report;
 mod run;
 mod scenario;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
             Some(Command::Prefixes(args)) => scenario::prefixes::run(args).await,
             Some(Command::Predictions(args)) => scenario::predictions::run(args).await,
             Some(Command::Scrape(args)) => scenario::scrape::run(args).await,
+            Some(Command::Recording(args)) => recording::run(args),
         }
     });
     outcome.unwrap_or_else(|error| {
