@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hint::black_box;
+use std::time::Instant;
 
 use foggara_coordinator::batcher::{Batcher, Limits};
 use foggara_coordinator::driver::{ExpertLoads, Recorder, Recordings};
@@ -142,7 +143,7 @@ impl Driver {
 
     /// A step's plan and report, but for its tokens.
     fn step(&mut self) -> f64 {
-        let mut metrics = self.metrics.driver(1, EPOCH, MODEL);
+        let (mut metrics, began) = (self.metrics.driver(1, EPOCH, MODEL), Instant::now());
         nanos(|| {
             self.plan.number += 1;
             self.report.number = self.plan.number;
@@ -152,7 +153,8 @@ impl Driver {
             metrics.experts(&[]);
             let now = self.timelines.now();
             black_box(self.recorder.report(now, &self.report, &mut self.sequences));
-            metrics.occupancy(self.batcher.occupancy());
+            black_box(self.batcher.waits_since());
+            metrics.occupancy(self.batcher.occupancy(), Some(began));
         })
     }
 

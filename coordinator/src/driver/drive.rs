@@ -127,7 +127,7 @@ impl Drive {
         reports: &mut (impl Stream<Item = Result<wire::LeaderMessage, Status>> + Unpin),
     ) -> Stopped {
         let mut batch = Vec::new();
-        self.metrics.occupancy(self.batcher.occupancy());
+        self.show();
         self.plan().await;
         let stopped = loop {
             let wake = self.next_wake();
@@ -156,7 +156,7 @@ impl Drive {
             self.tell_time();
             self.expire();
             self.plan().await;
-            self.metrics.occupancy(self.batcher.occupancy());
+            self.show();
             if self.batcher.is_idle()
                 && let Err(reason) = self.batcher.audit()
             {
@@ -165,6 +165,12 @@ impl Drive {
         };
         self.leave();
         stopped
+    }
+
+    /// Shows how full the group is, and since when somebody waits.
+    fn show(&mut self) {
+        let since = self.batcher.waits_since().map(|ms| self.origin + Duration::from_millis(ms));
+        self.metrics.occupancy(self.batcher.occupancy(), since);
     }
 
     async fn plan(&mut self) {
