@@ -12,6 +12,8 @@ mod client;
 mod cluster;
 mod cost;
 mod delay;
+#[cfg(test)]
+mod documented_tests;
 mod gpu;
 mod kernels;
 mod leak;
