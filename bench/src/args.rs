@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::recording::Pace;
 use crate::scenario::versus::Peer;
 use crate::workload::Workload;
 
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     Predictions(PredictionsArgs),
     /// What a scrape of a busy cluster's metrics takes, with vLLM's names and without, and what it costs the streams.
     Scrape(ScrapeArgs),
+    /// What recording metrics and timelines costs each step and token, by itself. Starts nothing.
+    Recording(RecordingArgs),
 }
 
 /// The forward pass on a GPU.
@@ -275,6 +278,41 @@ pub(crate) struct ScrapeArgs {
     /// How often with scrapes and without, in turn.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Recording by itself.
+#[derive(clap::Args)]
+pub(crate) struct RecordingArgs {
+    /// Sequences of a step and how many milliseconds it takes; may repeat. The defaults are the fastest of SmolLM2-135M (q4_1) on two
+    /// cores with AVX-512, and one stream on a GPU.
+    #[arg(
+        long = "step",
+        value_name = "SEQUENCES/MS",
+        value_delimiter = ',',
+        default_value = "32/33,1/2.7,1/4"
+    )]
+    pub(crate) steps: Vec<Pace>,
+    /// Layers of the model.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) layers: usize,
+    /// Experts of a layer.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) experts: usize,
+    /// Of them, how many a token goes to.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) top: usize,
+    /// Collectives of a step.
+    #[arg(long, value_name = "N", default_value_t = 66)]
+    pub(crate) collectives: usize,
+    /// Ranks of the group.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) ranks: usize,
+    /// Tokens of an answer: what a request costs once is spread over them.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) answer: usize,
     /// Prints JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,

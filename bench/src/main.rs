@@ -12,6 +12,8 @@ mod client;
 mod cluster;
 mod cost;
 mod delay;
+#[cfg(test)]
+mod documented_tests;
 mod gpu;
 mod kernels;
 mod leak;
@@ -22,6 +24,7 @@ mod metrics;
 mod plot;
 mod process;
 mod prompts;
+mod recording;
 mod report;
 mod run;
 mod scenario;
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
             Some(Command::Prefixes(args)) => scenario::prefixes::run(args).await,
             Some(Command::Predictions(args)) => scenario::predictions::run(args).await,
             Some(Command::Scrape(args)) => scenario::scrape::run(args).await,
+            Some(Command::Recording(args)) => recording::run(args),
         }
     });
     outcome.unwrap_or_else(|error| {

@@ -49,6 +49,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
+    use foggara_kernels::cuda::DeviceError;
 
     use super::*;
 
@@ -56,6 +57,13 @@ mod tests {
     fn every_kind_of_end_has_its_code() {
         let worker = |error: WorkerError| anyhow::Error::from(error);
         let reason = || "why".to_owned();
+        let gone = || DeviceError {
+            device: "cuda:0".into(),
+            call: "cuStreamSynchronize",
+            shape: String::new(),
+            reason: reason(),
+            lost: true,
+        };
         let addr = "127.0.0.1:1".parse().expect("an address");
         for (error, code) in [
             (anyhow::anyhow!("anything"), 1),
@@ -66,6 +74,8 @@ mod tests {
             (worker(WorkerError::Config { field: "join", reason: reason() }), 2),
             (worker(WorkerError::Refused { coordinator: reason(), reason: reason() }), 3),
             (worker(WorkerError::Serve(reason())), 1),
+            (worker(WorkerError::DeviceLost(gone())), 4),
+            (worker(WorkerError::Device(gone())), 1),
         ] {
             assert_eq!(of(&error) as u8, code, "{error}");
         }

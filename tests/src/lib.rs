@@ -10,6 +10,7 @@ pub mod choice;
 pub mod client;
 pub mod cluster;
 pub mod collector;
+pub mod control_group;
 pub mod hosts;
 pub mod http;
 pub mod machine;

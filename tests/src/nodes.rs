@@ -1,11 +1,13 @@
 //! Coordinators and workers started one by one, as on machines of their own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use foggara_proto::wire::admin::StatusResponse;
 use rustix::process::Signal;
 
 use crate::client::Client;
+use crate::control_group::ControlGroup;
 use crate::process::{Process, long_running_of};
 use crate::scratch::Scratch;
 use crate::{paths, ports, wait};
@@ -63,6 +65,11 @@ impl Nodes {
         self.processes[usize::from(number)] = self.coordinator(number, program, &[]);
     }
 
+    /// The process of the `number`-th coordinator.
+    pub fn process_of(&mut self, number: u16) -> &mut Process {
+        &mut self.processes[usize::from(number)]
+    }
+
     /// Process id of the `number`-th coordinator.
     pub fn pid(&self, number: u16) -> u32 {
         self.processes[usize::from(number)].pid()
@@ -76,23 +83,34 @@ impl Nodes {
 
     /// One more worker, with a thread. It remembers no hashes beyond this test.
     pub fn worker(&mut self, arguments: &[&str]) {
+        self.add_worker(arguments, |command| command);
+    }
+
+    /// The same in a control group.
+    pub fn worker_within(&mut self, group: &ControlGroup, arguments: &[&str]) {
+        self.add_worker(arguments, |command| group.within(&command));
+    }
+
+    fn add_worker(&mut self, arguments: &[&str], with: impl FnOnce(Command) -> Command) {
         self.workers += 1;
         let name = format!("worker-{}", self.workers);
         let (join, cache) = (self.grpc(0), self.scratch.path().join(&name).display().to_string());
         let own = ["worker", "--join", &join, "--threads", "1", "--cache-dir", &cache];
-        let started = self.process(&name, &paths::foggara(), &[&own[..], arguments].concat());
+        let command = with(command(&paths::foggara(), &[&own[..], arguments].concat()));
+        let started = Process::start(&name, command, &self.log(&name));
         self.processes.push(started);
     }
 
     fn process(&self, name: &str, program: &Path, arguments: &[&str]) -> Process {
-        let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let mut command = long_running_of(program, &arguments);
-        command.env("FOGGARA_CLUSTER_TOKEN", TOKEN);
-        Process::start(name, command, &self.scratch.path().join(format!("{name}.log")))
+        Process::start(name, command(program, arguments), &self.log(name))
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(format!("{name}.log"))
     }
 
     /// A folder of this cluster's.
-    pub fn folder(&self, name: &str) -> std::path::PathBuf {
+    pub fn folder(&self, name: &str) -> PathBuf {
         let folder = self.scratch.path().join("models").join(name);
         std::fs::create_dir_all(&folder).expect("target/tmp can be written");
         folder
@@ -133,6 +151,14 @@ impl Nodes {
         self.wait_status("all workers have joined", |status| (status.workers.len() == workers).then_some(()))
             .await;
     }
+}
+
+/// A process that has the token.
+fn command(program: &Path, arguments: &[&str]) -> Command {
+    let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+    let mut command = long_running_of(program, &arguments);
+    command.env("FOGGARA_CLUSTER_TOKEN", TOKEN);
+    command
 }
 
 impl Drop for Nodes {

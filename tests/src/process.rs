@@ -69,6 +69,11 @@ impl Process {
         self.child.id()
     }
 
+    /// What it has said on standard error so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Shows the end of its log, for failures.
     pub fn show_log(&self) {
         eprintln!("--- {}: {}\n{}", self.name, self.log.display(), tail(&self.log));

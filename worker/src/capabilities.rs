@@ -6,7 +6,7 @@ use foggara_models::{KvFormat, Quantize};
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::Capabilities;
 
-use crate::accelerator;
+use crate::{accelerator, cgroup};
 
 /// Long enough to be right within a tenth, even where several workers start at once; short enough not to be noticed at start.
 const MEASURE_MILLIS: u64 = 100;
@@ -87,9 +87,19 @@ fn known_as(device: &Device) -> wire::Device {
     }
 }
 
-/// Bytes the system could give without swapping, and without taking pages of files away that processes use; 0 if it does not say.
+/// Bytes this process may take: what the system could give without swapping, and without taking pages of files away that processes
+/// use, and no more than its control groups leave it. 0 if the system does not say.
 pub(crate) fn available_memory() -> u64 {
-    available(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+    let system = available(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    match cgroup::memory_limit().filter(|limit| limit.left < system) {
+        None => system,
+        Some(limit) => {
+            let (folder, bytes, left) = (limit.folder.display(), limit.bytes, limit.left);
+            tracing::info!(%folder, limit_bytes = bytes, left_bytes = left, "a control group limits memory");
+            // Nothing at all would be taken for not known.
+            left.max(1)
+        }
+    }
 }
 
 /// Of the text of /proc/meminfo (proc(5)): what is available, less the files that are mapped. It counts these as available, but

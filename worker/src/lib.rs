@@ -4,6 +4,7 @@
 mod accelerator;
 mod best;
 mod capabilities;
+pub mod cgroup;
 pub mod decoder;
 pub mod engine;
 mod group;

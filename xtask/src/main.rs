@@ -7,6 +7,8 @@ mod check;
 mod cubins;
 mod dashboards;
 mod demo;
+#[cfg(test)]
+mod documented_tests;
 mod kernels;
 mod package;
 mod place;

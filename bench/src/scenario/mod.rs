@@ -44,7 +44,7 @@ fn spread(samples: &[f64], digits: usize) -> String {
 }
 
 /// A table of Markdown.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = format!("| {} |\n|{}\n", head.join(" | "), "---|".repeat(head.len()));
     for row in rows {
         writeln!(text, "| {} |", row.join(" | ")).expect("a string takes everything");
@@ -53,7 +53,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Prints what was found, for people or for programs.
-fn print(json: bool, found: &impl Serialize, text: &str) -> Result<()> {
+pub(crate) fn print(json: bool, found: &impl Serialize, text: &str) -> Result<()> {
     let text = if json { serde_json::to_string_pretty(found)? + "\n" } else { text.to_owned() };
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

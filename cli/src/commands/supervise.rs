@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use tokio::sync::mpsc;
 
+use crate::exit::Exit;
 use crate::lifetime::StopSignals;
 use crate::supervisor::{Child, ChildFailed, Spec};
 use control::Request;
@@ -105,7 +106,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     lock.set_len(0)?;
     write!(lock, "{}", std::process::id())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise(&arguments))
+    if runtime.block_on(supervise(&arguments))? {
+        std::process::exit(Exit::AtOnce as i32);
+    }
+    Ok(())
 }
 
 fn lock_file(run_dir: &Path) -> anyhow::Result<File> {
@@ -145,7 +149,8 @@ fn detach(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn supervise(arguments: &Arguments) -> anyhow::Result<()> {
+/// Says whether it was told to stop at once.
+async fn supervise(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut signals = StopSignals::new()?;
     let mut requests = control::listen(&arguments.run_dir)?;
     let (failures, mut failed) = mpsc::unbounded_channel();
@@ -168,15 +173,18 @@ async fn supervise(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
     };
-    tokio::select! {
-        () = processes.stop_all() => {}
-        _ = signals.next() => processes.running.values().for_each(Child::kill),
-    }
+    let at_once = tokio::select! {
+        () = processes.stop_all() => false,
+        _ = signals.next() => {
+            processes.running.values().for_each(Child::kill);
+            true
+        }
+    };
     if let Some(answer) = stopped_by {
         answer.send_and_wait(Ok("stopped\n".into())).await;
     }
     eprintln!("stopped");
-    Ok(())
+    Ok(at_once)
 }
 
 /// What runs, by name.

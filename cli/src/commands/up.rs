@@ -14,6 +14,7 @@ use foggara_coordinator::router::policy::PolicyKind;
 use tokio::sync::mpsc;
 
 use crate::commands::models::ShapeArguments;
+use crate::exit::Exit;
 use crate::lifetime::{LifetimeArguments, StopSignals};
 use crate::model_argument::ModelArgument;
 use crate::secret::TokenArguments;
@@ -100,10 +101,14 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     if outcome.is_ok() {
         plan.clean_up();
     }
-    outcome
+    if outcome? {
+        std::process::exit(Exit::AtOnce as i32);
+    }
+    Ok(())
 }
 
-async fn supervise(plan: &plan::Plan) -> anyhow::Result<()> {
+/// Says whether it was told to stop at once.
+async fn supervise(plan: &plan::Plan) -> anyhow::Result<bool> {
     let mut signals = StopSignals::new()?;
     let (failures, mut failed) = mpsc::unbounded_channel::<ChildFailed>();
     let start = |specs: &[crate::supervisor::Spec]| -> Vec<Child> {
@@ -147,5 +152,5 @@ async fn supervise(plan: &plan::Plan) -> anyhow::Result<()> {
             .await;
     }
     eprintln!("stopped");
-    outcome
+    outcome.map(|()| interrupted)
 }

@@ -78,7 +78,7 @@ pub(crate) fn read(all: Command, words: &[OsString]) -> Result<clap::error::Resu
     let Some(kind) = kind else {
         return Ok(Err(all.clone().error(
             clap::error::ErrorKind::MissingRequiredArgument,
-            format!("--config {}: say --coordinator or --worker, or name the file so", path.display()),
+            format!("--config {}: say --coordinator or --worker, or call the file coordinator….toml or worker….toml", path.display()),
         )));
     };
     let file = ConfigFile::read(&path, &settings(&kind.command(&all)))?;

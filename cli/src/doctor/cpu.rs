@@ -43,7 +43,7 @@ impl Cpu {
 }
 
 /// What is to be said of it.
-pub(super) fn judge(cpu: &Cpu, allowed: Allowed, worker: bool) -> Vec<Finding> {
+pub(super) fn judge(cpu: &Cpu, allowed: &Allowed, worker: bool) -> Vec<Finding> {
     let what = format!("{} ({}), {} cores", cpu.name, cpu.features, cpu.cores);
     let mut findings = vec![match cpu.lanes {
         Widest::Portable if worker => Finding::new(
@@ -98,12 +98,12 @@ mod tests {
             governor: None,
             nodes: 1,
         };
-        let all = Allowed::default();
+        let all = &Allowed::default();
         assert_eq!(severities(&judge(&usual, all, true)), [Severity::Ok]);
         let portable = Cpu { lanes: Widest::Portable, ..usual.clone() };
         assert_eq!(severities(&judge(&portable, all, true)), [Severity::Warning]);
         assert_eq!(severities(&judge(&portable, all, false)), [Severity::Ok], "coordinators compute nothing");
-        let quota = Allowed { processors: Some(1.5), ..all };
+        let quota = &Allowed { processors: Some(1.5), memory: None };
         assert_eq!(
             judge(&usual, quota, true)[1].remedy.as_deref(),
             Some("--threads 1, or raise CPUQuota= in the unit")

@@ -16,7 +16,7 @@ const LITTLE: u64 = 1 << 30;
 const SHARED_PER_RANK: u64 = BYTES_PER_RANK as u64;
 
 /// What the system tells.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Memory {
     pub(super) total: u64,
     /// Without swapping, and without files that are mapped.
@@ -49,7 +49,7 @@ impl Memory {
 
     /// What a process may use of it.
     pub(super) fn usable(&self) -> u64 {
-        self.available.min(self.allowed.memory_bytes.unwrap_or(u64::MAX))
+        self.allowed.memory.as_ref().map_or(self.available, |limit| limit.left.min(self.available))
     }
 }
 
@@ -71,17 +71,17 @@ pub(super) fn judge(memory: &Memory, asked: &Asked) -> Vec<Finding> {
     let mut findings = vec![size(memory, usable)];
     let mut add =
         |severity, what: String, remedy: &str| findings.push(Finding::new(SECTION, severity, what, remedy));
-    if let Some(limit) = memory.allowed.memory_bytes.filter(|limit| *limit < memory.available) {
-        // What a worker tells the cluster is what the system has.
-        let severity = if asked.roles.worker { Severity::Warning } else { Severity::Note };
+    if let Some(limit) = memory.allowed.memory.as_ref().filter(|limit| limit.left < memory.available) {
         add(
-            severity,
+            Severity::Note,
             format!(
-                "a control group allows {}, and a worker counts on the {} that the host has: it may be given more than it can hold, and be killed",
-                bytes(limit),
+                "the control group {} allows {}, of which {} are left: of the {} that the host has a worker in it takes no more",
+                limit.folder.display(),
+                bytes(limit.bytes),
+                bytes(limit.left),
                 bytes(memory.available)
             ),
-            "raise the limit (MemoryMax= in the unit, --memory of the container), or give models a --kv-tokens that fits",
+            "if it is to have more, raise the limit (MemoryMax= in the unit, --memory of the container)",
         );
     }
     if memory.swap > 0 && asked.roles.worker {
@@ -154,6 +154,8 @@ fn shared(free: Option<u64>) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use foggara_worker::cgroup::MemoryLimit;
+
     use super::super::asked::nothing;
     use super::super::finding::{severities, worst};
     use super::*;
@@ -183,11 +185,18 @@ mod tests {
 
     #[test]
     fn each_lack_is_told() {
-        let limited = |bytes| Allowed { memory_bytes: Some(bytes), processors: None };
+        let limited = |left| {
+            let limit = MemoryLimit { folder: "/sys/fs/cgroup/a.slice".into(), bytes: 7 << 30, left };
+            Allowed { memory: Some(limit), processors: None }
+        };
         for (memory, severity, word) in [
             (Memory { available: 1 << 20, ..healthy() }, Severity::Fault, "too little memory"),
             (Memory { available: 500 << 20, ..healthy() }, Severity::Warning, "little memory"),
-            (Memory { allowed: limited(2 << 30), ..healthy() }, Severity::Warning, "control group"),
+            (
+                Memory { allowed: limited(2 << 30), ..healthy() },
+                Severity::Note,
+                "/sys/fs/cgroup/a.slice allows 7",
+            ),
             (Memory { allowed: limited(1 << 20), ..healthy() }, Severity::Fault, "too little memory"),
             (Memory { swap: 1 << 30, ..healthy() }, Severity::Note, "swap"),
             (Memory { overcommit: 2, ..healthy() }, Severity::Warning, "overcommit"),

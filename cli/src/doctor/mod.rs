@@ -39,7 +39,7 @@ use memory::Memory;
 /// If nobody reads what is printed.
 pub(crate) async fn examine(asked: &Asked, json: bool) -> anyhow::Result<usize> {
     let (survey, cpu, memory) = (survey(), cpu::Cpu::of_host(), Memory::of_host());
-    let mut findings = cpu::judge(&cpu, memory.allowed, asked.roles.worker);
+    let mut findings = cpu::judge(&cpu, &memory.allowed, asked.roles.worker);
     findings.extend(memory::judge(&memory, asked));
     if asked.roles.worker {
         findings.extend(gpu::judge(&survey, asked.device));

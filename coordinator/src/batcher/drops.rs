@@ -72,7 +72,7 @@ impl Batcher {
         sequence.chain.extend(&sequence.tokens, block_size);
         // It decoded already, so its prompt's log-probabilities have been told.
         sequence.params.prompt_logprobs = false;
-        self.queue.put_back(id, &mut sequence.ticket);
+        self.queue.put_back(id, &mut sequence.ticket, self.now_ms);
     }
 
     /// What the plan being made must name.

@@ -250,6 +250,11 @@ impl Batcher {
         self.held_up
     }
 
+    /// When the sequence that has waited longest began to, in the driver's time; `None`: nobody waits.
+    pub fn waits_since(&self) -> Option<u64> {
+        self.queue.oldest()
+    }
+
     /// How full the group is.
     pub fn occupancy(&self) -> Occupancy {
         Occupancy {

@@ -4,10 +4,10 @@ mod commands;
 mod known;
 mod recording;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use foggara_proto::step::{Attached, Chunk, SequenceId, StepReport};
+use foggara_proto::step::{Attached, SequenceId, StepReport};
 use foggara_proto::wire::worker as wire;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -20,8 +20,10 @@ use super::{DriverCommand, Drivers, limits};
 use crate::batcher::Batcher;
 use crate::metrics::DriverMetrics;
 use crate::router::GenerateError;
-use crate::timeline::{End, HeldTimes, Step};
+use crate::timeline::End;
 use crate::traces::DrivenRecording;
+
+pub use recording::{Recorder, Recordings};
 
 /// Commands taken in between two looks at what to plan: a burst becomes one batch.
 const COMMAND_BATCH: usize = 64;
@@ -35,12 +37,6 @@ struct Sequence {
     /// How long it may.
     deadline_ms: u64,
     recording: DrivenRecording,
-}
-
-/// What timelines need to know of a plan on its way.
-struct Planned {
-    number: u64,
-    chunks: Vec<Chunk>,
 }
 
 /// Whom and how to drive.
@@ -87,10 +83,7 @@ pub(super) struct Drive {
     /// The origin of the batcher's time.
     origin: Instant,
     round_trip: RoundTrip,
-    /// The plans on their way, oldest first.
-    planned: VecDeque<Planned>,
-    /// What those that wait wait for.
-    held: HeldTimes,
+    recorder: Recorder,
     /// For the retry hint: when the last sequence ended, and how long one takes to.
     finished: Option<Instant>,
     interval: Duration,
@@ -108,6 +101,7 @@ impl Drive {
         let limits = limits(&attached.limits, assignment.queue, assignment.lease_ms);
         let mut drive = Self {
             batcher: Batcher::new(assignment.driver_epoch, limits),
+            recorder: Recorder::new(assignment.driver_epoch),
             assignment,
             sequences: HashMap::new(),
             ids: HashMap::new(),
@@ -117,8 +111,6 @@ impl Drive {
             drivers,
             origin: Instant::now(),
             round_trip: RoundTrip::default(),
-            planned: VecDeque::new(),
-            held: HeldTimes::default(),
             finished: None,
             interval: Duration::from_millis(100),
         };
@@ -135,7 +127,7 @@ impl Drive {
         reports: &mut (impl Stream<Item = Result<wire::LeaderMessage, Status>> + Unpin),
     ) -> Stopped {
         let mut batch = Vec::new();
-        self.metrics.occupancy(self.batcher.occupancy());
+        self.show();
         self.plan().await;
         let stopped = loop {
             let wake = self.next_wake();
@@ -164,7 +156,7 @@ impl Drive {
             self.tell_time();
             self.expire();
             self.plan().await;
-            self.metrics.occupancy(self.batcher.occupancy());
+            self.show();
             if self.batcher.is_idle()
                 && let Err(reason) = self.batcher.audit()
             {
@@ -175,10 +167,17 @@ impl Drive {
         stopped
     }
 
+    /// Shows how full the group is, and since when somebody waits.
+    fn show(&mut self) {
+        let since = self.batcher.waits_since().map(|ms| self.origin + Duration::from_millis(ms));
+        self.metrics.occupancy(self.batcher.occupancy(), since);
+    }
+
     async fn plan(&mut self) {
         while let Some(plan) = self.batcher.plan() {
             self.entered(&plan.joins);
-            self.record_plan(&plan);
+            let now = self.drivers.timelines().now();
+            self.recorder.plan(now, &plan, self.batcher.held_up(), &mut self.sequences);
             self.round_trip.sent(Instant::now());
             let plan = wire::driver_message::Message::Plan(plan.into());
             // If nobody takes it, the reports end too.
@@ -229,7 +228,7 @@ impl Drive {
             self.batcher.set_round_trip(u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX));
         }
         let now = self.drivers.timelines().now();
-        let step = self.record_report(now, &report);
+        let step = self.recorder.report(now, &report, &mut self.sequences);
         for (id, event) in self.batcher.report(report).map_err(|e| e.to_string())? {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             sequence.recording.tell(|driven| driven.tokens(now, event.tokens.len(), step));

@@ -22,7 +22,7 @@ impl ExpertLoads {
     }
 
     /// Adds what a report says of `model`. Returns what was taken.
-    pub(super) fn add(&self, model: &str, counts: Vec<ExpertCount>) -> Vec<ExpertCount> {
+    pub fn add(&self, model: &str, counts: Vec<ExpertCount>) -> Vec<ExpertCount> {
         if counts.is_empty() {
             return counts;
         }

@@ -34,6 +34,7 @@ use crate::traces::Timelines;
 use claims::Claims;
 use kept::Kept;
 
+pub use drive::{Recorder, Recordings};
 pub use experts::{ExpertLoad, ExpertLoads};
 pub use manager::{DriverContext, run_drivers};
 

@@ -31,6 +31,7 @@ use crate::traces::Arrival;
 
 use api_error::{ApiError, Kind};
 use generation::EventStream;
+pub use generation::{Account, Counted};
 use models::NOT_YET_RETRY;
 pub use models::{ServedModel, ServedModels};
 use request::{Ask, GenerationRequest, Prompt};

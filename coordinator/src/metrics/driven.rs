@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use foggara_proto::shape::MAX_RANKS;
 use foggara_proto::step::{RankUse, StepReport};
@@ -19,6 +20,8 @@ pub struct Driven {
     pub model: String,
     /// How full it is.
     pub occupancy: Occupancy,
+    /// Since when the sequence has waited that has waited longest.
+    pub waits_since: Option<Instant>,
     /// Steps reported.
     pub steps: u64,
     /// Tokens that went through the model.
@@ -41,6 +44,16 @@ impl DrivenGroups {
     /// As they are now.
     pub fn all(&self) -> Vec<Driven> {
         self.lock().values().cloned().collect()
+    }
+
+    /// Since when whoever has waited longest has, by model.
+    pub(super) fn waits_since(&self) -> BTreeMap<String, Option<Instant>> {
+        let mut by_model: BTreeMap<String, Option<Instant>> = BTreeMap::new();
+        for driven in self.lock().values() {
+            let oldest = by_model.entry(driven.model.clone()).or_default();
+            *oldest = oldest.iter().copied().chain(driven.waits_since).min();
+        }
+        by_model
     }
 
     /// Shows a group for as long as the handle lives.
@@ -81,8 +94,8 @@ impl Shown {
         });
     }
 
-    pub(super) fn occupancy(&self, now: Occupancy) {
-        self.change(|driven| driven.occupancy = now);
+    pub(super) fn occupancy(&self, now: Occupancy, waits_since: Option<Instant>) {
+        self.change(|driven| (driven.occupancy, driven.waits_since) = (now, waits_since));
     }
 }
 
@@ -117,7 +130,7 @@ mod tests {
         };
         old.step(&report);
         old.step(&report);
-        old.occupancy(Occupancy { running: 3, ..Occupancy::default() });
+        old.occupancy(Occupancy { running: 3, ..Occupancy::default() }, None);
         let shown = &groups.all()[0];
         assert_eq!((shown.group, shown.steps, shown.rows, shown.generated), (7, 2, 10, 2));
         assert_eq!((shown.occupancy.running, shown.ranks.len(), shown.ranks[&1].steps), (3, 2, 4));

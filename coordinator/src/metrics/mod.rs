@@ -7,6 +7,7 @@ mod driven;
 mod lost_drivers;
 mod prefix;
 mod process;
+mod queue;
 mod raft;
 mod ranks;
 mod steps;
@@ -14,7 +15,7 @@ mod table;
 mod vllm;
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use foggara_proto::step::{ExpertCount, StepReport};
 use foggara_proto::wire::admin::Loading;
@@ -32,6 +33,7 @@ pub use driven::{Driven, DrivenGroups};
 use lost_drivers::LostDrivers;
 use prefix::PrefixFamilies;
 use process::ProcessFamilies;
+use queue::QueueFamilies;
 use raft::RaftFamilies;
 use ranks::{RankFamilies, RankMetrics};
 use steps::StepFamilies;
@@ -72,7 +74,7 @@ pub struct Metrics {
     kv_blocks: IntGaugeVec,
     preemptions: IntCounterVec,
     prefix: PrefixFamilies,
-    queue_wait: HistogramVec,
+    queue: QueueFamilies,
     lost_drivers: LostDrivers,
     steps: StepFamilies,
     expert_tokens: IntCounterVec,
@@ -160,12 +162,7 @@ impl Metrics {
                 &["model"],
             ),
             prefix: PrefixFamilies::new(&table),
-            queue_wait: table.histograms(
-                "queue_wait_seconds",
-                "From a sequence's arrival at the driver until it enters the group.",
-                &["model"],
-                &LATENCY,
-            ),
+            queue: QueueFamilies::new(&table),
             lost_drivers: LostDrivers::new(&table),
             steps: StepFamilies::new(&table),
             expert_tokens: table.counters(
@@ -219,7 +216,7 @@ impl Metrics {
             preemptions: self.preemptions.with_label_values(&[model]),
             prefix_asked: self.prefix.asked.with_label_values(&[model]),
             prefix_found: self.prefix.found.with_label_values(&[model]),
-            queue_wait: self.queue_wait.with_label_values(&[model]),
+            queue_wait: self.queue.wait.with_label_values(&[model]),
             shown: Occupancy::default(),
             adopted: self.lost_drivers.adopted.with_label_values(&[model]),
             steps: self.steps.steps.with_label_values(&[model]),
@@ -250,6 +247,7 @@ impl Metrics {
     /// Prometheus's text format, version 0.0.4.
     pub fn render(&self) -> String {
         self.process.read();
+        self.queue.read(&self.driven, Instant::now());
         let mut families = self.registry.gather();
         if self.vllm_names {
             families.extend(vllm::translate(&families));
@@ -333,8 +331,8 @@ impl DriverMetrics {
         self.queue_wait.observe(waited.as_secs_f64());
     }
 
-    /// The group is this full.
-    pub fn occupancy(&mut self, now: Occupancy) {
+    /// The group is this full, and whoever has waited longest has since then.
+    pub fn occupancy(&mut self, now: Occupancy, waits_since: Option<Instant>) {
         let before = std::mem::replace(&mut self.shown, now);
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.running.add(count(now.running) - count(before.running));
@@ -343,7 +341,7 @@ impl DriverMetrics {
         self.live.add(i64::from(now.live_blocks) - i64::from(before.live_blocks));
         self.cached.add(i64::from(now.cached_blocks) - i64::from(before.cached_blocks));
         self.preemptions.inc_by(now.preemptions.saturating_sub(before.preemptions));
-        self.group.occupancy(now);
+        self.group.occupancy(now, waits_since);
         self.prefix_asked.inc_by(now.prefix.asked.saturating_sub(before.prefix.asked));
         self.prefix_found.inc_by(now.prefix.found.saturating_sub(before.prefix.found));
     }
@@ -352,7 +350,7 @@ impl DriverMetrics {
 impl Drop for DriverMetrics {
     /// What is not driven here is not counted here.
     fn drop(&mut self) {
-        self.occupancy(Occupancy::default());
+        self.occupancy(Occupancy::default(), None);
     }
 }
 

@@ -19,7 +19,7 @@ fn every_family_the_operators_watch_is_there() {
     metrics.time_to_first_token.with_label_values(&["m"]).observe(0.2);
     metrics.inter_token_latency.with_label_values(&["m"]).observe(0.02);
     let mut driver = metrics.driver(1, 1, "m");
-    driver.occupancy(Occupancy {
+    let occupancy = Occupancy {
         running: 3,
         waiting: 2,
         free_blocks: 5,
@@ -27,7 +27,8 @@ fn every_family_the_operators_watch_is_there() {
         cached_blocks: 6,
         preemptions: 1,
         prefix: CacheTokens { asked: 90, found: 30 },
-    });
+    };
+    driver.occupancy(occupancy, None);
     let told = RankUse { rank: 1, steps: 4, compute_us: 1_500_000, dispatched_rows: 6, ..RankUse::default() };
     driver.step(&StepReport {
         timing: StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 },
@@ -61,6 +62,7 @@ fn every_family_the_operators_watch_is_there() {
         (r#"foggara_prefix_cache_query_tokens_total{model="m"}"#, 90.0),
         (r#"foggara_prefix_cache_hit_tokens_total{model="m"}"#, 30.0),
         (r#"foggara_queue_wait_seconds_count{model="m"}"#, 1.0),
+        (r#"foggara_queue_oldest_seconds{model="m"}"#, 0.0),
         (r#"foggara_steps_total{model="m"}"#, 1.0),
         (r#"foggara_step_rows_sum{model="m"}"#, 9.0),
         (r#"foggara_step_sample_seconds_count{model="m"}"#, 1.0),
@@ -96,9 +98,9 @@ fn every_family_the_operators_watch_is_there() {
 fn gauges_sum_over_the_drivers_of_a_model_and_forget_those_that_end() {
     let metrics = Metrics::new();
     let (mut one, mut two) = (metrics.driver(1, 1, "m"), metrics.driver(2, 1, "m"));
-    one.occupancy(Occupancy { running: 3, free_blocks: 7, ..Occupancy::default() });
-    two.occupancy(Occupancy { running: 4, free_blocks: 1, preemptions: 2, ..Occupancy::default() });
-    two.occupancy(Occupancy { running: 1, free_blocks: 2, preemptions: 3, ..Occupancy::default() });
+    one.occupancy(Occupancy { running: 3, free_blocks: 7, ..Occupancy::default() }, None);
+    two.occupancy(Occupancy { running: 4, free_blocks: 1, preemptions: 2, ..Occupancy::default() }, None);
+    two.occupancy(Occupancy { running: 1, free_blocks: 2, preemptions: 3, ..Occupancy::default() }, None);
     let running = r#"foggara_sequences{model="m",state="running"}"#;
     assert_eq!(value(&metrics.render(), running), Some(4.0));
     drop(one);

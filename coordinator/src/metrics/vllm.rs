@@ -138,14 +138,15 @@ mod tests {
         }
         metrics.time_to_first_token.with_label_values(&["m"]).observe(0.2);
         let mut driver = metrics.driver(1, 1, "m");
-        driver.occupancy(Occupancy {
+        let occupancy = Occupancy {
             running: 3,
             waiting: 2,
             free_blocks: 5,
             live_blocks: 4,
             cached_blocks: 7,
             ..Occupancy::default()
-        });
+        };
+        driver.occupancy(occupancy, None);
         let text = metrics.render();
         for line in [
             r#"vllm:num_requests_running{engine="0",model_name="m"} 3"#,

@@ -112,7 +112,8 @@ pub struct CollectiveStats {
 }
 
 impl CollectiveStats {
-    fn count(&mut self, bytes: usize, started: Instant) {
+    /// A call that began at `started` has ended.
+    pub fn count(&mut self, bytes: usize, started: Instant) {
         self.calls += 1;
         self.bytes += bytes as u64;
         self.nanos += nanos_since(started);

@@ -1,18 +1,19 @@
 //! What docs/quick-start.md and docs/operate.md say to type, typed: on hosts with a network of their own, where every address of the
 //! pages is free. A command that the pages get and that is not here fails.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use foggara_tests::hosts::Hosts;
 use foggara_tests::netns::TwoHosts;
-use foggara_tests::page::Page;
+use foggara_tests::page::{Page, words};
 use foggara_tests::process::{Process, text};
 use foggara_tests::scratch::Scratch;
 use foggara_tests::{machine, paths, wait};
 
 /// What stands for the pages' models.
-const MODEL: &str = "smollm2-135m-instruct-q4_1.gguf";
+pub(crate) const MODEL: &str = "smollm2-135m-instruct-q4_1.gguf";
 
 fn succeeded(command: &str, output: &Output) -> String {
     assert!(output.status.success(), "{command}: {}", text(output));
@@ -20,21 +21,26 @@ fn succeeded(command: &str, output: &Output) -> String {
 }
 
 /// A shell on a host where `foggara` is on the path, and in `target/release` as after a build.
-struct Shell {
+pub(crate) struct Shell {
     host: TwoHosts,
     scratch: Scratch,
 }
 
 impl Shell {
-    fn new() -> Self {
-        let (host, scratch) = (TwoHosts::new(), Scratch::new("quick-start"));
+    pub(crate) fn new(name: &str) -> Self {
+        let (host, scratch) = (TwoHosts::new(), Scratch::new(name));
         let release = scratch.path().join("target/release");
         std::fs::create_dir_all(&release).unwrap();
         std::os::unix::fs::symlink(paths::foggara(), release.join("foggara")).unwrap();
         Self { host, scratch }
     }
 
-    fn command(&self, line: &str) -> Command {
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    pub(crate) fn command(&self, line: &str) -> Command {
         let mut shell = Command::new("bash");
         shell.args(["-c", line]);
         let mut inside = self.host.on(0, &shell);
@@ -52,7 +58,7 @@ impl Shell {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quick_start_does_what_it_says() {
     let _machine = machine::shared().await;
-    let (page, shell) = (Page::read("quick-start"), Shell::new());
+    let (page, shell) = (Page::read("quick-start"), Shell::new("quick-start"));
     std::fs::write(shell.scratch.path().join("book.txt"), "It was a dark and stormy night.").unwrap();
     let mut cluster: Option<Process> = None;
     let id = "an-answer";
@@ -140,6 +146,30 @@ impl Machines {
         self.run(host, &line);
     }
 
+    fn start_coordinator(&self, host: usize) {
+        self.start(host, "coordinator", "foggara coordinator --config /etc/foggara/coordinator.toml");
+    }
+
+    fn start_workers(&self) {
+        for number in 0..4 {
+            let line = format!(
+                "foggara worker --config /etc/foggara/worker.toml --listen 10.0.0.7:{} --threads 1",
+                8082 + number
+            );
+            self.start(WORKERS, &format!("worker-{number}"), &line);
+        }
+    }
+
+    /// Every process ends at once, and all that coordinators kept is gone.
+    async fn lose_everything(&self) {
+        for host in 0..=WORKERS {
+            self.run(host, "pkill -KILL -x foggara");
+            wait::until("none is left", async || self.0.running(host, "foggara").is_empty().then_some(()))
+                .await;
+        }
+        COORDINATORS.iter().for_each(|host| drop(self.run(*host, "rm -r /var/lib/foggara/*")));
+    }
+
     /// The code that `name` ended with.
     async fn code(&self, host: usize, name: &str) -> String {
         let path = self.0.path(host, &format!("/tmp/{name}.code"));
@@ -182,7 +212,7 @@ async fn a_cluster_is_operated_as_the_page_says() {
 
     let operator = "export FOGGARA_ENDPOINT=10.0.0.1:8081,10.0.0.2:8081,10.0.0.3:8081 FOGGARA_CLUSTER_TOKEN_FILE=/etc/foggara/token";
     let operate = |command: &str| machines.run(0, &format!("{operator}; {command}"));
-    let mut tried = 0;
+    let (mut tried, mut backed_up) = (0, false);
     for command in page.commands() {
         tried += 1;
         match command.as_str() {
@@ -196,7 +226,7 @@ async fn a_cluster_is_operated_as_the_page_says() {
                 assert!(machines.run(2, &command).contains("data_dir"));
             }
             "foggara coordinator --config /etc/foggara/coordinator.toml" => {
-                COORDINATORS.iter().for_each(|host| machines.start(*host, "coordinator", &command));
+                COORDINATORS.iter().for_each(|host| machines.start_coordinator(*host));
                 wait::until("they have a leader", async || {
                     let status = machines.0.ssh(0, &machines.here(&format!("{operator}; foggara status")));
                     status.status.success().then_some(())
@@ -206,20 +236,37 @@ async fn a_cluster_is_operated_as_the_page_says() {
                     page.commands().into_iter().find(|line| line.starts_with("foggara doctor --worker "));
                 machines.run(WORKERS, &preflight.expect("the page has it"));
                 machines.run(WORKERS, "foggara doctor --config /etc/foggara/worker.toml");
-                for number in 0..4 {
-                    let line = format!(
-                        "foggara worker --config /etc/foggara/worker.toml --listen 10.0.0.7:{} --threads 1",
-                        8082 + number
-                    );
-                    machines.start(WORKERS, &format!("worker-{number}"), &line);
-                }
+                machines.start_workers();
                 operate("foggara status --wait 90 --workers 4");
             }
             "foggara doctor" => assert!(machines.run(WORKERS, &command).contains("gpu")),
             // Needs a GPU.
             "foggara worker --device cuda:0 --join …" => {}
             "foggara models plan chat=/models/llama-3.1-8b.gguf" => assert!(operate(&command).contains("tp")),
+            "foggara status --json > cluster.json" => {
+                operate(&command);
+                let kept = machines.run(0, "cat cluster.json");
+                let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+                let deployment = &kept["deployments"][0];
+                assert_eq!(
+                    (&deployment["name"], &deployment["replicas"]),
+                    (&"chat".into(), &2.into()),
+                    "{kept}"
+                );
+                backed_up = true;
+            }
             "foggara models add chat=/models/llama-3.1-8b.gguf --tp 2 --replicas 2" => {
+                if backed_up {
+                    machines.lose_everything().await;
+                    COORDINATORS.iter().for_each(|host| machines.start_coordinator(*host));
+                    machines.start_workers();
+                    wait::until("there is a cluster again", async || {
+                        let wait = format!("{operator}; foggara status --wait 90 --workers 4");
+                        machines.0.ssh(0, &machines.here(&wait)).status.success().then_some(())
+                    })
+                    .await;
+                    assert!(!operate("foggara models list").contains("chat"), "nothing is left");
+                }
                 operate(&command);
                 operate("foggara generate --model chat --max-tokens 4 Once");
             }
@@ -241,8 +288,36 @@ async fn a_cluster_is_operated_as_the_page_says() {
     operate("foggara status --json > before");
     machines.run(1, "pkill -TERM -x foggara");
     assert_eq!(machines.code(1, "coordinator").await, "0", "stopped as asked");
-    machines.start(1, "coordinator", "foggara coordinator --config /etc/foggara/coordinator.toml");
+    machines.start_coordinator(1);
     operate("foggara status --wait 90 --like before --restarted 10.0.0.2:8081");
     operate("foggara models remove chat");
     assert!(!operate("foggara models list").contains("chat"));
+}
+
+/// What docs/terraform.md says to type, and where `terraform.rs` does it.
+#[test]
+fn terraforms_page_is_what_its_tests_do() {
+    const TESTS: &str = include_str!("terraform.rs");
+    for command in Page::read("terraform").commands() {
+        let done = match command.as_str() {
+            "cd deploy/terraform/examples/bare-metal" => {
+                "Terraform::new(&hosts, \"bare-metal\", TOKEN)".into()
+            }
+            token if token.starts_with("export TF_VAR_cluster_token=") => "const TOKEN".into(),
+            // As soon as there is a `Terraform`.
+            "terraform init" => "Terraform::new(".into(),
+            apply if apply.starts_with("terraform apply -var-file=") => "succeeds(&[\"apply\"])".into(),
+            destroy if destroy.starts_with("terraform destroy ") => "succeeds(&[\"destroy\"])".into(),
+            endpoint if endpoint.starts_with("export FOGGARA_ENDPOINT=") => {
+                "terraform.output(\"endpoint\")".into()
+            }
+            "foggara generate --model chat \"Once upon a time\"" => {
+                assert!(TESTS.contains("\"Once upon a time\""));
+                "[\"generate\", \"--model\", \"chat\"]".to_owned()
+            }
+            ours if ours.starts_with("foggara ") => format!("{:?}", &words(ours)[1..]),
+            other => panic!("docs/terraform.md has a command that is not tried: {other}"),
+        };
+        assert!(TESTS.contains(&done), "{command}: `terraform.rs` has no `{done}`");
+    }
 }

@@ -35,5 +35,6 @@ mod ten_thousand;
 mod terraform;
 mod top;
 mod traced;
+mod troubleshooting;
 mod two_hosts;
 mod watched;

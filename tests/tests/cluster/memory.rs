@@ -1,10 +1,14 @@
 //! A worker holds its slice of the model and its KV cache, and little else.
 
 use std::path::Path;
+use std::process::Command;
 
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use foggara_tests::ask::Ask;
 use foggara_tests::cluster::Cluster;
+use foggara_tests::control_group::ControlGroup;
+use foggara_tests::nodes::{Nodes, TOKEN};
+use foggara_tests::process::{foggara, text};
 use foggara_tests::setup::Setup;
 use foggara_tests::{machine, paths, process};
 
@@ -79,4 +83,28 @@ fn loaded(pid: u32) -> usize {
     let line = log.lines().rfind(|line| line.contains("weights loaded")).expect("weights are loaded");
     let number = line.split_once("memory_bytes=").expect("says how many").1.split(' ').next();
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number: {line}"))
+}
+
+/// What the control group of a worker allows it: less than any machine that runs this has.
+const ALLOWED: u64 = 512 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_takes_no_more_than_its_control_group_allows() {
+    let _machine = machine::shared().await;
+    let group = ControlGroup::new(ALLOWED);
+    let mut nodes = Nodes::start("limited", 1, &[]);
+    nodes.worker_within(&group, &[]);
+    nodes.wait_joined().await;
+    let told = nodes.client(0).try_status().await.unwrap().workers[0].capabilities.clone().unwrap();
+    assert!((1..=ALLOWED).contains(&told.memory_bytes), "{told:?}");
+    // A model that the machine has room for, and the group has not.
+    let (endpoint, model) = (nodes.grpc(0), paths::smol_gguf().display().to_string());
+    let plan = ["models", "plan", &model, "--kv-tokens", "50000", "--endpoint", &endpoint];
+    let planned = text(&foggara(&[&plan[..], &["--cluster-token", TOKEN]].concat()));
+    assert!(planned.contains("memory: needs"), "{planned}");
+    let mut doctor = Command::new(paths::foggara());
+    doctor.args(["doctor", "--worker"]);
+    let said = text(&group.within(&doctor).output().unwrap());
+    assert!(said.contains(&format!("{} allows 512.0 MiB", group.folder().display())), "{said}");
+    drop(nodes);
 }

@@ -1,7 +1,7 @@
 //! Processes as services: settings from files, what they tell a service manager, and their exit codes.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -175,6 +175,51 @@ async fn exit_codes_say_whether_to_start_again() {
     wrong.env("FOGGARA_THREADS", "many");
     let (code, said) = ends(wrong);
     assert_eq!(code, Some(2), "{said}");
+}
+
+/// What plays NVIDIA's driver for a worker until `lost` is there.
+fn played_gpu(worker: &mut Command, folder: &Path, lost: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    let library = folder.join("libcuda.so.1");
+    let mut compiler = Command::new("g++");
+    compiler.args(["-x", "c", "-shared", "-fPIC", "-o"]).arg(&library);
+    let (code, said) = ends({
+        compiler.arg(paths::root().join("tests/tools/lost_gpu.c"));
+        compiler
+    });
+    assert_eq!(code, Some(0), "{said}");
+    for name in ["libcuda.so", "libnvrtc.so.13"] {
+        std::fs::hard_link(&library, folder.join(name)).unwrap();
+    }
+    worker.args(["--device", "cuda"]).env("LOST_GPU", lost).env("FOGGARA_CACHE", folder.join("cache"));
+    worker.env("LD_LIBRARY_PATH", folder).env("FOGGARA_CUDA_PATH", folder);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_gpu_is_lost_says_so_by_its_code() {
+    let _machine = machine::shared().await;
+    let files = Files::new("lost-gpu");
+    let mut notified = Notified::new();
+    let _coordinator = files.start("coordinator", &notified);
+    notified.until("STATUS=leader in term ");
+    let (mut worker, lost) = (files.command("worker", "worker.toml"), files.path("lost"));
+    played_gpu(&mut worker, &files.path("driver"), &lost);
+    let mut worker = Process::start("worker", worker, &files.path("worker.log"));
+    let client = files.client();
+    wait::until("it is in the cluster, with its GPU", async || {
+        let status = client.try_status().await.ok()?;
+        let device = status.workers.first()?.capabilities.as_ref()?.device.as_ref()?;
+        (device.name == "played").then_some(())
+    })
+    .await;
+    std::fs::write(&lost, "").unwrap();
+    let model = format!("tiny={}", paths::golden("llama").display());
+    let add = ["models", "add", "--no-wait", "--endpoint", &files.grpc, "--cluster-token", TOKEN, &model];
+    let added = process::foggara(&add);
+    assert!(added.status.success(), "{}", text(&added));
+    let status = tokio::task::block_in_place(|| worker.wait(wait::PATIENCE));
+    assert_eq!(status.code(), Some(4), "{}", worker.log());
+    assert!(worker.log().contains("the GPU is lost"), "{}", worker.log());
 }
 
 #[test]

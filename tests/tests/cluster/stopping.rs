@@ -3,9 +3,60 @@
 use foggara_proto::wire::admin::{GetNoteRequest, PutNoteRequest, StatusResponse};
 use foggara_tests::answer::Answer;
 use foggara_tests::ask::Ask;
-use foggara_tests::process::is_alive;
+use foggara_tests::client::Client;
+use foggara_tests::nodes::{Nodes, TOKEN};
+use foggara_tests::process::{Process, foggara, is_alive, signal, text};
 use foggara_tests::setup::Setup;
 use foggara_tests::{machine, paths, wait};
+use rustix::process::Signal;
+
+/// So many tokens that an answer is not over before its coordinator has been asked to stop twice.
+const LONG: u32 = 1_900;
+
+/// An answer has begun; asked once, `process` stops when it is over, and asked again, at once. The code that it ends with.
+async fn twice(client: &Client, process: &mut Process, first: Signal, says: &str) -> Option<i32> {
+    let mut stream = client.stream(Ask::tokens("smol", &[9]).exactly(LONG).build()).await.unwrap();
+    let mut answer = Answer::default();
+    let began = answer.next(&mut stream).await.unwrap();
+    assert!(began, "it goes on");
+    signal(process.pid(), first);
+    wait::until("it has heard of it", async || process.log().contains(says).then_some(())).await;
+    let told = answer.token_ids.len();
+    while answer.token_ids.len() == told {
+        assert!(answer.next(&mut stream).await.unwrap(), "the answer goes on while it stops");
+    }
+    signal(process.pid(), Signal::TERM);
+    let status = tokio::task::block_in_place(|| process.wait(wait::PATIENCE));
+    let rest = async {
+        while answer.next(&mut stream).await? {}
+        Ok::<_, tonic::Status>(())
+    }
+    .await;
+    assert!(rest.is_err(), "the answer is cut off after {} tokens", answer.token_ids.len());
+    status.code()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_a_coordinator_at_once() {
+    let _machine = machine::shared().await;
+    let mut nodes = Nodes::start("second-signal", 1, &[]);
+    nodes.worker(&[]);
+    nodes.wait_joined().await;
+    let (model, endpoint) = (format!("smol={}", paths::smol_gguf().display()), nodes.grpc(0));
+    let added = foggara(&["models", "add", "--endpoint", &endpoint, "--cluster-token", TOKEN, &model]);
+    assert!(added.status.success(), "{}", text(&added));
+    let (client, says) = (nodes.client(0), "a second signal stops at once");
+    assert_eq!(twice(&client, nodes.process_of(0), Signal::TERM, says).await, Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_interrupt_ends_up_and_all_its_processes_at_once() {
+    let _machine = machine::shared().await;
+    let mut cluster = Setup::new("second-interrupt").model("smol", &paths::smol_gguf()).start().await;
+    let (client, pids) = (cluster.client(1), cluster.pids());
+    assert_eq!(twice(&client, cluster.up(), Signal::INT, "once more to stop at once").await, Some(130));
+    assert!(pids.iter().all(|pid| !is_alive(*pid)), "nothing is left");
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_of_up_leaves_no_process() {

@@ -6,6 +6,7 @@
 //! rather than being told. Either way a rank adds up what its experts give a row in the order of their numbers, and parts are
 //! summed in rank order: one result, whatever else is in the batch.
 
+mod counts;
 mod dispatch;
 
 use foggara_kernels::ThreadPool;
@@ -13,6 +14,7 @@ use foggara_kernels::op::activations::Activations;
 use foggara_models::spec::{Experts, Mlp};
 use foggara_models::{ArchSpec, SlicePlan};
 
+pub use counts::ExpertCounts;
 pub use dispatch::DispatchStats;
 use dispatch::Exchange;
 
@@ -36,8 +38,7 @@ pub(super) struct ExpertRunner {
     hidden: usize,
     /// For each layer, for each expert, the ranks of the stage that hold it.
     holders: Vec<Vec<std::ops::Range<usize>>>,
-    /// Tokens routed to each expert of each layer since they were last taken.
-    counts: Vec<Vec<u64>>,
+    counts: ExpertCounts,
     logits: Vec<f32>,
     /// Rows of one expert, and its results.
     rows: Activations,
@@ -52,7 +53,7 @@ impl ExpertRunner {
         Self {
             hidden: spec.hidden,
             holders: plan.experts.0.iter().map(|parts| parts.iter().map(ranks).collect()).collect(),
-            counts: spec.layers.iter().map(|layer| vec![0; count(&layer.mlp)]).collect(),
+            counts: ExpertCounts::new(spec.layers.iter().map(|layer| count(&layer.mlp))),
             logits: Vec::new(),
             rows: Activations::new(0, spec.hidden),
             results: Vec::new(),
@@ -62,8 +63,7 @@ impl ExpertRunner {
 
     /// Tokens routed to each expert of each layer since the last call.
     pub(super) fn take_counts(&mut self) -> Vec<Vec<u64>> {
-        let empty = self.counts.iter().map(|counts| vec![0; counts.len()]).collect();
-        std::mem::replace(&mut self.counts, empty)
+        self.counts.take()
     }
 
     fn routes(&mut self, layer: &ExpertLayer<'_>, x: &mut Activations) -> Vec<Route> {
@@ -72,11 +72,6 @@ impl ExpertRunner {
         product(layer.pool, &w.router, x, &mut self.logits);
         add_bias(&mut self.logits, &w.router_bias);
         self.logits.chunks_exact(e.count).map(|logits| route(e, logits, &w.correction)).collect()
-    }
-
-    fn count(&mut self, layer: usize, routes: &[Route]) {
-        let counts = &mut self.counts[layer];
-        routes.iter().flatten().for_each(|(expert, _)| counts[*expert as usize] += 1);
     }
 
     /// Adds to `out` what this rank's experts give the rows of `x`. `counted`: this rank is the one that counts these rows.
@@ -89,7 +84,7 @@ impl ExpertRunner {
     ) {
         let routes = self.routes(layer, x);
         if counted {
-            self.count(layer.number, &routes);
+            self.counts.count(layer.number, &routes);
         }
         self.compute(layer, x, &routes, out);
     }

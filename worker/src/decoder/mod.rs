@@ -36,7 +36,7 @@ use attention::{Attender, Context, Row};
 use buffers::Buffers;
 pub use comms::{Comms, Part, Parts};
 pub use device::DeviceDecoder;
-pub use experts::DispatchStats;
+pub use experts::{DispatchStats, ExpertCounts};
 use experts::{ExpertLayer, ExpertRunner};
 pub use input::{BlockTables, InputError, MOST_BEST, Segment, StepInput, Want};
 use mlp::MlpRunner;

@@ -1,21 +1,71 @@
 //! What ranks count for operators (tokens of each expert, where their time goes), told to the leader now and then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use foggara_proto::step::{ExpertCount, RankUse};
+use foggara_proto::step::{ExpertCount, RankUse, StepTiming};
 
 use super::{Engine, EngineError};
 use crate::decoder::DispatchStats;
 
 /// Where the time of one step went on this rank.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct StepTimes {
+pub struct StepTimes {
     /// All of it.
-    pub(super) total: Duration,
+    pub total: Duration,
     /// Of it, inside collectives.
-    pub(super) collective: Duration,
+    pub collective: Duration,
     /// Of it, sampling.
-    pub(super) sample: Duration,
+    pub sample: Duration,
+}
+
+impl StepTimes {
+    /// As a report tells it of a step with so many rows.
+    pub fn timing(&self, rows: usize) -> StepTiming {
+        StepTiming {
+            rows: word(rows),
+            wait_us: 0,
+            compute_us: micros(self.total.saturating_sub(self.sample)),
+            collective_us: micros(self.collective),
+            sample_us: micros(self.sample),
+        }
+    }
+}
+
+/// Takes the times of a step.
+#[derive(Debug)]
+pub struct StepWatch {
+    began: Instant,
+    /// What collectives had taken by then, in nanoseconds.
+    collective: u64,
+    sample: Duration,
+}
+
+impl StepWatch {
+    /// A step begins; collectives have taken so many nanoseconds before it.
+    pub fn begin(collective_nanos: u64) -> Self {
+        Self { began: Instant::now(), collective: collective_nanos, sample: Duration::ZERO }
+    }
+
+    /// When it began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// A row is sampled.
+    pub fn sample(&mut self, sample: impl FnOnce()) {
+        let began = Instant::now();
+        sample();
+        self.sample += began.elapsed();
+    }
+
+    /// The step is done; collectives have taken so many nanoseconds by now.
+    pub fn end(&self, collective_nanos: u64) -> StepTimes {
+        StepTimes {
+            total: self.began.elapsed(),
+            collective: Duration::from_nanos(collective_nanos - self.collective),
+            sample: self.sample,
+        }
+    }
 }
 
 /// What this rank has done since it last told the leader.
@@ -30,20 +80,28 @@ pub struct OwnUse {
 
 impl OwnUse {
     /// Starts to count with what has been sent already.
-    pub(super) fn since(dispatched: DispatchStats) -> Self {
+    pub fn since(dispatched: DispatchStats) -> Self {
         Self { dispatched, ..Self::default() }
     }
 
     /// This rank has waited for the next step.
-    pub(super) fn waited(&mut self, wait: Duration) {
+    pub fn waited(&mut self, wait: Duration) {
         self.wait += wait;
     }
 
-    pub(super) fn step(&mut self, times: &StepTimes) {
+    /// This rank has run a step.
+    pub fn step(&mut self, times: &StepTimes) {
         self.steps += 1;
         self.times.total += times.total;
         self.times.collective += times.collective;
         self.times.sample += times.sample;
+    }
+
+    /// What the leader is told, with the tokens that each layer's experts were given: numbers that collectives carry.
+    pub fn message(&self, experts: &[Vec<u64>], dispatched: DispatchStats) -> Vec<f32> {
+        // Exact in f32: a few hundred milliseconds have fewer tokens than 2^24.
+        let counts = experts.iter().flatten().map(|count| *count as f32);
+        counts.chain(self.numbers(dispatched).into_iter().flat_map(halves)).collect()
     }
 
     /// In the order of [`rank_use`].
@@ -88,9 +146,25 @@ pub struct Told {
 }
 
 impl Told {
+    /// Takes in every rank's message, of a model whose layers have so many experts.
+    pub fn take_in(&mut self, messages: &[f32], experts: &[Vec<u64>]) {
+        if self.experts.is_empty() {
+            self.experts = experts.iter().map(|layer| vec![0; layer.len()]).collect();
+        }
+        let counted: usize = experts.iter().map(Vec::len).sum();
+        for (rank, told) in messages.chunks_exact(counted + 2 * NUMBERS).enumerate() {
+            let (counts, numbers) = told.split_at(counted);
+            let sums = self.experts.iter_mut().flatten();
+            sums.zip(counts).for_each(|(sum, count)| *sum += *count as u64);
+            let mut halves = numbers.as_chunks::<2>().0.iter().copied().map(whole);
+            let numbers = std::array::from_fn(|_| halves.next().unwrap_or_default());
+            self.ranks.push(rank_use(rank, numbers));
+        }
+    }
+
     /// Tokens routed to experts, for a report: of the layers that had any, every expert's. That one got none says as much about
     /// how even they are as that another got many.
-    pub(super) fn take_experts(&mut self) -> Vec<ExpertCount> {
+    pub fn take_experts(&mut self) -> Vec<ExpertCount> {
         let counts = std::mem::take(&mut self.experts);
         let of_layer = |(layer, counts): (usize, Vec<u64>)| {
             let named = |(expert, tokens)| ExpertCount { layer: word(layer), expert: word(expert), tokens };
@@ -101,7 +175,7 @@ impl Told {
     }
 
     /// What each rank has done, for a report.
-    pub(super) fn take_ranks(&mut self) -> Vec<RankUse> {
+    pub fn take_ranks(&mut self) -> Vec<RankUse> {
         std::mem::take(&mut self.ranks)
     }
 }
@@ -110,28 +184,13 @@ impl Engine {
     /// Tells rank 0 what this rank has counted; there, takes in what all have.
     pub(super) fn collect(&mut self) -> Result<(), EngineError> {
         let counts = self.decoder.take_expert_counts()?;
-        // Exact in f32: a few hundred milliseconds have fewer tokens than 2^24.
-        let mut own: Vec<f32> = counts.iter().flatten().map(|count| *count as f32).collect();
-        let experts = own.len();
         let dispatched = self.decoder.dispatch_stats();
-        let before = std::mem::replace(&mut self.own, OwnUse::since(dispatched));
-        own.extend(before.numbers(dispatched).into_iter().flat_map(halves));
+        let own = std::mem::replace(&mut self.own, OwnUse::since(dispatched)).message(&counts, dispatched);
         let (size, leads) = (self.comms.size(), self.comms.rank() == 0);
         let mut all = vec![0.0; if leads { size * own.len() } else { 0 }];
         self.comms.all().gather(&own, &vec![own.len(); size], &mut all)?;
-        if !leads {
-            return Ok(());
-        }
-        if self.told.experts.is_empty() {
-            self.told.experts = counts.iter().map(|layer| vec![0; layer.len()]).collect();
-        }
-        for (rank, told) in all.chunks_exact(own.len()).enumerate() {
-            let (counts, numbers) = told.split_at(experts);
-            let sums = self.told.experts.iter_mut().flatten();
-            sums.zip(counts).for_each(|(sum, count)| *sum += *count as u64);
-            let mut halves = numbers.as_chunks::<2>().0.iter().copied().map(whole);
-            let numbers = std::array::from_fn(|_| halves.next().unwrap_or_default());
-            self.told.ranks.push(rank_use(rank, numbers));
+        if leads {
+            self.told.take_in(&all, &counts);
         }
         Ok(())
     }
@@ -148,6 +207,10 @@ fn halves(number: u64) -> [f32; 2] {
 
 fn whole([high, low]: [f32; 2]) -> u64 {
     ((high as u64) << HALF_BITS) + low as u64
+}
+
+pub(super) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn word(n: usize) -> u32 {

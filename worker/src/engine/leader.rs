@@ -4,11 +4,12 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use foggara_proto::step::{HeldSequence, StepPlan, StepReport, StepTiming};
+use foggara_proto::step::{HeldSequence, StepPlan, StepReport};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::collect::micros;
 use super::lease::{Lease, Next};
-use super::{Engine, EngineError, STEP_DEADLINE, SequenceTable, StepTimes};
+use super::{Engine, EngineError, STEP_DEADLINE, SequenceTable, StepTimes, StepWatch};
 use crate::decoder::StepInput;
 
 /// What reaches the leader's thread.
@@ -192,24 +193,16 @@ impl Leader {
 
     /// Runs a prepared step; what there is to tell of it, but for the plan.
     fn step(&mut self, mut input: StepInput) -> Result<StepReport, EngineError> {
-        let started = Instant::now();
-        if started.duration_since(self.collected) >= COLLECT_INTERVAL {
+        let watch = StepWatch::begin(self.engine.comms.stats().nanos);
+        if watch.began().duration_since(self.collected) >= COLLECT_INTERVAL {
             input.collect = true;
-            self.collected = started;
+            self.collected = watch.began();
         }
-        let collective_before = self.engine.comms.stats().nanos;
-        let sampling = self.run(&input)?.sample;
-        let collective = Duration::from_nanos(self.engine.comms.stats().nanos - collective_before);
-        let timing = StepTiming {
-            rows: u32::try_from(input.tokens.len()).unwrap_or(u32::MAX),
-            wait_us: 0,
-            compute_us: micros(started.elapsed().saturating_sub(sampling)),
-            collective_us: micros(collective),
-            sample_us: micros(sampling),
-        };
+        let sample = self.run(&input)?.sample;
+        let times = StepTimes { sample, ..watch.end(self.engine.comms.stats().nanos) };
         Ok(StepReport {
             outputs: self.table.finish(),
-            timing,
+            timing: times.timing(input.tokens.len()),
             experts: self.engine.told.take_experts(),
             ranks: self.engine.told.take_ranks(),
             ..StepReport::default()
@@ -236,8 +229,4 @@ impl Leader {
         }
         self.engine.run(input, &mut |row, scores| self.table.take_scores(row, scores))
     }
-}
-
-fn micros(time: Duration) -> u32 {
-    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

@@ -7,7 +7,7 @@ mod lease;
 mod sampler;
 mod sequences;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foggara_kernels::collective::CollectiveError;
 use foggara_kernels::cuda::DeviceError;
@@ -16,8 +16,7 @@ use foggara_models::{Checkpoint, DType, KvFormat, TensorRole};
 
 use crate::decoder::{BlockTables, Comms, Forward, ForwardError, InputError, OnScores, Segment, StepInput};
 
-use collect::StepTimes;
-pub use collect::{OwnUse, Told};
+pub use collect::{OwnUse, StepTimes, StepWatch, Told};
 pub use follower::follow;
 pub use leader::{EngineEvent, News, lead};
 pub use sequences::{PlanError, SequenceTable};
@@ -78,22 +77,18 @@ impl Engine {
 
     /// Runs a prepared step on this rank.
     fn run(&mut self, input: &StepInput, on_scores: &mut OnScores<'_>) -> Result<StepTimes, EngineError> {
-        let (began, before) = (Instant::now(), self.comms.stats().nanos);
-        let mut sample = Duration::ZERO;
+        let mut watch = StepWatch::begin(self.comms.stats().nanos);
         let busy = !input.tokens.is_empty();
         if busy {
             self.comms.begin_step(input);
         }
         self.decoder.forward(input, &self.tables, &mut self.comms, &mut |row, scores| {
-            let began = Instant::now();
-            on_scores(row, scores);
-            sample += began.elapsed();
+            watch.sample(|| on_scores(row, scores));
         })?;
         if busy {
             self.comms.end_step();
         }
-        let collective = Duration::from_nanos(self.comms.stats().nanos - before);
-        let times = StepTimes { total: began.elapsed(), collective, sample };
+        let times = watch.end(self.comms.stats().nanos);
         if busy {
             self.own.step(&times);
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};

@@ -132,7 +132,7 @@ pub(super) fn side_by_side<S: Store>(
 ) -> Result<Vec<Column<S::Matrix>>, LoadError> {
     let mut columns = Vec::new();
     let mut at = 0;
-    for run in parts.chunk_by(|a, b| a.loaded() == b.loaded() && a.stored() == b.stored()) {
+    for run in parts.chunk_by(Part::is_like) {
         let weights = loader.matrix(run)?;
         let rows = weights.rows();
         columns.push(Column { at, weights });

@@ -24,9 +24,9 @@ const MADE_AT_ONCE: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Part {
     slice: TensorSlice,
-    /// How it is held.
-    loaded: Loaded,
-    /// The same for a store.
+    /// The type that its rows are converted to before a store gets them; `None` if it gets them as they are.
+    made: Option<DType>,
+    /// How a store is to hold what it gets.
     hold: Hold,
     /// Columns read before the wanted ones, so that whole blocks are quantized.
     skip: usize,
@@ -65,9 +65,12 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         cols: Range<usize>,
     ) -> Result<Part, ModelError> {
         let tensor = self.model.tensor(role)?;
-        let loaded = self.quantize.loaded(role, &tensor);
+        let made = match self.quantize.loaded(role, &tensor) {
+            Loaded::As(dtype) if dtype != tensor.dtype => Some(dtype),
+            Loaded::As(_) | Loaded::F8 => None,
+        };
         // A type that is stored is cut inside its blocks; one that is made must be made of whole ones.
-        let block = made_of(loaded, tensor.dtype).map_or(1, DType::block_elems);
+        let block = made.map_or(1, DType::block_elems);
         let from = cols.start / block * block;
         let to = if cols.is_empty() { from } else { cols.end.next_multiple_of(block).min(tensor.cols) };
         let slice = tensor.slice(rows, from..to)?;
@@ -76,7 +79,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
             Loaded::As(dtype) if dtype.is_quantized() => Hold::Blocks,
             Loaded::As(_) => Hold::AsGiven,
         };
-        Ok(Part { slice, loaded, hold, skip: cols.start - from, cols: cols.len() })
+        Ok(Part { slice, made, hold, skip: cols.start - from, cols: cols.len() })
     }
 
     /// All columns of some rows of a layer's matrix.
@@ -111,7 +114,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         }
         let first = &parts[0];
         let rows = parts.iter().map(|part| part.slice.rows).sum();
-        let (ty, cols_stored, col_skip) = match first.made() {
+        let (ty, cols_stored, col_skip) = match first.made {
             None => (first.slice.dtype, first.slice.cols_stored, first.slice.col_skip),
             Some(made) => (made, first.slice.cols, first.skip),
         };
@@ -235,28 +238,10 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
     }
 }
 
-/// The type that rows stored in `stored` are converted to before a store gets them; `None` if it gets them as they are.
-fn made_of(loaded: Loaded, stored: DType) -> Option<DType> {
-    match loaded {
-        Loaded::As(dtype) if dtype != stored => Some(dtype),
-        Loaded::As(_) | Loaded::F8 => None,
-    }
-}
-
 impl Part {
     /// Bytes in the file.
     pub(super) fn bytes(&self) -> usize {
         self.slice.bytes()
-    }
-
-    /// How it is held.
-    pub(super) fn loaded(&self) -> Loaded {
-        self.loaded
-    }
-
-    /// See [`made_of`].
-    fn made(&self) -> Option<DType> {
-        made_of(self.loaded, self.slice.dtype)
     }
 
     /// The type it is stored in.
@@ -264,21 +249,26 @@ impl Part {
         self.slice.dtype
     }
 
+    /// Whether its rows and the other's can be those of one matrix.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (self.slice.dtype, self.made, self.hold) == (other.slice.dtype, other.made, other.hold)
+    }
+
     /// Its rows where they lie, if they are floats that can be used there.
     fn run(&self) -> Option<RowRun> {
-        let as_is = self.loaded == Loaded::As(self.slice.dtype) && !self.slice.dtype.is_quantized();
+        let as_is = self.made.is_none() && self.hold != Hold::F8 && !self.slice.dtype.is_quantized();
         let lies = self.slice.in_place().filter(|_| as_is)?;
         Some(RowRun::new(lies.file, lies.start, lies.stride, self.slice.rows))
     }
 
     /// Rows `rows` as they will be held, one after the other, where they do not lie in the file like that.
     fn made_rows(&self, rows: Range<usize>) -> Result<Vec<u8>, LoadError> {
-        let ty = self.made().unwrap_or(self.slice.dtype);
+        let ty = self.made.unwrap_or(self.slice.dtype);
         let mut made = Vec::with_capacity(rows.len() * ty.row_bytes(self.slice.cols_stored));
         let (mut stored, mut values) = (Vec::new(), vec![0.0; self.slice.cols]);
         for i in rows {
             let row = self.slice.row(i, &mut stored);
-            if self.made().is_none() {
+            if self.made.is_none() {
                 made.extend_from_slice(row);
                 continue;
             }
@@ -297,7 +287,7 @@ impl Part {
         pool: &ThreadPool,
     ) -> Result<(), LoadError> {
         let as_stored = |i: usize| self.slice.contiguous_row(rows.start + i);
-        if self.made().is_none() && as_stored(0).is_some() {
+        if self.made.is_none() && as_stored(0).is_some() {
             // All rows of a slice lie like the first.
             return store.push(packer, pool, rows.len(), |i| as_stored(i).unwrap_or(&[]));
         }

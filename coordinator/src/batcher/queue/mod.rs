@@ -37,6 +37,7 @@ pub(super) struct Arrival {
     tenant: String,
     weight: u32,
     rank: i64,
+    at_ms: u64,
     deadline: Option<u64>,
     /// Clients have tokens of it already: it goes first, and has no deadline.
     begun: bool,
@@ -53,6 +54,7 @@ impl Arrival {
             tenant: request.tenant.clone(),
             weight: request.weight,
             rank: arrived_ms.saturating_add(priority * PRIORITY_MS),
+            at_ms: now_ms,
             deadline: deadline.map(|after| now_ms.saturating_add(after)),
             begun,
         }
@@ -67,6 +69,8 @@ pub(super) struct Ticket {
     rank: i64,
     /// Counts arrivals.
     arrival: u64,
+    /// When it began to wait.
+    since_ms: u64,
     /// When it need not begin any more.
     deadline: Option<u64>,
     /// Its place before everybody else, if it goes first.
@@ -106,6 +110,8 @@ pub(super) struct Queue {
     deadlines: BTreeSet<(u64, SequenceId)>,
     /// Who waits, in the order of arrival.
     arrivals: BTreeMap<u64, SequenceId>,
+    /// Who waits, in the order in which they began to.
+    waiting: BTreeSet<(u64, SequenceId)>,
     arrived: u64,
 }
 
@@ -118,6 +124,7 @@ impl Queue {
             first: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             arrivals: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             arrived: 0,
         }
     }
@@ -140,6 +147,7 @@ impl Queue {
             tenant: self.tenants.register(&arrival.tenant, arrival.weight),
             rank: arrival.rank,
             arrival: self.arrived,
+            since_ms: arrival.at_ms,
             deadline: arrival.deadline,
             first: arrival.begun.then(|| self.first.last_key_value().map_or(0, |(last, _)| last + 1)),
             resumed: arrival.begun,
@@ -151,8 +159,9 @@ impl Queue {
         ticket
     }
 
-    /// Lets a sequence that had entered wait again, before everybody else.
-    pub(super) fn put_back(&mut self, id: SequenceId, ticket: &mut Ticket) {
+    /// Lets a sequence that had entered wait again from `now_ms` on, before everybody else.
+    pub(super) fn put_back(&mut self, id: SequenceId, ticket: &mut Ticket, now_ms: u64) {
+        ticket.since_ms = now_ms;
         ticket.first = Some(self.first.first_key_value().map_or(0, |(first, _)| first - 1));
         ticket.deadline = None;
         ticket.streams_since = None;
@@ -165,6 +174,7 @@ impl Queue {
             None => self.tenants.push(ticket.tenant, (ticket.rank, ticket.arrival), id),
         }
         self.arrivals.insert(ticket.arrival, id);
+        self.waiting.insert((ticket.since_ms, id));
         self.deadlines.extend(ticket.deadline.map(|deadline| (deadline, id)));
     }
 
@@ -189,6 +199,7 @@ impl Queue {
             None => self.tenants.remove(ticket.tenant, (ticket.rank, ticket.arrival)),
         }
         self.arrivals.remove(&ticket.arrival);
+        self.waiting.remove(&(ticket.since_ms, id));
         if let Some(deadline) = ticket.deadline {
             self.deadlines.remove(&(deadline, id));
         }
@@ -212,6 +223,11 @@ impl Queue {
     /// When the next deadline passes.
     pub(super) fn next_deadline(&self) -> Option<u64> {
         self.deadlines.first().map(|(deadline, _)| deadline + 1)
+    }
+
+    /// When the one that has waited longest began to.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.waiting.first().map(|(since, _)| *since)
     }
 
     /// Who waits that had arrived when a stream that has been going `since` began.

@@ -145,7 +145,7 @@ fn streams_that_have_begun_go_first_and_starting_over_is_free() {
     line.push(4, &resumed, 9);
     assert_eq!((line.enter(10), line.enter(10)), (4, 1));
     for id in [1, 4] {
-        line.queue.put_back(id, line.tickets.get_mut(&id).expect("known"));
+        line.queue.put_back(id, line.tickets.get_mut(&id).expect("known"), 0);
     }
     assert_eq!((line.enter(900), line.enter(900)), (4, 1), "the last put back is the first");
     assert_eq!((line.enter(10), line.enter(10)), (3, 2));
@@ -223,7 +223,7 @@ fn whatever_happens_everybody_who_waits_is_in_line_once() {
                 }
                 3 if !running.is_empty() => {
                     let id = running.remove(random.below(running.len() as u64) as usize);
-                    line.queue.put_back(id, line.tickets.get_mut(&id).expect("known"));
+                    line.queue.put_back(id, line.tickets.get_mut(&id).expect("known"), 0);
                     waiting.push(id);
                 }
                 _ if !waiting.is_empty() => {
@@ -240,4 +240,19 @@ fn whatever_happens_everybody_who_waits_is_in_line_once() {
             assert_eq!(line.queue.len(), waiting.len());
         }
     }
+}
+
+#[test]
+fn whoever_has_waited_longest_is_known_whatever_order_they_enter_in() {
+    let mut line = Line::new();
+    assert_eq!(line.queue.oldest(), None);
+    line.push(1, &Line::request("a", 1, 100), 10);
+    line.push(2, &Line::request("a", 1, 0), 20);
+    line.push(3, &Line::request("a", 1, -100), 30);
+    assert_eq!(line.enter(10), 3);
+    assert_eq!(line.queue.oldest(), Some(10), "set back by its priority");
+    // It has to make room, and waits from then on.
+    line.queue.put_back(3, line.tickets.get_mut(&3).expect("had entered"), 40);
+    let oldest = std::iter::from_fn(|| (line.queue.len() > 0).then(|| (line.enter(1), line.queue.oldest())));
+    assert_eq!(oldest.collect::<Vec<_>>(), [(3, Some(10)), (2, Some(10)), (1, None)]);
 }

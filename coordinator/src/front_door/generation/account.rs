@@ -5,12 +5,26 @@ use std::time::Instant;
 
 use super::{Event, FinishReason, Usage};
 use crate::front_door::api_error::ApiError;
-use crate::front_door::request::GenerationRequest;
 use crate::metrics::Metrics;
 use crate::traces::FrontRecording;
 
+/// What is known of a request from its beginning.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted<'a> {
+    /// What it came through: the API's name in metrics.
+    pub api: &'static str,
+    /// The deployment.
+    pub model: &'a str,
+    /// The client's name for it.
+    pub request_id: &'a str,
+    /// Answers asked for.
+    pub choices: usize,
+    /// Tokens of its prompt.
+    pub prompt_tokens: usize,
+}
+
 /// Counts and times one request, all its choices together; says in the log how it ended, also when its client went away.
-pub(super) struct Account {
+pub struct Account {
     metrics: Arc<Metrics>,
     recording: FrontRecording,
     model: String,
@@ -29,25 +43,21 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(
-        metrics: Arc<Metrics>,
-        recording: FrontRecording,
-        api: &'static str,
-        request: &GenerationRequest,
-    ) -> Self {
-        let model = request.model.name.clone();
-        metrics.requests_in_progress.with_label_values(&[&model]).inc();
+    /// Begins with a request.
+    pub fn new(metrics: Arc<Metrics>, recording: FrontRecording, counted: Counted<'_>) -> Self {
+        let Counted { api, model, request_id, choices, prompt_tokens } = counted;
+        metrics.requests_in_progress.with_label_values(&[model]).inc();
         Self {
             metrics,
             recording,
-            model,
+            model: model.to_owned(),
             api,
-            request_id: request.sequence.request_id.clone(),
+            request_id: request_id.to_owned(),
             started: Instant::now(),
             first: None,
-            last: vec![None; request.n],
-            usage: Usage { prompt_tokens: request.sequence.prompt_len, ..Usage::default() },
-            open: request.n,
+            last: vec![None; choices],
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            open: choices,
             reason: FinishReason::Stop,
             done: false,
         }
@@ -71,7 +81,8 @@ impl Account {
         }
     }
 
-    fn tokens(&mut self, choice: usize, count: usize) {
+    /// Tokens of a choice have come.
+    pub fn tokens(&mut self, choice: usize, count: usize) {
         if count == 0 {
             return;
         }
@@ -94,7 +105,8 @@ impl Account {
         self.finish(error.kind.label());
     }
 
-    fn finish(&mut self, status: &str) {
+    /// The request has ended; only the first end counts.
+    pub fn finish(&mut self, status: &str) {
         if std::mem::replace(&mut self.done, true) {
             return;
         }

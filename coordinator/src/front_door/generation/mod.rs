@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::router::{Generator, SequenceStream};
 use crate::timeline::Front;
 use crate::traces::{Arrival, Timelines};
-use account::Account;
+pub use account::{Account, Counted};
 use rest::Rest;
 use shape::Shape;
 
@@ -108,7 +108,14 @@ pub(super) fn run(
     request: GenerationRequest,
 ) -> EventStream {
     let recording = timelines.front(front(timelines, api, &request));
-    let mut account = Account::new(Arc::clone(metrics), recording.clone(), api, &request);
+    let counted = Counted {
+        api,
+        model: &request.model.name,
+        request_id: &request.sequence.request_id,
+        choices: request.n,
+        prompt_tokens: request.sequence.prompt_len,
+    };
+    let mut account = Account::new(Arc::clone(metrics), recording.clone(), counted);
     let mut order = Order::new(&request);
     let choice = |(index, sequence)| {
         let events = generator.generate(&request.model.name, sequence);

@@ -80,3 +80,26 @@ async fn run(arguments: &Arguments) -> ExitCode {
     cluster.show_logs();
     ExitCode::FAILURE
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use foggara_tests::page::{Page, words};
+
+    use super::*;
+
+    #[test]
+    fn what_the_pages_pass_on_is_taken() {
+        let commands: Vec<String> =
+            Page::all().iter().flat_map(|page| page.typed(&["cargo xtask soak"])).collect();
+        let passed =
+            |command: &String| words(command).into_iter().skip_while(|word| word != "--").skip(1).collect();
+        let passed: Vec<Vec<String>> =
+            commands.iter().map(passed).filter(|more: &Vec<String>| !more.is_empty()).collect();
+        assert!(!passed.is_empty(), "{commands:?}");
+        for more in passed {
+            let words = ["foggara-kills".to_owned()].into_iter().chain(more);
+            Arguments::command().try_get_matches_from(words).unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+}

@@ -118,7 +118,7 @@ impl ExpertRunner {
         let mut exchange = std::mem::replace(&mut self.exchange, Exchange::new(self.hidden, 0));
         exchange.take(x, mine);
         let routes = self.routes(layer, &mut exchange.own);
-        self.count(layer.number, &routes);
+        self.counts.count(layer.number, &routes);
         let holders = &self.holders[layer.number];
         let goes_to = |row: usize, rank: usize| {
             routes[row].iter().any(|(expert, _)| holders[*expert as usize].contains(&rank))
