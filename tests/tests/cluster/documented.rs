@@ -141,7 +141,7 @@ impl Machines {
     /// Starts what runs until it is stopped; its exit code is kept in `/tmp/NAME.code`.
     fn start(&self, host: usize, name: &str, line: &str) {
         let line = format!(
-            "mkdir -p /var/log/foggara; (setsid sh -c '{line}; echo $? >/tmp/{name}.code' >/var/log/foggara/{name}.log 2>&1 &)"
+            "mkdir -p /var/log/foggara; rm -f /tmp/{name}.code; (setsid sh -c '{line}; echo $? >/tmp/{name}.code' >/var/log/foggara/{name}.log 2>&1 &)"
         );
         self.run(host, &line);
     }
@@ -164,8 +164,12 @@ impl Machines {
     async fn lose_everything(&self) {
         for host in 0..=WORKERS {
             self.run(host, "pkill -KILL -x foggara");
-            wait::until("none is left", async || self.0.running(host, "foggara").is_empty().then_some(()))
-                .await;
+        }
+        for host in COORDINATORS {
+            assert_eq!(self.code(host, "coordinator").await, "137", "killed");
+        }
+        for number in 0..4 {
+            assert_eq!(self.code(WORKERS, &format!("worker-{number}")).await, "137", "killed");
         }
         COORDINATORS.iter().for_each(|host| drop(self.run(*host, "rm -r /var/lib/foggara/*")));
     }
