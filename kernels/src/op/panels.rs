@@ -19,7 +19,7 @@ use crate::error::KernelError;
 /// Rows of a panel: the lanes of a vector.
 pub const PANEL_ROWS: usize = 8;
 
-/// Where two panels are read at a time: how many bytes ahead of where it begins the second is asked for. About what memory gives
+/// How many bytes ahead of where it begins the last of the panels that are read at a time is asked for. About what memory gives
 /// while a line is on its way; more would fill the nearest cache.
 pub(crate) const LEAD: usize = 4096;
 
