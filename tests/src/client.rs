@@ -79,7 +79,7 @@ impl Client {
     /// Runs a request to its end.
     ///
     /// # Errors
-    /// What the server says.
+    /// What the server says; [`is_cut_off`] tells whether it is the connection that failed.
     pub async fn try_ask(&self, ask: Ask) -> Result<Answer, Status> {
         Answer::collect(self.stream(ask.build()).await?).await
     }
@@ -116,4 +116,9 @@ impl Client {
         })
         .await;
     }
+}
+
+/// Whether it is the connection that failed, not the server that refused: what a server says itself has no cause here.
+pub fn is_cut_off(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
 }

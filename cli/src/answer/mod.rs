@@ -181,7 +181,7 @@ fn refusal(url: &str, status: Status) -> Refusal {
 }
 
 /// Whether it is the connection that failed: what a server says itself has no cause here, and none says "unknown".
-fn is_broken(status: &Status) -> bool {
+pub(crate) fn is_broken(status: &Status) -> bool {
     std::error::Error::source(status).is_some() || matches!(status.code(), Code::Unknown | Code::Cancelled)
 }
 

@@ -15,6 +15,7 @@ use futures::{StreamExt, TryStreamExt};
 use tonic::Code;
 use tonic::transport::Channel;
 
+use crate::answer::is_broken;
 use crate::endpoint::EndpointArguments;
 use report::{Scored, Token};
 use windows::windows;
@@ -172,7 +173,8 @@ impl Scorer {
             match self.ask(ids).await {
                 Err(status)
                     if attempt < ATTEMPTS
-                        && matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) =>
+                        && (is_broken(&status)
+                            || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)) =>
                 {
                     attempt += 1;
                     tokio::time::sleep(RETRY).await;

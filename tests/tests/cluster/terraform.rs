@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use foggara_tests::ask::Ask;
-use foggara_tests::client::Client;
+use foggara_tests::client::{Client, is_cut_off};
 use foggara_tests::hosts::{GOLDEN, Hosts, MODELS};
 use foggara_tests::terraform::Terraform;
 use foggara_tests::{machine, paths, process, wait};
@@ -190,7 +190,7 @@ async fn load(hosts: &Hosts, coordinators: usize, stop: &AtomicBool, begun: &Ato
                 tries += 1;
                 match client.try_ask(ask(&id)).await {
                     Ok(answer) => Some(answer),
-                    Err(status) if status.code() == tonic::Code::Unavailable => None,
+                    Err(status) if status.code() == tonic::Code::Unavailable || is_cut_off(&status) => None,
                     Err(status) => panic!("{id}: {:?}: {}", status.code(), status.message()),
                 }
             })
