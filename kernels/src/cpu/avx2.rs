@@ -4,6 +4,7 @@
 //! found AVX2, FMA and F16C; every pointer comes from a reference to an array of just the size that is read or written, and
 //! all loads and stores are unaligned ones.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::lanes::{Codes, Floats, Lanes};
@@ -12,12 +13,22 @@ use super::lanes::{Codes, Floats, Lanes};
 #[derive(Debug, Clone, Copy)]
 pub struct F32x8(pub(super) __m256);
 
-/// Broadcasts the four activations that belong to vector `v`.
+/// Broadcasts the four activations that belong to vector `v`, one of eight.
 #[inline(always)]
 fn four(a: &[i8; 32], v: usize) -> __m256i {
-    let bytes = [a[v * 4], a[v * 4 + 1], a[v * 4 + 2], a[v * 4 + 3]].map(|x| x as u8);
-    // SAFETY: see the head of the file.
-    unsafe { _mm256_set1_epi32(i32::from_le_bytes(bytes)) }
+    debug_assert!(v < 8);
+    // SAFETY: see the head of the file; there are eight fours. (The compiler would check each: it does not know how many times a loop
+    // runs that is not to be unrolled.)
+    unsafe { _mm256_set1_epi32(a.as_ptr().add(v * 4).cast::<i32>().read_unaligned()) }
+}
+
+/// A number that the compiler does not know. It would unroll the loop over a block's vectors, put its sums in another order, and then
+/// keep what was unpacked in memory, in want of registers: three loads for each product.
+#[inline(always)]
+fn hidden(mut number: usize) -> usize {
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    number
 }
 
 /// Sums pairs of 16-bit lanes into 32 bits.
@@ -29,19 +40,25 @@ fn widen(x: __m256i) -> __m256i {
 
 /// Signed codes times activations over the vectors `FROM..TO`. |code| × 127 × 2 ≤ 32,512 fits 16 bits.
 #[inline(always)]
-fn signed<const T: usize, const FROM: usize, const TO: usize>(
-    codes: &[u8; 256],
+fn signed<const P: usize, const T: usize, const FROM: usize, const TO: usize>(
+    codes: [&[u8; 256]; P],
     a: [&[i8; 32]; T],
-) -> [F32x8; T] {
+) -> [[F32x8; P]; T] {
     // SAFETY: see the head of the file; the loads are within the 256 bytes.
     unsafe {
-        let mut sums = [_mm256_setzero_si256(); T];
+        let mut sums = [[_mm256_setzero_si256(); P]; T];
         for v in FROM..TO {
-            let codes = _mm256_loadu_si256(codes.as_ptr().add(v * 32).cast());
-            let magnitudes = _mm256_abs_epi8(codes);
+            let mut vectors = [_mm256_setzero_si256(); P];
+            for p in 0..P {
+                vectors[p] = _mm256_loadu_si256(codes[p].as_ptr().add(v * 32).cast());
+            }
             for t in 0..T {
-                let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(four(a[t], v), codes));
-                sums[t] = _mm256_add_epi32(sums[t], widen(products));
+                let four = four(a[t], v);
+                for p in 0..P {
+                    let magnitudes = _mm256_abs_epi8(vectors[p]);
+                    let products = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(four, vectors[p]));
+                    sums[t][p] = _mm256_add_epi32(sums[t][p], widen(products));
+                }
             }
         }
         floats(sums)
@@ -50,12 +67,14 @@ fn signed<const T: usize, const FROM: usize, const TO: usize>(
 
 /// Converts integers.
 #[inline(always)]
-fn floats<const T: usize>(x: [__m256i; T]) -> [F32x8; T] {
+fn floats<const P: usize, const T: usize>(x: [[__m256i; P]; T]) -> [[F32x8; P]; T] {
     // SAFETY: see the head of the file.
     unsafe {
-        let mut floats = [F32x8(_mm256_setzero_ps()); T];
+        let mut floats = [[F32x8(_mm256_setzero_ps()); P]; T];
         for t in 0..T {
-            floats[t] = F32x8(_mm256_cvtepi32_ps(x[t]));
+            for p in 0..P {
+                floats[t][p] = F32x8(_mm256_cvtepi32_ps(x[t][p]));
+            }
         }
         floats
     }
@@ -217,37 +236,49 @@ impl Lanes for F32x8 {
         }
     }
     #[inline(always)]
-    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T] {
+    fn dots_u4<const P: usize, const T: usize>(codes: [&[u8; 128]; P], a: [&[i8; 32]; T]) -> [[Self; P]; T] {
         // 15 × 127 × 2 × 8 = 30,480: all eight products of a lane are summed in 16 bits. Rows take turns, so that none waits
         // for its own last sum.
         // SAFETY: see the head of the file; the four loads cover the 128 bytes.
         unsafe {
             let mask = _mm256_set1_epi8(15);
-            let mut sums = [_mm256_setzero_si256(); T];
-            for v in 0..4 {
-                let packed = _mm256_loadu_si256(codes.as_ptr().add(v * 32).cast());
-                let low = _mm256_and_si256(packed, mask);
-                for t in 0..T {
-                    sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(low, four(a[t], v)));
+            let mut sums = [[_mm256_setzero_si256(); P]; T];
+            for v in 0..if P * T > 2 { hidden(4) } else { 4 } {
+                let mut vectors = [_mm256_setzero_si256(); P];
+                for p in 0..P {
+                    vectors[p] = _mm256_loadu_si256(codes[p].as_ptr().add(v * 32).cast());
                 }
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
                 for t in 0..T {
-                    sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(high, four(a[t], v + 4)));
+                    let four = four(a[t], v);
+                    for p in 0..P {
+                        let low = _mm256_and_si256(vectors[p], mask);
+                        sums[t][p] = _mm256_add_epi16(sums[t][p], _mm256_maddubs_epi16(low, four));
+                    }
+                }
+                for t in 0..T {
+                    let four = four(a[t], v + 4);
+                    for p in 0..P {
+                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(vectors[p]), mask);
+                        sums[t][p] = _mm256_add_epi16(sums[t][p], _mm256_maddubs_epi16(high, four));
+                    }
                 }
             }
-            for sum in &mut sums {
+            for sum in sums.as_flattened_mut() {
                 *sum = widen(*sum);
             }
             floats(sums)
         }
     }
     #[inline(always)]
-    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T] {
-        signed::<T, 0, 8>(codes, a)
+    fn dots_i8<const P: usize, const T: usize>(codes: [&[u8; 256]; P], a: [&[i8; 32]; T]) -> [[Self; P]; T] {
+        signed::<P, T, 0, 8>(codes, a)
     }
     #[inline(always)]
-    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2] {
-        [signed::<T, 0, 4>(codes, a), signed::<T, 4, 8>(codes, a)]
+    fn halves_i8<const P: usize, const T: usize>(
+        codes: [&[u8; 256]; P],
+        a: [&[i8; 32]; T],
+    ) -> [[[Self; P]; T]; 2] {
+        [signed::<P, T, 0, 4>(codes, a), signed::<P, T, 4, 8>(codes, a)]
     }
     #[inline(always)]
     fn sum(self) -> f32 {

@@ -256,6 +256,8 @@ impl Wide for F32x16 {
 }
 
 impl PanelLanes<2> for F32x16 {
+    const TILE: usize = 8;
+    const FLOAT_TILE: usize = 8;
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see the head of the file.

@@ -105,14 +105,17 @@ pub trait Lanes: Floats {
     /// The nearest integers (ties to even) to 32 values within ±127.
     fn to_codes(values: [Self; 4]) -> Codes;
 
-    /// Exact sums, for each of `T` rows of activations `a` (each within ±127) and each of eight rows of weights, of their products
-    /// over 32 columns. Weights are unsigned 4-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows in its low
+    /// Exact sums, for each of `T` rows of activations `a` (each within ±127) and each of eight rows of weights, of `P` times eight,
+    /// of their products over 32 columns. Weights are unsigned 4-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows in its low
     /// halves of bytes, and columns 16 further on in the high ones.
-    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T];
+    fn dots_u4<const P: usize, const T: usize>(codes: [&[u8; 128]; P], a: [&[i8; 32]; T]) -> [[Self; P]; T];
     /// The same of signed 8-bit codes: vector `v` holds columns `4v..4v + 4` of the eight rows.
-    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T];
+    fn dots_i8<const P: usize, const T: usize>(codes: [&[u8; 256]; P], a: [&[i8; 32]; T]) -> [[Self; P]; T];
     /// The same over columns 0..16 and 16..32.
-    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2];
+    fn halves_i8<const P: usize, const T: usize>(
+        codes: [&[u8; 256]; P],
+        a: [&[i8; 32]; T],
+    ) -> [[[Self; P]; T]; 2];
 
     /// Sum of the lanes: ((0+4)+(2+6)) + ((1+5)+(3+7)).
     #[inline(always)]
@@ -273,6 +276,10 @@ impl<L: Lanes> Wide for [L; 2] {
 
 /// Lanes that are the rows of `P` panels beside each other: what products are written over, with one result whatever `P` is.
 pub trait PanelLanes<const P: usize>: Copy {
+    /// Rows of activations that share the unpacked weights of a block: with more, sums leave the registers. One of 4 and 8.
+    const TILE: usize;
+    /// Rows of activations that share weights of floats. One of 3, 4 and 8.
+    const FLOAT_TILE: usize;
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Reads the floats of each panel.
@@ -319,6 +326,8 @@ fn codes_of<'a, const T: usize>(a: [&'a Codes; T]) -> [&'a [i8; 32]; T] {
 }
 
 impl<L: Lanes> PanelLanes<1> for L {
+    const TILE: usize = 4;
+    const FLOAT_TILE: usize = 4;
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Floats::splat(x)
@@ -372,15 +381,99 @@ impl<L: Lanes> PanelLanes<1> for L {
         Floats::fma(self, b, c)
     }
     #[inline(always)]
-    fn dots_u4<const T: usize>([codes]: [&[u8; 128]; 1], a: [&Codes; T]) -> [Self; T] {
+    fn dots_u4<const T: usize>(codes: [&[u8; 128]; 1], a: [&Codes; T]) -> [Self; T] {
+        alone(Lanes::dots_u4(codes, codes_of(a)))
+    }
+    #[inline(always)]
+    fn dots_i8<const T: usize>(codes: [&[u8; 256]; 1], a: [&Codes; T]) -> [Self; T] {
+        alone(Lanes::dots_i8(codes, codes_of(a)))
+    }
+    #[inline(always)]
+    fn halves_i8<const T: usize>(codes: [&[u8; 256]; 1], a: [&Codes; T]) -> [[Self; T]; 2] {
+        let [low, high] = Lanes::halves_i8(codes, codes_of(a));
+        [alone(low), alone(high)]
+    }
+}
+
+/// What there is one of, each.
+#[inline(always)]
+fn alone<L: Lanes, const T: usize>(sums: [[L; 1]; T]) -> [L; T] {
+    let mut all = [L::splat(0.0); T];
+    for t in 0..T {
+        all[t] = sums[t][0];
+    }
+    all
+}
+
+/// Two panels in two registers: what is read of the activations serves both.
+impl<L: Lanes> PanelLanes<2> for [L; 2] {
+    const TILE: usize = 4;
+    const FLOAT_TILE: usize = 3;
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        [L::splat(x); 2]
+    }
+    #[inline(always)]
+    fn load(from: [&[f32; 8]; 2]) -> Self {
+        [Lanes::load(from[0]), Lanes::load(from[1])]
+    }
+    #[inline(always)]
+    fn load_f16(from: [&[u16; 8]; 2]) -> Self {
+        [Lanes::load_f16(from[0]), Lanes::load_f16(from[1])]
+    }
+    #[inline(always)]
+    fn load_bf16(from: [&[u16; 8]; 2]) -> Self {
+        [Lanes::load_bf16(from[0]), Lanes::load_bf16(from[1])]
+    }
+    #[inline(always)]
+    fn load_bytes([a, b]: [&[u8; 32]; 2]) -> Self {
+        [PanelLanes::load_bytes([a]), PanelLanes::load_bytes([b])]
+    }
+    #[inline(always)]
+    fn load_f16_bytes([a, b]: [&[u8; 16]; 2]) -> Self {
+        [PanelLanes::load_f16_bytes([a]), PanelLanes::load_f16_bytes([b])]
+    }
+    #[inline(always)]
+    fn words(rows: [[&[u8; 16]; 8]; 2]) -> [Self; 4] {
+        let ([a, b, c, d], [e, f, g, h]) = (Lanes::words(rows[0]), Lanes::words(rows[1]));
+        [[a, e], [b, f], [c, g], [d, h]]
+    }
+    #[inline(always)]
+    fn pair_f16(self) -> [Self; 2] {
+        let ([a, b], [c, d]) = (Lanes::pair_f16(self[0]), Lanes::pair_f16(self[1]));
+        [[a, c], [b, d]]
+    }
+    #[inline(always)]
+    fn pair_bf16(self) -> [Self; 2] {
+        let ([a, b], [c, d]) = (Lanes::pair_bf16(self[0]), Lanes::pair_bf16(self[1]));
+        [[a, c], [b, d]]
+    }
+    #[inline(always)]
+    fn store(self, panel: usize, to: &mut [f32; 8]) {
+        Lanes::store(self[panel], to);
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Floats::add(self, other)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Floats::mul(self, other)
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        Floats::fma(self, b, c)
+    }
+    #[inline(always)]
+    fn dots_u4<const T: usize>(codes: [&[u8; 128]; 2], a: [&Codes; T]) -> [Self; T] {
         Lanes::dots_u4(codes, codes_of(a))
     }
     #[inline(always)]
-    fn dots_i8<const T: usize>([codes]: [&[u8; 256]; 1], a: [&Codes; T]) -> [Self; T] {
+    fn dots_i8<const T: usize>(codes: [&[u8; 256]; 2], a: [&Codes; T]) -> [Self; T] {
         Lanes::dots_i8(codes, codes_of(a))
     }
     #[inline(always)]
-    fn halves_i8<const T: usize>([codes]: [&[u8; 256]; 1], a: [&Codes; T]) -> [[Self; T]; 2] {
+    fn halves_i8<const T: usize>(codes: [&[u8; 256]; 2], a: [&Codes; T]) -> [[Self; T]; 2] {
         Lanes::halves_i8(codes, codes_of(a))
     }
 }

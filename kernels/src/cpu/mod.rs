@@ -91,7 +91,7 @@ macro_rules! simd_panels {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments)]
                 fn wide($($arg: $ty),*) {
-                    $body::<$crate::cpu::avx2::F32x8, 1>($($arg),*);
+                    $body::<[$crate::cpu::avx2::F32x8; 2], 2>($($arg),*);
                 }
                 match $crate::cpu::detect::features().lanes() {
                     // SAFETY: the features that these are compiled for have just been found.

@@ -101,17 +101,20 @@ impl Lanes for F32x8 {
         let total = |half: usize| codes[16 * half..][..16].iter().map(|code| i32::from(*code)).sum();
         Codes { totals: [total(0), total(1)], codes }
     }
-    fn dots_u4<const T: usize>(codes: &[u8; 128], a: [&[i8; 32]; T]) -> [Self; T] {
-        let code = |row, column| {
+    fn dots_u4<const P: usize, const T: usize>(codes: [&[u8; 128]; P], a: [&[i8; 32]; T]) -> [[Self; P]; T] {
+        let code = |codes: &[u8; 128], row, column| {
             let byte = codes[at(row, column % 16)];
             i32::from(if column < 16 { byte & 15 } else { byte >> 4 })
         };
-        a.map(|a| dot(code, a, 0..32))
+        a.map(|a| codes.map(|codes| dot(|row, column| code(codes, row, column), a, 0..32)))
     }
-    fn dots_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [Self; T] {
-        a.map(|a| dot_i8(codes, a, 0..32))
+    fn dots_i8<const P: usize, const T: usize>(codes: [&[u8; 256]; P], a: [&[i8; 32]; T]) -> [[Self; P]; T] {
+        a.map(|a| codes.map(|codes| dot_i8(codes, a, 0..32)))
     }
-    fn halves_i8<const T: usize>(codes: &[u8; 256], a: [&[i8; 32]; T]) -> [[Self; T]; 2] {
-        [a.map(|a| dot_i8(codes, a, 0..16)), a.map(|a| dot_i8(codes, a, 16..32))]
+    fn halves_i8<const P: usize, const T: usize>(
+        codes: [&[u8; 256]; P],
+        a: [&[i8; 32]; T],
+    ) -> [[[Self; P]; T]; 2] {
+        [0..16, 16..32].map(|columns| a.map(|a| codes.map(|codes| dot_i8(codes, a, columns.clone()))))
     }
 }

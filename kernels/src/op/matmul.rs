@@ -7,7 +7,7 @@
 //! - float weights: even and odd columns are summed apart, `acc = fma(w, x, acc)` in increasing order, then added.
 //!
 //! So a row's result depends on no other row. Weights are read from memory once for the whole batch: panels outside, tiles
-//! of [`TILE`] or [`WIDE_TILE`] activation rows inside.
+//! of activation rows inside, as many as there are registers for.
 
 mod rows;
 #[cfg(target_arch = "x86_64")]
@@ -23,11 +23,6 @@ use crate::cpu::prefetch::prefetch_part;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::{simd, simd_panels};
 use crate::dtype::WeightType;
-
-/// Activation rows that share the unpacked weights of a block where there are 16 registers, and where there are 32 of twice
-/// the width: with more, accumulators leave the registers.
-const TILE: usize = 4;
-const WIDE_TILE: usize = 8;
 
 /// Panels of one task: small enough to balance threads, large enough to be worth claiming. An even number: some lanes hold two.
 const TASK_PANELS: usize = 8;
@@ -152,6 +147,9 @@ fn run_panels_body<L: PanelLanes<P>, const P: usize>(
 
 /// How one kind of panel is multiplied with `T` activation rows.
 trait PanelProduct {
+    /// Rows of activations at a time.
+    fn tile<L: PanelLanes<P>, const P: usize>() -> usize;
+
     /// What is `ahead` is asked for meanwhile, a part with each block: in the order of memory, although two panels are read at a
     /// time, so that the machine, too, sees what comes next.
     fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
@@ -192,22 +190,30 @@ fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
         // What is next comes while the first rows meet this: memory is further away than the machine looks ahead by itself.
         let mut ahead = ((P > 1 || x.rows() == 1) && first_row == 0).then(|| w.ahead::<P>(first));
         let mut t = first_row;
-        if P > 1 {
-            while t + WIDE_TILE <= x.rows() {
-                out.put(first, t, F::product::<L, P, WIDE_TILE>(panels, ahead.take(), x, t));
-                t += WIDE_TILE;
+        while t < x.rows() {
+            let count = next_tile(x.rows() - t, F::tile::<L, P>());
+            let ahead = ahead.take();
+            match count {
+                1 => out.put(first, t, F::product::<L, P, 1>(panels, ahead, x, t)),
+                2 => out.put(first, t, F::product::<L, P, 2>(panels, ahead, x, t)),
+                3 => out.put(first, t, F::product::<L, P, 3>(panels, ahead, x, t)),
+                4 => out.put(first, t, F::product::<L, P, 4>(panels, ahead, x, t)),
+                8 if L::TILE == 8 => out.put(first, t, F::product::<L, P, 8>(panels, ahead, x, t)),
+                _ => unreachable!("a tile of {count} rows"),
             }
+            t += count;
         }
-        while t + TILE <= x.rows() {
-            out.put(first, t, F::product::<L, P, TILE>(panels, ahead.take(), x, t));
-            t += TILE;
-        }
-        match x.rows() - t {
-            1 => out.put(first, t, F::product::<L, P, 1>(panels, ahead.take(), x, t)),
-            2 => out.put(first, t, F::product::<L, P, 2>(panels, ahead.take(), x, t)),
-            3 => out.put(first, t, F::product::<L, P, 3>(panels, ahead.take(), x, t)),
-            _ => {}
-        }
+    }
+}
+
+/// Rows of the next tile, of `left` that there are and `most` (3, 4 or 8) that there may be: 1 to 4, or 8.
+#[inline(always)]
+fn next_tile(left: usize, most: usize) -> usize {
+    match (left, most) {
+        // Not three and one: one alone has too little to do between two loads.
+        (4, 3) => 2,
+        (4..8, 8) => 4,
+        _ => left.min(most),
     }
 }
 
@@ -286,6 +292,11 @@ fn part<const P: usize, const N: usize>(blocks: [&[u8]; P], at: usize) -> [&[u8;
 
 impl<const TY: u8> PanelProduct for Quantized<TY> {
     #[inline(always)]
+    fn tile<L: PanelLanes<P>, const P: usize>() -> usize {
+        L::TILE
+    }
+
+    #[inline(always)]
     fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
         panels: [&[u8]; P],
         ahead: Option<&[u8]>,
@@ -350,6 +361,11 @@ macro_rules! float_product {
     ($name:ident, $unit:ty, $load:ident) => {
         struct $name;
         impl PanelProduct for $name {
+            #[inline(always)]
+            fn tile<L: PanelLanes<P>, const P: usize>() -> usize {
+                L::FLOAT_TILE
+            }
+
             #[inline(always)]
             fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
                 panels: [&[u8]; P],

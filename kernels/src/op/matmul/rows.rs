@@ -1,7 +1,7 @@
 //! Products with rows of floats as they are stored: eight columns of a panel's rows become lanes in registers, and from there on
 //! everything is as with panels, bit for bit.
 
-use super::{Output, PANEL_ROWS, TILE, WIDE_TILE};
+use super::{Output, PANEL_ROWS, next_tile};
 use crate::cpu::lanes::PanelLanes;
 use crate::cpu::prefetch::{prefetch_far, prefetch_line};
 use crate::cpu::shared_slice::SharedSlice;
@@ -207,7 +207,7 @@ fn each_group<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>>(
             1 => out.put(first, 0, few::<L, P, W, C, 1>(&group, &next, x, 0)),
             2 => out.put(first, 0, few::<L, P, W, C, 2>(&group, &next, x, 0)),
             3 => out.put(first, 0, few::<L, P, W, C, 3>(&group, &next, x, 0)),
-            4 => out.put(first, 0, few::<L, P, W, C, 4>(&group, &next, x, 0)),
+            4 if L::FLOAT_TILE >= 4 => out.put(first, 0, few::<L, P, W, C, 4>(&group, &next, x, 0)),
             _ => many::<L, P, W, C>(&group, &next, x, first, out),
         }
         group = next;
@@ -283,21 +283,17 @@ fn many<L: PanelLanes<P>, const P: usize, const W: usize, C: Columns<W>>(
             unpack::<L, P, W, C>(group, next, from, columns, &mut block);
             let block = &block[..columns];
             let mut t = first;
-            if P > 1 {
-                while t + WIDE_TILE <= end {
-                    tile::<L, P, WIDE_TILE>(block, x, from, t, first, &mut sums);
-                    t += WIDE_TILE;
+            while t < end {
+                let count = next_tile(end - t, L::FLOAT_TILE);
+                match count {
+                    1 => tile::<L, P, 1>(block, x, from, t, first, &mut sums),
+                    2 => tile::<L, P, 2>(block, x, from, t, first, &mut sums),
+                    3 => tile::<L, P, 3>(block, x, from, t, first, &mut sums),
+                    4 => tile::<L, P, 4>(block, x, from, t, first, &mut sums),
+                    8 if L::FLOAT_TILE == 8 => tile::<L, P, 8>(block, x, from, t, first, &mut sums),
+                    _ => unreachable!("a tile of {count} rows"),
                 }
-            }
-            while t + TILE <= end {
-                tile::<L, P, TILE>(block, x, from, t, first, &mut sums);
-                t += TILE;
-            }
-            match end - t {
-                1 => tile::<L, P, 1>(block, x, from, t, first, &mut sums),
-                2 => tile::<L, P, 2>(block, x, from, t, first, &mut sums),
-                3 => tile::<L, P, 3>(block, x, from, t, first, &mut sums),
-                _ => {}
+                t += count;
             }
         }
         for t in first..end {
