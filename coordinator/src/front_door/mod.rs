@@ -4,6 +4,7 @@ mod api_error;
 mod find;
 #[cfg(test)]
 mod fixture;
+mod gathered;
 mod generation;
 mod grpc;
 mod http;

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
+use super::gathered::Gathered;
+
 /// Calls at once on one HTTP/2 connection: another coordinator sends all its clients' sequences through one.
 const MAX_STREAMS: u32 = 16_384;
 /// How long a client may take to say what it wants.
@@ -31,7 +33,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stopped: watch::Re
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+                    connections.spawn(Gathered::new(connection(stream, router.clone(), stop.clone())));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
