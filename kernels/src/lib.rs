@@ -12,6 +12,7 @@ pub mod dtype;
 pub mod error;
 pub mod op;
 
-pub use cpu::pool::ThreadPool;
+pub use cpu::cores::Cores;
+pub use cpu::pool::{ThreadPool, Threads};
 pub use dtype::WeightType;
 pub use error::KernelError;

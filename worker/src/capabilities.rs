@@ -2,6 +2,7 @@
 
 use foggara_kernels::cpu::{detect, measure};
 use foggara_kernels::cuda::{Device, DeviceError, Gpu};
+use foggara_kernels::{Cores, Threads};
 use foggara_models::{KvFormat, Quantize};
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::Capabilities;
@@ -13,13 +14,20 @@ const MEASURE_MILLIS: u64 = 100;
 /// For each way of multiplying bytes.
 const INT8_MILLIS: u64 = 25;
 
-/// Measures this machine with `threads` threads, or `device`. Takes about half a second of all of them; a GPU a fifth more,
+/// Measures this machine with `threads`, or `device`. Takes about half a second of all of them; a GPU a fifth more,
 /// with its libraries' start. A device that only plays a GPU is not measured: it has the CPU's speed, if that.
 ///
 /// # Errors
 /// If the device fails.
-pub(crate) fn measure(threads: usize, device: Option<&Device>) -> Result<Capabilities, DeviceError> {
-    let own = of_cpu(threads);
+pub(crate) fn measure(threads: &Threads, device: Option<&Device>) -> Result<Capabilities, DeviceError> {
+    // Threads that one which keeps to some cores starts keep to them, too.
+    let own = std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| {
+            threads.cores.iter().for_each(Cores::keep_to_all);
+            of_cpu(threads.count)
+        });
+        measuring.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
     let Some(device) = device else { return Ok(own) };
     let memory = device.driver().memory()?;
     let known = known_as(device);
@@ -148,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_cpu_says_what_it_is() {
-        let own = measure(1, None).expect("nothing of it can fail");
+        let own = measure(&Threads::anywhere(1), None).expect("nothing of it can fail");
         let device = own.device.expect("said");
         assert_eq!((device.kind.as_str(), device.uuid.as_str(), device.total_bytes), ("cpu", "", 0));
         assert!(device.kv_dtypes.contains(&"q8_0".into()) && !device.quantize.contains(&"fp8".into()));
@@ -161,7 +169,7 @@ mod tests {
     fn a_device_says_what_it_is_and_has() {
         for device in devices() {
             let taken = device.zeros::<u8>(1 << 20).expect("memory");
-            let own = measure(1, Some(&device)).expect("it has memory");
+            let own = measure(&Threads::anywhere(1), Some(&device)).expect("it has memory");
             drop(taken);
             let told = own.device.expect("said");
             let gpu = Gpu::of(&device);

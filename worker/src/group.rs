@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
 use foggara_kernels::cuda::{Device, DeviceError, DeviceMatrix};
+use foggara_kernels::{ThreadPool, Threads};
 use foggara_models::{Checkpoint, Cut, ExpertMap, Quantize, Shape};
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
@@ -80,7 +80,9 @@ pub(crate) struct GroupHost {
     let_go: Arc<Mutex<Vec<LetGo>>>,
     news: UnboundedSender<wire::WorkerMessage>,
     listener: Arc<TcpListener>,
-    threads: usize,
+    threads: Threads,
+    /// Cores of this process: a rank's thread may keep to one of them, and would count no other.
+    cores: usize,
     /// What computes; `None` is the CPU.
     device: Option<Device>,
     /// Why nothing on the device works any more, once that is so.
@@ -95,7 +97,7 @@ impl GroupHost {
     /// second; `news` go to the coordinator.
     pub(crate) fn new(
         listener: TcpListener,
-        threads: usize,
+        threads: Threads,
         device: Option<Device>,
         models: Models,
         residence: Residence,
@@ -105,7 +107,21 @@ impl GroupHost {
         let (held, ending, listener) = (Arc::default(), Arc::default(), Arc::new(listener));
         let lost = watch::Sender::new(None);
         let let_go = Arc::default();
-        Self { held, ending, let_go, news, listener, threads, device, lost, models, residence, read_speed }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            held,
+            ending,
+            let_go,
+            news,
+            listener,
+            threads,
+            cores,
+            device,
+            lost,
+            models,
+            residence,
+            read_speed,
+        }
     }
 
     /// Waits until the device is lost: this process can do nothing with it any more, another one may.
@@ -429,7 +445,7 @@ impl Rank {
             let reason = format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks());
             return Err(reason.into());
         }
-        let pool = ThreadPool::with_spin(self.host.threads, self.spin() != SpinPolicy::Park);
+        let pool = ThreadPool::start(&self.host.threads, self.spin() != SpinPolicy::Park);
         let mut loading = Loading::new(a, self.host.read_speed);
         let mut progress = |loaded_bytes, total_bytes| {
             if let Some(told) = loading.at(loaded_bytes, total_bytes) {
@@ -525,8 +541,8 @@ impl Rank {
 
     /// Spinning only pays while every waiting thread has a core to itself.
     fn spin(&self) -> SpinPolicy {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if self.assign.threads_on_host as usize > cores { SpinPolicy::Park } else { SpinPolicy::default() }
+        let all_have_one = self.assign.threads_on_host as usize <= self.host.cores;
+        if !all_have_one { SpinPolicy::Park } else { SpinPolicy::default() }
     }
 
     /// Joins a part of the group that has collectives of its own.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use foggara_kernels::Threads;
 use foggara_kernels::cuda::testing::losing_twin;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -21,7 +22,18 @@ fn host() -> (GroupHost, UnboundedReceiver<wire::WorkerMessage>) {
 fn host_on(device: Option<Device>) -> (GroupHost, UnboundedReceiver<wire::WorkerMessage>) {
     let (news, received) = unbounded_channel();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    (GroupHost::new(listener, 1, device, Models::default(), Residence::default(), 0, news), received)
+    (
+        GroupHost::new(
+            listener,
+            Threads::anywhere(1),
+            device,
+            Models::default(),
+            Residence::default(),
+            0,
+            news,
+        ),
+        received,
+    )
 }
 
 fn assign(group: u64, size: u32) -> wire::Assign {

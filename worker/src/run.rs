@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use foggara_kernels::cuda::{Device, DeviceError};
+use foggara_kernels::{Cores, Threads};
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::condition::Reporter;
 use foggara_proto::wire::files::files_server::FilesServer;
@@ -38,8 +39,8 @@ pub struct WorkerConfig {
     pub listen: SocketAddr,
     /// Host under which others reach this worker; the listening address if not given.
     pub advertise: Option<String>,
-    /// Threads that compute.
-    pub threads: usize,
+    /// Threads that compute, and the cores that they keep to.
+    pub threads: Threads,
     /// What computes.
     pub device: DeviceChoice,
     /// Where floats that need no conversion are, on the CPU.
@@ -62,8 +63,25 @@ impl WorkerConfig {
         if self.join.is_empty() {
             return wrong("join", "name at least one coordinator".into());
         }
-        if self.threads == 0 {
+        if self.threads.count == 0 {
             return wrong("threads", "must be at least 1".into());
+        }
+        if let Some(cores) = &self.threads.cores {
+            let (threads, named) = (self.threads.count, cores.count());
+            if threads > named {
+                return wrong(
+                    "threads",
+                    format!("{threads}, but --cores names {named}: each has a core of its own"),
+                );
+            }
+            let allowed =
+                Cores::allowed().map_err(|reason| WorkerError::Config { field: "cores", reason })?;
+            if let Some(core) = cores.not_in(&allowed) {
+                return wrong(
+                    "cores",
+                    format!("core {core} is not one that this process may run on: {allowed}"),
+                );
+            }
         }
         if !self.listen.ip().is_loopback() && !self.token.is_set() {
             let token = "that needs a cluster token (--cluster-token-file)";
@@ -134,16 +152,18 @@ pub async fn run(
     let collective_port = collective.local_addr().map_err(wrong(any_port))?.port();
     let host = config.advertise.clone().unwrap_or_else(|| bracketed(config.listen));
     let (threads, choice) = (config.threads, config.device);
+    let measured_with = threads.clone();
     let measure = move || {
         let device = choice.open()?;
-        Ok((capabilities::measure(threads, device.as_ref())?, device))
+        Ok((capabilities::measure(&measured_with, device.as_ref())?, device))
     };
     let measured = tokio::task::spawn_blocking(measure).await;
     let measured = measured.map_err(|e| WorkerError::Serve(format!("measuring this machine: {e}")))?;
     let (measured, device) = measured.map_err(WorkerError::Device)?;
     tracing::info!(
         %addr,
-        threads,
+        threads = threads.count,
+        cores = threads.cores.as_ref().map_or_else(|| "any".to_owned(), Cores::to_string),
         device = device.as_ref().map_or_else(|| "cpu".to_owned(), Device::name),
         cpu = measured.cpu,
         gb_per_second = measured.read_bytes_per_second as f64 / 1e9,

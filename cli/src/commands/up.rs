@@ -60,6 +60,9 @@ pub(crate) struct Arguments {
     /// Threads of each worker [default: cores / workers, at least 1]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Keep each worker's threads to cores of their own, in order: steadier where nothing else needs them
+    #[arg(long)]
+    pin: bool,
     /// What workers compute on: auto (GPUs, if there are any), cpu or cuda. Worker i takes GPU (i - 1) modulo their number
     #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
     device: devices::Asked,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use foggara_kernels::{Cores, Threads};
 use foggara_proto::condition::Reporter;
 use foggara_worker::weights::Residence;
 use foggara_worker::{DeviceChoice, WorkerConfig};
@@ -36,9 +37,13 @@ pub(crate) struct Arguments {
     /// Host under which coordinators and other workers reach this one [default: the listening address]
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
-    /// Threads that compute [default: one for each core]
+    /// Threads that compute [default: one for each core, of those that --cores names if it does]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Cores that these threads keep to, one each, in this order, as in 0-7,16: for machines whose cores differ in what memory is near,
+    /// or that run something else [default: where the system puts them]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<Cores>,
     /// What computes: auto (the first GPU, if there is one), cpu, cuda or cuda:NUMBER
     #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
     device: DeviceChoice,
@@ -94,17 +99,55 @@ impl Arguments {
         if let Some(wrong) = self.join.iter().find(|address| !is_address(address)) {
             return Err(UsageError(format!("join: `{wrong}` is not HOST:PORT")));
         }
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let named = self.cores.as_ref().map(Cores::count);
         Ok(WorkerConfig {
             join: self.join,
             listen: self.listen,
             advertise: self.advertise,
-            threads: self.threads.unwrap_or_else(cores),
+            threads: Threads { count: self.threads.or(named).unwrap_or_else(all), cores: self.cores },
             device: self.device,
             weights: self.weights,
             token: self.token.token()?,
             models: self.models,
             cache: self.cache_dir.or_else(cache_dir),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// Threads, and what is said against the settings.
+    fn settings(flags: &str) -> (usize, String) {
+        let line = ["worker", "--join", "127.0.0.1:1"].into_iter().chain(flags.split_whitespace());
+        let settings = Line::try_parse_from(line).expect(flags).arguments.settings().expect(flags);
+        (settings.threads.count, settings.check().err().map_or_else(String::new, |e| e.to_string()))
+    }
+
+    #[test]
+    fn threads_have_cores_that_there_are() {
+        let allowed = Cores::allowed().expect("the system says");
+        let first = allowed.part(0, 1).expect("at least one");
+        assert_eq!(settings(&format!("--cores {first}")), (1, String::new()));
+        assert_eq!(settings(&format!("--cores {allowed}")), (allowed.count(), String::new()));
+        assert_eq!(settings(&format!("--cores {allowed} --threads 1")), (1, String::new()));
+        let error = settings(&format!("--cores {first} --threads 2")).1;
+        assert!(error.starts_with("threads: 2, but --cores names 1"), "{error}");
+        let error = settings("--cores 1023").1;
+        assert!(
+            error.starts_with("cores: core 1023 is not one") && error.ends_with(&allowed.to_string()),
+            "{error}"
+        );
+        assert!(Line::try_parse_from(["worker", "--join", "a:1", "--cores", "x"]).is_err());
     }
 }

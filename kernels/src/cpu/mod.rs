@@ -6,6 +6,7 @@ pub(crate) mod amx;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod cores;
 pub mod detect;
 pub mod lanes;
 pub(crate) mod lines;

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::cores::Cores;
+
 /// How long a waiting thread spins before it parks: longer than the gap between two ops of a step, short enough to cost an
 /// idle machine nothing.
 const SPIN: Duration = Duration::from_micros(20);
@@ -79,6 +81,22 @@ impl Shared {
     }
 }
 
+/// How many threads compute, and where.
+#[derive(Debug, Clone)]
+pub struct Threads {
+    /// At least 1.
+    pub count: usize,
+    /// A core for each, in order; without, they run where the system puts them.
+    pub cores: Option<Cores>,
+}
+
+impl Threads {
+    /// So many, anywhere.
+    pub fn anywhere(count: usize) -> Self {
+        Self { count, cores: None }
+    }
+}
+
 /// A fixed set of threads, the caller included.
 pub struct ThreadPool {
     shared: Arc<Shared>,
@@ -95,7 +113,19 @@ impl ThreadPool {
 
     /// As [`new`](Self::new); without `spin`, helpers park at once (for machines with more threads than cores).
     pub fn with_spin(threads: usize, spin: bool) -> Self {
-        let count = threads.max(1) - 1;
+        Self::start(&Threads::anywhere(threads), spin)
+    }
+
+    /// As [`with_spin`](Self::with_spin), each thread on its core if there are such: the calling thread, from now on, on the first.
+    ///
+    /// # Panics
+    /// If there are fewer cores than threads.
+    pub fn start(threads: &Threads, spin: bool) -> Self {
+        let count = threads.count.max(1) - 1;
+        if let Some(cores) = &threads.cores {
+            assert!(cores.count() > count, "a core for each thread");
+            cores.keep_to(0);
+        }
         let shared = Arc::new(Shared {
             round: AtomicUsize::new(0),
             job: AtomicPtr::new(std::ptr::null_mut()),
@@ -108,10 +138,15 @@ impl ThreadPool {
         });
         let helpers = (0..count)
             .map(|index| {
-                let shared = Arc::clone(&shared);
+                let (shared, cores) = (Arc::clone(&shared), threads.cores.clone());
                 std::thread::Builder::new()
                     .name(format!("kernel-{}", index + 1))
-                    .spawn(move || help(&shared, index))
+                    .spawn(move || {
+                        if let Some(cores) = cores {
+                            cores.keep_to(index + 1);
+                        }
+                        help(&shared, index);
+                    })
                     .expect("the system can start a thread")
             })
             .collect();
@@ -222,6 +257,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn threads_keep_to_their_cores() {
+        let cores = Cores::allowed().expect("the system says");
+        let threads = Threads { count: cores.count(), cores: Some(cores.clone()) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let pool = ThreadPool::start(&threads, false);
+                // Each takes one, and none goes on before all have.
+                let all = std::sync::Barrier::new(threads.count);
+                let seen = Mutex::new(Vec::new());
+                pool.run(threads.count, |_| {
+                    all.wait();
+                    seen.lock()
+                        .expect("no panic")
+                        .push(Cores::allowed().expect("the system says").to_string());
+                });
+                let mut seen = seen.into_inner().expect("no panic");
+                let mut each: Vec<_> = (0..threads.count)
+                    .filter_map(|i| cores.part(i, 1))
+                    .map(|core| core.to_string())
+                    .collect();
+                seen.sort();
+                each.sort();
+                assert_eq!(seen, each);
+            });
+        });
     }
 
     #[test]

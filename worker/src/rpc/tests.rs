@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 
+use foggara_kernels::Threads;
 use foggara_proto::sequence::SequenceParams;
 use foggara_proto::step::{Chunk, Grant, Join, StepReport};
 use foggara_proto::wire::worker::rank_client::RankClient;
@@ -18,7 +19,15 @@ use crate::weights::Residence;
 async fn leader() -> (GroupHost, RankClient<Channel>) {
     let (news, mut received) = mpsc::unbounded_channel();
     let collective = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let host = GroupHost::new(collective, 1, None, Models::default(), Residence::default(), 0, news);
+    let host = GroupHost::new(
+        collective,
+        Threads::anywhere(1),
+        None,
+        Models::default(),
+        Residence::default(),
+        0,
+        news,
+    );
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama");
     host.assign(wire::Assign {
         group: 1,

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, ensure};
+use foggara_kernels::Cores;
 use foggara_kernels::cuda::doctor::usable;
 use foggara_models::Quantize;
 use foggara_proto::auth::ClusterToken;
@@ -108,11 +109,19 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         flags.extend(models.iter().cloned());
         spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
     });
-    let threads = a.threads.unwrap_or_else(|| (cores() / workers as usize).max(1)).to_string();
+    let threads = a.threads.unwrap_or_else(|| (cores() / workers as usize).max(1));
+    let pinned = if a.pin { pinned(&allowed()?, workers, threads)? } else { Vec::new() };
+    let threads = threads.to_string();
     let listen = SocketAddr::new(a.grpc.ip(), 0).to_string();
     let workers = (1..=workers).map(|i| {
         let mut flags = words(&["--listen", &listen, "--threads", &threads]);
         flags.extend(models.iter().cloned());
+        flags.extend(
+            pinned
+                .get(i as usize - 1)
+                .into_iter()
+                .flat_map(|cores| ["--cores".to_owned(), cores.to_string()]),
+        );
         flags.extend(devices.of(i).into_iter().flat_map(|device| ["--device".to_owned(), device]));
         spec(format!("worker {i}"), words(&["worker", "--join", &join.join(",")]), flags)
     });
@@ -138,6 +147,22 @@ fn parents(deployments: &[wire::Deployment]) -> BTreeSet<String> {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn allowed() -> anyhow::Result<Cores> {
+    Cores::allowed().map_err(|reason| anyhow::anyhow!("pin: {reason}"))
+}
+
+/// Cores of each worker.
+fn pinned(allowed: &Cores, workers: u32, threads: usize) -> anyhow::Result<Vec<Cores>> {
+    let (workers, there) = (workers as usize, allowed.count());
+    let parts = (0..workers).map(|i| allowed.part(i * threads, threads)).collect::<Option<Vec<_>>>();
+    parts.with_context(|| {
+        format!(
+            "pin: workers {workers} × threads {threads} need {} cores, there are {there}",
+            workers * threads
+        )
+    })
 }
 
 /// How many workers there are, and how they hold one replica.
@@ -245,6 +270,20 @@ mod tests {
         ] {
             assert_eq!(outcome(flags), Ok((workers, tp)), "{flags}");
         }
+    }
+
+    #[test]
+    fn each_worker_has_cores_of_its_own() {
+        let allowed: Cores = "0-2,8-9".parse().expect("a list");
+        let parts = |workers, threads| {
+            pinned(&allowed, workers, threads)
+                .map(|parts| parts.iter().map(Cores::to_string).collect::<Vec<_>>().join(" "))
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(parts(2, 2).as_deref(), Ok("0-1 2,8"));
+        assert_eq!(parts(5, 1).as_deref(), Ok("0 1 2 8 9"));
+        let error = parts(2, 3).expect_err("too many");
+        assert!(error.starts_with("pin:") && error.contains("need 6 cores, there are 5"), "{error}");
     }
 
     #[test]
