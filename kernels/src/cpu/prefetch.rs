@@ -6,40 +6,39 @@ const LINE: usize = 64;
 /// Asks for the line at `address`, whatever is there.
 #[inline(always)]
 pub(crate) fn prefetch_line(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+    ask::<true>(address);
 }
 
 /// Asks for the line at `address`, whatever is there, into a cache that is not the nearest: for what is needed later.
 #[inline(always)]
 pub(crate) fn prefetch_far(address: *const u8) {
+    ask::<false>(address);
+}
+
+/// Nothing happens where the machine cannot.
+#[inline(always)]
+fn ask<const NEAREST: bool>(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+        unsafe {
+            match NEAREST {
+                true => _mm_prefetch::<_MM_HINT_T0>(address.cast()),
+                false => _mm_prefetch::<_MM_HINT_T1>(address.cast()),
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
 
-/// Asks for all of `ahead`: it comes while something else is computed. Nothing happens where the machine cannot.
+/// Asks for all of `ahead`: it comes while something else is computed.
 #[inline(always)]
 pub(crate) fn prefetch<T>(ahead: &[T]) {
-    #[cfg(target_arch = "x86_64")]
     for line in 0..size_of_val(ahead).div_ceil(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint reads nothing, whatever the address; these are within the slice (or its last line).
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().cast::<i8>().wrapping_add(line * LINE)) };
+        prefetch_line(ahead.as_ptr().cast::<u8>().wrapping_add(line * LINE));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (ahead, LINE);
 }
 
 /// Asks for `size` bytes of `bytes` from `at` on, and no more than there are.

@@ -122,7 +122,15 @@ fn a_row_is_the_same_alone_and_in_any_batch_on_any_threads_and_lanes() {
         if detect::features().simd() {
             // Where there are wider ones, these would not be met otherwise.
             let mut narrow = vec![0.0; rows * BATCH];
-            run_panels_body::<avx2::F32x8, 1>(&w, &x, 0, 0, panels, &SharedSlice::new(&mut narrow), rows);
+            run_panels_body::<[avx2::F32x8; 2], 2>(
+                &w,
+                &x,
+                0,
+                0,
+                panels,
+                &SharedSlice::new(&mut narrow),
+                rows,
+            );
             assert_eq!(narrow, all, "{ty}: AVX2 lanes");
         }
     }

@@ -105,7 +105,7 @@ fn products_on_rows_have_the_bits_of_products_on_panels() {
                 assert_eq!(bits(&plain), bits(&expected), "{what}, portable");
                 #[cfg(target_arch = "x86_64")]
                 if detect::features().lanes() >= detect::Widest::Avx2 {
-                    let y = product::<avx2::F32x8, 1>(&in_place, &x);
+                    let y = product::<[avx2::F32x8; 2], 2>(&in_place, &x);
                     assert_eq!(bits(&y), bits(&expected), "{what}, AVX2");
                 }
                 #[cfg(target_arch = "x86_64")]
