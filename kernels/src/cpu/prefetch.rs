@@ -33,11 +33,11 @@ fn ask<const NEAREST: bool>(address: *const u8) {
     let _ = address;
 }
 
-/// Asks for all of `ahead`: it comes while something else is computed.
+/// Asks for all of `ahead`, into a cache that is not the nearest, which it may fill: it comes while something else is computed.
 #[inline(always)]
 pub(crate) fn prefetch<T>(ahead: &[T]) {
     for line in 0..size_of_val(ahead).div_ceil(LINE) {
-        prefetch_line(ahead.as_ptr().cast::<u8>().wrapping_add(line * LINE));
+        prefetch_far(ahead.as_ptr().cast::<u8>().wrapping_add(line * LINE));
     }
 }
 

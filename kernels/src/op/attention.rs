@@ -20,7 +20,7 @@ use crate::cpu::simd_wide;
 use cut::{groups, spans};
 use forms::{ByDimension, ByPosition, Keys, ValueRows, Values};
 use q8::{CodeValues, CodesByDimension, CodesByPosition};
-use tile::{Scratch, Task, attend};
+use tile::{Next, Scratch, Task, attend, met};
 
 /// What one row may see.
 #[derive(Debug, Clone, Copy)]
@@ -78,8 +78,15 @@ pub fn attention(
     let groups = groups(params.kv_head_of, rows.len(), cache.in_keys(), pool.threads());
     let spans = spans(rows, &groups, pool.threads());
     let out = SharedSlice::new(out);
-    pool.run(spans.len() * groups.len(), |task| {
-        let (span, (first, count)) = (spans[task / groups.len()].clone(), groups[task % groups.len()]);
+    let tasks = spans.len() * groups.len();
+    let parts = |task: usize| (spans[task / groups.len()].clone(), groups[task % groups.len()]);
+    pool.run(tasks, |task| {
+        // Most likely this thread's next.
+        let next = Some(task + pool.threads()).filter(|next| *next < tasks).map(|next| {
+            let (span, (first, _)) = parts(next);
+            Next { head: params.kv_head_of[first] as usize, blocks: met(&rows[span], cache.block_size()) }
+        });
+        let (span, (first, count)) = parts(task);
         let task = Task {
             cache,
             layer,
@@ -94,6 +101,7 @@ pub fn attention(
             sinks: if params.sinks.is_empty() { &[] } else { &params.sinks[first..][..count] },
             q,
             out: &out,
+            next,
         };
         let mut scratch = SCRATCH.take();
         run(&task, &mut scratch);

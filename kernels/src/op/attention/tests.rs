@@ -223,6 +223,7 @@ fn lanes_agree_bit_for_bit_and_rows_do_not_see_each_other() {
                     sinks,
                     q: &q,
                     out: &SharedSlice::new(&mut expected),
+                    next: None,
                 };
                 plain(&task);
                 assert_eq!(expected, all[3 * 40..], "{ty:?} {values:?}");

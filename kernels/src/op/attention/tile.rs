@@ -34,6 +34,16 @@ pub(super) struct Task<'a> {
     /// Of all rows and heads.
     pub(super) q: &'a [f32],
     pub(super) out: &'a SharedSlice<'a, f32>,
+    /// What will be met after it.
+    pub(super) next: Option<Next<'a>>,
+}
+
+/// Blocks of another task, to be asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Next<'a> {
+    /// The cache's head.
+    pub(super) head: usize,
+    pub(super) blocks: &'a [u32],
 }
 
 impl Task<'_> {
@@ -104,19 +114,25 @@ pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize
     let Scratch { q: packed, out } = scratch;
     out.clear();
     out.resize(queries * dim, 0.0);
-    let (from, to) = reach(rows);
-    let cells = &rows[0].blocks[..to.div_ceil(size)];
+    let cells = met(rows, size);
+    let before = reach(rows).0 / size;
     let together = if size == PART { C } else { 1 };
-    for block in (from / size..cells.len()).step_by(together) {
+    for block in (0..cells.len()).step_by(together) {
         // Blocks lie anywhere in memory: the machine cannot guess which is next. Whoever meets one first asks for the one that will
-        // be met in its place.
+        // be met in its place, of the next task where this one's end.
         let mut stretch: Stretch<C> = Stretch::default();
         for (i, place) in stretch.cells[..together.min(cells.len() - block)].iter_mut().enumerate() {
-            let cell = |block: u32| task.cache.cell(task.layer, block, task.head);
-            *place = (cell(cells[block + i]), cells.get(block + together + i).map(|next| cell(*next)));
+            let cell = |block: u32, head: usize| task.cache.cell(task.layer, block, head);
+            let ahead = block + together + i;
+            let of_next = |next: Next<'_>| Some(cell(*next.blocks.get(ahead - cells.len())?, next.head));
+            let ahead = match cells.get(ahead) {
+                Some(ahead) => Some(cell(*ahead, task.head)),
+                None => task.next.and_then(of_next),
+            };
+            *place = (cell(cells[block + i], task.head), ahead);
             stretch.count += 1;
         }
-        let start = block * size;
+        let start = (before + block) * size;
         for (tile, rows) in rows.chunks(M / N).enumerate() {
             let whole = M > N && rows.len() == M / N;
             if C > 1 && !whole && stretch.count > 1 {
@@ -190,6 +206,12 @@ fn all_see(rows: &[AttentionRow<'_>], start: usize, all: usize) -> bool {
         }
     }
     true
+}
+
+/// The blocks of `size` positions that rows of one sequence see something of.
+pub(super) fn met<'a>(rows: &[AttentionRow<'a>], size: usize) -> &'a [u32] {
+    let (from, to) = reach(rows);
+    &rows[0].blocks[(from / size).min(to.div_ceil(size))..to.div_ceil(size)]
 }
 
 /// Positions that any of the rows sees, from and to.
