@@ -46,7 +46,10 @@ impl Cores {
 
     /// `count` of them from the `first` on, if there are so many.
     pub fn part(&self, first: usize, count: usize) -> Option<Self> {
-        self.0.get(first..first + count).filter(|part| !part.is_empty()).map(|part| Self(part.into()))
+        self.0
+            .get(first..first.saturating_add(count))
+            .filter(|part| !part.is_empty())
+            .map(|part| Self(part.into()))
     }
 
     /// The first that is not one of `allowed`.

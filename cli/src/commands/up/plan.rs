@@ -156,11 +156,12 @@ fn allowed() -> anyhow::Result<Cores> {
 /// Cores of each worker.
 fn pinned(allowed: &Cores, workers: u32, threads: usize) -> anyhow::Result<Vec<Cores>> {
     let (workers, there) = (workers as usize, allowed.count());
-    let parts = (0..workers).map(|i| allowed.part(i * threads, threads)).collect::<Option<Vec<_>>>();
+    let parts =
+        (0..workers).map(|i| allowed.part(i.saturating_mul(threads), threads)).collect::<Option<Vec<_>>>();
     parts.with_context(|| {
         format!(
             "pin: workers {workers} × threads {threads} need {} cores, there are {there}",
-            workers * threads
+            workers.saturating_mul(threads)
         )
     })
 }
