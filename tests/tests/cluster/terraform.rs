@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use foggara_proto::version::Range;
 use foggara_tests::ask::Ask;
 use foggara_tests::client::Client;
 use foggara_tests::hosts::{GOLDEN, Hosts, MODELS};
@@ -96,6 +97,15 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     let refused = process::text(&refused);
     assert!(refused.contains("coordinators of a running cluster cannot change"), "{refused}");
     assert_eq!(processes(&hosts, 2), running, "nothing was touched");
+
+    let stranger =
+        release::another(hosts.folder(), |build| build.protocols = Range { oldest: 99, newest: 99 });
+    let mut wanted = variables(&hosts, both(true));
+    wanted["binary"] = json!(stranger);
+    terraform.set(&wanted);
+    let refused = process::text(&terraform.run(&["apply"]));
+    assert!(refused.contains("a release that cannot work with the one that runs"), "{refused}");
+    assert_eq!(processes(&hosts, 2), running, "nor by this");
 
     terraform.set(&variables(&hosts, both(true)));
     terraform.succeeds(&["destroy"]);

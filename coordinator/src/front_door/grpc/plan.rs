@@ -12,7 +12,8 @@ use crate::model_facts;
 use crate::placement::facts::{ModelFacts, Wish};
 use crate::placement::{Plan, PlannedRank, Proposal, Surroundings, propose, wish};
 
-/// What `deployment` would get where workers are allowed so much memory, and how fast it would be for sequences with so many tokens in the cache. Opens checkpoints.
+/// What `deployment` would get, where workers may have no more memory than `limits` say, and how fast it would be for sequences with
+/// so many tokens in the cache. Opens checkpoints.
 ///
 /// # Errors
 /// If its checkpoint cannot be opened.
