@@ -182,8 +182,7 @@ async fn a_group_has_workers_of_one_version_and_strangers_are_refused() {
     let formed = |status: &StatusResponse| {
         let group = status.groups.iter().find(|group| group.state == "ready" && group.driver != 0)?;
         let of = |id| status.workers.iter().find(|worker| worker.id == id)?.capabilities.clone();
-        let versions: Option<Vec<String>> = group.workers.iter().map(|id| Some(of(*id)?.version)).collect();
-        Some(versions?)
+        group.workers.iter().map(|id| Some(of(*id)?.version)).collect::<Option<Vec<String>>>()
     };
     let versions = nodes.wait_status("a group is formed", formed).await;
     assert_eq!(versions, [after.clone(), after.clone()]);
