@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     Failure = 1,
     /// The command line, a variable or the configuration is wrong (clap's code, too). Another try fails the same way.
     Usage = 2,
-    /// The cluster refused this worker: another token, or another version.
+    /// The cluster refused this worker, for its token or its version; or this coordinator's version cannot read what others wrote.
     Refused = 3,
     /// The GPU is lost to this process; a new one may use it.
     DeviceLost = 4,
@@ -36,7 +36,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::Usage);
     }
     if let Some(error) = cause.downcast_ref::<CoordinatorError>() {
-        return error.is_configuration().then_some(Exit::Usage);
+        let version = error.is_version().then_some(Exit::Refused);
+        return version.or(error.is_configuration().then_some(Exit::Usage));
     }
     match cause.downcast_ref::<WorkerError>()? {
         WorkerError::Config { .. } => Some(Exit::Usage),

@@ -26,10 +26,11 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use foggara_proto::version::Build;
 
 /// An inference cluster for large language models that a team can own.
 #[derive(Debug, Parser)]
-#[command(name = "foggara", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "foggara", version = Build::own().version, propagate_version = true, max_term_width = 100)]
 #[command(
     after_help = "Start here:\n  foggara up --model model.gguf        a whole cluster on this machine\n  \
     foggara chat \"Why is the sky blue?\"  ask it\n  foggara status                       see it"

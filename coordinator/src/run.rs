@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::state::Member;
 use crate::cluster::transport::GrpcTransport;
-use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command, RaftStatus, Role};
+use crate::cluster::{self, ClusterConfig, ClusterError, ClusterHandle, Command, Fault, RaftStatus, Role};
 use crate::control::{Registry, run_controller};
 use crate::driver::{DriverContext, Drivers, run_drivers};
 use crate::front_door::{self, FrontDoor, ServedModels};
@@ -126,9 +126,14 @@ impl CoordinatorError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Config { .. } => true,
-            Self::Cluster(ClusterError::Store(error)) => error.foreign,
+            Self::Cluster(ClusterError::Store(error)) => error.fault == Fault::Foreign,
             Self::Cluster(_) | Self::Listen { .. } | Self::Failed(_) => false,
         }
+    }
+
+    /// Whether it comes of this program's version: it cannot read what others of the cluster have written.
+    pub fn is_version(&self) -> bool {
+        matches!(self, Self::Cluster(ClusterError::Store(error)) if error.fault == Fault::Newer)
     }
 }
 
@@ -215,8 +220,8 @@ pub async fn run(
         biased;
         () = shutdown => Ok(()),
         failed = status.wait_for(|status| status.failed.is_some()) => {
-            let reason = failed.ok().and_then(|status| status.failed.clone());
-            Err(CoordinatorError::Failed(reason.unwrap_or_else(|| "the control plane has stopped".into())))
+            let error = failed.ok().and_then(|status| status.failed.clone());
+            Err(error.map_or(ClusterError::Stopped, ClusterError::Store).into())
         }
         // Half a coordinator is worse than none.
         Some(ended) = parts.join_next() => Err(CoordinatorError::Failed(format!("a part of it has ended: {ended:?}"))),

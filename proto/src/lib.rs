@@ -13,8 +13,5 @@ pub mod sequence;
 pub mod shape;
 pub mod step;
 pub mod trace;
+pub mod version;
 pub mod wire;
-
-/// Settings on which coordinators and workers must agree. Sent when a worker joins and compared as a whole: a worker built
-/// from another version is refused with both texts.
-pub const PROTOCOL: &str = concat!("foggara ", env!("CARGO_PKG_VERSION"), " protocol 2");

@@ -15,8 +15,9 @@ use crate::{paths, ports, wait};
 /// Shown by operators and by its processes to each other.
 pub const TOKEN: &str = "between-nodes";
 
-/// Ports of HTTP, from those of gRPC.
+/// Ports of HTTP, from those of gRPC; and of workers that are replaced.
 const HTTP: u16 = 20;
+const WORKERS: u16 = 40;
 
 /// A cluster that no `foggara up` supervises. Killed when dropped; when a test fails, the end of its logs is shown.
 #[derive(Debug)]
@@ -86,19 +87,59 @@ impl Nodes {
         self.add_worker(arguments, |command| command);
     }
 
+    /// The same of another `program`.
+    pub fn worker_of(&mut self, program: &Path, arguments: &[&str]) {
+        let number = self.workers;
+        self.workers += 1;
+        let started = self.start_worker(number, program, arguments, |command| command);
+        self.processes.push(started);
+    }
+
+    /// Address of the `number`-th worker (from 0).
+    pub fn worker_addr(&self, number: u16) -> String {
+        format!("127.0.0.1:{}", self.base + WORKERS + number)
+    }
+
+    /// The process of the `number`-th worker.
+    pub fn process_of_worker(&mut self, number: u16) -> &mut Process {
+        &mut self.processes[usize::from(self.coordinators + number)]
+    }
+
+    /// Stops the `number`-th worker as an administrator would, and starts `program` in its place when it has ended.
+    pub fn replace_worker(&mut self, number: u16, program: &Path) {
+        let process = self.process_of_worker(number);
+        crate::process::signal(process.pid(), Signal::TERM);
+        let status = process.wait(wait::PATIENCE);
+        assert!(status.success(), "worker {}: {status}", number + 1);
+        *self.process_of_worker(number) = self.start_worker(number, program, &[], |command| command);
+    }
+
     /// The same in a control group.
     pub fn worker_within(&mut self, group: &ControlGroup, arguments: &[&str]) {
         self.add_worker(arguments, |command| group.within(&command));
     }
 
     fn add_worker(&mut self, arguments: &[&str], with: impl FnOnce(Command) -> Command) {
+        let number = self.workers;
         self.workers += 1;
-        let name = format!("worker-{}", self.workers);
-        let (join, cache) = (self.grpc(0), self.scratch.path().join(&name).display().to_string());
-        let own = ["worker", "--join", &join, "--threads", "1", "--cache-dir", &cache];
-        let command = with(command(&paths::foggara(), &[&own[..], arguments].concat()));
-        let started = Process::start(&name, command, &self.log(&name));
+        let started = self.start_worker(number, &paths::foggara(), arguments, with);
         self.processes.push(started);
+    }
+
+    fn start_worker(
+        &self,
+        number: u16,
+        program: &Path,
+        arguments: &[&str],
+        with: impl FnOnce(Command) -> Command,
+    ) -> Process {
+        let name = format!("worker-{}", number + 1);
+        let cache = self.scratch.path().join(&name).display().to_string();
+        let join: Vec<String> = (0..self.coordinators).map(|number| self.grpc(number)).collect();
+        let (join, listen) = (join.join(","), self.worker_addr(number));
+        let own = ["worker", "--join", &join, "--listen", &listen, "--threads", "1", "--cache-dir", &cache];
+        let command = with(command(program, &[&own[..], arguments].concat()));
+        Process::start(&name, command, &self.log(&name))
     }
 
     fn process(&self, name: &str, program: &Path, arguments: &[&str]) -> Process {

@@ -4,6 +4,7 @@ use foggara_kernels::cpu::{detect, measure};
 use foggara_kernels::cuda::{Device, DeviceError, Gpu};
 use foggara_kernels::{Cores, Threads};
 use foggara_models::{KvFormat, Quantize};
+use foggara_proto::version::Build;
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::Capabilities;
 
@@ -37,6 +38,7 @@ pub(crate) fn measure(threads: &Threads, device: Option<&Device>) -> Result<Capa
         cache_bytes: 0,
         cache_bytes_per_second: 0,
         int8_ops_per_second: 0,
+        memory_limit_bytes: 0,
         ..own
     };
     if Gpu::of(device).is_none() {
@@ -58,11 +60,12 @@ fn of_cpu(threads: usize) -> Capabilities {
         read_bytes_per_second: measure::memory_bandwidth(threads, MEASURE_MILLIS),
         flops: measure::widest_fma_rate(threads, MEASURE_MILLIS),
         cpu: format!("{} ({})", cpu_name(), detect::features().name()),
-        version: env!("CARGO_PKG_VERSION").into(),
+        version: Build::own().version,
         device: Some(cpu()),
         cache_bytes: caches.last,
         cache_bytes_per_second: measure::cache_bandwidth(&caches, threads, MEASURE_MILLIS),
         int8_ops_per_second: measure::int8_rate(threads, INT8_MILLIS),
+        memory_limit_bytes: cgroup::least_limit().unwrap_or(0),
     }
 }
 

@@ -19,6 +19,12 @@ pub fn memory_limit() -> Option<MemoryLimit> {
     tightest(&groups, |file| std::fs::read_to_string(file).ok())
 }
 
+/// The least that a group of this process allows, whatever is used of it; `None`: there is no limit.
+pub fn least_limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    limits(&groups, &|file: &Path| std::fs::read_to_string(file).ok()).map(|limit| limit.bytes).min()
+}
+
 /// Folders of the group and of all that it is in, of the text of /proc/self/cgroup: `0::/path` in version 2, `4:memory:/path` in
 /// version 1. A container may see its own as the root.
 pub fn folders(groups: &str, controller: &str) -> Vec<PathBuf> {
@@ -67,11 +73,14 @@ const VERSIONS: [Files; 2] = [
 ];
 
 fn tightest(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<MemoryLimit> {
-    let limits = folders(groups, "memory").into_iter().flat_map(|folder| {
-        let of_version = |files: &Files| limit(&folder, files, &read);
+    limits(groups, &read).min_by_key(|limit| limit.left)
+}
+
+fn limits(groups: &str, read: &impl Fn(&Path) -> Option<String>) -> impl Iterator<Item = MemoryLimit> {
+    folders(groups, "memory").into_iter().flat_map(move |folder| {
+        let of_version = |files: &Files| limit(&folder, files, read);
         VERSIONS.iter().filter_map(of_version).collect::<Vec<_>>()
-    });
-    limits.min_by_key(|limit| limit.left)
+    })
 }
 
 fn limit(folder: &Path, files: &Files, read: impl Fn(&Path) -> Option<String>) -> Option<MemoryLimit> {

@@ -187,8 +187,9 @@ pub async fn run(
     let service = RankServer::new(RankService { host: group.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let service = InterceptedService::new(service, config.token.required());
-    let files = InterceptedService::new(FilesServer::new(FilesService { models }), config.token.required());
+    let service = InterceptedService::new(service, config.token.required_of_peers());
+    let files = FilesServer::new(FilesService { models });
+    let files = InterceptedService::new(files, config.token.required_of_peers());
     // Said of the listener, since the server's own setting is only for listeners that it makes: reports would wait for the
     // acknowledgement of the one before, 40 ms.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

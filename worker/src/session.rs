@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use foggara_proto::PROTOCOL;
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::condition::Reporter;
+use foggara_proto::version::Build;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::registry_client::RegistryClient;
 use tokio::sync::mpsc;
@@ -194,15 +194,18 @@ pub(crate) fn hello(
     collective_addr: String,
     capabilities: foggara_proto::wire::admin::Capabilities,
 ) -> wire::Hello {
+    let Build { version, protocols, .. } = Build::own();
     wire::Hello {
         incarnation: uuid::Uuid::new_v4().to_string(),
-        protocol: PROTOCOL.into(),
+        protocol: format!("foggara {version} protocol {protocols}"),
         addr,
         collective_addr,
         host: crate::capabilities::host_id(),
         pid: std::process::id(),
         capabilities: Some(capabilities),
         held: None,
+        oldest_protocol: protocols.oldest,
+        newest_protocol: protocols.newest,
     }
 }
 

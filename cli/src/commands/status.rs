@@ -65,7 +65,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn as_json(status: &wire::StatusResponse) -> Value {
     let coordinator = |c: &wire::Coordinator| {
         json!({"id": c.id, "addr": c.addr, "http_addr": c.http_addr,
-        "role": c.role, "pid": c.pid})
+        "role": c.role, "pid": c.pid,
+        // One that is not connected to the one that answers.
+        "version": Some(&c.version).filter(|version| !version.is_empty())})
     };
     let device = |d: wire::Device| {
         json!({"kind": d.kind, "name": d.name, "uuid": d.uuid, "total_bytes": d.total_bytes,
@@ -90,7 +92,7 @@ fn as_json(status: &wire::StatusResponse) -> Value {
         json!({"name": d.name, "model_path": d.model_path, "tp": d.tp, "dp": d.dp, "pp": d.pp, "ep": d.ep,
         "quantize": d.quantize,
         "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
-        "model_hash": d.model_hash, "model_bytes": d.model_bytes, "state": d.state, "reason": d.reason, "ready_replicas": d.ready_replicas, "created": d.created})
+        "model_hash": d.model_hash, "model_bytes": d.model_bytes, "state": d.state, "reason": d.reason, "versions_differ": d.versions_differ, "ready_replicas": d.ready_replicas, "created": d.created})
     };
     json!({
         "cluster_id": status.cluster_id,
@@ -118,19 +120,22 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
     )?;
     writeln!(out, "\ncoordinators")?;
     let row = |c: &wire::Coordinator| {
-        vec![c.id.to_string(), c.role.clone(), c.addr.clone(), c.http_addr.clone(), c.pid.to_string()]
+        let version = if c.version.is_empty() { "-" } else { &c.version };
+        let pid = c.pid.to_string();
+        vec![c.id.to_string(), c.role.clone(), c.addr.clone(), c.http_addr.clone(), pid, version.into()]
     };
     let rows: Vec<_> = status.coordinators.iter().map(row).collect();
-    table(out, &["id", "role", "grpc", "http", "pid"], &rows)?;
+    table(out, &["id", "role", "grpc", "http", "pid", "version"], &rows)?;
     writeln!(out, "\nworkers")?;
     let rows: Vec<_> = status.workers.iter().map(worker_row).collect();
-    const WORKER: [&str; 11] = [
+    const WORKER: [&str; 12] = [
         "id",
         "state",
         "group",
         "rank",
         "addr",
         "pid",
+        "version",
         "threads",
         "memory",
         "bandwidth",
@@ -189,6 +194,7 @@ fn worker_row(w: &wire::Worker) -> Vec<String> {
         dash(w.rank.map(|rank| rank.to_string())),
         w.addr.clone(),
         w.pid.to_string(),
+        dash(Some(c.version).filter(|version| !version.is_empty())),
         c.threads.to_string(),
         bytes(c.memory_bytes),
         format!("{:.1} GB/s", c.read_bytes_per_second as f64 / 1e9),

@@ -28,6 +28,7 @@ mod version;
 use std::io::{IsTerminal, Write};
 
 use foggara_kernels::cuda::doctor::survey;
+use foggara_proto::version::Build;
 
 pub(crate) use asked::{Asked, Roles};
 use finding::Severity;
@@ -59,7 +60,7 @@ pub(crate) async fn examine(asked: &Asked, json: bool) -> anyhow::Result<usize> 
     let all = [join, peers].concat();
     findings.extend(clock::check(&all));
     findings.extend(token::judge(asked, &all));
-    findings.extend(version::judge(&all));
+    findings.extend(version::judge(&Build::own(), asked.roles.coordinator, &all));
     let mut out = std::io::stdout().lock();
     if json {
         let json = report::as_json(&findings, &cpu, &memory, &survey);

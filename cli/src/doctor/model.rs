@@ -19,6 +19,7 @@ pub(super) fn workers(device: DeviceChoice, memory: u64, gpus: &[u64]) -> Vec<Wo
         id,
         host: "this".into(),
         kind,
+        version: String::new(),
         takes: Takes::usual(kind),
         memory_bytes,
         speeds: Speeds::of_memory(ANY_SPEED, ANY_SPEED),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use foggara_proto::auth::ClusterToken;
+use foggara_proto::version::{Build, Range};
 use foggara_proto::wire::admin::StatusRequest;
 use foggara_proto::wire::admin::admin_client::AdminClient;
 use futures::future::join_all;
@@ -32,12 +33,34 @@ pub(super) struct Answer {
     pub(super) round_trip: Duration,
     /// This host's address towards it.
     pub(super) from: Option<IpAddr>,
-    /// Its version; or why it did not tell.
-    pub(super) version: Result<String, String>,
+    /// What it is; or why it did not tell.
+    pub(super) version: Result<Told, String>,
     /// How far its clock is ahead of ours, in seconds.
     pub(super) ahead: Option<f64>,
     /// What it made of our token.
     pub(super) admission: Admission,
+}
+
+/// What a coordinator says that it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Told {
+    pub(super) version: String,
+    /// All of it, if it says so much.
+    pub(super) build: Option<Build>,
+}
+
+impl Told {
+    fn parse(body: &[u8]) -> Option<Self> {
+        let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let version = body.get("version")?.as_str()?.to_owned();
+        let range = |name: &str| {
+            let number = |end: &str| u32::try_from(body.get(name)?.get(end)?.as_u64()?).ok();
+            Some(Range { oldest: number("oldest")?, newest: number("newest")? })
+        };
+        let build = range("protocols").zip(range("formats"));
+        let build = build.map(|(protocols, formats)| Build { version: version.clone(), protocols, formats });
+        Some(Self { version, build })
+    }
 }
 
 /// Whether operators' calls are taken.
@@ -86,9 +109,7 @@ async fn one(address: &str, token: &ClusterToken) -> Result<Answer, Silence> {
     let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
     let ahead = told.as_ref().ok().and_then(|reply| Some(super::clock::ahead(reply.date?, before, after)));
     let version = told.and_then(|reply| {
-        let version = serde_json::from_slice::<serde_json::Value>(&reply.body).ok();
-        let version = version.and_then(|body| Some(body.get("version")?.as_str()?.to_owned()));
-        version.ok_or_else(|| "it is no coordinator: it does not say its version".to_owned())
+        Told::parse(&reply.body).ok_or_else(|| "it is no coordinator: it does not say its version".to_owned())
     });
     Ok(Answer { round_trip, from, version, ahead, admission: admission(address, token).await })
 }
@@ -125,7 +146,7 @@ pub(super) fn answering(address: &str) -> Peer {
     let answer = Answer {
         round_trip: Duration::from_micros(300),
         from: None,
-        version: Ok(env!("CARGO_PKG_VERSION").into()),
+        version: Ok(Told { version: Build::own().version, build: Some(Build::own()) }),
         ahead: Some(0.2),
         admission: Admission::Taken,
     };

@@ -4,12 +4,12 @@ use std::io::Write;
 
 use foggara_kernels::cuda::Facts;
 use foggara_kernels::cuda::doctor::{Found, Survey};
+use foggara_proto::version::Build;
 use serde_json::{Value, json};
 
 use super::cpu::Cpu;
 use super::finding::{Finding, Severity};
 use super::memory::Memory;
-use super::version;
 
 /// Prints findings, grouped, a line each, and under it what to do.
 pub(super) fn print(out: &mut impl Write, findings: &[Finding], colours: bool) -> std::io::Result<()> {
@@ -53,7 +53,7 @@ pub(super) fn counted(count: usize, what: &str) -> String {
 /// The documented shape.
 pub(super) fn as_json(findings: &[Finding], cpu: &Cpu, memory: &Memory, survey: &Survey) -> Value {
     json!({
-        "version": version::OWN,
+        "version": Build::own().version,
         "faults": count(findings, Severity::Fault),
         "warnings": count(findings, Severity::Warning),
         "findings": findings.iter().map(Finding::as_json).collect::<Vec<_>>(),

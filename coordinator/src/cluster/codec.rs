@@ -1,12 +1,15 @@
-//! How commands and snapshots are written down: a version byte, a checksum, then bincode.
+//! How commands and snapshots are written down: a byte for the format, a checksum, then bincode.
+//!
+//! Which formats a program writes is in [`foggara_proto::version`]; in which of them a cluster writes, [`super::format`] decides.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Changes whenever the layout of [`super::state`]'s types does.
-const VERSION: u8 = 4;
-/// The oldest version that is still read.
+/// The oldest format that is still read.
 const OLDEST: u8 = 1;
+/// Of bodies that look the same in every format, such as raft's own messages. It stays as it is, so that a program that was
+/// upgraded can be replaced by the one before.
+const CONTAINER: u8 = 4;
 const HEADER_BYTES: usize = 9;
 /// Largest value that is read or written: above any snapshot, below what could hurt.
 pub(super) const MAX_BYTES: usize = 64 << 20;
@@ -14,8 +17,16 @@ pub(super) const MAX_BYTES: usize = 64 << 20;
 /// Bytes that cannot be read back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CodecError {
-    #[error("written by version {0} of the format, this is version {VERSION} and reads back to {OLDEST}")]
-    Version(u8),
+    #[error(
+        "it is in format {found} of the replicated state, of which this program, foggara {}, reads {OLDEST} to {newest}: upgrade it \
+         to the version that the other coordinators have",
+        foggara_proto::version::Build::own().version
+    )]
+    Newer { found: u8, newest: u8 },
+    #[error(
+        "it needs format {since} of the replicated state, and the cluster writes {format} until all coordinators are upgraded"
+    )]
+    NotYet { since: u8, format: u8 },
     #[error("damaged: {0}")]
     Damaged(String),
     #[error("{0} bytes, more than {MAX_BYTES}")]
@@ -23,6 +34,9 @@ pub(super) enum CodecError {
 }
 
 /// What is written down, and how it looked before.
+///
+/// A program writes more formats than one while the release before it reads only an older one: what looks different in that one
+/// overrides `encoded`.
 pub(super) trait Stored: Serialize + DeserializeOwned {
     /// Its layout in version 1 of the format.
     type V1: DeserializeOwned + Into<Self>;
@@ -30,6 +44,16 @@ pub(super) trait Stored: Serialize + DeserializeOwned {
     type V2: DeserializeOwned + Into<Self>;
     /// In version 3.
     type V3: DeserializeOwned + Into<Self>;
+
+    /// The first format that can say this.
+    fn since(&self) -> u8 {
+        OLDEST
+    }
+
+    /// In `format`, one of those that this program writes.
+    fn encoded(&self, _format: u8) -> Result<Vec<u8>, bincode::error::EncodeError> {
+        bincode::serde::encode_to_vec(self, bincode::config::standard())
+    }
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo): finds bit flips; not meant against an enemy.
@@ -41,18 +65,23 @@ fn checksum(version: u8, body: &[u8]) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-pub(super) fn encode<T: Stored>(value: &T) -> Result<Vec<u8>, CodecError> {
-    let body = bincode::serde::encode_to_vec(value, bincode::config::standard())
-        .map_err(|e| CodecError::Damaged(e.to_string()))?;
+/// `value` in `format`, one of those that this program writes.
+pub(super) fn encode<T: Stored>(value: &T, format: u8) -> Result<Vec<u8>, CodecError> {
+    let since = value.since();
+    if since > format {
+        return Err(CodecError::NotYet { since, format });
+    }
+    let body = value.encoded(format).map_err(|e| CodecError::Damaged(e.to_string()))?;
     // What is written must be readable.
     if body.len() + HEADER_BYTES > MAX_BYTES {
         return Err(CodecError::TooLarge(body.len()));
     }
-    Ok(seal(&body))
+    Ok(seal_as(format, &body))
 }
 
-pub(super) fn decode<T: Stored>(bytes: &[u8]) -> Result<T, CodecError> {
-    let (version, body) = open_versioned(bytes)?;
+/// What [`encode`] made, in `newest` or a format before it.
+pub(super) fn decode<T: Stored>(bytes: &[u8], newest: u8) -> Result<T, CodecError> {
+    let (version, body) = open_as(bytes, newest)?;
     match version {
         1 => decode_body::<T::V1>(body).map(Into::into),
         2 => decode_body::<T::V2>(body).map(Into::into),
@@ -71,9 +100,19 @@ fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
     Ok(value)
 }
 
-/// Version and checksum before `body`.
+/// Whether `bytes` are whole, and in `newest` or a format before it.
+pub(super) fn check_format(bytes: &[u8], newest: u8) -> Result<(), CodecError> {
+    open_as(bytes, newest).map(drop)
+}
+
+/// The format of what [`encode`] made.
+pub(super) fn format_of(bytes: &[u8]) -> Option<u8> {
+    bytes.first().copied()
+}
+
+/// A format and a checksum before `body`, which looks the same in every format.
 pub(super) fn seal(body: &[u8]) -> Vec<u8> {
-    seal_as(VERSION, body)
+    seal_as(CONTAINER, body)
 }
 
 fn seal_as(version: u8, body: &[u8]) -> Vec<u8> {
@@ -84,37 +123,49 @@ fn seal_as(version: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The body of what [`seal`] made, for bodies that are the same in every version.
+/// The body of what [`seal`] made.
 pub(super) fn open(bytes: &[u8]) -> Result<&[u8], CodecError> {
-    open_versioned(bytes).map(|(_, body)| body)
+    open_as(bytes, CONTAINER).map(|(_, body)| body)
 }
 
-fn open_versioned(bytes: &[u8]) -> Result<(u8, &[u8]), CodecError> {
+fn open_as(bytes: &[u8], newest: u8) -> Result<(u8, &[u8]), CodecError> {
     if bytes.len() > MAX_BYTES {
         return Err(CodecError::TooLarge(bytes.len()));
     }
     let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
         return Err(CodecError::Damaged(format!("{} bytes", bytes.len())));
     };
-    if !(OLDEST..=VERSION).contains(&header[0]) {
-        return Err(CodecError::Version(header[0]));
-    }
     let expected = u64::from_le_bytes(std::array::from_fn(|i| header[1 + i]));
-    if checksum(header[0], body) != expected {
+    if checksum(header[0], body) != expected || header[0] < OLDEST {
         return Err(CodecError::Damaged("its checksum does not match".into()));
     }
-    Ok((header[0], body))
+    // Only now: a bit that has flipped is no newer format.
+    match header[0] > newest {
+        true => Err(CodecError::Newer { found: header[0], newest }),
+        false => Ok((header[0], body)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::state::{Capabilities, ClusterState, Command, DeviceKind, Envelope};
+    use crate::cluster::state::{Capabilities, ClusterState, Command, DeviceKind, Envelope, Worker};
 
     impl Stored for (String, u64) {
         type V1 = Self;
         type V2 = Self;
         type V3 = Self;
+    }
+
+    /// The newest layout there is.
+    const NEWEST: u8 = 4;
+
+    fn decode<T: Stored>(bytes: &[u8]) -> Result<T, CodecError> {
+        super::decode(bytes, NEWEST)
+    }
+
+    fn encode<T: Stored>(value: &T) -> Result<Vec<u8>, CodecError> {
+        super::encode(value, NEWEST)
     }
 
     /// Bytes as an older version wrote them.
@@ -137,9 +188,34 @@ mod tests {
         let note = Command::PutNote { key: "k".into(), value: "v".into() };
         let note = Envelope { request_id: "r".into(), command: note };
         assert_eq!(decode::<Envelope>(&written_by(1, &note)), Ok(note));
-        for version in [0, VERSION + 1] {
-            bytes[0] = version;
-            assert_eq!(decode::<Envelope>(&bytes), Err(CodecError::Version(version)));
+        let newer = CodecError::Newer { found: NEWEST + 1, newest: NEWEST };
+        assert_eq!(decode::<Envelope>(&seal_as(NEWEST + 1, put)), Err(newer));
+        assert!(matches!(decode::<Envelope>(&seal_as(0, put)), Err(CodecError::Damaged(_))));
+        bytes[0] = NEWEST + 1;
+        assert!(matches!(decode::<Envelope>(&bytes), Err(CodecError::Damaged(_))), "its number alone");
+    }
+
+    #[test]
+    fn what_a_format_cannot_say_is_not_written_in_it() {
+        let worker = Worker {
+            addr: "a".into(),
+            collective_addr: "c".into(),
+            host: "h".into(),
+            pid: 1,
+            incarnation: "i".into(),
+            capabilities: Capabilities::default(),
+            group: None,
+        };
+        let join = Envelope { request_id: "r".into(), command: Command::RegisterWorker(Box::new(worker)) };
+        assert_eq!(super::encode(&join, 3), Err(CodecError::NotYet { since: 4, format: 3 }));
+        for (written, read, ok) in [(4, 4, true), (4, 5, true), (5, 5, true), (5, 4, false)] {
+            let bytes = super::encode(&join, written).expect("it can say this");
+            assert_eq!(format_of(&bytes), Some(written));
+            let expected = match ok {
+                true => Ok(join.clone()),
+                false => Err(CodecError::Newer { found: written, newest: read }),
+            };
+            assert_eq!(super::decode(&bytes, read), expected, "{written} read by {read}");
         }
     }
 

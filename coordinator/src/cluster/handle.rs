@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use foggara_proto::version::Build;
 use tokio::sync::{oneshot, watch};
 
+use super::codec::CodecError;
+use super::format::Formats;
+use super::peers::{Connected, Peers};
 use super::state::Envelope;
 use super::transport::Transport;
-use super::{ClusterError, ClusterState, Command, Outcome, codec};
+use super::{ClusterError, ClusterState, Command, Outcome, StoreError, codec};
 
 /// How long a write or a linearizable read looks for a leader.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -78,8 +82,10 @@ pub struct RaftStatus {
     pub sync_seconds: f64,
     /// Followers, if this member leads.
     pub peers: Vec<PeerProgress>,
+    /// The format that is written here.
+    pub format: u8,
     /// Why the control plane has stopped, if it has.
-    pub failed: Option<String>,
+    pub failed: Option<StoreError>,
 }
 
 /// What reaches the Raft thread.
@@ -102,6 +108,8 @@ pub struct ClusterHandle {
     pub(super) status: watch::Receiver<RaftStatus>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) turns: Arc<AtomicU64>,
+    pub(super) formats: Formats,
+    pub(super) peers: Peers,
 }
 
 impl ClusterHandle {
@@ -118,6 +126,16 @@ impl ClusterHandle {
     /// The cluster.
     pub fn cluster_id(&self) -> &str {
         &self.cluster_id
+    }
+
+    /// Coordinator `id` has connected to this one, and is `build`: until what is returned is dropped.
+    pub fn connected(&self, id: u64, build: Build) -> Connected {
+        self.peers.connected(id, build)
+    }
+
+    /// What another coordinator is, while it is connected.
+    pub fn build_of(&self, id: u64) -> Option<Build> {
+        self.peers.build(id)
     }
 
     /// What this coordinator has applied so far.
@@ -174,8 +192,7 @@ impl ClusterHandle {
     /// # Errors
     /// [`ClusterError::Refused`] if the state machine said no; else why it may not have been done.
     pub async fn propose_as(&self, request_id: String, command: Command) -> Result<Outcome, ClusterError> {
-        let bytes = codec::encode(&Envelope { request_id: request_id.clone(), command })
-            .map_err(|e| ClusterError::Invalid(e.to_string()))?;
+        let bytes = self.encode(Envelope { request_id: request_id.clone(), command })?;
         if bytes.len() > MAX_WRITE_BYTES {
             return Err(ClusterError::TooLarge { bytes: bytes.len(), limit: MAX_WRITE_BYTES });
         }
@@ -195,7 +212,8 @@ impl ClusterHandle {
                     _ if leads => self.propose_here(request_id.clone(), bytes.clone()).await,
                     Some(leader) => {
                         let outcome = self.transport.propose(leader, bytes.clone()).await?;
-                        codec::decode(&outcome).map_err(|e| ClusterError::Invalid(e.to_string()))
+                        codec::decode(&outcome, self.formats.newest)
+                            .map_err(|e| ClusterError::Invalid(e.to_string()))
                     }
                     None => Err(ClusterError::NotLeader { id: self.id }),
                 }
@@ -206,6 +224,11 @@ impl ClusterHandle {
                 Ok(Err(ClusterError::Stopped)) => return Err(ClusterError::Stopped),
                 Ok(Err(ClusterError::Overloaded)) => {
                     why = ClusterError::Overloaded;
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // Another one may lead before long.
+                Ok(Err(error @ ClusterError::Incompatible(_))) => {
+                    why = error;
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 // Not known whether it was applied: the same id asks again.
@@ -220,13 +243,21 @@ impl ClusterHandle {
     /// [`ClusterError::NotLeader`] if it does not lead (any more), [`ClusterError::Refused`] if the state machine said no.
     pub async fn propose_leading(&self, command: Command) -> Result<Outcome, ClusterError> {
         let request_id = uuid::Uuid::new_v4().to_string();
-        let bytes = codec::encode(&Envelope { request_id: request_id.clone(), command })
-            .map_err(|e| ClusterError::Invalid(e.to_string()))?;
+        let bytes = self.encode(Envelope { request_id: request_id.clone(), command })?;
         match tokio::time::timeout(DEADLINE, self.propose_here(request_id, bytes)).await {
             Ok(Ok(Outcome::Refused(reason))) => Err(ClusterError::Refused(reason)),
             Ok(outcome) => outcome,
             Err(_) => Err(ClusterError::NoLeader(DEADLINE)),
         }
+    }
+
+    /// In the format that is written now.
+    fn encode(&self, envelope: Envelope) -> Result<Vec<u8>, ClusterError> {
+        let format = self.status.borrow().format;
+        codec::encode(&envelope, format).map_err(|e| match e {
+            CodecError::NotYet { .. } => ClusterError::Refused(e.to_string()),
+            e => ClusterError::Invalid(e.to_string()),
+        })
     }
 
     /// Proposes an encoded envelope to this member, which must lead.
@@ -244,9 +275,13 @@ impl ClusterHandle {
         if bytes.len() > MAX_WRITE_BYTES {
             return Err(ClusterError::TooLarge { bytes: bytes.len(), limit: MAX_WRITE_BYTES });
         }
-        let envelope: Envelope = codec::decode(&bytes).map_err(|e| ClusterError::Invalid(e.to_string()))?;
-        let outcome = self.propose_here(envelope.request_id, bytes).await?;
-        codec::encode(&outcome).map_err(|e| ClusterError::Invalid(e.to_string()))
+        let invalid = |e: CodecError| ClusterError::Invalid(e.to_string());
+        let envelope: Envelope = codec::decode(&bytes, self.formats.newest).map_err(invalid)?;
+        // Who asks reads what it writes. What is written here is for the leader to say.
+        let format = codec::format_of(&bytes).unwrap_or(0).max(self.formats.oldest);
+        let (request_id, bytes) = (envelope.request_id.clone(), self.encode(envelope)?);
+        let outcome = self.propose_here(request_id, bytes).await?;
+        codec::encode(&outcome, format).map_err(invalid)
     }
 
     /// After this, [`state`](Self::state) shows every write acknowledged anywhere before the call (Raft's ReadIndex).

@@ -5,9 +5,11 @@
 //! go through here, never a token.
 
 mod codec;
+mod format;
 mod handle;
 mod inbound;
 mod node;
+mod peers;
 mod seal;
 pub mod state;
 mod store;
@@ -15,10 +17,12 @@ mod store;
 mod tests;
 pub mod transport;
 
+pub use format::Formats;
 pub use handle::{ClusterHandle, PeerProgress, RaftStatus, Role};
 pub use node::{ClusterConfig, start};
+pub use peers::Peers;
 pub use state::{ClusterState, Command, Outcome};
-pub use store::StoreError;
+pub use store::{Fault, StoreError};
 
 /// Why the control plane did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -49,6 +53,9 @@ pub enum ClusterError {
     /// Another coordinator's message makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// It is of a version that this one cannot work with.
+    #[error("{0}")]
+    Incompatible(String),
     /// The coordinator is stopping, or its store has failed.
     #[error("this coordinator's control plane has stopped")]
     Stopped,

@@ -10,24 +10,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use foggara_proto::version::Build;
 use prost011::Message as _;
 use raft::prelude::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use tokio::sync::{oneshot, watch};
 
+use super::codec::{self, CodecError};
+use super::format::{self, Formats};
 use super::handle::{ClusterHandle, Input, PeerProgress, RaftStatus, Role};
 use super::inbound::{self, Verdict};
+use super::peers::Peers;
 use super::state::Envelope;
 use super::store::{Identity, LogStore};
 use super::transport::Transport;
-use super::{ClusterError, ClusterState, Outcome, StoreError, codec};
+use super::{ClusterError, ClusterState, Outcome, StoreError};
 
 /// Inputs waiting for the Raft thread.
 const INPUTS: usize = 4096;
 /// Inputs taken in before the next look at what raft wants done.
 const INPUT_BATCH: usize = 256;
-/// What errors that are not about the file itself call the store.
-const STORE: &str = "raft.redb";
 /// Bytes of entries after which a snapshot is taken, however few they are.
 const SNAPSHOT_EVERY_BYTES: usize = 8 << 20;
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
@@ -48,13 +50,16 @@ pub struct ClusterConfig {
     pub tick: Duration,
     /// Entries between snapshots.
     pub snapshot_every: u64,
+    /// In what the state may be written.
+    pub formats: Formats,
 }
 
 impl ClusterConfig {
-    /// The usual settings: 50 ms ticks, a snapshot every 2,000 entries.
+    /// The usual settings: 50 ms ticks, a snapshot every 2,000 entries, the formats of this program.
     pub fn new(cluster_id: &str, id: u64, members: Vec<u64>, data_dir: PathBuf) -> Self {
         let tick = Duration::from_millis(50);
-        Self { cluster_id: cluster_id.into(), id, members, data_dir, tick, snapshot_every: 2000 }
+        let (cluster_id, formats) = (cluster_id.into(), Build::own().formats.into());
+        Self { cluster_id, id, members, data_dir, tick, snapshot_every: 2000, formats }
     }
 }
 
@@ -72,12 +77,21 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
         return Err(ClusterError::Invalid(reason));
     }
     let identity = Identity { cluster_id: config.cluster_id.clone(), id: config.id, voters: voters.clone() };
-    let store = LogStore::open(&config.data_dir, &identity)?;
+    let formats = config.formats;
+    let store = LogStore::open(&config.data_dir, &identity, formats)?;
     let state = match store.snapshot_data() {
         [] => ClusterState::default(),
-        bytes => codec::decode(bytes)
-            .map_err(|e| ClusterError::Invalid(format!("the snapshot in the store: {e}")))?,
+        bytes => codec::decode(bytes, formats.newest)
+            .map_err(|e| StoreError::of_codec("the snapshot in the store", &e))?,
     };
+    // Now rather than when it is committed: this member would acknowledge, and elect, what it cannot apply.
+    for (index, bytes) in store.changes() {
+        if let Err(error @ CodecError::Newer { .. }) = codec::check_format(bytes, formats.newest) {
+            return Err(StoreError::of_codec(&format!("entry {index} of the log"), &error).into());
+        }
+    }
+    let agreed = [store.snapshot_data()].into_iter().chain(store.changes().map(|(_, bytes)| bytes));
+    let agreed = agreed.filter_map(codec::format_of).max().unwrap_or(0);
     let applied = store.snapshot_index();
     let raft_config = raft::Config {
         id: config.id,
@@ -102,8 +116,13 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
     let (inputs, receiver) = sync_channel(INPUTS);
     let state = Arc::new(state);
     let (state_out, state_in) = watch::channel(Arc::clone(&state));
-    let (status_out, status_in) =
-        watch::channel(RaftStatus { id: config.id, applied, ..RaftStatus::default() });
+    let (status_out, status_in) = watch::channel(RaftStatus {
+        id: config.id,
+        applied,
+        format: agreed.max(formats.oldest),
+        ..RaftStatus::default()
+    });
+    let peers = Peers::default();
     let node = Node {
         raw,
         state,
@@ -116,6 +135,9 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
         next_read: 0,
         incarnation: *uuid::Uuid::new_v4().as_bytes(),
         silent: BTreeSet::new(),
+        formats,
+        agreed,
+        peers: peers.clone(),
         state_out,
         status_out,
         elections: 0,
@@ -135,6 +157,8 @@ pub fn start(config: &ClusterConfig, transport: Arc<dyn Transport>) -> Result<Cl
         status: status_in,
         transport,
         turns: turned,
+        formats,
+        peers,
     })
 }
 
@@ -154,6 +178,10 @@ struct Node {
     incarnation: [u8; 16],
     /// Peers whose connection broke and that have not been heard of since.
     silent: BTreeSet<u64>,
+    formats: Formats,
+    /// The newest format in log and snapshot; 0: there is nothing.
+    agreed: u8,
+    peers: Peers,
     state_out: watch::Sender<Arc<ClusterState>>,
     status_out: watch::Sender<RaftStatus>,
     elections: u64,
@@ -162,14 +190,11 @@ struct Node {
 impl Node {
     fn run(mut self, inputs: &Receiver<Input>, tick: Duration, turns: &AtomicU64) {
         let outcome = self.serve(inputs, tick, turns);
-        let reason = match outcome {
-            Ok(()) => return,
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(reason, "the control plane's store has failed; this coordinator must stop");
+        let Err(error) = outcome else { return };
+        tracing::error!(reason = %error, "the control plane's store cannot be used; this coordinator must stop");
         self.status_out.send_modify(|status| {
             status.role = Role::Follower;
-            status.failed = Some(reason);
+            status.failed = Some(error);
         });
     }
 
@@ -253,8 +278,15 @@ impl Node {
             term_at: &|index| log.term(index).ok(),
         };
         let mut verdict = inbound::check(&message, &view);
-        if verdict.is_ok() && !readable(&message) {
-            verdict = Err(Verdict::Drop("its snapshot cannot be read"));
+        if verdict.is_ok() && message.term >= view.term {
+            match unreadable(&message, self.formats.newest) {
+                None => {}
+                Some(CodecError::Newer { found, newest }) => {
+                    let error = CodecError::Newer { found, newest };
+                    return Err(StoreError::of_codec("what the leader has written", &error));
+                }
+                Some(_) => verdict = Err(Verdict::Drop("its snapshot cannot be read")),
+            }
         }
         match verdict {
             Ok(()) => {
@@ -268,9 +300,7 @@ impl Node {
                 tracing::warn!(from, to, ?kind, reason, "a raft message was dropped");
                 Ok(())
             }
-            Err(Verdict::Fatal(reason)) => {
-                Err(StoreError { path: PathBuf::from(STORE), reason, foreign: false })
-            }
+            Err(Verdict::Fatal(reason)) => Err(StoreError::of_member(reason)),
         }
     }
 
@@ -322,6 +352,7 @@ impl Node {
         let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
         if ready.must_sync() || snapshot.is_some() {
             let entries = ready.take_entries();
+            self.agree(entries.iter().map(|entry| &entry.data[..]));
             self.raw.mut_store().persist(&entries, ready.hs(), snapshot.as_ref())?;
         }
         if let Some(snapshot) = snapshot {
@@ -340,12 +371,10 @@ impl Node {
     fn install(&mut self, snapshot: &raft::prelude::Snapshot) -> Result<(), StoreError> {
         let state: ClusterState = match &snapshot.data[..] {
             [] => ClusterState::default(),
-            bytes => codec::decode(bytes).map_err(|e| StoreError {
-                path: PathBuf::from(STORE),
-                reason: format!("the leader's snapshot cannot be read: {e}"),
-                foreign: false,
-            })?,
+            bytes => codec::decode(bytes, self.formats.newest)
+                .map_err(|e| StoreError::of_codec("the leader's snapshot", &e))?,
         };
+        self.agree([&snapshot.data[..]].into_iter());
         self.applied = snapshot.get_metadata().index;
         self.state = Arc::new(state);
         self.state_out.send_replace(Arc::clone(&self.state));
@@ -364,11 +393,8 @@ impl Node {
             if entry.data.is_empty() || entry.entry_type() != EntryType::EntryNormal {
                 continue;
             }
-            let envelope: Envelope = codec::decode(&entry.data).map_err(|e| StoreError {
-                path: PathBuf::from(STORE),
-                reason: format!("committed entry {} cannot be read: {e}", entry.index),
-                foreign: false,
-            })?;
+            let envelope: Envelope = codec::decode(&entry.data, self.formats.newest)
+                .map_err(|e| StoreError::of_codec(&format!("committed entry {}", entry.index), &e))?;
             let outcome = state.apply(&envelope);
             if let Some(waiting) = self.proposals.remove(&envelope.request_id) {
                 replies.push((waiting, outcome));
@@ -385,14 +411,33 @@ impl Node {
         let store = self.raw.store();
         let entries = self.applied - store.snapshot_index();
         if entries >= self.snapshot_every || (entries > 0 && store.log_bytes() >= SNAPSHOT_EVERY_BYTES) {
-            let bytes = codec::encode(&*self.state).map_err(|e| StoreError {
-                path: PathBuf::from(STORE),
-                reason: format!("taking a snapshot: {e}"),
-                foreign: false,
-            })?;
+            let format = self.format();
+            let bytes = codec::encode(&*self.state, format)
+                .map_err(|e| StoreError::of_member(format!("taking a snapshot: {e}")))?;
+            self.agreed = self.agreed.max(format);
             self.raw.mut_store().compact(self.applied, bytes)?;
         }
         Ok(())
+    }
+
+    /// What is in the log, or in a snapshot, has been agreed on.
+    fn agree<'a>(&mut self, written: impl Iterator<Item = &'a [u8]>) {
+        self.agreed = self.agreed.max(written.filter_map(codec::format_of).max().unwrap_or(0));
+    }
+
+    /// The format to write in: a leader hears from all.
+    fn format(&self) -> u8 {
+        let raft = &self.raw.raft;
+        let reads = |id: &u64| {
+            let active = raft.prs().get(*id).is_some_and(|progress| progress.recent_active);
+            let build = self.peers.build(*id).filter(|_| active && !self.silent.contains(id))?;
+            Some(Formats::from(build.formats).newest)
+        };
+        let others = self.members.iter().filter(|id| **id != raft.id);
+        match raft.state {
+            StateRole::Leader => format::written(self.formats, self.agreed, others.map(reads)),
+            _ => format::written(self.formats, self.agreed, others.map(|_| None)),
+        }
     }
 
     /// Tells where this member stands, if that has changed.
@@ -437,6 +482,7 @@ impl Node {
             syncs: store.syncs,
             sync_seconds: store.sync_seconds,
             peers,
+            format: self.format(),
             failed: None,
         };
         self.status_out.send_if_modified(|current| {
@@ -449,11 +495,19 @@ impl Node {
     }
 }
 
-/// Whether a snapshot in `message`, if there is one, holds a state.
-fn readable(message: &Message) -> bool {
-    if message.msg_type() != MessageType::MsgSnapshot {
-        return true;
+/// Why a snapshot or an entry in `message` is nothing for this program: of entries, whether they are too new is all that is looked at
+/// before they are committed.
+fn unreadable(message: &Message, newest: u8) -> Option<CodecError> {
+    match message.msg_type() {
+        MessageType::MsgSnapshot => {
+            let data = &message.get_snapshot().data;
+            if data.is_empty() { None } else { codec::decode::<ClusterState>(data, newest).err() }
+        }
+        MessageType::MsgAppend => {
+            let entries = message.entries.iter().filter(|entry| !entry.data.is_empty());
+            let newer = |entry: &Entry| codec::check_format(&entry.data, newest).err();
+            entries.filter_map(newer).find(|error| matches!(error, CodecError::Newer { .. }))
+        }
+        _ => None,
     }
-    let data = &message.get_snapshot().data;
-    data.is_empty() || codec::decode::<ClusterState>(data).is_ok()
 }

@@ -261,7 +261,8 @@ pub struct Formation {
     pub key: [u8; 16],
 }
 
-/// A change. What is written down stays readable: a new layout is a new variant at the end.
+/// A change. What is written down stays readable: a new layout is a new variant at the end, in a new format. And it stays what it
+/// does: coordinators of different versions apply the same log, so another effect is another variant, too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// A coordinator says where it is.
@@ -405,6 +406,26 @@ impl Stored for Envelope {
     type V1 = Self;
     type V2 = Self;
     type V3 = Self;
+
+    fn since(&self) -> u8 {
+        match &self.command {
+            Command::RegisterMember { .. }
+            | Command::RegisterWorkerV2(_)
+            | Command::WorkerLost { .. }
+            | Command::ConfirmWorkers { .. }
+            | Command::PutDeploymentV1 { .. }
+            | Command::RemoveDeployment { .. }
+            | Command::NoteObstacle { .. }
+            | Command::FormGroupV1(_)
+            | Command::RankReady { .. }
+            | Command::DissolveGroup { .. }
+            | Command::AssignDriver { .. }
+            | Command::PutNote { .. } => 1,
+            Command::PutDeployment { .. } | Command::FormGroup(_) => 2,
+            Command::RegisterWorkerV3(_) => 3,
+            Command::RegisterWorker(_) => 4,
+        }
+    }
 }
 
 impl Stored for Outcome {

@@ -12,7 +12,8 @@ use raft::{GetEntriesContext, RaftState, StorageError};
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, Stored};
+use super::codec::{self, CodecError, Stored};
+use super::format::Formats;
 use super::seal::Seal;
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
@@ -23,18 +24,44 @@ const SNAPSHOT: &str = "snapshot";
 const COMMITS: &str = "commits";
 /// The log is kept in memory by us; the library need not keep it too.
 const CACHE_BYTES: usize = 4 << 20;
+/// What errors that are not about the file itself call the store.
+const STORE: &str = "raft.redb";
 const RESTORE: &str = "if the disk is at fault, give this coordinator a new id and an empty data folder";
 
+/// Of what kind it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is damaged, or cannot be read or written.
+    Broken,
+    /// It is the store of another coordinator: nothing is wrong with it.
+    Foreign,
+    /// It is in a format that only a newer program reads, or the cluster is: nothing is wrong with it.
+    Newer,
+}
+
 /// Why a store cannot be used.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct StoreError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong, and what to do.
     pub reason: String,
-    /// Whether it is the store of another coordinator: nothing is wrong with it.
-    pub foreign: bool,
+    /// Of what kind that is.
+    pub fault: Fault,
+}
+
+impl StoreError {
+    /// Of this member's store, whose path is known to whoever shows it.
+    pub(super) fn of_member(reason: String) -> Self {
+        Self { path: PathBuf::from(STORE), reason, fault: Fault::Broken }
+    }
+
+    /// That `what` cannot be decoded.
+    pub(super) fn of_codec(what: &str, error: &CodecError) -> Self {
+        let fault = if matches!(error, CodecError::Newer { .. }) { Fault::Newer } else { Fault::Broken };
+        Self { fault, ..Self::of_member(format!("{what} cannot be read: {error}")) }
+    }
 }
 
 /// Whose store it is.
@@ -72,9 +99,9 @@ pub(super) struct LogStore {
 
 impl LogStore {
     /// Opens the store in `dir`, or makes one.
-    pub(super) fn open(dir: &Path, identity: &Identity) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, identity: &Identity, formats: Formats) -> Result<Self, StoreError> {
         let path = dir.join("raft.redb");
-        let fail = |reason: String| StoreError { path: path.clone(), reason, foreign: false };
+        let fail = |reason: String| StoreError { path: path.clone(), reason, fault: Fault::Broken };
         std::fs::create_dir_all(dir).map_err(|e| fail(format!("making its folder: {e}")))?;
         let db = open_database(&path).map_err(fail)?;
         let counted = dir.join("raft.commits");
@@ -101,11 +128,12 @@ impl LogStore {
         }
         match store.read_meta(IDENTITY)? {
             None => {
-                let bytes = codec::encode(identity).map_err(|e| fail(e.to_string()))?;
+                let bytes = codec::encode(identity, formats.oldest).map_err(|e| fail(e.to_string()))?;
                 store.commit(|meta, _| meta.insert(IDENTITY, bytes.as_slice()).map(drop))?;
             }
             Some(bytes) => {
-                let known: Identity = codec::decode(&bytes).map_err(|e| fail(format!("identity: {e}")))?;
+                let known: Identity =
+                    codec::decode(&bytes, formats.newest).map_err(|e| fail(format!("identity: {e}")))?;
                 if known != *identity {
                     let error = fail(format!(
                         "belongs to coordinator {} of cluster `{}` with members {:?}, not to {} of `{}` with {:?}; \
@@ -117,7 +145,7 @@ impl LogStore {
                         identity.cluster_id,
                         identity.voters
                     ));
-                    return Err(StoreError { foreign: true, ..error });
+                    return Err(StoreError { fault: Fault::Foreign, ..error });
                 }
             }
         }
@@ -126,7 +154,7 @@ impl LogStore {
     }
 
     fn fail(&self, reason: impl std::fmt::Display) -> StoreError {
-        StoreError { path: self.path.clone(), reason: reason.to_string(), foreign: false }
+        StoreError { path: self.path.clone(), reason: reason.to_string(), fault: Fault::Broken }
     }
 
     /// A sealed value of the meta table.
@@ -218,6 +246,12 @@ impl LogStore {
     /// Bytes of the state in the last snapshot; empty for none.
     pub(super) fn snapshot_data(&self) -> &[u8] {
         &self.snapshot.data
+    }
+
+    /// Changes, encoded, of the entries since the last snapshot.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let entries = self.entries.iter().filter(|entry| !entry.data.is_empty());
+        entries.map(|entry| (entry.index, &entry.data[..]))
     }
 
     /// Bytes of the entries since the last snapshot.

@@ -5,6 +5,8 @@ use raft::Storage;
 use super::*;
 use crate::cluster::test_dir;
 
+const FORMATS: Formats = Formats { oldest: 4, newest: 4 };
+
 fn identity() -> Identity {
     Identity { cluster_id: "c".into(), id: 1, voters: vec![1, 2, 3] }
 }
@@ -14,7 +16,7 @@ fn entry(index: u64, term: u64) -> Entry {
 }
 
 fn open(dir: &Path) -> LogStore {
-    LogStore::open(dir, &identity()).expect("a valid store")
+    LogStore::open(dir, &identity(), FORMATS).expect("a valid store")
 }
 
 fn all(store: &LogStore) -> Vec<(u64, u64)> {
@@ -74,7 +76,7 @@ fn a_store_of_another_cluster_or_coordinator_is_refused() {
         Identity { id: 2, ..identity() },
         Identity { voters: vec![1], ..identity() },
     ] {
-        let error = LogStore::open(dir.path(), &other).err().expect("refused").to_string();
+        let error = LogStore::open(dir.path(), &other, FORMATS).err().expect("refused").to_string();
         assert!(error.contains("belongs to coordinator 1 of cluster `c`"), "{error}");
     }
 }
@@ -89,7 +91,7 @@ fn a_damaged_entry_is_found_at_start() {
         *bytes.last_mut().expect("not empty") ^= 4;
         store.commit(|_, table| table.insert(2, bytes.as_slice()).map(drop)).expect("written");
     }
-    let error = LogStore::open(dir.path(), &identity()).err().expect("refused").to_string();
+    let error = LogStore::open(dir.path(), &identity(), FORMATS).err().expect("refused").to_string();
     assert!(error.contains("log entry: damaged"), "{error}");
 }
 
@@ -97,7 +99,7 @@ fn a_damaged_entry_is_found_at_start() {
 fn a_file_that_is_no_store_is_an_error_and_not_a_panic() {
     let dir = test_dir();
     std::fs::write(dir.path().join("raft.redb"), vec![7; 10_000]).expect("written");
-    assert!(LogStore::open(dir.path(), &identity()).is_err());
+    assert!(LogStore::open(dir.path(), &identity(), FORMATS).is_err());
 }
 
 const FILES: [&str; 2] = ["raft.redb", "raft.commits"];
@@ -123,7 +125,7 @@ fn reopen(files: [&[u8]; 2]) -> Result<LogStore, StoreError> {
         std::fs::write(dir.path().join(name), bytes).expect("written");
     }
     // An open file outlives its name.
-    LogStore::open(dir.path(), &identity())
+    LogStore::open(dir.path(), &identity(), FORMATS)
 }
 
 fn is_whole(store: &LogStore) -> bool {

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use foggara_proto::version::{Build, Range};
 use futures::FutureExt;
 use prost011::Message as _;
-use raft::prelude::{Message, MessageType};
+use raft::prelude::{Entry, Message, MessageType};
 
 use super::*;
 
@@ -69,14 +70,31 @@ impl transport::Transport for Link {
 struct Cluster {
     network: Arc<Network>,
     dir: tempfile::TempDir,
+    /// Who is connected to whom, and the formats that each has.
+    connections: Mutex<Vec<(u64, u64, peers::Connected)>>,
+    formats: Mutex<BTreeMap<u64, Formats>>,
+}
+
+const OLD: Formats = Formats { oldest: 4, newest: 4 };
+const NEW: Formats = Formats { oldest: 4, newest: 5 };
+
+/// A program that has these.
+fn build(formats: Formats) -> Build {
+    let range = Range { oldest: formats.oldest.into(), newest: formats.newest.into() };
+    Build { formats: range, ..Build::own() }
 }
 
 const MEMBERS: [u64; 3] = [1, 2, 3];
 
 impl Cluster {
     fn new() -> Self {
-        let cluster = Self { network: Arc::default(), dir: test_dir() };
-        MEMBERS.into_iter().for_each(|id| cluster.start(id));
+        Self::of(OLD)
+    }
+
+    fn of(formats: Formats) -> Self {
+        let (network, dir) = (Arc::default(), test_dir());
+        let cluster = Self { network, dir, connections: Mutex::default(), formats: Mutex::default() };
+        MEMBERS.into_iter().for_each(|id| cluster.start_as(id, formats));
         cluster
     }
 
@@ -85,9 +103,18 @@ impl Cluster {
     }
 
     fn start(&self, id: u64) {
+        self.start_as(id, OLD);
+    }
+
+    fn start_as(&self, id: u64, formats: Formats) {
+        self.try_start(id, formats).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn try_start(&self, id: u64, formats: Formats) -> Result<(), ClusterError> {
         let config = ClusterConfig {
             tick: Duration::from_millis(20),
             snapshot_every: 50,
+            formats,
             ..ClusterConfig::new("test", id, MEMBERS.to_vec(), self.dir(id))
         };
         let link = Link { from: id, network: Arc::clone(&self.network) };
@@ -95,17 +122,41 @@ impl Cluster {
         let handle = loop {
             match start(&config, Arc::new(Link { from: link.from, network: Arc::clone(&link.network) })) {
                 Ok(handle) => break handle,
-                Err(ClusterError::Store(_)) => std::thread::sleep(Duration::from_millis(2)),
-                Err(error) => panic!("{error}"),
+                Err(ClusterError::Store(error)) if error.fault == Fault::Broken => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => return Err(error),
             }
         };
-        self.network.handles.lock().expect("no panic").insert(id, handle);
+        let mut known = self.formats.lock().expect("no panic");
+        let mut handles = self.network.handles.lock().expect("no panic");
+        let mut connections = self.connections.lock().expect("no panic");
+        for (other, at) in handles.iter() {
+            connections.push((id, *other, at.connected(id, build(formats))));
+            connections.push((*other, id, handle.connected(*other, build(known[other]))));
+        }
+        known.insert(id, formats);
+        handles.insert(id, handle);
+        Ok(())
     }
 
     /// Stops a member at once, as a crash would.
     fn stop(&self, id: u64) {
         let handle = self.network.handles.lock().expect("no panic").remove(&id);
         handle.expect("it runs").stop();
+        self.connections.lock().expect("no panic").retain(|(from, to, _)| *from != id && *to != id);
+    }
+
+    /// Another program in the place of a member's.
+    fn replace(&self, id: u64, formats: Formats) {
+        self.stop(id);
+        self.start_as(id, formats);
+    }
+
+    /// Waits until member `id` writes in `format`.
+    async fn until_writes(&self, id: u64, format: u8) {
+        let mut status = self.handle(id).watch_status();
+        self.limited(status.wait_for(|status| status.format == format)).await.expect("the node runs");
     }
 
     fn handle(&self, id: u64) -> ClusterHandle {
@@ -313,6 +364,107 @@ async fn nonsense_from_the_network_is_dropped() {
     }
     assert!(matches!(handle.propose_forwarded(vec![1, 2, 3]).await, Err(ClusterError::Invalid(_))));
     cluster.write(leader, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_is_written_in_a_new_format_once_all_read_it_and_not_before() {
+    let cluster = Cluster::of(OLD);
+    cluster.leader(None).await;
+    cluster.write(1, 0).await;
+    // One is upgraded, goes back, and is upgraded again, whoever leads meanwhile; snapshots are taken on the way.
+    let mut written = 1;
+    for (id, formats) in [(1, NEW), (1, OLD), (1, NEW), (2, NEW)] {
+        cluster.replace(id, formats);
+        for _ in 0..60 {
+            cluster.write(id, written).await;
+            written += 1;
+        }
+        for reader in MEMBERS {
+            assert_eq!(cluster.read(reader).await.notes.len(), written);
+            assert_eq!(cluster.handle(reader).status().format, 4, "coordinator 3 reads no more");
+        }
+    }
+    // While the last one is away, nobody knows what it will be.
+    cluster.stop(3);
+    let leader = cluster.leader(Some(3)).await;
+    cluster.write(leader, written).await;
+    assert_eq!(cluster.handle(leader).status().format, 4);
+    cluster.start_as(3, NEW);
+    let leader = cluster.leader(None).await;
+    cluster.until_writes(leader, 5).await;
+    for i in 0..60 {
+        cluster.write(3, written + 1 + i).await;
+    }
+    for id in MEMBERS {
+        assert_eq!(cluster.read(id).await.notes.len(), written + 61);
+        cluster.until_writes(id, 5).await;
+    }
+    // It has been agreed on, whoever is there.
+    MEMBERS.into_iter().for_each(|id| cluster.stop(id));
+    cluster.start_as(1, NEW);
+    cluster.start_as(2, NEW);
+    let leader = cluster.leader(None).await;
+    assert_eq!(cluster.handle(leader).status().format, 5);
+    cluster.write(leader, 1_000).await;
+    let error = cluster.try_start(3, OLD).expect_err("its store is in format 5");
+    assert!(matches!(&error, ClusterError::Store(store) if store.fault == Fault::Newer), "{error:?}");
+    assert!(error.to_string().contains("format 5") && error.to_string().contains("upgrade it"), "{error}");
+    cluster.start_as(3, NEW);
+    assert_eq!(cluster.read(3).await.notes.len(), written + 62);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_new_stops_a_member_before_it_is_in_its_log() {
+    let change = state::Envelope { request_id: "r".into(), command: note(1) };
+    let entry = |format| {
+        let data = codec::encode(&change, format).expect("small");
+        Entry { index: 1, term: 9, data, ..Entry::default() }
+    };
+    let append = |entry| Message {
+        to: 1,
+        from: 2,
+        term: 9,
+        msg_type: MessageType::MsgAppend.into(),
+        entries: vec![entry],
+        ..Message::default()
+    };
+    let snapshot = |format| {
+        let mut snapshot = raft::prelude::Snapshot {
+            data: codec::encode(&ClusterState::default(), format).expect("small"),
+            ..Default::default()
+        };
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (7, 9);
+        metadata.conf_state =
+            Some(raft::prelude::ConfState { voters: MEMBERS.to_vec(), ..Default::default() });
+        let msg_type = MessageType::MsgSnapshot.into();
+        Message { to: 1, from: 2, term: 9, msg_type, snapshot: Some(snapshot), ..Message::default() }
+    };
+    for (message, stops) in
+        [(append(entry(4)), false), (append(entry(5)), true), (snapshot(4), false), (snapshot(5), true)]
+    {
+        let dir = test_dir();
+        let config = ClusterConfig {
+            formats: OLD,
+            ..ClusterConfig::new("test", 1, MEMBERS.to_vec(), dir.path().into())
+        };
+        let handle = start(&config, Arc::new(Link { from: 1, network: Arc::default() })).expect("it starts");
+        handle.step(message.encode_to_vec()).expect("taken");
+        let mut status = handle.watch_status();
+        let told = status.wait_for(|status| status.failed.is_some() || status.term == 9);
+        let told = tokio::time::timeout(Duration::from_secs(60), told).await.expect("in time");
+        let failed = told.expect("the node runs").failed.clone();
+        assert_eq!(failed.as_ref().map(|error| error.fault), stops.then_some(Fault::Newer), "{failed:?}");
+        handle.stop();
+        // Nothing of it stays; the store is free once its thread has ended.
+        let again = async {
+            while let Err(error) = start(&config, Arc::new(Link { from: 1, network: Arc::default() })) {
+                assert!(error.to_string().contains("another coordinator is using it"), "{error}");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), again).await.expect("in time");
+    }
 }
 
 #[test]

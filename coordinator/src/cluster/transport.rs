@@ -133,6 +133,9 @@ impl Transport for GrpcTransport {
                 Err(status) if status.code() == tonic::Code::FailedPrecondition => {
                     Err(ClusterError::NotLeader { id: to })
                 }
+                Err(status) if status.code() == tonic::Code::Unimplemented => {
+                    Err(ClusterError::Incompatible(format!("coordinator {to}: {}", status.message())))
+                }
                 Err(status) => Err(ClusterError::Invalid(status.message().to_owned())),
             }
         })
@@ -166,16 +169,20 @@ impl Sender {
         loop {
             // One stream for as long as it holds.
             let (out, outgoing) = mpsc::channel::<wire::RaftMessages>(16);
+            let batch = |message| wire::RaftMessages {
+                cluster_id: self.cluster_id.clone(),
+                from: self.from,
+                message,
+            };
+            // Says who this is, though there may be nothing to say. The channel is new and has room.
+            out.try_send(batch(Vec::new())).ok();
             let mut client = PeerClient::with_interceptor(self.channel.clone(), self.token.shown())
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
             let stream = client.raft(ReceiverStream::new(outgoing));
             let pump = async {
-                let mut batch = Vec::new();
-                while queue.recv_many(&mut batch, BATCH).await > 0 {
-                    let message = std::mem::take(&mut batch);
-                    let messages =
-                        wire::RaftMessages { cluster_id: self.cluster_id.clone(), from: self.from, message };
-                    if out.send(messages).await.is_err() {
+                let mut messages = Vec::new();
+                while queue.recv_many(&mut messages, BATCH).await > 0 {
+                    if out.send(batch(std::mem::take(&mut messages))).await.is_err() {
                         return true;
                     }
                 }

@@ -63,6 +63,8 @@ impl From<Capabilities> for wire::Capabilities {
             cache_bytes: c.cache_bytes,
             cache_bytes_per_second: c.cache_bytes_per_second,
             int8_ops_per_second: c.int8_ops_per_second,
+            // Of a live session only: it is no part of the state.
+            memory_limit_bytes: 0,
         }
     }
 }

@@ -258,7 +258,8 @@ impl Controller {
         }
         let (leader, workers) = (self.cluster.id(), self.registry.able());
         let unfit = self.registry.unfit().into_keys().collect();
-        Surroundings { coordinators, leader, workers, models, waiting, unfit }
+        let limits = self.registry.memory_limits();
+        Surroundings { coordinators, leader, workers, models, waiting, unfit, limits }
     }
 }
 

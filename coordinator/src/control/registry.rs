@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use foggara_proto::PROTOCOL;
+use foggara_proto::version::{Build, Range};
 use foggara_proto::wire::admin::Loading;
 use foggara_proto::wire::worker as wire;
 use futures::Stream;
@@ -37,6 +37,8 @@ struct Session {
     hangs: bool,
     /// The models it knows to be deployed, by name.
     models: BTreeMap<String, Deployed>,
+    /// What its control groups allow it of its host's memory; 0: any.
+    memory_limit: u64,
     /// Dropped to end it.
     _open: oneshot::Sender<()>,
 }
@@ -76,6 +78,13 @@ impl Registry {
     /// When the session of worker `id` ended, if it has.
     pub(super) fn gone_since(&self, id: u64) -> Option<Instant> {
         self.lock().gone.get(&id).copied()
+    }
+
+    /// What control groups allow workers of their hosts' memory, where they limit it.
+    pub(crate) fn memory_limits(&self) -> BTreeMap<u64, u64> {
+        let limits =
+            self.lock().sessions.iter().map(|(id, session)| (*id, session.memory_limit)).collect::<Vec<_>>();
+        limits.into_iter().filter(|(_, limit)| *limit > 0).collect()
     }
 
     /// How far workers are that load.
@@ -145,6 +154,7 @@ impl Registry {
         id: u64,
         messages: mpsc::UnboundedSender<wire::RegistryMessage>,
         held: Option<(u64, u64)>,
+        memory_limit: u64,
     ) -> (u64, oneshot::Receiver<()>) {
         let mut inner = self.lock();
         inner.next += 1;
@@ -152,9 +162,9 @@ impl Registry {
         inner.gone.remove(&id);
         let (open, ended) = oneshot::channel();
         let (heard, hangs, models) = (Instant::now(), false, BTreeMap::new());
-        inner
-            .sessions
-            .insert(id, Session { number, messages, told: held, heard, hangs, models, _open: open });
+        let session =
+            Session { number, messages, told: held, heard, hangs, models, memory_limit, _open: open };
+        inner.sessions.insert(id, session);
         drop(inner);
         self.changed.notify_one();
         (number, ended)
@@ -255,6 +265,8 @@ pub struct RegistryService {
     pub cluster: ClusterHandle,
     /// The sessions.
     pub registry: Registry,
+    /// What this program is.
+    pub build: Build,
 }
 
 /// Where workers should look.
@@ -291,11 +303,7 @@ impl wire::registry_server::Registry for RegistryService {
         };
         let only =
             |out: Out| Ok(Response::new(Box::pin(futures::stream::iter([Ok(message(out))])) as Messages));
-        if hello.protocol != PROTOCOL {
-            let reason = format!(
-                "it speaks `{}`, this cluster `{PROTOCOL}`: install the same version",
-                hello.protocol
-            );
+        if let Err(reason) = speaks(&self.build, &hello) {
             tracing::warn!(addr = hello.addr, reason, "worker refused");
             return only(Out::Refused(wire::Refused { reason }));
         }
@@ -319,8 +327,9 @@ impl wire::registry_server::Registry for RegistryService {
         let (messages, mut outgoing) = mpsc::unbounded_channel();
         let coordinators = not_leader(&self.cluster).coordinators;
         messages.send(message(Out::Welcome(wire::Welcome { worker: id, coordinators }))).ok();
+        let memory_limit = hello.capabilities.as_ref().map_or(0, |can| can.memory_limit_bytes);
         let held = self.adopt(id, hello.held.as_ref());
-        let (number, ended) = self.registry.open(id, messages.clone(), held);
+        let (number, ended) = self.registry.open(id, messages.clone(), held, memory_limit);
         tracing::info!(worker = id, addr = hello.addr, "worker joined");
         let listener =
             Listener { cluster: self.cluster.clone(), registry: self.registry.clone(), id, messages };
@@ -369,6 +378,20 @@ fn propose(cluster: &ClusterHandle, command: Option<Command>) {
         let cluster = cluster.clone();
         tokio::spawn(async move { cluster.propose(command).await.ok() });
     }
+}
+
+/// Whether a worker speaks what is spoken here.
+fn speaks(own: &Build, hello: &wire::Hello) -> Result<(), String> {
+    let version = hello.capabilities.as_ref().map(|can| can.version.as_str()).unwrap_or_default();
+    let spoken = Range { oldest: hello.oldest_protocol, newest: hello.newest_protocol };
+    if spoken.newest == 0 {
+        let Build { version, protocols, .. } = own;
+        let said = &hello.protocol;
+        return Err(format!(
+            "it says that it is `{said}`, of releases before protocol 3; foggara {version} here speaks protocol {protocols}: upgrade it"
+        ));
+    }
+    own.speaks_with(version, spoken).map_err(|error| error.to_string())
 }
 
 /// The worker that says this, or why it cannot be one.

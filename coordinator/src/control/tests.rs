@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foggara_proto::PROTOCOL;
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::shape::Shape;
+use foggara_proto::version::{Build, Range};
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::registry_client::RegistryClient;
 use foggara_proto::wire::worker::registry_server::RegistryServer;
@@ -47,7 +47,8 @@ impl Rig {
         let library = Library::new(1, Vec::new(), dir.path(), None, ClusterToken::default());
         tokio::spawn(library.clone().follow(cluster.clone()));
         tokio::spawn(run_controller(cluster.clone(), registry.clone(), library));
-        let service = RegistryServer::new(RegistryService { cluster: cluster.clone(), registry });
+        let service =
+            RegistryServer::new(RegistryService { cluster: cluster.clone(), registry, build: spoken() });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("bound").to_string();
         let server = tonic::transport::Server::builder().add_service(service);
@@ -112,10 +113,18 @@ struct FakeWorker {
     told: Streaming<wire::RegistryMessage>,
 }
 
+/// What the coordinator speaks, whatever this program does.
+fn spoken() -> Build {
+    let range = |oldest, newest| Range { oldest, newest };
+    Build { version: "7.1.0".into(), protocols: range(20, 21), formats: range(4, 4) }
+}
+
 fn hello(name: &str) -> wire::Hello {
     wire::Hello {
         incarnation: name.into(),
-        protocol: PROTOCOL.into(),
+        protocol: "a worker".into(),
+        oldest_protocol: 19,
+        newest_protocol: 20,
         addr: format!("{name}:1"),
         collective_addr: format!("{name}:2"),
         host: "h".into(),
@@ -376,17 +385,37 @@ async fn workers_say_what_they_compute_on_and_older_ones_have_cpus() {
 }
 
 #[tokio::test]
-async fn a_worker_of_another_version_is_refused() {
+async fn a_worker_of_another_version_is_taken_if_it_speaks_a_protocol_that_is_spoken_here() {
     let rig = Rig::new().await;
-    let mut other =
-        FakeWorker::open(&rig, wire::Hello { protocol: "foggara 0.0.0".into(), ..hello("a") }).await;
-    let Some(Told::Refused(refused)) = other.next().await else { panic!("not refused") };
-    assert!(
-        refused.reason.contains("foggara 0.0.0") && refused.reason.contains(PROTOCOL),
-        "{}",
-        refused.reason
-    );
-    assert!(rig.cluster.state().workers.is_empty());
+    let worker = |name: &str, (oldest_protocol, newest_protocol)| {
+        let capabilities =
+            foggara_proto::wire::admin::Capabilities { version: "6.0.0".into(), ..Default::default() };
+        wire::Hello { oldest_protocol, newest_protocol, capabilities: Some(capabilities), ..hello(name) }
+    };
+    for (spoken, words) in [
+        ((18, 20), None),
+        ((21, 30), None),
+        (
+            (18, 19),
+            Some(["foggara 6.0.0 speaks protocol 18 to 19", "foggara 7.1.0 here 20 to 21", "upgrade"]),
+        ),
+        ((22, 22), Some(["foggara 6.0.0 speaks protocol 22", "foggara 7.1.0 here 20 to 21", "upgrade"])),
+        ((0, 0), Some(["`a worker`", "foggara 7.1.0 here speaks protocol 20 to 21", "upgrade"])),
+    ] {
+        let name = format!("{spoken:?}");
+        let before = rig.cluster.state().workers.len();
+        let mut worker = FakeWorker::open(&rig, worker(&name, spoken)).await;
+        match (worker.next().await, words) {
+            (Some(Told::Welcome(_)), None) => {}
+            (Some(Told::Refused(refused)), Some(words)) => {
+                for word in words {
+                    assert!(refused.reason.contains(word), "{word}: {}", refused.reason);
+                }
+                assert_eq!(rig.cluster.state().workers.len(), before);
+            }
+            (told, _) => panic!("{name}: {told:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use foggara_proto::step::{ExpertCount, StepReport};
+use foggara_proto::version::Build;
 use foggara_proto::wire::admin::Loading;
 use prometheus::{
     Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
@@ -94,7 +95,7 @@ impl Metrics {
         let registry = Registry::new();
         let table = Table::new(&registry);
         let build = table.gauges("build_info", "Always 1; the label says which version runs.", &["version"]);
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        build.with_label_values(&[&Build::own().version]).set(1);
         let mut metrics = Self {
             requests: table.counters(
                 "requests_total",

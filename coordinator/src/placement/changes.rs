@@ -30,6 +30,8 @@ pub struct Surroundings {
     pub waiting: BTreeSet<String>,
     /// Workers that lack the files of a deployment, by its name.
     pub unfit: BTreeSet<(String, u64)>,
+    /// What workers are allowed of their hosts' memory, where it is limited.
+    pub limits: BTreeMap<u64, u64>,
 }
 
 /// A change, or why there is none.
@@ -64,7 +66,7 @@ pub fn plan(state: &ClusterState, around: &Surroundings) -> Vec<Step> {
     }
     for (name, deployment, model) in tried() {
         for _ in 0..lacking(name, deployment) {
-            let mut idle = pools.idle(state, &around.workers);
+            let mut idle = pools.idle(state, around);
             idle.retain(|worker| !around.unfit.contains(&(name.clone(), worker.id)));
             // The others that wait get as many.
             let sharers = wanting.max(1);
@@ -105,7 +107,7 @@ pub fn propose(
     let mut pools = Pools::of(state, &around.models);
     let mut proposal = Proposal::default();
     for replica in 0..replicas {
-        let idle = pools.idle(state, &around.workers);
+        let idle = pools.idle(state, around);
         match choose(model, wish, &idle, &Links::ASSUMED, replicas - replica) {
             Ok(plan) => {
                 pools.take(&plan);
@@ -159,7 +161,7 @@ pub fn wish(deployment: &Deployment) -> Wish {
 
 /// The idle workers, and what each may take.
 pub fn idle_workers(state: &ClusterState, around: &Surroundings) -> Vec<WorkerFacts> {
-    Pools::of(state, &around.models).idle(state, &around.workers)
+    Pools::of(state, &around.models).idle(state, around)
 }
 
 fn formation(name: &str, model: &ModelFacts, plan: Plan) -> Formation {

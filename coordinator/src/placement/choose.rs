@@ -1,6 +1,9 @@
 //! Which shape: all that are allowed and fit are predicted, and the best is taken.
 
+use std::cmp::Reverse;
+
 use foggara_proto::shape::{MAX_RANKS, Shape};
+use foggara_proto::version::in_order;
 
 use super::assign;
 use super::cost::{Group, Prediction, Seat};
@@ -57,6 +60,7 @@ pub struct Plan {
 /// long as it fits, this one takes no more than its part.
 ///
 /// GPUs are taken if it fits there, else CPUs, and never both: they round differently, and the slower would hold up the others.
+/// Of either, those of the newest version are taken if it fits there, and never two versions.
 ///
 /// # Errors
 /// What is missing.
@@ -77,7 +81,7 @@ pub fn choose(
     for kind in &kinds {
         let mut those: Vec<&WorkerFacts> = workers.iter().filter(|worker| worker.kind == *kind).collect();
         those.sort_by_key(|worker| worker.id);
-        match choose_of_kind(model, wish, *kind, those, links, sharers) {
+        match choose_of_versions(model, wish, *kind, &those, links, sharers) {
             Ok(mut plan) => {
                 if kinds.len() > 1 {
                     plan.reasons.insert(0, explain::kind(*kind, &refusals));
@@ -90,8 +94,37 @@ pub fn choose(
     Err(explain::refusals(&refusals))
 }
 
-/// The same on workers of one kind, in order of id.
-fn choose_of_kind(
+/// The same on workers of one kind, in order of id: on those of the newest version where it fits.
+fn choose_of_versions(
+    model: &ModelFacts,
+    wish: &Wish,
+    kind: Kind,
+    workers: &[&WorkerFacts],
+    links: &Links,
+    sharers: u32,
+) -> Result<Plan, String> {
+    let mut versions: Vec<&str> = workers.iter().map(|worker| worker.version.as_str()).collect();
+    versions.sort_by_cached_key(|version| Reverse(in_order(version)));
+    versions.dedup();
+    if versions.len() < 2 {
+        return choose_alike(model, wish, kind, workers.to_vec(), links, sharers);
+    }
+    let mut refusals: Vec<(&str, String)> = Vec::new();
+    for version in versions {
+        let those = workers.iter().copied().filter(|worker| worker.version == version).collect();
+        match choose_alike(model, wish, kind, those, links, sharers) {
+            Ok(mut plan) => {
+                plan.reasons.insert(0, explain::version(version, &refusals));
+                return Ok(plan);
+            }
+            Err(reason) => refusals.push((version, reason)),
+        }
+    }
+    Err(explain::versions(&refusals))
+}
+
+/// The same on workers of one kind and version, in order of id.
+fn choose_alike(
     model: &ModelFacts,
     wish: &Wish,
     kind: Kind,
@@ -182,7 +215,7 @@ fn subsets<'a>(workers: &[&'a WorkerFacts]) -> Vec<Vec<&'a WorkerFacts>> {
         [|worker| worker.memory_bytes, |worker| worker.speeds.bytes_per_second];
     for key in key {
         let mut steps: Vec<u64> = workers.iter().map(|worker| key(worker)).collect();
-        steps.sort_unstable_by_key(|step| std::cmp::Reverse(*step));
+        steps.sort_unstable_by_key(|step| Reverse(*step));
         steps.dedup_by(|next, before| *next as f64 > *before as f64 * 0.9);
         for step in steps.into_iter().take(SUBSETS) {
             // What is about as much as the largest of its step.

@@ -55,6 +55,7 @@ fn cluster(hosts: &[(&Device, usize)]) -> Vec<WorkerFacts> {
                 id: workers.len() as u64 + 1,
                 host: format!("{host:02}"),
                 kind: device.kind,
+                version: String::new(),
                 takes: Takes::usual(device.kind),
                 memory_bytes: device.gigabytes * 1_000_000_000,
                 speeds: Speeds::of_memory(device.bytes_per_second, device.flops),

@@ -54,6 +54,28 @@ pub(super) fn kind(kind: Kind, refusals: &[(Kind, String)]) -> String {
     }
 }
 
+/// What a reason says that comes of workers of several versions, whatever else it says. Coordinators of other versions know it by
+/// this.
+pub const VERSIONS: &str = "a group has workers of one version";
+
+/// Why a model goes on this version of workers, where there are several; `refusals` of newer ones come before.
+pub(super) fn version(version: &str, refusals: &[(&str, String)]) -> String {
+    match refusals {
+        [] => format!("{VERSIONS}: the newest, {version}"),
+        refusals => format!("{VERSIONS}: {version}, for it cannot be {}", refusals_of(refusals)),
+    }
+}
+
+/// Why it goes on no version of workers.
+pub(super) fn versions(refusals: &[(&str, String)]) -> String {
+    format!("{VERSIONS}, and it cannot be {}: upgrade the others, or go back", refusals_of(refusals))
+}
+
+fn refusals_of(refusals: &[(&str, String)]) -> String {
+    let each = refusals.iter().map(|(version, reason)| format!("{version} ({reason})"));
+    each.collect::<Vec<_>>().join(", nor ")
+}
+
 /// Why it goes on no kind of workers.
 pub(super) fn refusals(refusals: &[(Kind, String)]) -> String {
     match refusals {

@@ -94,6 +94,8 @@ pub struct WorkerFacts {
     pub host: String,
     /// What it computes on.
     pub kind: Kind,
+    /// Of its program: other versions may round differently.
+    pub version: String,
     /// What may be asked of it.
     pub takes: Takes,
     /// Bytes that a rank may take, nothing subtracted but what others hold already.

@@ -20,7 +20,7 @@ mod pools;
 pub use changes::{Proposal, Step, Surroundings, idle_workers, plan, propose, propose_on, wish};
 pub use choose::{Plan, PlannedRank, choose};
 pub use cost::Prediction;
-pub use explain::{bytes, rate};
+pub use explain::{VERSIONS, bytes, rate};
 pub use memory::{BLOCK_SIZE, RankNeeds};
 
 #[cfg(test)]

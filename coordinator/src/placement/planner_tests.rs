@@ -46,24 +46,27 @@ fn models() -> impl Strategy<Value = ModelFacts> {
 }
 
 fn clusters() -> impl Strategy<Value = Vec<WorkerFacts>> {
-    let worker = (0usize..4, prop::bool::ANY, 50u64..3_000, 1u64..40, prop_oneof![Just(0u64), 1u64..1_000]);
+    let cache = prop_oneof![Just(0u64), 1u64..1_000];
+    let worker = (0usize..4, prop::bool::ANY, prop::bool::weighted(0.2), 50u64..3_000, 1u64..40, cache);
     prop::collection::vec(worker, 1..13).prop_map(|workers| {
-        let facts = |(id, (host, gpu, memory, speed, cache)): (usize, (usize, bool, u64, u64, u64))| {
-            let kind = if gpu { Kind::Gpu } else { Kind::Cpu };
-            WorkerFacts {
-                id: id as u64 + 1,
-                host: ["a", "b", "c", "d"][host].to_owned(),
-                kind,
-                takes: Takes::usual(kind),
-                memory_bytes: memory * 1_000_000,
-                speeds: Speeds {
-                    cache_bytes: cache * 1_000_000,
-                    cache_bytes_per_second: speed * 2_000_000_000,
-                    int8_ops_per_second: cache * 1_000_000_000,
-                    ..Speeds::of_memory(speed * 1_000_000_000, speed * 10_000_000_000)
-                },
-            }
-        };
+        let facts =
+            |(id, (host, gpu, newer, memory, speed, cache)): (usize, (usize, bool, bool, u64, u64, u64))| {
+                let kind = if gpu { Kind::Gpu } else { Kind::Cpu };
+                WorkerFacts {
+                    id: id as u64 + 1,
+                    host: ["a", "b", "c", "d"][host].to_owned(),
+                    kind,
+                    version: ["1.0.0", "1.1.0"][usize::from(newer)].to_owned(),
+                    takes: Takes::usual(kind),
+                    memory_bytes: memory * 1_000_000,
+                    speeds: Speeds {
+                        cache_bytes: cache * 1_000_000,
+                        cache_bytes_per_second: speed * 2_000_000_000,
+                        int8_ops_per_second: cache * 1_000_000_000,
+                        ..Speeds::of_memory(speed * 1_000_000_000, speed * 10_000_000_000)
+                    },
+                }
+            };
         workers.into_iter().enumerate().map(facts).collect()
     })
 }
@@ -100,16 +103,19 @@ proptest! {
         let distinct: BTreeSet<u64> = plan.ranks.iter().map(|rank| rank.worker).collect();
         prop_assert_eq!(distinct.len(), plan.ranks.len());
         let on = |rank: &PlannedRank| workers.iter().find(|worker| worker.id == rank.worker).expect("one of them");
-        let kind = on(&plan.ranks[0]).kind;
+        let (kind, version) = (on(&plan.ranks[0]).kind, &on(&plan.ranks[0]).version);
         prop_assert!(kind == Kind::Cpu || (plan.shape.dp == 1 && wish.kv.is_none()));
         prop_assert!(kind == Kind::Gpu || wish.quantize == Quantize::None);
         if kind == Kind::Cpu {
             let gpus: Vec<WorkerFacts> = workers.iter().filter(|w| w.kind == Kind::Gpu).cloned().collect();
             prop_assert!(gpus.is_empty() || choose(&model, &wish, &gpus, &links, 1).is_err(), "GPUs come first");
         }
+        let newer: Vec<WorkerFacts> = workers.iter().filter(|w| w.kind == kind && w.version > *version).cloned().collect();
+        prop_assert!(newer.is_empty() || choose(&model, &wish, &newer, &links, sharers).is_err(), "the newest come first");
         for rank in &plan.ranks {
             let worker = on(rank);
             prop_assert_eq!(worker.kind, kind, "never both");
+            prop_assert_eq!(&worker.version, version, "never two");
             prop_assert!(rank.bytes <= usable(worker), "{:?} on {:?}", rank, worker);
             prop_assert!(rank.bytes >= rank.needs.weights + rank.needs.kv_per_token * plan.kv_tokens);
         }
@@ -170,6 +176,7 @@ fn gpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
         id,
         host: host.into(),
         kind: Kind::Gpu,
+        version: "1.0.0".into(),
         takes: Takes::usual(Kind::Gpu),
         memory_bytes: gigabytes * 1_000_000_000,
         speeds: Speeds::of_memory(3_000_000_000_000, 900_000_000_000_000),
@@ -220,6 +227,7 @@ fn slower_workers_get_smaller_slices() {
 fn cpu(id: u64, host: &str, gigabytes: u64) -> WorkerFacts {
     WorkerFacts {
         kind: Kind::Cpu,
+        version: "1.0.0".into(),
         takes: Takes::usual(Kind::Cpu),
         speeds: Speeds::of_memory(400_000_000_000, 7_000_000_000_000),
         ..gpu(id, host, gigabytes)

@@ -1,9 +1,10 @@
 //! Memory that workers share, who holds how much of it, and how fast workers are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use foggara_models::KvFormat;
 
+use super::changes::Surroundings;
 use super::choose::Plan;
 use super::facts::{Kind, ModelFacts, Speeds, Takes, WorkerFacts};
 use super::layout::layout;
@@ -81,8 +82,8 @@ impl Pools {
     }
 
     /// Those that hold nothing and are there. The memory of a pool is its workers' together: what the busy ones leave is
-    /// divided evenly, so that no later rank finds it taken.
-    pub(super) fn idle(&self, state: &ClusterState, live: &BTreeSet<u64>) -> Vec<WorkerFacts> {
+    /// divided evenly, so that no later rank finds it taken; what one may not have goes to the others.
+    pub(super) fn idle(&self, state: &ClusterState, around: &Surroundings) -> Vec<WorkerFacts> {
         let mut pools: BTreeMap<Pool<'_>, Vec<(u64, &Worker)>> = BTreeMap::new();
         for (id, worker) in &state.workers {
             pools.entry(Pool::of(*id, worker)).or_default().push((*id, worker));
@@ -93,16 +94,27 @@ impl Pools {
             let total = workers.iter().map(|(_, worker)| memory(&worker.capabilities)).max().unwrap_or(0);
             let share = total / workers.len() as u64;
             let held = workers.iter().filter_map(|(id, _)| Some(self.busy.get(id)?.unwrap_or(share)));
-            let left = total.saturating_sub(held.sum());
+            let mut left = total.saturating_sub(held.sum());
+            let allowed = |id: u64, worker: &Worker| match worker.capabilities.device.kind {
+                DeviceKind::Cpu => around.limits.get(&id).copied().unwrap_or(u64::MAX),
+                DeviceKind::Cuda => u64::MAX,
+            };
             let free = workers.into_iter().filter(|(id, _)| !self.busy.contains_key(id));
-            let free: Vec<(u64, &Worker)> = free.collect();
-            let memory_bytes = left / free.len().max(1) as u64;
-            for (id, worker) in free.into_iter().filter(|(id, _)| live.contains(id)) {
+            let mut free: Vec<(u64, &Worker)> = free.collect();
+            free.sort_by_key(|(id, worker)| (allowed(*id, worker), *id));
+            let mut sharers = free.len() as u64;
+            for (id, worker) in free {
+                let memory_bytes = (left / sharers).min(allowed(id, worker));
+                (left, sharers) = (left - memory_bytes, sharers - 1);
+                if !around.workers.contains(&id) {
+                    continue;
+                }
                 let speeds = self.speeds.get(&Computes::of(&worker.capabilities));
                 idle.push(WorkerFacts {
                     id,
                     host: worker.host.clone(),
                     kind: kind(&worker.capabilities.device),
+                    version: worker.capabilities.version.clone(),
                     takes: takes(&worker.capabilities.device),
                     memory_bytes,
                     speeds: speeds.copied().unwrap_or_default(),

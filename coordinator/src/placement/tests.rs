@@ -218,6 +218,31 @@ fn what_others_hold_on_a_host_is_taken_off() {
     }
 }
 
+#[test]
+fn a_worker_is_given_no_more_than_it_is_allowed_and_the_others_of_its_host_the_rest() {
+    const GIB: u64 = 1 << 30;
+    // Those that are limited have found that there is less.
+    for (limits, expected) in [
+        (&[None, None, None][..], &[3 * GIB, 3 * GIB, 3 * GIB][..]),
+        (&[Some(GIB), None, None], &[GIB, 4 * GIB, 4 * GIB]),
+        (&[None, Some(2 * GIB), Some(GIB)], &[6 * GIB, 2 * GIB, GIB]),
+        // More than its part.
+        (&[Some(5 * GIB), None, None], &[3 * GIB, 3 * GIB, 3 * GIB]),
+        (&[Some(GIB), Some(GIB), Some(GIB)], &[GIB / 3, GIB / 3, GIB / 3 + 1]),
+    ] {
+        let (mut state, mut around) = cluster(&[], 1, 0, 0);
+        for (i, limit) in limits.iter().enumerate() {
+            let id = join(&mut state, &mut around, &i.to_string(), "a", limit.unwrap_or(9 * GIB));
+            around.limits.extend(limit.map(|limit| (id, limit)));
+        }
+        let memory: Vec<u64> = idle_workers(&state, &around).iter().map(|w| w.memory_bytes).collect();
+        assert!(
+            memory.iter().zip(expected).all(|(got, expected)| got.abs_diff(*expected) <= 1),
+            "{limits:?}: {memory:?}"
+        );
+    }
+}
+
 /// What the planner adds to what a worker on a GPU says is free: its own process.
 const PROCESS: u64 = 600 << 20;
 

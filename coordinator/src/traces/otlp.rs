@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use foggara_proto::trace::TraceContext;
+use foggara_proto::version::Build;
 use opentelemetry::trace::{SpanKind, TraceContextExt};
 use opentelemetry::{Context, KeyValue, TraceId};
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig};
@@ -87,7 +88,7 @@ fn resource(id: u64) -> Resource {
         .filter(|name| !name.as_str().starts_with("unknown_service"));
     let builder = Resource::builder().with_attributes([
         KeyValue::new("service.instance.id", format!("coordinator-{id}")),
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.version", Build::own().version),
     ]);
     match named {
         Some(_) => builder.build(),

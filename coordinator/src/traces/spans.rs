@@ -5,6 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use foggara_proto::trace::TraceContext;
+use foggara_proto::version::Build;
 use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
@@ -50,7 +51,7 @@ fn span(trace: &TraceContext, span_id: u64, parent: u64, name: String, from: Mic
         links: SpanLinks::default(),
         status: Status::Unset,
         instrumentation_scope: InstrumentationScope::builder("foggara")
-            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_version(Build::own().version)
             .build(),
     }
 }

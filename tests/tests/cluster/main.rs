@@ -23,6 +23,7 @@ mod probe;
 mod raft;
 mod reference;
 mod replicas;
+mod rolling;
 mod same_tokens;
 mod same_tokens_crowded;
 mod score;

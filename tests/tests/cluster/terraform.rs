@@ -1,14 +1,15 @@
 //! From bare machines to a cluster and back by Terraform: hosts with nothing of ours on them, reached over SSH.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use foggara_proto::version::Range;
 use foggara_tests::ask::Ask;
-use foggara_tests::client::{Client, is_cut_off};
+use foggara_tests::client::Client;
 use foggara_tests::hosts::{GOLDEN, Hosts, MODELS};
+use foggara_tests::steady::load;
 use foggara_tests::terraform::Terraform;
-use foggara_tests::{machine, paths, process, wait};
+use foggara_tests::{machine, paths, process, release};
 use serde_json::{Value, json};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -43,6 +44,17 @@ fn operate(hosts: &Hosts, endpoint: &str, words: &[&str]) -> String {
     let output = hosts.operator(&command).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "foggara {}: {}", words.join(" "), process::text(&output));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Versions of coordinators and workers, of a status in JSON.
+fn versions(status: &str) -> Vec<String> {
+    let status: Value = serde_json::from_str(status).unwrap();
+    let processes = ["coordinators", "workers"].map(|list| status[list].as_array().unwrap().clone());
+    let mut versions: Vec<String> =
+        processes.concat().iter().map(|process| process["version"].as_str().unwrap().to_owned()).collect();
+    versions.sort();
+    versions.dedup();
+    versions
 }
 
 /// Processes of ours on each host.
@@ -86,6 +98,15 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     assert!(refused.contains("coordinators of a running cluster cannot change"), "{refused}");
     assert_eq!(processes(&hosts, 2), running, "nothing was touched");
 
+    let stranger =
+        release::another(hosts.folder(), |build| build.protocols = Range { oldest: 99, newest: 99 });
+    let mut wanted = variables(&hosts, both(true));
+    wanted["binary"] = json!(stranger);
+    terraform.set(&wanted);
+    let refused = process::text(&terraform.run(&["apply"]));
+    assert!(refused.contains("a release that cannot work with the one that runs"), "{refused}");
+    assert_eq!(processes(&hosts, 2), running, "nor by this");
+
     terraform.set(&variables(&hosts, both(true)));
     terraform.succeeds(&["destroy"]);
     assert_eq!(processes(&hosts, 2), [Vec::<u32>::new(), Vec::new()], "no process is left");
@@ -100,7 +121,7 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     }
 }
 
-/// The same where systemd keeps the processes, for somebody who is not root but may become it; and another build of the program.
+/// The same where systemd keeps the processes, for somebody who is not root but may become it; and the next release of the program.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_machines_with_systemd_are_changed_by_somebody_who_is_not_root() {
     let _machine = machine::shared().await;
@@ -149,10 +170,15 @@ async fn two_machines_with_systemd_are_changed_by_somebody_who_is_not_root() {
     assert!(again.contains("0 added, 0 changed, 0 destroyed"), "{again}");
     assert_eq!(pids(), running, "nothing was restarted");
 
-    wanted["binary"] = json!(another_build(&hosts));
+    wanted["binary"] = json!(release::next(hosts.folder()));
     terraform.set(&wanted);
     terraform.succeeds(&["apply"]);
     pids().iter().zip(&running).for_each(|(new, old)| assert_ne!(new, old, "all were started anew"));
+    let status: Value = serde_json::from_str(&operate(&hosts, &endpoint, &["status", "--json"])).unwrap();
+    assert_eq!(
+        status["deployments"][0]["ready_replicas"], 1,
+        "its group was formed again before the apply ended"
+    );
     assert_eq!(tokens(), before);
 
     terraform.succeeds(&["destroy"]);
@@ -164,53 +190,16 @@ async fn two_machines_with_systemd_are_changed_by_somebody_who_is_not_root() {
     }
 }
 
-/// The same program with another byte at its end: another build of the same version.
-fn another_build(hosts: &Hosts) -> PathBuf {
-    let build = hosts.folder().join("foggara-of-another-build");
-    let mut bytes = std::fs::read(paths::foggara()).unwrap();
-    bytes.push(0);
-    std::fs::write(&build, bytes).unwrap();
-    build
-}
-
-/// Asks again and again until told to stop, through every coordinator in turn; who is refused or cut off asks the next one, with
-/// the same id. Gives how many requests were answered, and how many not at the first.
-async fn load(hosts: &Hosts, coordinators: usize, stop: &AtomicBool, begun: &AtomicUsize) -> (usize, usize) {
-    let clients: Vec<Client> =
-        (0..coordinators).map(|number| Client::new(&format!("{}:8081", hosts.address(number)))).collect();
-    let ask = |id: &str| Ask::tokens("tiny", &[7, 8, 9]).exactly(200).logprobs(1).id(id);
-    let expected = clients[0].ask(ask("expected")).await.bits();
-    let one = async |stream: usize| {
-        let (mut answered, mut elsewhere) = (0, 0);
-        while !stop.load(Ordering::Relaxed) {
-            let id = format!("stream-{stream}-request-{answered}");
-            let mut tries = 0;
-            let answer = wait::until(&id, async || {
-                let client = &clients[(stream + answered + tries) % clients.len()];
-                tries += 1;
-                match client.try_ask(ask(&id)).await {
-                    Ok(answer) => Some(answer),
-                    Err(status) if status.code() == tonic::Code::Unavailable || is_cut_off(&status) => None,
-                    Err(status) => panic!("{id}: {:?}: {}", status.code(), status.message()),
-                }
-            })
-            .await;
-            assert_eq!(answer.bits(), expected, "{id}");
-            answered += 1;
-            elsewhere += usize::from(tries > 1);
-            begun.fetch_add(1, Ordering::Relaxed);
-        }
-        (answered, elsewhere)
-    };
-    let streams = futures::future::join_all((0..4).map(one)).await;
-    streams.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-}
-
 /// Runs `change` while there is load; none of it is lost.
 fn under_load(hosts: &Hosts, change: impl FnOnce()) -> (usize, usize) {
     let (stop, begun) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        let answered = scope.spawn(|| hosts.inside(async || load(hosts, 3, &stop, &begun).await));
+        let answered = scope.spawn(|| {
+            hosts.inside(async || {
+                let client = |number| Client::new(&format!("{}:8081", hosts.address(number)));
+                load(&(0..3).map(client).collect::<Vec<_>>(), &stop, &begun).await
+            })
+        });
         // Not before it has begun.
         while begun.load(Ordering::Relaxed) < 4 && !answered.is_finished() {
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -225,7 +214,7 @@ fn under_load(hosts: &Hosts, change: impl FnOnce()) -> (usize, usize) {
     })
 }
 
-/// Another build of the program, and machines that come and go, under load.
+/// The next release of the program, and machines that come and go, under load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_upgraded_and_scaled_under_load() {
     let _machine = machine::shared().await;
@@ -242,7 +231,7 @@ async fn a_cluster_is_upgraded_and_scaled_under_load() {
     operate(&hosts, &endpoint, &["models", "add", "tiny=llama", "--tp", "1", "--replicas", "2"]);
     let before = processes(&hosts, 3);
 
-    wanted["binary"] = json!(another_build(&hosts));
+    wanted["binary"] = json!(release::next(hosts.folder()));
     terraform.set(&wanted);
     let (answered, elsewhere) = under_load(&hosts, || drop(terraform.succeeds(&["apply"])));
     eprintln!("{answered} requests answered during the upgrade, {elsewhere} of them after asking elsewhere");
@@ -251,6 +240,7 @@ async fn a_cluster_is_upgraded_and_scaled_under_load() {
         let kept = old.iter().filter(|pid| new.contains(pid)).count();
         assert_eq!(kept, 1, "host {number}: all but the supervisor were started anew");
     }
+    assert_eq!(versions(&operate(&hosts, &endpoint, &["status", "--json"])), [release::next_version()]);
     assert!(terraform.plan_is_empty());
 
     // A machine more, and away again.

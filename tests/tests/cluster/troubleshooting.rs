@@ -209,8 +209,11 @@ async fn symptoms_are_what_is_said() {
                     model.display()
                 )
             }
-            // Had where disks lose writes (`raft.rs`, the store's own tests), and where versions differ (`terraform.rs`, `packaged.rs`).
-            "has lost writes" | "coordinator … refused this worker: it speaks …" | "loading" => {
+            // Had where disks lose writes (`raft.rs`, the store's own tests), and where versions differ (`rolling.rs`).
+            "has lost writes"
+            | "coordinator … refused this worker: foggara … speaks protocol …"
+            | "it is in format … of the replicated state, …"
+            | "loading" => {
                 assert!(is_in_sources(&symptom), "nothing says `{symptom}`");
                 continue;
             }

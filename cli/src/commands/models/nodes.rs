@@ -121,6 +121,7 @@ fn parse(text: &str) -> anyhow::Result<(Vec<WorkerFacts>, Links)> {
                     id: workers.len() as u64 + 1,
                     host: host.clone(),
                     kind,
+                    version: String::new(),
                     takes: Takes::usual(kind),
                     memory_bytes: (positive("memory_gb", node.memory_gb)? * 1e9) as u64,
                     speeds: node.speeds()?,

@@ -115,11 +115,19 @@ impl Before {
             let pairs: Option<Vec<_>> = entries.iter().map(pair).collect();
             pairs.with_context(|| format!("an entry of `{list}` has no `{name}` or no `{number}`"))
         };
+        let mut ready = pairs("deployments", "name", "ready_replicas")?;
+        // What only waits for other workers to be upgraded should be whole by the end of that.
+        for (name, ready) in &mut ready {
+            let deployments = status["deployments"].as_array().into_iter().flatten();
+            let waits =
+                deployments.filter(|entry| entry["name"] == **name && entry["versions_differ"] == true);
+            *ready = waits.filter_map(|entry| entry["replicas"].as_u64()).max().unwrap_or(*ready);
+        }
         Ok(Self {
             // A coordinator keeps its number when it starts again, a worker does not.
             coordinators: pairs("coordinators", "addr", "pid")?,
             workers: pairs("workers", "addr", "id")?,
-            ready: pairs("deployments", "name", "ready_replicas")?,
+            ready,
         })
     }
 }
@@ -159,13 +167,14 @@ impl Wanted {
             .or_else(forming)
     }
 
-    /// A model with fewer replicas than before. One that has been removed since is not missed.
+    /// A model with fewer replicas than before. One that has been removed since is not missed, nor are replicas that the next
+    /// upgraded worker will make possible.
     fn unready(&self, status: &wire::StatusResponse) -> Option<String> {
         self.before.ready.iter().find_map(|(name, ready)| {
             let now = status.deployments.iter().find(|deployment| deployment.name == *name)?;
             // Fewer may be wanted by now.
             let wanted = (*ready).min(u64::from(now.replicas));
-            (u64::from(now.ready_replicas) < wanted).then(|| {
+            (u64::from(now.ready_replicas) < wanted && !now.versions_differ).then(|| {
                 format!("model {name}: {} of {wanted} replicas are ready ({})", now.ready_replicas, now.state)
             })
         })
@@ -247,6 +256,24 @@ mod tests {
         assert_eq!(restarted.missing(&now), None);
         now.status.deployments.clear();
         assert_eq!(restarted.missing(&now), None);
+    }
+
+    #[test]
+    fn replicas_that_wait_for_the_next_upgrade_are_not_waited_for_until_it_is_done() {
+        let mut now = observed();
+        now.status.deployments[0].ready_replicas = 0;
+        assert!(wanted().missing(&now).is_some());
+        now.status.deployments[0].versions_differ = true;
+        assert_eq!(wanted().missing(&now), None);
+        // The next one has been upgraded since: nothing is in the way now.
+        let before = r#"{"coordinators":[],"workers":[],
+            "deployments":[{"name":"m","ready_replicas":0,"replicas":2,"versions_differ":true}]}"#;
+        let wanted = Wanted { before: Before::parse(before).expect("a status"), ..wanted() };
+        assert_eq!(wanted.before.ready, [("m".to_owned(), 2)]);
+        now.status.deployments[0].versions_differ = false;
+        assert!(wanted.missing(&now).is_some_and(|missing| missing.contains("0 of 2 replicas")));
+        now.status.deployments[0].ready_replicas = 2;
+        assert_eq!(wanted.missing(&now), None);
     }
 
     #[test]

@@ -50,7 +50,7 @@ mod tests {
         let registry = Registry::default();
         let (says, _said) = tokio::sync::mpsc::unbounded_channel();
         for id in 1..=3 {
-            registry.open(id, says.clone(), None);
+            registry.open(id, says.clone(), None, 0);
         }
         let silent = Instant::now().checked_sub(QUIET * 2).expect("the machine has been up for a while");
         for id in [1, 2] {

@@ -1,10 +1,11 @@
 //! `foggara.admin.v1`: status and writes of operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use foggara_models::KvFormat;
 use foggara_models::manifest::Manifest;
+use foggara_proto::version::Build;
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::cluster::LoadingRequest;
 use foggara_proto::wire::cluster::peer_client::PeerClient;
@@ -18,6 +19,7 @@ use crate::front_door::grpc::plan::propose_now;
 use crate::front_door::grpc::{stats, timelines};
 use crate::front_door::request::request_id;
 use crate::library::{Undescribed, channel};
+use crate::placement::VERSIONS;
 use crate::placement::facts::Wish;
 
 /// The service.
@@ -88,6 +90,10 @@ impl Service {
             http_addr: member.http_addr.clone(),
             role: role(*id).name().into(),
             pid: member.pid,
+            version: match id {
+                id if *id == status.id => Build::own().version,
+                id => self.door.cluster.build_of(*id).map(|build| build.version).unwrap_or_default(),
+            },
         };
         state.members.iter().map(coordinator).collect()
     }
@@ -97,6 +103,11 @@ impl Service {
         let known = self.door.cluster.workers_are_known();
         let ready = groups.iter().filter(|group| known && group.is_ready() && group.driver.is_some()).count();
         let obstacle = state.obstacles.get(name).cloned();
+        // While a group forms, what was in the way of the last one is history.
+        let idle = state.workers.values().filter(|worker| worker.group.is_none());
+        let mixed = idle.map(|worker| &worker.capabilities.version).collect::<BTreeSet<_>>().len() > 1;
+        let lacks =
+            groups.len() < deployment.replicas as usize && groups.iter().all(|group| group.is_ready());
         let state = match (ready, groups.len(), self.door.models.get(name)) {
             // One that is worth asking for again is being looked for.
             (_, _, Err(error)) if error.kind == Kind::Unavailable && error.retry_after.is_none() => {
@@ -108,8 +119,8 @@ impl Service {
         };
         // Before anything can be placed, its tables must be here.
         let absent = self.door.library.place(name, deployment).and_then(Result::err);
-        // While a group forms, what was in the way of the last one is history.
-        let reason = absent.or(obstacle).filter(|_| state == "pending").unwrap_or_default();
+        let reason = absent.or(obstacle).filter(|_| lacks).unwrap_or_default();
+        let versions_differ = reason.contains(VERSIONS) && mixed;
         let manifest = Manifest::parse(&deployment.manifest).ok();
         wire::Deployment {
             name: name.to_owned(),
@@ -129,6 +140,7 @@ impl Service {
             quantize: deployment.quantize.clone(),
             model_hash: manifest.as_ref().map(|manifest| manifest.hash().to_string()).unwrap_or_default(),
             model_bytes: manifest.as_ref().map_or(0, Manifest::bytes),
+            versions_differ,
         }
     }
 }
@@ -283,8 +295,11 @@ impl wire::admin_server::Admin for Service {
         let (_, deployment) =
             check(request.deployment.ok_or_else(|| Status::invalid_argument("deployment: is missing"))?)?;
         let (state, library) = (self.door.cluster.state(), self.door.library.clone());
+        // The leader knows.
+        let limits = self.door.registry.memory_limits();
         let proposed =
-            tokio::task::spawn_blocking(move || propose_now(&state, &library, &deployment, tokens)).await;
+            tokio::task::spawn_blocking(move || propose_now(&state, &library, &deployment, tokens, limits))
+                .await;
         let proposed = proposed.map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(proposed.map_err(Status::invalid_argument)?.into()))
     }

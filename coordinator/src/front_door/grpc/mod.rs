@@ -14,6 +14,7 @@ mod timelines;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response};
+use foggara_proto::version::Build;
 use foggara_proto::wire;
 use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
@@ -45,12 +46,16 @@ pub(super) fn router(door: &FrontDoor) -> Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let files = FilesServer::new(files::Service { door: door.clone() });
-    let registry = RegistryService { cluster: door.cluster.clone(), registry: door.registry.clone() };
+    let registry = RegistryService {
+        cluster: door.cluster.clone(),
+        registry: door.registry.clone(),
+        build: Build::own(),
+    };
     let mut routes = Routes::new(inference)
         .add_service(health)
         .add_service(InterceptedService::new(admin, door.token.required()))
-        .add_service(InterceptedService::new(peer, door.token.required()))
-        .add_service(InterceptedService::new(files, door.token.required()))
+        .add_service(InterceptedService::new(peer, door.token.required_of_peers()))
+        .add_service(InterceptedService::new(files, door.token.required_of_peers()))
         .add_service(InterceptedService::new(RegistryServer::new(registry), door.token.required()));
     if let (Ok(v1), Ok(v1alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
         routes = routes.add_service(v1).add_service(v1alpha);

@@ -1,6 +1,7 @@
 //! `foggara.cluster.v1`: what other coordinators call.
 
 use foggara_proto::sequence::SequenceRequest;
+use foggara_proto::version::{Build, HEADER};
 use foggara_proto::wire::cluster as wire;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -24,6 +25,19 @@ impl Service {
         let ours = self.door.cluster.cluster_id();
         Err(Status::permission_denied(format!("this is cluster `{ours}`, the message is for `{cluster_id}`")))
     }
+
+    /// What a coordinator is that is to keep the replicated state with this one. Its protocol has been looked at.
+    fn build_of_caller<T>(&self, request: &Request<T>) -> Result<Build, Status> {
+        let said = request.metadata().get(HEADER).and_then(|said| Build::parse(said.to_str().ok()?));
+        let build = said.ok_or_else(|| Status::unimplemented("the caller does not say what it is"))?;
+        match Build::own().keeps_state_with(&build) {
+            Ok(()) => Ok(build),
+            Err(error) => {
+                tracing::warn!(reason = %error, "a coordinator is refused");
+                Err(Status::unimplemented(error.to_string()))
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -34,9 +48,13 @@ impl wire::peer_server::Peer for Service {
         &self,
         request: Request<Streaming<wire::RaftMessages>>,
     ) -> Result<Response<wire::RaftAck>, Status> {
+        let build = self.build_of_caller(&request)?;
         let mut messages = request.into_inner();
+        // For as long as the stream lasts.
+        let mut connected = None;
         while let Some(batch) = messages.message().await? {
             self.check_cluster(&batch.cluster_id)?;
+            connected.get_or_insert_with(|| self.door.cluster.connected(batch.from, build.clone()));
             for message in batch.message {
                 match self.door.cluster.step(message) {
                     // Raft sends again what is lost.

@@ -1,5 +1,6 @@
 //! `PlanDeployment`: what the placement would do, on the wire.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use foggara_proto::wire::admin as wire;
@@ -11,7 +12,8 @@ use crate::model_facts;
 use crate::placement::facts::{ModelFacts, Wish};
 use crate::placement::{Plan, PlannedRank, Proposal, Surroundings, propose, wish};
 
-/// What `deployment` would get, and how fast it would be for sequences with so many tokens in the cache. Opens checkpoints.
+/// What `deployment` would get, where workers may have no more memory than `limits` say, and how fast it would be for sequences with
+/// so many tokens in the cache. Opens checkpoints.
 ///
 /// # Errors
 /// If its checkpoint cannot be opened.
@@ -20,6 +22,7 @@ pub(super) fn propose_now(
     library: &Library,
     deployment: &Deployment,
     sequence_tokens: u64,
+    limits: BTreeMap<u64, u64>,
 ) -> Result<Proposal, String> {
     let path = Path::new(&deployment.model_path);
     let model = facts(path, deployment).map_err(|reason| format!("model_path: {reason}"))?;
@@ -31,6 +34,7 @@ pub(super) fn propose_now(
     let around = Surroundings {
         workers: state.workers.keys().copied().collect(),
         models: models.collect(),
+        limits,
         ..Surroundings::default()
     };
     let wish = Wish { sequence_tokens, ..wish(deployment) };

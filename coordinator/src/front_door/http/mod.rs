@@ -21,7 +21,8 @@ use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde_json::json;
+use foggara_proto::version::Build;
+use serde_json::{Value, json};
 
 use super::api_error::{ApiError, Kind};
 use super::{FrontDoor, STOPPING, TRACERESPONSE, request};
@@ -38,7 +39,7 @@ pub(super) fn router(door: &FrontDoor) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/sd/prometheus", get(discovery::handle))
-        .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .route("/version", get(|| async { Json(version()) }))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/v1/chat/completions", post(chat::handle))
@@ -51,6 +52,16 @@ pub(super) fn router(door: &FrontDoor) -> Router {
         })
         .layer(axum::middleware::from_fn_with_state(door.clone(), name_request))
         .with_state(door.clone())
+}
+
+/// What this program is.
+fn version() -> Value {
+    let Build { version, protocols, formats } = Build::own();
+    json!({
+        "version": version,
+        "protocols": {"oldest": protocols.oldest, "newest": protocols.newest},
+        "formats": {"oldest": formats.oldest, "newest": formats.newest},
+    })
 }
 
 async fn index() -> &'static str {
@@ -138,20 +149,17 @@ async fn ready(State(door): State<FrontDoor>) -> Response {
     (status, Json(json!({"ready": reasons.is_empty(), "reasons": reasons}))).into_response()
 }
 
-fn described(model: &super::ServedModel) -> serde_json::Value {
+fn described(model: &super::ServedModel) -> Value {
     json!({"id": model.name, "object": "model", "created": model.created, "owned_by": "foggara",
         "max_model_len": model.context})
 }
 
-async fn models(State(door): State<FrontDoor>) -> Json<serde_json::Value> {
+async fn models(State(door): State<FrontDoor>) -> Json<Value> {
     let data: Vec<_> = door.models.all().iter().map(|model| described(model)).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
-async fn model(
-    State(door): State<FrontDoor>,
-    Path(name): Path<String>,
-) -> Result<Json<serde_json::Value>, ApiError> {
+async fn model(State(door): State<FrontDoor>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     Ok(Json(described(&*door.models.get(&name)?)))
 }
 

@@ -39,7 +39,7 @@ variable "service_manager" {
 }
 
 variable "allow_interruption" {
-  description = "Whether another version or another token may stop the whole cluster for a while."
+  description = "Whether another token, or a release that cannot work with the one that runs, may stop the whole cluster for a while."
   type        = bool
   default     = false
 }

@@ -164,7 +164,7 @@ variable "settle_seconds" {
 }
 
 variable "allow_interruption" {
-  description = "Whether a change that no running cluster can make step by step (another version, another token) may stop all of it."
+  description = "Whether a change that no running cluster can make step by step (another token, a release that cannot work with the one that runs) may stop all of it."
   type        = bool
   default     = false
   nullable    = false

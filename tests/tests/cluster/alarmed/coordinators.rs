@@ -1,9 +1,6 @@
 //! Troubles of coordinators: leaders that do not last, a slow disk, one that was stopped and does not come back, an upgrade that
 //! is not ended, and requests that fail.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use foggara_proto::wire::admin::PutNoteRequest;
@@ -12,7 +9,7 @@ use foggara_tests::client::Client;
 use foggara_tests::nodes::{Nodes, TOKEN};
 use foggara_tests::process::{Stopped, foggara, text};
 use foggara_tests::prometheus::{Prometheus, Rules};
-use foggara_tests::{machine, paths, wait};
+use foggara_tests::{machine, paths, release, wait};
 use tokio::task::JoinSet;
 
 use super::{Delayed, Watch};
@@ -24,34 +21,6 @@ const TIMES_OF_VERSIONS: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The one that is upgraded last.
 const OLD: u16 = 2;
-
-/// The program as an earlier release would be: another number, and all else the same. (Two programs would take twice as long to
-/// build.) What it speaks stays the same.
-fn of_before(folder: &Path) -> PathBuf {
-    let now = env!("CARGO_PKG_VERSION");
-    let before = now.replace(|c: char| c.is_ascii_digit(), "0");
-    assert_ne!(now, before, "another number");
-    let protocol = format!("foggara {now} protocol");
-    let mut program = std::fs::read(paths::foggara()).unwrap();
-    let spoken: Vec<usize> =
-        found(&program, protocol.as_bytes()).into_iter().map(|at| at + "foggara ".len()).collect();
-    for at in found(&program, now.as_bytes()).into_iter().filter(|at| !spoken.contains(at)) {
-        program[at..at + now.len()].copy_from_slice(before.as_bytes());
-    }
-    let path = folder.join("foggara");
-    std::fs::write(&path, program).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let said = Command::new(&path).arg("--version").output().expect("it can be run");
-    assert!(text(&said).contains(&before), "{}", text(&said));
-    path
-}
-
-/// Where some bytes are.
-fn found(all: &[u8], wanted: &[u8]) -> Vec<usize> {
-    let first = wanted[0];
-    let begins = all.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(at, _)| at);
-    begins.filter(|at| all[*at..].starts_with(wanted)).collect()
-}
 
 /// Leaders are stopped by turns, each until there is another.
 async fn unsteady(nodes: &Nodes) {
@@ -100,7 +69,7 @@ async fn clients(client: Client) {
 async fn what_goes_wrong_with_coordinators_alarms() {
     let _machine = machine::shared().await;
     let mut nodes = Nodes::start("coordinators", 3, &[]);
-    let old = of_before(&nodes.folder("before"));
+    let old = release::another(&nodes.folder("before"), |build| build.version = "0.0.0".into());
     nodes.stop_coordinator(OLD);
     nodes.start_coordinator(OLD, &old);
     nodes.worker(&[]);

@@ -85,6 +85,13 @@ life() {
 # A start is noted before it is made: one that is cut short between the two is not repeated, and the check of the cluster tells.
 note_life() { mkdir -p $home/running; life "$1" >$home/running/"$1"; }
 
+# What a program speaks, PROTOCOLS:FORMATS: it says so in a text in it.
+speaks() {
+    said=$(LC_ALL=C grep -a -o -m 1 'foggara-build version=[^ ]* protocols=[^ ]* formats=[^ ]*' "$1" | head -n 1)
+    said=$(echo "$said" | sed -n 's/.* protocols=\([^ ]*\) formats=\([^ ]*\)$/\1:\2/p')
+    echo "${said:-0-0:0-0}"
+}
+
 plan() {
     staged_env >"$here/host.env"
     new_sha=$(value binary_sha <"$here/host.env")
@@ -95,13 +102,13 @@ plan() {
     chmod 755 "$new"
     new_version=$("$new" --version) || fail "the program does not run on this machine: $new_version"
     if [ ! -e $home/generation ]; then
-        echo "fresh - - $(echo "$new_version" | tr ' ' _) $new_token"
+        echo "fresh - - $(echo "$new_version" | tr ' ' _):$(speaks "$new") $new_token"
         return
     fi
     load_env
     state=changed
     [ "$(cat $home/generation)" != "$(generation)" ] || state=current
-    echo "$state $($bin --version | tr ' ' _) $token_sha $(echo "$new_version" | tr ' ' _) $new_token"
+    echo "$state $($bin --version | tr ' ' _):$(speaks $bin) $token_sha $(echo "$new_version" | tr ' ' _):$(speaks "$new") $new_token"
 }
 generation() { cat "$here/host.sh" "$here/bundle" | sha256sum | cut -d' ' -f1; }
 

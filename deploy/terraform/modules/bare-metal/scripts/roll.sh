@@ -36,14 +36,30 @@ list() { awk -v state="$1" '$5 == state' "$work/plan"; }
 fresh=$(list fresh | wc -l) changed=$(list changed | wc -l) current=$(list current | wc -l)
 say "machines: $fresh new, $changed changed, $current as they should be"
 
-# Processes take only others of their version, and with their token: such a change cannot be made step by step.
+# Releases that follow each other work together: one process after the other is restarted. Whether these do is told by what they
+# say of themselves, VERSION:PROTOCOLS:FORMATS, which must have a protocol and a format of the replicated state in common.
+awk '$5 != "fresh" { print $6 } { print $8 }' "$work/plan" | sort -u >"$work/versions"
+[ "$(wc -l <"$work/versions")" -le 1 ] || say "versions: $(tr '\n' ' ' <"$work/versions")"
+apart=$(awk -F: '
+    function range(of, text) {
+        split(text, ends, "-")
+        if (NR == 1 || ends[1] + 0 > oldest[of]) oldest[of] = ends[1] + 0
+        if (NR == 1 || ends[2] + 0 < newest[of]) newest[of] = ends[2] + 0
+    }
+    { range("protocol", $2); range("format", $3) }
+    END {
+        apart = oldest["protocol"] > newest["protocol"] || oldest["format"] > newest["format"]
+        print (apart ? "yes" : "no")
+    }
+' "$work/versions")
+
+# And processes take only others with their token. What they do not take cannot be changed step by step.
 # A new machine next to an old cluster must match it, too.
-versions=$(awk '$5 != "fresh" { print $6 } { print $8 }' "$work/plan" | sort -u | tr '\n' ' ')
 tokens=$(awk '$5 != "fresh" { print $7 } { print $9 }' "$work/plan" | sort -u | wc -l)
 together=no
 if [ "$((changed + current))" -gt 0 ]; then
     reason=
-    [ "$(echo "$versions" | wc -w)" -le 1 ] || reason="another version ($versions)"
+    [ $apart = no ] || reason="a release that cannot work with the one that runs"
     [ "$tokens" -le 1 ] || reason="${reason:+$reason and }another cluster token"
     if [ -n "$reason" ]; then
         [ "$ALLOW_INTERRUPTION" = yes ] ||
