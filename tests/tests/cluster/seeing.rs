@@ -30,11 +30,14 @@ async fn status_as_json_has_its_fixed_shape() {
         let followers = coordinators.iter().filter(|c| c["role"] == "follower");
         assert_eq!((leaders.count(), followers.count()), (1, 2), "{status}");
         for (i, coordinator) in coordinators.iter().enumerate() {
-            assert_eq!(keys(coordinator), ["addr", "http_addr", "id", "pid", "role"]);
+            assert_eq!(keys(coordinator), ["addr", "http_addr", "id", "pid", "role", "version"]);
             assert_eq!(coordinator["addr"], cluster.grpc(i as u16));
             assert_eq!(coordinator["http_addr"], cluster.http(i as u16).trim_start_matches("http://"));
             assert!(cluster.pids().contains(&(coordinator["pid"].as_u64().unwrap() as u32)));
         }
+        // Of others it is known while they are connected.
+        let own = &coordinators[usize::from(number)]["version"];
+        assert!(own.as_str().is_some_and(|version| !version.is_empty()), "{status}");
         let leader = coordinators.iter().find(|c| c["role"] == "leader").map(|c| &c["id"]);
         assert_eq!(leader, Some(&status["leader"]));
         for (rank, worker) in status["workers"].as_array().expect("a list").iter().enumerate() {
