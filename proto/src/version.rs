@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// What this program says of itself. In one place, and as text, so that it can be read off a program that does not run here
-/// (`strings foggara | grep foggara-build`).
+/// (by `grep -a`).
 ///
 /// - `protocols`: what processes say to each other. A new number whenever an older program could not do with what a newer one
 ///   says: a value where there was none before, a field that must be understood.
