@@ -15,8 +15,9 @@ use crate::{paths, ports, wait};
 /// Shown by operators and by its processes to each other.
 pub const TOKEN: &str = "between-nodes";
 
-/// Ports of HTTP, from those of gRPC; and of workers that are replaced.
+/// Where ports of HTTP begin, counted from the first of gRPC.
 const HTTP: u16 = 20;
+/// And those of workers, which whoever takes a worker's place has, too.
 const WORKERS: u16 = 40;
 
 /// A cluster that no `foggara up` supervises. Killed when dropped; when a test fails, the end of its logs is shown.

@@ -99,6 +99,26 @@ fn rows_come_back_as_they_were_stored() {
 }
 
 #[test]
+fn tiles_cover_all_rows_in_sizes_that_there_are_loops_for() {
+    for (rows, most, tiles) in [
+        (1, 3, &[1][..]),
+        (4, 3, &[2, 2]),
+        (5, 3, &[3, 2]),
+        (7, 3, &[3, 2, 2]),
+        (7, 4, &[4, 3]),
+        (7, 8, &[4, 3]),
+        (45, 8, &[8, 8, 8, 8, 8, 4, 1]),
+    ] {
+        let (mut left, mut cut) = (rows, Vec::new());
+        while left > 0 {
+            cut.push(next_tile(left, most));
+            left -= cut[cut.len() - 1];
+        }
+        assert_eq!(cut, tiles, "{rows} rows, at most {most}");
+    }
+}
+
+#[test]
 fn a_row_is_the_same_alone_and_in_any_batch_on_any_threads_and_lanes() {
     // Whole tiles of every kind, and some rows more.
     const BATCH: usize = 45;
