@@ -134,6 +134,11 @@ impl Floats for F32x8 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
         }
     }
+    #[inline(always)]
+    fn any_above(self, other: Self) -> bool {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, other.0)) != 0 }
+    }
 }
 
 impl Lanes for F32x8 {

@@ -189,6 +189,16 @@ impl Floats for F32x16 {
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased)))
         }
     }
+    #[inline(always)]
+    fn any_above(self, other: Self) -> bool {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0) != 0 }
+    }
+    #[inline(always)]
+    fn times_exp2(self, n: Self) -> Self {
+        // SAFETY: see the head of the file.
+        Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+    }
 }
 
 impl Wide for F32x16 {

@@ -37,6 +37,31 @@ pub trait Floats: Copy {
     fn round(self) -> Self;
     /// 2^self for integers in -126..=127.
     fn exp2_integer(self) -> Self;
+    /// Whether any lane is above that of `other`; none is where either is NaN.
+    fn any_above(self, other: Self) -> bool;
+
+    /// `self · 2^n` for integers in -126..=127.
+    #[inline(always)]
+    fn times_exp2(self, n: Self) -> Self {
+        self.mul(n.exp2_integer())
+    }
+
+    /// 2^self for what is not above 0, within 3 parts in 10^7, and exactly 1 of 0; clamped below at 2^-126, which is next to nothing.
+    ///
+    /// The polynomial has the least greatest relative error over half a unit on either side of 0 that one of degree 5 with
+    /// constant 1 can have.
+    #[inline(always)]
+    fn exp2_of_negative(self) -> Self {
+        const BEFORE_LAST: [f32; 4] = [9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147];
+        let x = self.max(Self::splat(-126.0));
+        let n = x.round();
+        let r = x.sub(n);
+        let mut p = Self::splat(1.326_472_7e-3);
+        for coefficient in BEFORE_LAST {
+            p = p.fma(r, Self::splat(coefficient));
+        }
+        p.fma(r, Self::splat(1.0)).times_exp2(n)
+    }
 
     /// e^self, within 2 units in the last place; 0 below about -87.3, infinity never (clamped at e^88).
     ///
@@ -52,7 +77,7 @@ pub trait Floats: Copy {
         for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = p.fma(r, Self::splat(coefficient));
         }
-        p.mul(n.exp2_integer())
+        p.times_exp2(n)
     }
 
     /// e^self - 1, within a few units in the last place also near 0; clamped as [`exp`](Self::exp).
@@ -227,6 +252,10 @@ impl<L: Lanes> Floats for [L; 2] {
     #[inline(always)]
     fn exp2_integer(self) -> Self {
         [self[0].exp2_integer(), self[1].exp2_integer()]
+    }
+    #[inline(always)]
+    fn any_above(self, other: Self) -> bool {
+        self[0].any_above(other[0]) | self[1].any_above(other[1])
     }
 }
 
@@ -482,6 +511,70 @@ impl<L: Lanes> PanelLanes<2> for [L; 2] {
 mod tests {
     use super::*;
     use crate::cpu::{portable, simd};
+
+    simd! { fn exp2_of(x: &[f32; 8], out: &mut [f32; 8]) => exp2_body }
+
+    #[inline(always)]
+    fn exp2_body<L: Lanes>(x: &[f32; 8], out: &mut [f32; 8]) {
+        L::load(x).exp2_of_negative().store(out);
+    }
+
+    crate::cpu::simd_wide! { fn exp2_wide(x: &[f32; 16], out: &mut [f32; 16]) => exp2_wide_body }
+
+    #[inline(always)]
+    fn exp2_wide_body<W: Wide>(x: &[f32; 16], out: &mut [f32; 16]) {
+        W::load(x).exp2_of_negative().store(out);
+    }
+
+    #[test]
+    fn exp2_agrees_with_double_precision_and_across_lanes() {
+        for step in 0..30_000u32 {
+            let x: [f32; 8] = std::array::from_fn(|i| (step * 8 + i as u32) as f32 * -5.3e-4);
+            let (mut out, mut plain, mut wide) = ([0.0; 8], [0.0; 8], [0.0; 16]);
+            exp2_of(&x, &mut out);
+            exp2_body::<portable::F32x8>(&x, &mut plain);
+            exp2_wide(&std::array::from_fn(|i| x[i % 8]), &mut wide);
+            assert_eq!(out.map(f32::to_bits), plain.map(f32::to_bits));
+            assert_eq!(out.map(f32::to_bits), std::array::from_fn(|i| wide[i + 8].to_bits()));
+            for (x, got) in x.into_iter().zip(out) {
+                let exact = f64::from(x.max(-126.0)).exp2();
+                assert!((f64::from(got) - exact).abs() <= 3e-7 * exact, "{x}: {got} {exact}");
+            }
+        }
+        let mut out = [0.5; 8];
+        exp2_of(&[0.0, f32::NEG_INFINITY, -126.0, -1e30, -0.0, -1.0, -2.0, -125.5], &mut out);
+        assert_eq!(out[..7], [1.0, 1.175_494_4e-38, 1.175_494_4e-38, 1.175_494_4e-38, 1.0, 0.5, 0.25]);
+    }
+
+    simd! { fn above(x: &[f32; 8], y: &[f32; 8]) -> bool => above_body }
+
+    #[inline(always)]
+    fn above_body<L: Lanes>(x: &[f32; 8], y: &[f32; 8]) -> bool {
+        L::load(x).any_above(L::load(y))
+    }
+
+    crate::cpu::simd_wide! { fn above_wide(x: &[f32; 16], y: &[f32; 16]) -> bool => above_wide_body }
+
+    #[inline(always)]
+    fn above_wide_body<W: Wide>(x: &[f32; 16], y: &[f32; 16]) -> bool {
+        W::load(x).any_above(W::load(y))
+    }
+
+    #[test]
+    fn any_lane_may_be_the_one_above() {
+        for lane in 0..16 {
+            for (x, is_above) in
+                [(1.5, true), (1.0, false), (0.5, false), (f32::NAN, false), (f32::INFINITY, true)]
+            {
+                let (mut all, other) = ([f32::NEG_INFINITY; 16], [1.0; 16]);
+                all[lane] = x;
+                assert_eq!(above_wide(&all, &other), is_above, "{x} in lane {lane}");
+                let (half, of) = (all.as_chunks().0[lane / 8], [1.0; 8]);
+                assert_eq!(above(&half, &of), is_above, "{x} in lane {lane}");
+                assert_eq!(above_body::<portable::F32x8>(&half, &of), is_above, "{x} in lane {lane}");
+            }
+        }
+    }
 
     simd! { fn tanh_of(x: &[f32; 8], out: &mut [f32; 8]) => tanh_body }
 

@@ -63,6 +63,9 @@ impl Floats for F32x8 {
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
     }
+    fn any_above(self, other: Self) -> bool {
+        self.0.iter().zip(other.0).any(|(x, y)| *x > y)
+    }
 }
 
 impl Lanes for F32x8 {

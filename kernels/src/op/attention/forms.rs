@@ -57,8 +57,15 @@ pub(super) trait Keys: Copy {
 /// Values of all cells.
 pub(super) trait Values: Copy {
     /// Adds to the queries' outputs, which follow each other, the weighted values of the positions of a part that are seen, in
-    /// order. Asks for the cell ahead.
-    fn add<W: Wide, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]);
+    /// order. Where queries see different things (`SOME`), each bit of its mask says whether a query sees that position. Asks for
+    /// the cell ahead.
+    fn add<W: Wide, const Q: usize, const SOME: bool>(
+        self,
+        part: Part,
+        masks: &[u32; Q],
+        weights: &[[f32; PART]; Q],
+        out: &mut [f32],
+    );
 }
 
 /// A float of the cache.
@@ -305,7 +312,13 @@ impl<'a, E> ValueRows<'a, E> {
 
 impl<E: Element> Values for ValueRows<'_, E> {
     #[inline(always)]
-    fn add<W: Wide, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
+    fn add<W: Wide, const Q: usize, const SOME: bool>(
+        self,
+        part: Part,
+        masks: &[u32; Q],
+        weights: &[[f32; PART]; Q],
+        out: &mut [f32],
+    ) {
         let (stride, dim) = (self.side.stride, self.dim);
         let rows = &self.rows[part.cell * self.side.elements() + part.first * stride..][..part.all * stride];
         let all = self.side.elements();
@@ -316,33 +329,35 @@ impl<E: Element> Values for ValueRows<'_, E> {
                 prefetch(part_of(self.rows, all, ahead, all / dim * from, all / dim * some));
             }
             let columns = from..dim.min(from + some);
-            add_rows::<W, E, Q>(rows, stride, dim, columns, part.seen, weights, out);
+            add_rows::<W, E, Q, SOME>(rows, stride, dim, columns, part.seen, masks, weights, out);
         }
     }
 }
 
 /// Adds to `columns` of each output of `dim` columns those of the `seen` rows, by their weights, in order.
 #[inline(always)]
-pub(super) fn add_rows<W: Wide, E: Element, const Q: usize>(
+#[allow(clippy::too_many_arguments)]
+pub(super) fn add_rows<W: Wide, E: Element, const Q: usize, const SOME: bool>(
     rows: &[E],
     stride: usize,
     dim: usize,
     columns: std::ops::Range<usize>,
     seen: (usize, usize),
+    masks: &[u32; Q],
     weights: &[[f32; PART]; Q],
     out: &mut [f32],
 ) {
     let mut at = columns.start;
     while sixteens::<W>(Q) >= 4 && at + 64 <= columns.end {
-        add_vectors::<W, E, Q, 4>(rows, stride, dim, at, seen, weights, out);
+        add_vectors::<W, E, Q, SOME, 4>(rows, stride, dim, at, seen, masks, weights, out);
         at += 64;
     }
     while sixteens::<W>(Q) >= 2 && at + 32 <= columns.end {
-        add_vectors::<W, E, Q, 2>(rows, stride, dim, at, seen, weights, out);
+        add_vectors::<W, E, Q, SOME, 2>(rows, stride, dim, at, seen, masks, weights, out);
         at += 32;
     }
     while sixteens::<W>(Q) >= 1 && at + 16 <= columns.end {
-        add_vectors::<W, E, Q, 1>(rows, stride, dim, at, seen, weights, out);
+        add_vectors::<W, E, Q, SOME, 1>(rows, stride, dim, at, seen, masks, weights, out);
         at += 16;
     }
     while at < columns.end {
@@ -357,7 +372,9 @@ pub(super) fn add_rows<W: Wide, E: Element, const Q: usize>(
         for j in seen.0..seen.1.min(PART) {
             let values: W::Half = E::load(eight_of(&rows[j * stride + at..]));
             for i in 0..Q {
-                acc[i] = values.fma(W::Half::splat(weights[i][j]), acc[i]);
+                if !SOME || masks[i] >> j & 1 == 1 {
+                    acc[i] = values.fma(W::Half::splat(weights[i][j]), acc[i]);
+                }
             }
         }
         for i in 0..Q {
@@ -370,12 +387,14 @@ pub(super) fn add_rows<W: Wide, E: Element, const Q: usize>(
 
 /// The same for `V` times sixteen columns from `at` on.
 #[inline(always)]
-fn add_vectors<W: Wide, E: Element, const Q: usize, const V: usize>(
+#[allow(clippy::too_many_arguments)]
+fn add_vectors<W: Wide, E: Element, const Q: usize, const SOME: bool, const V: usize>(
     rows: &[E],
     stride: usize,
     dim: usize,
     at: usize,
     seen: (usize, usize),
+    masks: &[u32; Q],
     weights: &[[f32; PART]; Q],
     out: &mut [f32],
 ) {
@@ -386,14 +405,14 @@ fn add_vectors<W: Wide, E: Element, const Q: usize, const V: usize>(
             acc[i][v] = W::load(sixteen_of(&out[PART * v..]));
         }
     }
-    if V == 1 && seen == (0, PART) {
+    if V == 1 && !SOME && seen == (0, PART) {
         // Counted at compile time.
         for j in 0..PART {
-            add_row::<W, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
+            add_row::<W, E, Q, SOME, V>(&rows[j * stride + at..], masks, weights, j, &mut acc);
         }
     } else {
         for j in seen.0..seen.1.min(PART) {
-            add_row::<W, E, Q, V>(&rows[j * stride + at..], weights, j, &mut acc);
+            add_row::<W, E, Q, SOME, V>(&rows[j * stride + at..], masks, weights, j, &mut acc);
         }
     }
     for i in 0..Q {
@@ -406,8 +425,9 @@ fn add_vectors<W: Wide, E: Element, const Q: usize, const V: usize>(
 
 /// The same for one row.
 #[inline(always)]
-fn add_row<W: Wide, E: Element, const Q: usize, const V: usize>(
+fn add_row<W: Wide, E: Element, const Q: usize, const SOME: bool, const V: usize>(
     row: &[E],
+    masks: &[u32; Q],
     weights: &[[f32; PART]; Q],
     j: usize,
     acc: &mut [[W; V]; Q],
@@ -418,6 +438,9 @@ fn add_row<W: Wide, E: Element, const Q: usize, const V: usize>(
         values[v] = E::load_wide(sixteen_of(&row[PART * v..]));
     }
     for i in 0..Q {
+        if SOME && masks[i] >> j & 1 == 0 {
+            continue;
+        }
         let weight = W::splat(weights[i][j]);
         for v in 0..V {
             acc[i][v] = values[v].fma(weight, acc[i][v]);

@@ -146,7 +146,13 @@ impl<'a> CodeValues<'a> {
 
 impl Values for CodeValues<'_> {
     #[inline(always)]
-    fn add<W: Wide, const Q: usize>(self, part: Part, weights: &[[f32; PART]; Q], out: &mut [f32]) {
+    fn add<W: Wide, const Q: usize, const SOME: bool>(
+        self,
+        part: Part,
+        masks: &[u32; Q],
+        weights: &[[f32; PART]; Q],
+        out: &mut [f32],
+    ) {
         let (size, stride, dim) = (self.side.size, self.side.stride, self.dim);
         ask(self.rows, self.side, part.ahead);
         let (codes, scales) = cell_of(self.rows, self.side, part.cell);
@@ -161,7 +167,7 @@ impl Values for CodeValues<'_> {
                 }
             }
             let columns = b * BLOCK..((b + 1) * BLOCK).min(dim);
-            add_rows::<W, i8, Q>(codes, stride, dim, columns, part.seen, &scaled, out);
+            add_rows::<W, i8, Q, SOME>(codes, stride, dim, columns, part.seen, masks, &scaled, out);
         }
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Everything here is compiled into functions that know the instructions they may use, hence `#[inline(always)]`.
 
+use std::f32::consts::LOG2_E;
+
 use super::AttentionRow;
 use super::forms::{Keys, PART, Part, Values};
 use crate::cpu::lanes::{Floats, Lanes, Wide};
@@ -60,6 +62,8 @@ pub(super) struct Scratch {
     q: Vec<f32>,
     /// Outputs, before they are divided by the total of their weights.
     out: Vec<f32>,
+    /// What is known of each query's softmax so far.
+    softmax: Vec<Softmax>,
 }
 
 impl Scratch {
@@ -82,10 +86,23 @@ impl Scratch {
     }
 }
 
-/// What is known of each query so far.
+/// What is known of a query so far. Scores are times log2 e: powers of two are what is computed.
+#[derive(Clone, Copy)]
 struct Softmax {
-    highest: [f32; QUERIES],
-    total: [f32; QUERIES],
+    highest: f32,
+    /// Sums of the weights, of every sixteenth position each.
+    totals: [f32; PART],
+}
+
+impl Softmax {
+    const NEW: Self = Self { highest: f32::NEG_INFINITY, totals: [0.0; PART] };
+
+    /// A sink is a score that was seen before all others and weighs on nothing.
+    fn after_sink(sink: f32) -> Self {
+        let mut totals = [0.0; PART];
+        totals[0] = 1.0;
+        Self { highest: sink * LOG2_E, totals }
+    }
 }
 
 /// Attention of all of the task's queries: `N` in a row, `M` in a whole tile of rows. A row that is alone meets `C` parts at a time:
@@ -100,20 +117,19 @@ pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize
     let (rows, size, dim) = (task.rows, task.cache.block_size(), task.cache.value_dim());
     let (queries, key_dim) = (rows.len() * N, task.cache.key_dim());
     assert!(task.count == N && M.is_multiple_of(N) && queries <= QUERIES, "attention: a task's queries");
-    let mut softmax = Softmax { highest: [f32::NEG_INFINITY; QUERIES], total: [0.0; QUERIES] };
-    if !task.sinks.is_empty() {
-        // A sink is a score that was seen before all others and weighs on nothing.
-        softmax.total[..queries].fill(1.0);
-        softmax.highest[..queries]
-            .chunks_exact_mut(N)
-            .for_each(|highest| highest.copy_from_slice(task.sinks));
-    }
     if K::PACKED {
         scratch.pack(task, M);
     }
-    let Scratch { q: packed, out } = scratch;
+    let Scratch { q: packed, out, softmax } = scratch;
+    softmax.clear();
+    match task.sinks {
+        [] => softmax.resize(queries, Softmax::NEW),
+        sinks => softmax.extend((0..queries).map(|query| Softmax::after_sink(sinks[query % N]))),
+    }
     out.clear();
-    out.resize(queries * dim, 0.0);
+    // A tile that is met as a whole has a place for each query that there might be.
+    let last = is_dense::<K, N, M>(rows.len() % (M / N));
+    out.resize(if last { queries.next_multiple_of(M) } else { queries } * dim, 0.0);
     let cells = met(rows, size);
     let before = reach(rows).0 / size;
     let together = if size == PART { C } else { 1 };
@@ -134,22 +150,13 @@ pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize
         }
         let start = (before + block) * size;
         for (tile, rows) in rows.chunks(M / N).enumerate() {
-            let whole = M > N && rows.len() == M / N;
-            if C > 1 && !whole && stretch.count > 1 {
+            let (whole, dense) = (M > N && rows.len() == M / N, is_dense::<K, N, M>(rows.len()));
+            if C > 1 && !dense && stretch.count > 1 {
                 for (i, row) in rows.iter().enumerate() {
                     let (q, query) = (&packed[tile * M * key_dim + i * N..], tile * M + i * N);
                     let stretch = &mut stretch;
                     meet_together::<W, K, V, N, M, C>(
-                        task,
-                        keys,
-                        values,
-                        stretch,
-                        row,
-                        start,
-                        q,
-                        query,
-                        &mut softmax,
-                        out,
+                        task, keys, values, stretch, row, start, q, query, softmax, out,
                     );
                 }
                 continue;
@@ -160,7 +167,21 @@ pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize
                     let q = &packed[tile * M * key_dim..][..(key_dim + 1) * M];
                     for first in (0..size).step_by(PART) {
                         let part = stretch.part(cell, first, size, (0, usize::MAX));
-                        meet::<W, K, V, M, M>(task, keys, values, part, q, tile * M, &mut softmax, out);
+                        meet::<W, K, V, M, M>(task, keys, values, part, q, tile * M, softmax, out);
+                    }
+                    continue;
+                }
+                if dense {
+                    let q = &packed[tile * M * key_dim..][..(key_dim + 1) * M];
+                    for first in (0..size).step_by(PART) {
+                        let at = start + first;
+                        if rows.iter().any(|row| row.sees(at, PART.min(size - first))) {
+                            let part = stretch.part(cell, first, size, (0, usize::MAX));
+                            let query = tile * M;
+                            meet_some::<W, K, V, N, M>(
+                                task, keys, values, part, rows, at, q, query, softmax, out,
+                            );
+                        }
                     }
                     continue;
                 }
@@ -175,7 +196,7 @@ pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize
                         let seen = row.seen(start + first, PART.min(size - first));
                         if seen.0 < seen.1 {
                             let part = stretch.part(cell, first, size, seen);
-                            meet::<W, K, V, N, M>(task, keys, values, part, q, query, &mut softmax, out);
+                            meet::<W, K, V, N, M>(task, keys, values, part, q, query, softmax, out);
                         }
                     }
                 }
@@ -185,16 +206,24 @@ pub(super) fn attend<W: Wide, K: Keys, V: Values, const N: usize, const M: usize
     for row in 0..rows.len() {
         // SAFETY: tasks have rows and heads of their own, and the parts of this one's rows do not overlap.
         let to = unsafe { task.out.part(task.place(row) * dim, N * dim) };
-        let totals = &softmax.total[row * N..][..N];
-        for ((to, out), total) in
-            to.chunks_exact_mut(dim).zip(out[row * N * dim..].chunks_exact(dim)).zip(totals)
+        let softmax = &softmax[row * N..][..N];
+        for ((to, out), softmax) in
+            to.chunks_exact_mut(dim).zip(out[row * N * dim..].chunks_exact(dim)).zip(softmax)
         {
-            let inverse = if *total > 0.0 { 1.0 / total } else { 0.0 };
+            let total = W::load(&softmax.totals).sum();
+            let inverse = if total > 0.0 { 1.0 / total } else { 0.0 };
             for (to, out) in to.iter_mut().zip(out) {
                 *to = out * inverse;
             }
         }
     }
+}
+
+/// Whether a tile of so many rows, of `N` queries each, is met at a time although it has room for `M` queries: what is read of keys
+/// and values costs more than queries that are not there.
+#[inline(always)]
+fn is_dense<K: Keys, const N: usize, const M: usize>(rows: usize) -> bool {
+    K::PACKED && M > N && 2 * rows * N > M
 }
 
 /// Whether all rows see all of the `all` positions from `start` on.
@@ -226,6 +255,13 @@ impl AttentionRow<'_> {
     #[inline(always)]
     fn seen(&self, start: usize, all: usize) -> (usize, usize) {
         (self.window_start.saturating_sub(start).min(all), self.len.saturating_sub(start).min(all))
+    }
+
+    /// Whether it sees any of them.
+    #[inline(always)]
+    fn sees(&self, start: usize, all: usize) -> bool {
+        let (from, to) = self.seen(start, all);
+        from < to
     }
 }
 
@@ -265,7 +301,7 @@ fn meet_together<W: Wide, K: Keys, V: Values, const Q: usize, const S: usize, co
     start: usize,
     q: &[f32],
     query: usize,
-    softmax: &mut Softmax,
+    softmax: &mut [Softmax],
     out: &mut [f32],
 ) {
     if row.seen(start, stretch.count * PART).1 == 0 {
@@ -280,7 +316,7 @@ fn meet_together<W: Wide, K: Keys, V: Values, const Q: usize, const S: usize, co
     let scores = keys.scores_together::<W, Q, S, C>(&parts, q);
     for i in 0..C {
         if parts[i].seen.0 < parts[i].seen.1 {
-            weigh::<W, V, Q>(task, values, parts[i], scores[i], query, softmax, out);
+            weigh_and_add::<W, V, Q>(task, values, parts[i], &scores[i], query, softmax, out);
         }
     }
 }
@@ -295,34 +331,86 @@ fn meet<W: Wide, K: Keys, V: Values, const Q: usize, const S: usize>(
     part: Part,
     q: &[f32],
     query: usize,
-    softmax: &mut Softmax,
+    softmax: &mut [Softmax],
     out: &mut [f32],
 ) {
     let scores = keys.scores::<W, Q, S>(part, q);
-    weigh::<W, V, Q>(task, values, part, scores, query, softmax, out);
+    weigh_and_add::<W, V, Q>(task, values, part, &scores, query, softmax, out);
+}
+
+/// Rows of a tile of `M` queries, `N` each, from `query` on meet a part that begins at position `start`, of which they see
+/// different things, or which is not whole.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn meet_some<W: Wide, K: Keys, V: Values, const N: usize, const M: usize>(
+    task: &Task<'_>,
+    keys: K,
+    values: V,
+    mut part: Part,
+    rows: &[AttentionRow<'_>],
+    start: usize,
+    q: &[f32],
+    query: usize,
+    softmax: &mut [Softmax],
+    out: &mut [f32],
+) {
+    let dim = task.cache.value_dim();
+    let scores = keys.scores::<W, M, M>(part, q);
+    let (mut weights, mut masks) = ([[0.0f32; PART]; M], [0u32; M]);
+    let out = &mut out[query * dim..][..M * dim];
+    let (mut first, mut end) = (PART, 0);
+    for (i, row) in rows.iter().enumerate() {
+        let seen = row.seen(start, part.all);
+        if seen.0 < seen.1 {
+            let (place, all) = (i * N, query + i * N);
+            let out = &mut out[place * dim..][..N * dim];
+            let weights = &mut weights[place..][..N];
+            weigh::<W, N>(task, seen, &scores[place..][..N], &mut softmax[all..][..N], weights, out);
+            masks[place..][..N].fill((1 << seen.1) - (1 << seen.0));
+            (first, end) = (first.min(seen.0), end.max(seen.1));
+        }
+    }
+    part.seen = (first, end);
+    values.add::<W, M, true>(part, &masks, &weights, out);
 }
 
 /// Scores of a part become weights, and its values are added by them.
 #[inline(always)]
-fn weigh<W: Wide, V: Values, const Q: usize>(
+fn weigh_and_add<W: Wide, V: Values, const Q: usize>(
     task: &Task<'_>,
     values: V,
     part: Part,
-    scores: [W; Q],
+    scores: &[W; Q],
     query: usize,
-    softmax: &mut Softmax,
+    softmax: &mut [Softmax],
     out: &mut [f32],
 ) {
     let dim = task.cache.value_dim();
     let out = &mut out[query * dim..][..Q * dim];
-    let (from, to) = part.seen;
-    let whole = part.seen == (0, PART);
     let mut weights = [[0.0f32; PART]; Q];
+    weigh::<W, Q>(task, part.seen, scores, &mut softmax[query..][..Q], &mut weights, out);
+    values.add::<W, Q, false>(part, &[0; Q], &weights, out);
+}
+
+/// Scores of `Q` queries become weights of the positions that are seen, from and to; others have none. Totals of weights and
+/// what has been added up in `out` shrink where a score is higher than all before.
+#[inline(always)]
+fn weigh<W: Wide, const Q: usize>(
+    task: &Task<'_>,
+    (from, to): (usize, usize),
+    scores: &[W],
+    softmax: &mut [Softmax],
+    weights: &mut [[f32; PART]],
+    out: &mut [f32],
+) {
+    let dim = task.cache.value_dim();
+    let whole = (from, to) == (0, PART);
+    let (softmax, scores, weights) = (&mut softmax[..Q], &scores[..Q], &mut weights[..Q]);
+    let scale = W::splat(task.scale * if task.softcap.is_some() { 1.0 } else { LOG2_E });
     for i in 0..Q {
-        let mut scores = scores[i].mul(W::splat(task.scale));
+        let mut scores = scores[i].mul(scale);
         if let Some(cap) = task.softcap {
-            let cap = W::splat(cap);
-            scores = cap.mul(scores.div(cap).tanh());
+            scores = scores.div(W::splat(cap)).tanh().mul(W::splat(cap * LOG2_E));
         }
         if !whole {
             scores.store(&mut weights[i]);
@@ -330,25 +418,24 @@ fn weigh<W: Wide, V: Values, const Q: usize>(
             weights[i][to..].fill(f32::NEG_INFINITY);
             scores = W::load(&weights[i]);
         }
-        let (highest, total) = (&mut softmax.highest[query + i], &mut softmax.total[query + i]);
-        let peak = scores.greatest();
-        if peak > *highest {
-            let shrink = W::Half::splat(*highest - peak).exp().greatest();
+        let Softmax { highest, totals } = &mut softmax[i];
+        if scores.any_above(W::splat(*highest)) {
+            let peak = scores.greatest();
+            let shrink = W::Half::splat(*highest - peak).exp2_of_negative().greatest();
             let shrink = if *highest == f32::NEG_INFINITY { 0.0 } else { shrink };
-            *total *= shrink;
+            totals.iter_mut().for_each(|total| *total *= shrink);
             for out in &mut out[i * dim..][..dim] {
                 *out *= shrink;
             }
             *highest = peak;
         }
-        let mut each = scores.sub(W::splat(*highest)).exp();
+        let mut each = scores.sub(W::splat(*highest)).exp2_of_negative();
         each.store(&mut weights[i]);
         if !whole {
             weights[i][..from].fill(0.0);
             weights[i][to..].fill(0.0);
             each = W::load(&weights[i]);
         }
-        *total += each.sum();
+        W::load(totals).add(each).store(totals);
     }
-    values.add::<W, Q>(part, &weights, out);
 }
