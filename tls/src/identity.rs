@@ -125,7 +125,11 @@ impl Tls {
             }
         }
         if let Some(ends) = watch.reminds(self.life(), now) {
-            tracing::warn!(certificate = %self.0.files.certificate.display(), "the certificate of this process is near its end: it is good until {}", date(ends));
+            let (path, ends, over) = (self.0.files.certificate.display(), date(ends), ends < now);
+            match over {
+                true => tracing::error!("{path} expired on {ends}: nobody goes by it any more"),
+                false => tracing::warn!("{path} is near its end: it is good until {ends}"),
+            }
         }
     }
 

@@ -31,6 +31,11 @@ fn status(url: &str, ca: Option<&Path>) -> (bool, String) {
     (output.status.success(), text(&output))
 }
 
+/// Preflight of a worker that is to join the coordinator named first.
+fn doctor(more: &[&str]) -> std::process::Output {
+    foggara(&[&["doctor", "--worker", "--join"], more].concat())
+}
+
 /// A program that fetches a page; `None` where it is not installed.
 fn curl(arguments: &[&str]) -> Option<String> {
     let output = Command::new("curl").args(["--silent", "--show-error"]).args(arguments).output().ok()?;
@@ -91,6 +96,20 @@ async fn words_for_whoever_does_it_wrong(cluster: &Cluster, ours: &Certificates,
         assert_eq!(succeeded, succeeds, "{url}: {said}");
         assert!(said.contains(says), "{url}: {said}");
     }
+    for (ca, succeeds, says) in
+        [(ours.ca(), true, "answers, "), (theirs.ca(), false, "there is no TLS with it: the certificate of")]
+    {
+        let output = doctor(&[&address, "--tls-ca", &ca.display().to_string()]);
+        let said = text(&output);
+        assert!(output.status.success() == succeeds && said.contains(says), "{said}");
+    }
+    let said = text(&doctor(&[&address]));
+    assert!(said.contains("speaks TLS, and without --tls-ca"), "{said}");
+    let own = options(&ours.issue(&["10.0.0.1"]));
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let said = text(&doctor(&[&[address.as_str(), "--listen", "127.0.0.1:0"], &own[..]].concat()));
+    assert!(said.contains("10.0.0.1.crt is for 10.0.0.1, not for 127.0.0.1"), "{said}");
+
     let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let plain_address = plain.local_addr().unwrap();
     std::thread::spawn(move || {
