@@ -112,7 +112,7 @@ mod tests {
     fn files_that_cannot_be_used_are_a_fault() {
         let asked = |certificate: Option<&str>, key: Option<&str>, ca: Option<&str>| {
             let tls = TlsArguments::of(certificate.map(Into::into), key.map(Into::into), ca.map(Into::into));
-            severities(&check(&super::Asked { tls, ..nothing() }))
+            severities(&check(&Asked { tls, ..nothing() }))
         };
         assert!(asked(None, None, None).is_empty());
         assert!(asked(None, None, Some("/nowhere")).is_empty(), "an operator's");
