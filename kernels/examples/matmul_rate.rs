@@ -61,7 +61,7 @@ fn from_memory(pool: &ThreadPool, what: &str, matrices: &[WeightMatrix]) {
     let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
     let mut x = Activations::new(1, cols);
     x.f32_rows_mut().fill(0.5);
-    x.quantize(pool);
+    x.prepare(pool, &matrices[0]);
     let mut y = vec![0.0; rows];
     let seconds = (0..5).map(|_| {
         let started = Instant::now();
@@ -91,7 +91,7 @@ fn measure(pool: &ThreadPool, w: &WeightMatrix, what: &str) {
     for batch in [1, 8, 16, 64, 256] {
         let mut x = Activations::new(batch, cols);
         x.f32_rows_mut().fill(0.5);
-        x.quantize(pool);
+        x.prepare(pool, w);
         let mut y = vec![0.0; rows * batch];
         let mut best = Duration::MAX;
         let started = Instant::now();

@@ -44,6 +44,7 @@ fn activations(rows: usize, cols: usize, seed: u64) -> Activations {
         *value = ((state >> 40) % 4001) as f32 / 1000.0 - 2.0;
     }
     x.quantize(&ThreadPool::new(1));
+    x.pair_as(&ThreadPool::new(1), true, true);
     x
 }
 
@@ -71,7 +72,11 @@ fn every_format_agrees_with_its_dequantized_weights() {
                 for k in 0..cols {
                     let block = &x.blocks(t)[k / 32];
                     let coded = f64::from(block.scale) * f64::from(block.coded.codes[k % 32]);
-                    let x = if ty.is_quantized() { coded } else { f64::from(x.row(t)[k]) };
+                    let x = match ty {
+                        ty if ty.is_quantized() => coded,
+                        WeightType::BF16 => half::bf16::from_f32(x.row(t)[k]).to_f64(),
+                        _ => f64::from(x.row(t)[k]),
+                    };
                     exact += f64::from(values[r * cols + k]) * x;
                     size += (f64::from(values[r * cols + k]) * x).abs();
                 }
@@ -131,7 +136,7 @@ fn a_row_is_the_same_alone_and_in_any_batch_on_any_threads_and_lanes() {
         for t in 0..BATCH {
             let mut alone = Activations::new(1, cols);
             alone.f32_rows_mut().copy_from_slice(x.row(t));
-            alone.quantize(&ThreadPool::new(1));
+            alone.prepare(&ThreadPool::new(1), &w);
             assert_eq!(product(&w, &alone, 1), all[t * rows..][..rows], "{ty} row {t}");
         }
         let panels = rows.div_ceil(PANEL_ROWS);

@@ -37,14 +37,12 @@ pub(super) fn run(
     match w.weight_type() {
         WeightType::F32 => run_f32(stored, x, panels, &out),
         WeightType::F16 => run_f16(stored, x, panels, &out),
-        WeightType::BF16 => run_bf16(stored, x, panels, &out),
-        _ => unreachable!("rows as stored are floats"),
+        _ => unreachable!("rows as stored are floats, and those of bf16 are met in pairs"),
     }
 }
 
 simd_panels! { fn run_f32(w: &StoredRows, x: &Activations, panels: (usize, usize), out: &Output<'_>) => f32_body }
 simd_panels! { fn run_f16(w: &StoredRows, x: &Activations, panels: (usize, usize), out: &Output<'_>) => f16_body }
-simd_panels! { fn run_bf16(w: &StoredRows, x: &Activations, panels: (usize, usize), out: &Output<'_>) => bf16_body }
 
 macro_rules! body {
     ($name:ident, $bytes:literal, $columns:ty) => {
@@ -62,7 +60,6 @@ macro_rules! body {
 
 body!(f32_body, 32, F32);
 body!(f16_body, 16, F16);
-body!(bf16_body, 16, Bf16);
 
 /// How eight columns become lanes: `W` bytes of each row.
 trait Columns<const W: usize> {
@@ -71,7 +68,6 @@ trait Columns<const W: usize> {
 
 struct F32;
 struct F16;
-struct Bf16;
 
 impl Columns<32> for F32 {
     #[inline(always)]
@@ -99,20 +95,9 @@ impl Columns<16> for F16 {
     }
 }
 
-impl Columns<16> for Bf16 {
-    #[inline(always)]
-    fn lanes<L: PanelLanes<P>, const P: usize>(rows: [[&[u8; 16]; PANEL_ROWS]; P]) -> [L; COLUMNS] {
-        // (Not by `map`: vectors that pass through a function of the standard library pass through memory.)
-        let [w0, w1, w2, w3] = L::words(rows);
-        let ([a, b], [c, d]) = (w0.pair_bf16(), w1.pair_bf16());
-        let ([e, f], [g, h]) = (w2.pair_bf16(), w3.pair_bf16());
-        [a, b, c, d, e, f, g, h]
-    }
-}
-
 /// The rows of `P` panels beside each other.
 #[derive(Clone, Copy)]
-struct Group<'a, const P: usize> {
+pub(super) struct Group<'a, const P: usize> {
     rows: [[&'a [u8]; PANEL_ROWS]; P],
     /// Bytes of each.
     len: usize,
@@ -123,7 +108,7 @@ struct Group<'a, const P: usize> {
 impl<'a, const P: usize> Group<'a, P> {
     /// Panels from `panel` on. For a row past the end the last stands in; nothing of it is written.
     #[inline(always)]
-    fn of(stored: &'a StoredRows, count: usize, panel: usize) -> Self {
+    pub(super) fn of(stored: &'a StoredRows, count: usize, panel: usize) -> Self {
         let none: &[u8] = &[];
         let mut rows = [[none; PANEL_ROWS]; P];
         for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
@@ -137,7 +122,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
     /// Asks for what is [`AHEAD`] of byte `at` of each row, where rows end in those of `next`; for as much of `next`, if that lies together.
     #[inline(always)]
-    fn ask(&self, next: &Self, at: usize) {
+    pub(super) fn ask(&self, next: &Self, at: usize) {
         if next.together {
             let rows = next.rows.as_flattened();
             for line in 0..rows.len() {
@@ -156,7 +141,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
     /// Whole chunks of `W` bytes of each row: `count` of them.
     #[inline(always)]
-    fn chunks<const W: usize>(&self, count: usize) -> [[&'a [[u8; W]]; PANEL_ROWS]; P] {
+    pub(super) fn chunks<const W: usize>(&self, count: usize) -> [[&'a [[u8; W]]; PANEL_ROWS]; P] {
         let none: &[[u8; W]] = &[];
         let mut chunks = [[none; PANEL_ROWS]; P];
         for (chunk, row) in chunks.as_flattened_mut().iter_mut().zip(self.rows.as_flattened()) {
@@ -167,7 +152,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
     /// What is left after whole chunks, filled up with zeros.
     #[inline(always)]
-    fn rest<const W: usize>(&self) -> [[[u8; W]; PANEL_ROWS]; P] {
+    pub(super) fn rest<const W: usize>(&self) -> [[[u8; W]; PANEL_ROWS]; P] {
         let mut rest = [[[0; W]; PANEL_ROWS]; P];
         for (rest, row) in rest.as_flattened_mut().iter_mut().zip(self.rows.as_flattened()) {
             let left = row.as_chunks::<W>().1;
@@ -179,7 +164,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
 /// Chunk `i` of each row.
 #[inline(always)]
-fn at<'a, const P: usize, const W: usize>(
+pub(super) fn at<'a, const P: usize, const W: usize>(
     chunks: &[[&'a [[u8; W]]; PANEL_ROWS]; P],
     i: usize,
 ) -> [[&'a [u8; W]; PANEL_ROWS]; P] {
