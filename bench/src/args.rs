@@ -356,7 +356,8 @@ pub(crate) struct LoadArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "What to measure")]
 pub(crate) struct TargetArgs {
-    /// A running cluster's gRPC address (`http://host:port`) instead of one started here.
+    /// A running cluster's gRPC address (`http://host:port`) instead of one started here. Who signs for `https://` addresses, here
+    /// and in `--http`, is in the file that `FOGGARA_TLS_CA` names, else whom this system trusts.
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     /// An OpenAI-compatible server: everything goes through its streamed `/v1/completions`. Beside `--endpoint`: the

@@ -36,7 +36,8 @@ impl Members {
     pub(crate) async fn ask(url: &str) -> Result<Self> {
         let mut admin = AdminClient::new(channel(url).await?);
         let status = admin.status(StatusRequest {}).await.context("Status")?.into_inner();
-        let http = status.coordinators.iter().map(|one| format!("http://{}", one.http_addr)).collect();
+        let scheme = if url.starts_with("https://") { "https" } else { "http" };
+        let http = status.coordinators.iter().map(|one| format!("{scheme}://{}", one.http_addr)).collect();
         let coordinators = status.coordinators.into_iter().map(|one| Member {
             kind: Kind::Coordinator,
             label: format!("coordinator {}, {}", one.id, one.role),

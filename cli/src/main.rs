@@ -18,6 +18,7 @@ mod output;
 mod secret;
 mod service;
 mod supervisor;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -68,6 +69,8 @@ enum Command {
     Doctor(commands::doctor::Arguments),
     /// Add, list and remove the models a cluster serves
     Models(commands::models::Arguments),
+    /// Make certificates for the processes of a cluster, and the authority that signs them
+    Certificates(commands::certificates::Arguments),
     /// Check configuration files of coordinators and workers, and print what can be in them
     Config(commands::config::Arguments),
     /// Print a shell's completions of this command line
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => commands::trace::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
+        Command::Certificates(arguments) => commands::certificates::run(&arguments),
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Completions(arguments) => commands::completions::run(&arguments),
         Command::Manual(arguments) => commands::manual::run(&arguments),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::condition::Reporter;
+use foggara_tls::{Dialer, FileError, Tls, TlsFiles, Trust};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -55,6 +56,8 @@ pub struct CoordinatorConfig {
     pub data_dir: PathBuf,
     /// Asked of operators, workers and coordinators.
     pub token: ClusterToken,
+    /// What is shown to whoever connects, and whom this coordinator goes by where it connects; none: plain text.
+    pub tls: Option<TlsFiles>,
     /// Sequences that may wait for one group.
     pub queue: usize,
     /// How requests are given to the groups of a model.
@@ -137,6 +140,12 @@ impl CoordinatorError {
     }
 }
 
+impl From<FileError> for CoordinatorError {
+    fn from(FileError { field, reason }: FileError) -> Self {
+        Self::Config { field, reason }
+    }
+}
+
 async fn listen(addr: SocketAddr) -> Result<TcpListener, CoordinatorError> {
     TcpListener::bind(addr).await.map_err(|e| CoordinatorError::Listen { addr, reason: e.to_string() })
 }
@@ -157,15 +166,17 @@ pub async fn run(
         .transpose()
         .map_err(|error| CoordinatorError::Config { field: "otlp_endpoint", reason: error.to_string() })?;
     let own = config.peers.get(&config.id).cloned().unwrap_or_default();
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
+    let dialer = Dialer::new(tls.as_ref().map(Trust::of));
     let http = listen(config.http).await?;
     let grpc = listen(config.grpc).await?;
     let transport =
-        Arc::new(GrpcTransport::new(&config.cluster_id, config.id, &config.peers, &config.token)?);
+        Arc::new(GrpcTransport::new(&config.cluster_id, config.id, &config.peers, &config.token, &dialer)?);
     let members = config.peers.keys().copied().collect();
     let raft = ClusterConfig::new(&config.cluster_id, config.id, members, config.data_dir.clone());
     let cluster = cluster::start(&raft, transport.clone())?;
     transport.set_handle(cluster.clone());
-    let metrics = Arc::new(Metrics::new().with_vllm_names(config.vllm_metrics));
+    let metrics = Arc::new(Metrics::new().with_vllm_names(config.vllm_metrics).with_tls(tls.clone()));
     let (drivers, registry, models) = (Drivers::default(), Registry::default(), ServedModels::of_starting());
     if let Some(exporter) = exporter {
         drivers.timelines().export(config.id, exporter);
@@ -177,6 +188,7 @@ pub async fn run(
         &config.data_dir,
         config.cache.clone(),
         config.token.clone(),
+        dialer.clone(),
     );
     let token = config.token.clone();
     let dispatcher = Dispatcher::new(cluster.clone(), drivers.clone(), transport, token, config.router);
@@ -189,6 +201,7 @@ pub async fn run(
         drivers: drivers.clone(),
         registry: registry.clone(),
         token: config.token.clone(),
+        dialer: dialer.clone(),
         draining: Arc::default(),
         tokenizing: Arc::new(Semaphore::new(front_door::TOKENIZING)),
     };
@@ -197,10 +210,15 @@ pub async fn run(
         drivers,
         metrics,
         token: config.token.clone(),
+        dialer,
         queue: config.queue,
         lease_ms: config.lease_ms,
     };
     let mut parts = JoinSet::new();
+    if let Some(tls) = tls.clone() {
+        tls.warn_unless_for(&own);
+        parts.spawn(tls.follow());
+    }
     parts.spawn(library.clone().follow(cluster.clone()));
     parts.spawn(models.follow(cluster.clone(), library.clone()));
     parts.spawn(run_drivers(context));
@@ -211,7 +229,8 @@ pub async fn run(
     tracing::info!(id = config.id, http = http_addr, grpc = %config.grpc, "coordinator started");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let router = door.router();
-    let serve = |listener| tokio::spawn(front_door::serve(listener, router.clone(), stopped.clone()));
+    let serve =
+        |listener| tokio::spawn(front_door::serve(listener, router.clone(), tls.clone(), stopped.clone()));
     let servers = [serve(http), serve(grpc)];
     parts.spawn(tell(cluster.clone(), reporter.clone()));
     reporter.ready();
@@ -310,6 +329,7 @@ mod tests {
             grpc: any,
             data_dir: dir.into(),
             token: ClusterToken::default(),
+            tls: None,
             queue: 10,
             router: PolicyKind::default(),
             lease_ms: crate::driver::DEFAULT_LEASE_MS,
@@ -327,11 +347,13 @@ mod tests {
     async fn settings_that_make_no_sense_are_named() {
         let dir = tempfile::tempdir().expect("a folder");
         let everyone = "0.0.0.0:0".parse().expect("an address");
+        let nowhere = TlsFiles { certificate: "/a".into(), key: "/b".into(), ca: "/c".into() };
         for (field, wrong) in [
             ("peers", CoordinatorConfig { id: 2, ..config(dir.path()) }),
             ("http", CoordinatorConfig { http: everyone, ..config(dir.path()) }),
             ("grpc", CoordinatorConfig { grpc: everyone, ..config(dir.path()) }),
             ("queue", CoordinatorConfig { queue: 0, ..config(dir.path()) }),
+            ("tls_certificate: /a: No such", CoordinatorConfig { tls: Some(nowhere), ..config(dir.path()) }),
             (
                 "otlp_endpoint",
                 CoordinatorConfig { otlp_endpoint: Some("nowhere".into()), ..config(dir.path()) },

@@ -2,15 +2,20 @@
 """Speaks to a cluster with OpenAI's own client library.
 
     python openai_client.py http://127.0.0.1:8080 MODEL
+    python openai_client.py https://127.0.0.1:8080 MODEL ca.crt
 
 Exits 0 if everything is as that library expects.
 """
+import ssl
 import sys
 
 import openai
 
 base, model = sys.argv[1], sys.argv[2]
-client = openai.OpenAI(base_url=base + "/v1", api_key="unused", max_retries=0, timeout=120)
+# Whoever signs for the servers: the cluster's own authority, or those of the system.
+verify = ssl.create_default_context(cafile=sys.argv[3]) if len(sys.argv) > 3 else True
+http = openai.DefaultHttpxClient(verify=verify)
+client = openai.OpenAI(base_url=base + "/v1", api_key="unused", max_retries=0, timeout=120, http_client=http)
 messages = [{"role": "user", "content": "What is the capital of Algeria?"}]
 
 

@@ -7,9 +7,10 @@ use foggara_proto::wire::admin::admin_client::AdminClient;
 use foggara_proto::wire::admin::{Deployment, PutDeploymentRequest, StatusRequest, StatusResponse};
 use foggara_proto::wire::inference::inference_client::InferenceClient;
 use foggara_proto::wire::inference::{AttachRequest, GenerateRequest, GenerateResponse};
+use foggara_tls::Dialer;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::answer::Answer;
@@ -34,8 +35,13 @@ impl Client {
 
     /// The same, showing a cluster token.
     pub fn with_token(addr: &str, token: Option<&str>) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("an address");
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+        Self::by(&Dialer::default(), addr, token)
+    }
+
+    /// The same, over TLS if that is how it calls.
+    pub fn by(dialer: &Dialer, addr: &str, token: Option<&str>) -> Self {
+        let endpoint = dialer.endpoint(addr).expect("an address").connect_timeout(CONNECT_TIMEOUT);
+        let channel = dialer.lazy(&endpoint);
         Self { channel, token: ClusterToken::new(token) }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use foggara_proto::wire::admin::{Group, StatusResponse};
+use foggara_tls::{Dialer, Trust};
 
 use crate::client::Client;
 use crate::metrics::Metrics;
@@ -23,6 +24,8 @@ pub struct Cluster {
     variables: Vec<(String, String)>,
     folder: Scratch,
     ready_line: String,
+    dialer: Dialer,
+    web: reqwest::Client,
 }
 
 impl Cluster {
@@ -44,8 +47,11 @@ impl Cluster {
         let up = run(&arguments, &variables, &folder);
         let name = setup.name.clone();
         let coordinators = setup.coordinators;
+        let trust = setup.tls.as_ref().map(|files| Trust::of_client(Some(&files.ca)).expect("an authority"));
+        let web = http::trusting(trust.as_ref().unwrap_or(&Trust::nobody()));
+        let (dialer, ready_line) = (Dialer::new(trust), String::new());
         let mut cluster =
-            Self { name, coordinators, base, up, arguments, variables, folder, ready_line: String::new() };
+            Self { name, coordinators, base, up, arguments, variables, folder, ready_line, dialer, web };
         cluster.wait_until_it_serves().await;
         cluster
     }
@@ -86,7 +92,7 @@ impl Cluster {
 
     /// HTTP base address of the `number`-th coordinator (from 0; its id is one more).
     pub fn http(&self, number: u16) -> String {
-        format!("http://127.0.0.1:{}", self.base + 10 * number)
+        format!("{}://127.0.0.1:{}", self.dialer.scheme(), self.base + 10 * number)
     }
 
     /// gRPC address of the `number`-th coordinator.
@@ -96,14 +102,14 @@ impl Cluster {
 
     /// A client of the `number`-th coordinator.
     pub fn client(&self, number: u16) -> Client {
-        Client::new(&self.grpc(number))
+        Client::by(&self.dialer, &self.grpc(number), None)
     }
 
     /// Waits until the `number`-th coordinator can serve everything that is deployed.
     pub async fn wait_ready(&self, number: u16) {
         let url = format!("{}/readyz", self.http(number));
         wait::until(&format!("{url} says so"), async || {
-            let response = reqwest::get(&url).await.ok()?;
+            let response = self.web.get(&url).send().await.ok()?;
             response.status().is_success().then_some(())
         })
         .await;
@@ -135,7 +141,7 @@ impl Cluster {
 
     /// The metrics of the `number`-th coordinator.
     pub async fn metrics(&self, number: u16) -> Metrics {
-        let reply = http::get(&format!("{}/metrics", self.http(number))).await;
+        let reply = http::get_by(&self.web, &format!("{}/metrics", self.http(number))).await;
         Metrics::parse(&reply.text).unwrap_or_else(|line| panic!("/metrics: {line}"))
     }
 

@@ -1,5 +1,6 @@
 //! HTTP as clients speak it.
 
+use foggara_tls::{HTTP_1, Trust};
 use futures::StreamExt;
 use serde_json::Value;
 
@@ -40,9 +41,25 @@ impl Reply {
     }
 }
 
+/// A client that speaks plain text.
+pub fn client() -> reqwest::Client {
+    trusting(&Trust::nobody())
+}
+
+/// One that speaks TLS with those that `trust` goes by, too.
+pub fn trusting(trust: &Trust) -> reqwest::Client {
+    let builder = reqwest::Client::builder().tls_backend_preconfigured(trust.config_for(&[HTTP_1]));
+    builder.build().expect("nothing is missing")
+}
+
 /// GET.
 pub async fn get(url: &str) -> Reply {
-    Reply::read(reqwest::get(url).await.unwrap_or_else(|e| panic!("{url}: {e:?}"))).await
+    get_by(&client(), url).await
+}
+
+/// GET by a client.
+pub async fn get_by(client: &reqwest::Client, url: &str) -> Reply {
+    Reply::read(client.get(url).send().await.unwrap_or_else(|e| panic!("{url}: {e:?}"))).await
 }
 
 /// POST of JSON.
@@ -52,20 +69,20 @@ pub async fn post(url: &str, body: &Value) -> Reply {
 
 /// POST of any bytes.
 pub async fn post_raw(url: &str, content_type: &str, body: Vec<u8>) -> Reply {
-    let request = reqwest::Client::new().post(url).header("content-type", content_type).body(body);
+    let request = client().post(url).header("content-type", content_type).body(body);
     Reply::read(request.send().await.unwrap_or_else(|e| panic!("{url}: {e:?}"))).await
 }
 
 /// POST of JSON with more headers.
 pub async fn post_with(url: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
-    let request = reqwest::Client::new().post(url).header("content-type", "application/json");
+    let request = client().post(url).header("content-type", "application/json");
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     Reply::read(request.body(body.to_string()).send().await.unwrap_or_else(|e| panic!("{url}: {e:?}"))).await
 }
 
 /// POST whose answer is read until `enough` says so, then hung up on.
 pub async fn post_and_hang_up(url: &str, body: &Value, mut enough: impl FnMut(&str) -> bool) {
-    let response = reqwest::Client::new().post(url).json(body).send().await;
+    let response = client().post(url).json(body).send().await;
     let mut chunks = response.unwrap_or_else(|e| panic!("{url}: {e:?}")).bytes_stream();
     let mut text = String::new();
     while let Some(chunk) = chunks.next().await {

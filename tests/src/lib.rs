@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod ask;
+pub mod certificates;
 pub mod choice;
 pub mod client;
 pub mod cluster;

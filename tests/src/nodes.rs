@@ -67,6 +67,12 @@ impl Nodes {
         self.processes[usize::from(number)] = self.coordinator(number, program, &[]);
     }
 
+    /// Starts the `number`-th coordinator again, with these arguments alone.
+    pub fn restart_coordinator(&mut self, number: u16, arguments: &[&str]) {
+        self.stop_coordinator(number);
+        self.processes[usize::from(number)] = self.coordinator(number, &paths::foggara(), arguments);
+    }
+
     /// The process of the `number`-th coordinator.
     pub fn process_of(&mut self, number: u16) -> &mut Process {
         &mut self.processes[usize::from(number)]

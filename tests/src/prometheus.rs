@@ -80,6 +80,16 @@ impl Prometheus {
 
     /// Scrapes the cluster whose coordinators have these HTTP addresses every half second.
     pub async fn of(doors: &[String], rules: &Rules) -> Self {
+        Self::trusting(doors, rules, None).await
+    }
+
+    /// The same over TLS, with those that `ca` signs for.
+    pub async fn trusting(doors: &[String], rules: &Rules, ca: Option<&Path>) -> Self {
+        let secure = |indent: &str| {
+            let lines = |ca: &Path| format!("{indent}tls_config:\n{indent}  ca_file: {}\n", ca.display());
+            ca.map(lines).unwrap_or_default()
+        };
+        let scheme = if ca.is_some() { "https" } else { "http" };
         let (folder, port) = (Scratch::new("prometheus"), ports::block());
         let deploy = paths::root().join("deploy/prometheus");
         for name in ["recording.yml", "alerts.yml"] {
@@ -88,11 +98,15 @@ impl Prometheus {
         }
         let discovery: String = doors
             .iter()
-            .map(|door| format!("      - url: {door}/sd/prometheus\n        refresh_interval: 1s\n"))
+            .map(|door| {
+                let url = format!("      - url: {door}/sd/prometheus\n        refresh_interval: 1s\n");
+                url + &secure("        ")
+            })
             .collect();
         let config = format!(
             "global:\n  scrape_interval: 500ms\n  scrape_timeout: 500ms\n  evaluation_interval: 500ms\nrule_files: ['*.yml']\n\
-             scrape_configs:\n  - job_name: foggara\n    http_sd_configs:\n{discovery}"
+             scrape_configs:\n  - job_name: foggara\n    scheme: {scheme}\n{}    http_sd_configs:\n{discovery}",
+            secure("    ")
         );
         let file = folder.path().join("prometheus.conf");
         std::fs::write(&file, config).expect("can be written");
@@ -118,7 +132,7 @@ impl Prometheus {
             [("query", expression)],
         )
         .expect("a valid address");
-        let response = reqwest::get(url).await.ok()?;
+        let response = http::client().get(url).send().await.ok()?;
         // While it starts.
         if response.status() == reqwest::StatusCode::SERVICE_UNAVAILABLE {
             return None;

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use foggara_tls::TlsFiles;
+
+use crate::certificates;
 use crate::cluster::Cluster;
 
 /// The arguments of `foggara up`.
@@ -11,13 +14,14 @@ pub struct Setup {
     pub(crate) coordinators: u16,
     pub(crate) arguments: Vec<String>,
     pub(crate) variables: Vec<(String, String)>,
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 impl Setup {
     /// Three coordinators and two workers with a thread each, unless changed; `name` is for logs.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), coordinators: 3, arguments: Vec::new(), variables: Vec::new() }
-            .option("threads", 1)
+        let (arguments, variables) = (Vec::new(), Vec::new());
+        Self { name: name.into(), coordinators: 3, arguments, variables, tls: None }.option("threads", 1)
     }
 
     /// Serves a model under a name.
@@ -51,6 +55,14 @@ impl Setup {
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.variables.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// Its processes speak TLS.
+    #[must_use]
+    pub fn tls(mut self, files: &TlsFiles) -> Self {
+        self.arguments.extend(certificates::options(files));
+        self.tls = Some(files.clone());
         self
     }
 

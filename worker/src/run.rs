@@ -11,6 +11,7 @@ use foggara_proto::auth::ClusterToken;
 use foggara_proto::condition::Reporter;
 use foggara_proto::wire::files::files_server::FilesServer;
 use foggara_proto::wire::worker::rank_server::RankServer;
+use foggara_tls::{Dialer, FileError, Tls, TlsFiles, Trust};
 use tokio::sync::mpsc;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
@@ -47,6 +48,8 @@ pub struct WorkerConfig {
     pub weights: Residence,
     /// Shown to coordinators and asked of them.
     pub token: ClusterToken,
+    /// What is shown to coordinators, and by whom they are checked; none: plain text.
+    pub tls: Option<TlsFiles>,
     /// Folders that hold models, looked through where a model does not lie at the path it is deployed with.
     pub models: Vec<PathBuf>,
     /// Where hashes of models' files are remembered; without it, for as long as the process lives.
@@ -133,6 +136,12 @@ pub enum WorkerError {
     },
 }
 
+impl From<FileError> for WorkerError {
+    fn from(FileError { field, reason }: FileError) -> Self {
+        Self::Config { field, reason }
+    }
+}
+
 /// Runs a worker until `shutdown` completes, the cluster refuses it or its device is lost. It is ready when it has joined.
 ///
 /// # Errors
@@ -143,6 +152,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     config.check()?;
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
     let wrong =
         |addr: SocketAddr| move |e: std::io::Error| WorkerError::Listen { addr, reason: e.to_string() };
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(wrong(config.listen))?;
@@ -151,6 +161,10 @@ pub async fn run(
     let collective = TcpListener::bind(any_port).map_err(wrong(any_port))?;
     let collective_port = collective.local_addr().map_err(wrong(any_port))?.port();
     let host = config.advertise.clone().unwrap_or_else(|| bracketed(config.listen));
+    if let Some(tls) = tls.clone() {
+        tls.warn_unless_for(&format!("{host}:{}", addr.port()));
+        tokio::spawn(tls.follow());
+    }
     let (threads, choice) = (config.threads, config.device);
     let measured_with = threads.clone();
     let measure = move || {
@@ -178,6 +192,7 @@ pub async fn run(
     let session = Session {
         hello: hello(format!("{host}:{}", addr.port()), format!("{host}:{collective_port}"), measured),
         token: config.token.clone(),
+        dialer: Dialer::new(tls.as_ref().map(Trust::of)),
         host: group.clone(),
         models: models.clone(),
         reporter: reporter.clone(),
@@ -192,8 +207,14 @@ pub async fn run(
     let files = InterceptedService::new(files, config.token.required_of_peers());
     // Said of the listener, since the server's own setting is only for listeners that it makes: reports would wait for the
     // acknowledgement of the one before, 40 ms.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serve = Server::builder().add_service(service).add_service(files).serve_with_incoming(incoming);
+    let plain = |listener| TcpIncoming::from(listener).with_nodelay(Some(true));
+    let router = Server::builder().add_service(service).add_service(files);
+    let serve = async {
+        match tls {
+            None => router.serve_with_incoming(plain(listener)).await,
+            Some(tls) => router.serve_with_incoming(foggara_tls::incoming(listener, tls)).await,
+        }
+    };
     let lost = async {
         let error = group.device_lost().await;
         tracing::error!(%error, "the GPU is lost; this worker ends");

@@ -7,9 +7,9 @@ use foggara_proto::condition::Reporter;
 use foggara_proto::version::Build;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::registry_client::RegistryClient;
+use foggara_tls::Dialer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 
 use crate::group::GroupHost;
 use crate::models::Models;
@@ -37,6 +37,7 @@ enum Ended {
 pub(crate) struct Session {
     pub(crate) hello: wire::Hello,
     pub(crate) token: ClusterToken,
+    pub(crate) dialer: Dialer,
     pub(crate) host: GroupHost,
     pub(crate) models: Models,
     /// Hears whether this worker is in the cluster.
@@ -95,13 +96,13 @@ impl Session {
     /// One session. The flag says whether it was ever welcome.
     async fn once(&mut self, address: &str) -> (Ended, bool) {
         let lost = |reason: String| (Ended::Lost(reason), false);
-        let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
-            Ok(endpoint) => endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true),
+        let endpoint = match self.dialer.endpoint(address) {
+            Ok(endpoint) => endpoint.connect_timeout(CONNECT_TIMEOUT),
             Err(error) => return lost(format!("address `{address}`: {error}")),
         };
-        let channel = match endpoint.connect().await {
+        let channel = match self.dialer.connect(&endpoint).await {
             Ok(channel) => channel,
-            Err(error) => return lost(format!("connecting: {}", root_cause(&error))),
+            Err(error) => return lost(format!("connecting: {}", foggara_tls::cause(&error))),
         };
         let mut client = RegistryClient::with_interceptor(channel, self.token.shown());
         let (out, outgoing) = mpsc::channel(64);
@@ -207,13 +208,4 @@ pub(crate) fn hello(
         oldest_protocol: protocols.oldest,
         newest_protocol: protocols.newest,
     }
-}
-
-/// The innermost of an error's causes: tonic's own text says only "transport error".
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use foggara_proto::wire::inference::generate_request::Prompt;
 use foggara_proto::wire::inference::generate_response::Event;
 use foggara_proto::wire::inference::inference_client::InferenceClient;
@@ -18,7 +18,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) async fn channel(url: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(url.to_owned()).with_context(|| format!("the address {url}"))?;
     let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-    endpoint.connect().await.with_context(|| format!("connecting to {url}"))
+    let channel = super::trust::dialer(url)?.connect(&endpoint).await;
+    channel.map_err(|error| anyhow!("connecting to {url}: {}", foggara_tls::cause(&error)))
 }
 
 pub(crate) struct GrpcClient {

@@ -14,7 +14,7 @@ pub(crate) struct HttpClient {
 
 impl HttpClient {
     pub(super) fn new(url: &str, model: &str) -> Result<Self> {
-        let http = reqwest::Client::builder().tcp_nodelay(true).build()?;
+        let http = super::trust::http(url)?;
         let completions = format!("{}/v1/completions", url.trim_end_matches('/'));
         Ok(Self { http, completions, model: model.to_owned() })
     }
@@ -82,7 +82,7 @@ pub(super) async fn models(url: &str) -> Result<Vec<String>> {
 
 /// The body of `url`.
 pub(crate) async fn get(url: &str) -> Result<String> {
-    let response = reqwest::get(url).await.with_context(|| format!("GET {url}"))?;
+    let response = super::trust::http(url)?.get(url).send().await.with_context(|| format!("GET {url}"))?;
     response.error_for_status()?.text().await.with_context(|| format!("GET {url}"))
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod trace;
+pub(crate) mod trust;
 
 use anyhow::{Context, Result, ensure};
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{print, spread, table};
 use crate::args::ScrapeArgs;
 use crate::client::Ask;
+use crate::client::trust;
 use crate::cluster::Cluster;
 use crate::prompts::Prompts;
 use crate::stats::percentile;
@@ -106,7 +107,8 @@ async fn course(args: &ScrapeArgs, vllm_metrics: bool) -> Result<Course> {
 /// Scrapes all `pages` again and again, on a connection that stays open, as Prometheus does.
 fn scrape_until(stop: &AtomicBool, pages: &[String], every: Duration) -> Result<Vec<Scrape>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (client, mut scrapes) = (reqwest::Client::new(), Vec::new());
+    let first = pages.first().map_or("", String::as_str);
+    let (client, mut scrapes) = (trust::http(first)?, Vec::new());
     while !stop.load(Ordering::Relaxed) {
         for page in pages {
             let started = Instant::now();

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::endpoint::{self, EndpointArguments};
+use crate::endpoint::{self, Caller, EndpointArguments};
 use crate::output::status_text;
 use told::Told;
 
@@ -59,6 +59,7 @@ impl Asked {
 /// The messages of an answer, each once, whoever they come from.
 pub(crate) struct AnswerStream {
     asked: Asked,
+    caller: Caller,
     /// Coordinators that nobody named but that the first one knew.
     others: Option<JoinHandle<Vec<String>>>,
     known: Vec<String>,
@@ -91,7 +92,8 @@ impl AnswerStream {
         // Not before the answer: it need not wait for that.
         let (known, named) = (endpoint.urls(), endpoint.clone());
         let others = tokio::spawn(async move { named.others(channel).await });
-        Ok(Self { asked, others: Some(others), known, messages, told, broken: None })
+        let caller = endpoint.caller();
+        Ok(Self { asked, caller, others: Some(others), known, messages, told, broken: None })
     }
 
     /// The next message; `None` when every answer has ended.
@@ -151,7 +153,7 @@ impl AnswerStream {
 
     /// Asks one coordinator for what is left; for the whole answer again, if nobody has it any more.
     async fn ask(&mut self, url: &str) -> Result<Streaming<wire::GenerateResponse>, Refusal> {
-        let channel = endpoint::connect(url).await.map_err(|e| Refusal::NotHere(e.to_string()))?;
+        let channel = self.caller.connect(url).await.map_err(|e| Refusal::NotHere(e.to_string()))?;
         let mut client = endpoint::inference(channel);
         let request_id = self.asked.request_id().to_owned();
         let attach = wire::AttachRequest { request_id, tokens_received: self.told.received() };

@@ -17,6 +17,7 @@ use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
 use crate::logging::LogArguments;
 use crate::secret::TokenArguments;
 use crate::service;
+use crate::tls::TlsArguments;
 
 /// Run one coordinator. Start the same command on each machine with its own --id, --grpc, --http and --data-dir.
 #[derive(Debug, Args)]
@@ -57,6 +58,8 @@ pub(crate) struct Arguments {
     cluster_id: String,
     #[command(flatten)]
     token: TokenArguments,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// Requests that may wait for one group; more are refused with RESOURCE_EXHAUSTED / 429
     #[arg(long, default_value_t = DEFAULT_QUEUE, value_name = "N")]
     queue: usize,
@@ -109,6 +112,7 @@ impl Arguments {
             grpc: self.grpc,
             data_dir: self.data_dir,
             token: self.token.token()?,
+            tls: self.tls.files()?,
             queue: self.queue,
             router: self.router_policy,
             lease_ms: self.lease_ms,

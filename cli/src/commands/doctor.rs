@@ -9,6 +9,7 @@ use foggara_worker::DeviceChoice;
 use crate::doctor::{Asked, Roles, counted, examine};
 use crate::model_argument::ModelArgument;
 use crate::secret::TokenArguments;
+use crate::tls::TlsArguments;
 
 /// Look whether this host is fit for a coordinator or a worker, before it runs one: ports, peers, clock, disk, memory, processor,
 /// GPUs, network, limits. Each finding comes with what to do. Nothing is changed. Options are those of `foggara coordinator` and
@@ -69,6 +70,8 @@ pub(crate) struct Arguments {
     config: Option<PathBuf>,
     #[command(flatten)]
     token: TokenArguments,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -102,10 +105,29 @@ impl Arguments {
             models: self.models.clone(),
             join: self.join.clone(),
             peers: others(&self.peers, self.id, self.grpc)?,
+            called: self.called(),
+            tls: self.tls.clone(),
             token: self.token.token()?,
             model: self.model.iter().map(|model| model.path.clone()).collect(),
             device: self.device,
         })
+    }
+}
+
+impl Arguments {
+    /// Hosts under which others call what is to run here.
+    fn called(&self) -> Vec<String> {
+        let own = self.id.map(|id| format!("{id}="));
+        let own = own.and_then(|own| self.peers.iter().find_map(|peer| peer.strip_prefix(&own)));
+        let listening = [self.grpc, self.http, self.listen.filter(|_| self.advertise.is_none())];
+        let listening = listening.into_iter().flatten().map(|address| address.ip());
+        let mut hosts: Vec<String> =
+            own.map(|own| foggara_tls::host_of(own).to_owned()).into_iter().collect();
+        hosts.extend(self.advertise.clone());
+        hosts.extend(listening.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+        let mut seen = std::collections::BTreeSet::new();
+        hosts.retain(|host| seen.insert(host.clone()));
+        hosts
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file for each subcommand.
 
 pub(crate) mod attach;
+pub(crate) mod certificates;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod config;

@@ -19,6 +19,7 @@ use crate::lifetime::{LifetimeArguments, StopSignals};
 use crate::model_argument::ModelArgument;
 use crate::secret::TokenArguments;
 use crate::supervisor::{Child, ChildFailed};
+use crate::tls::TlsArguments;
 
 /// How long processes may take to end what they are doing.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -88,6 +89,8 @@ pub(crate) struct Arguments {
     data_dir: Option<PathBuf>,
     #[command(flatten)]
     token: TokenArguments,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// What the processes log: a level, or directives as in `info,foggara_coordinator::driver=debug`
     #[arg(long, env = "FOGGARA_LOG", default_value = "info", value_name = "FILTER")]
     log: String,

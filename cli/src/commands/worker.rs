@@ -16,6 +16,7 @@ use crate::lifetime::{LifetimeArguments, StopSignals, stop_requested};
 use crate::logging::LogArguments;
 use crate::secret::TokenArguments;
 use crate::service;
+use crate::tls::TlsArguments;
 
 /// Run one worker. It joins the cluster, says what it can do, and loads the slice it is given.
 #[derive(Debug, Args)]
@@ -63,6 +64,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     token: TokenArguments,
     #[command(flatten)]
+    tls: TlsArguments,
+    #[command(flatten)]
     log: LogArguments,
     #[command(flatten)]
     lifetime: LifetimeArguments,
@@ -109,6 +112,7 @@ impl Arguments {
             device: self.device,
             weights: self.weights,
             token: self.token.token()?,
+            tls: self.tls.files()?,
             models: self.models,
             cache: self.cache_dir.or_else(cache_dir),
         })

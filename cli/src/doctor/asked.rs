@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use foggara_proto::auth::ClusterToken;
 use foggara_worker::DeviceChoice;
 
+use crate::tls::TlsArguments;
+
 /// Where gRPC and HTTP of a coordinator listen unless told otherwise.
 pub(super) const DEFAULT_GRPC: SocketAddr = local(8081);
 pub(super) const DEFAULT_HTTP: SocketAddr = local(8080);
@@ -38,6 +40,9 @@ pub(crate) struct Asked {
     /// Coordinators of a cluster besides this one.
     pub(crate) peers: Vec<String>,
     pub(crate) token: ClusterToken,
+    pub(crate) tls: TlsArguments,
+    /// Hosts under which others call what is to run here.
+    pub(crate) called: Vec<String>,
     pub(crate) model: Vec<PathBuf>,
     pub(crate) device: DeviceChoice,
 }
@@ -94,6 +99,8 @@ pub(super) fn nothing() -> Asked {
         join: Vec::new(),
         peers: Vec::new(),
         token: ClusterToken::default(),
+        tls: TlsArguments::default(),
+        called: Vec::new(),
         model: Vec::new(),
         device: DeviceChoice::Auto,
     }

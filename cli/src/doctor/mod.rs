@@ -4,6 +4,7 @@
 //! it. Nothing is changed; a file is written into the data folder, and removed.
 
 mod asked;
+mod certificates;
 mod cgroup;
 mod clock;
 mod cpu;
@@ -34,6 +35,8 @@ pub(crate) use asked::{Asked, Roles};
 use finding::Severity;
 use memory::Memory;
 
+use crate::endpoint::Caller;
+
 /// Looks at everything and prints it; says how many faults there are.
 ///
 /// # Errors
@@ -54,8 +57,10 @@ pub(crate) async fn examine(asked: &Asked, json: bool) -> anyhow::Result<usize> 
     findings.extend(disk::check(asked));
     findings.extend(ports::check(asked));
     findings.extend(network::check(asked));
-    let (join, peers) = (peers::ask(&asked.join, &asked.token), peers::ask(&asked.peers, &asked.token));
-    let (join, peers) = futures::join!(join, peers);
+    findings.extend(certificates::check(asked));
+    let caller = Caller::trusting(asked.tls.ca());
+    let ask = |addresses| peers::ask(addresses, &asked.token, &caller);
+    let (join, peers) = futures::join!(ask(&asked.join), ask(&asked.peers));
     findings.extend(reach::judge(asked, &join, &peers));
     let all = [join, peers].concat();
     findings.extend(clock::check(&all));

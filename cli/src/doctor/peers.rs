@@ -8,12 +8,14 @@ use foggara_proto::auth::ClusterToken;
 use foggara_proto::version::{Build, Range};
 use foggara_proto::wire::admin::StatusRequest;
 use foggara_proto::wire::admin::admin_client::AdminClient;
+use foggara_tls::{Dialer, Over};
 use futures::future::join_all;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
 use super::http;
+use crate::endpoint::{Caller, bare};
 
 /// How long a coordinator may take for each thing it is asked.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -82,19 +84,21 @@ pub(super) enum Silence {
     TimedOut,
     /// It cannot even be tried.
     Failed(String),
+    /// Somebody is there, but there is no TLS with them: why.
+    Insecure(String),
 }
 
 /// Asks all of `addresses` at once.
-pub(super) async fn ask(addresses: &[String], token: &ClusterToken) -> Vec<Peer> {
+pub(super) async fn ask(addresses: &[String], token: &ClusterToken, caller: &Caller) -> Vec<Peer> {
     join_all(addresses.iter().map(|address| async move {
-        let address = address.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let answer = one(&address, token).await;
-        Peer { address, answer }
+        let answer = one(bare(address), token, caller).await;
+        Peer { address: bare(address).to_owned(), answer }
     }))
     .await
 }
 
-async fn one(address: &str, token: &ClusterToken) -> Result<Answer, Silence> {
+async fn one(address: &str, token: &ClusterToken, caller: &Caller) -> Result<Answer, Silence> {
+    let dialer = caller.dialer(address).map_err(|error| Silence::Insecure(error.to_string()))?;
     let started = Instant::now();
     let stream = match timeout(PATIENCE, TcpStream::connect(address)).await {
         Err(_) => return Err(Silence::TimedOut),
@@ -104,14 +108,32 @@ async fn one(address: &str, token: &ClusterToken) -> Result<Answer, Silence> {
     let round_trip = started.elapsed();
     let from = stream.local_addr().ok().map(|own| own.ip());
     let before = SystemTime::now();
-    let told = timeout(PATIENCE, http::get(stream, address, "/version")).await;
+    let told = timeout(PATIENCE, version(stream, address, &dialer)).await;
+    let told = match told {
+        Ok(Err(silence)) => return Err(silence),
+        Ok(Ok(told)) => Ok(told),
+        Err(late) => Err(late),
+    };
     let after = SystemTime::now();
     let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
     let ahead = told.as_ref().ok().and_then(|reply| Some(super::clock::ahead(reply.date?, before, after)));
     let version = told.and_then(|reply| {
         Told::parse(&reply.body).ok_or_else(|| "it is no coordinator: it does not say its version".to_owned())
     });
-    Ok(Answer { round_trip, from, version, ahead, admission: admission(address, token).await })
+    Ok(Answer { round_trip, from, version, ahead, admission: admission(address, token, caller).await })
+}
+
+/// Asks for the version, over TLS where that is spoken.
+async fn version(
+    stream: TcpStream,
+    address: &str,
+    dialer: &Dialer,
+) -> Result<Result<http::Reply, String>, Silence> {
+    const PATH: &str = "/version";
+    match dialer.over(stream, address).await.map_err(Silence::Insecure)? {
+        Over::Tls(secured) => Ok(http::get(secured, address, PATH).await),
+        Over::Plain(stream) => Ok(http::get(stream, address, PATH).await),
+    }
 }
 
 fn silence(error: &io::Error) -> Silence {
@@ -123,10 +145,9 @@ fn silence(error: &io::Error) -> Silence {
 }
 
 /// Asks for the status, as operators do.
-async fn admission(address: &str, token: &ClusterToken) -> Admission {
+async fn admission(address: &str, token: &ClusterToken, caller: &Caller) -> Admission {
     let call = async {
-        let channel =
-            crate::endpoint::connect(address).await.map_err(|error| Admission::Failed(error.to_string()))?;
+        let channel = caller.connect(address).await.map_err(|error| Admission::Failed(error.to_string()))?;
         let mut admin = AdminClient::with_interceptor(channel, token.shown());
         admin.status(StatusRequest {}).await.map(drop).map_err(|status| match status.code() {
             Code::Unauthenticated => Admission::Refused,

@@ -39,6 +39,10 @@ fn one(peer: &Peer, severity: Severity) -> Finding {
                 "see `ping {host}` and `ip route get {host}`; let TCP to port {port} through the firewalls between"
             ),
         ),
+        Err(Silence::Insecure(reason)) => new(
+            format!("{address} is there, but there is no TLS with it: {reason}"),
+            "all processes of a cluster speak TLS or none does, with certificates by authorities of the same --tls-ca, for the addresses they are called at".to_owned(),
+        ),
         Err(Silence::Failed(error)) => new(
             format!("{address} is unreachable: {error}"),
             format!("see `getent hosts {host}` and `ip route`; an address is HOST:PORT"),
@@ -50,6 +54,12 @@ fn answered(address: &str, answer: &Answer) -> Finding {
     let millis = answer.round_trip.as_secs_f64() * 1e3;
     let what = format!("{address} answers, {millis:.1} ms away");
     match &answer.admission {
+        Admission::Failed(reason) if reason.contains(foggara_tls::SPEAKS_TLS) => Finding::new(
+            SECTION,
+            Severity::Fault,
+            format!("{address} speaks TLS, and without --tls-ca it is spoken to in plain text"),
+            "--tls-ca FILE, the authorities of that cluster; a process of it needs --tls-certificate and --tls-key, too",
+        ),
         Admission::Failed(reason) => Finding::new(
             SECTION,
             Severity::Fault,
@@ -105,10 +115,11 @@ mod tests {
             (Silence::Refused, Severity::Warning),
             (Silence::TimedOut, Severity::Fault),
             (Silence::Failed("no such host".into()), Severity::Fault),
+            (Silence::Insecure("it is another's".into()), Severity::Fault),
         ] {
             let found = judge(&nothing(), &[], &[silent(silence)]);
             assert_eq!(severities(&found), [severity]);
-            assert!(found[0].what.contains("10.0.0.9:8081 is unreachable"), "{found:?}");
+            assert!(found[0].what.starts_with("10.0.0.9:8081 is "), "{found:?}");
         }
     }
 
@@ -118,6 +129,11 @@ mod tests {
         let answer = peer.answer.as_mut().expect("it answers");
         answer.admission = Admission::Failed("h2 protocol error".into());
         assert_eq!(worst(&judge(&nothing(), &[], &[peer])), Severity::Fault);
+        let mut secure = answering("a:1");
+        let said = format!("status 14: {}", foggara_tls::SPEAKS_TLS);
+        secure.answer.as_mut().expect("it answers").admission = Admission::Failed(said);
+        let found = judge(&nothing(), &[], &[secure]);
+        assert!(found[0].what.contains("without --tls-ca"), "{found:?}");
         let mut far = answering("a:1");
         far.answer.as_mut().expect("it answers").round_trip = std::time::Duration::from_millis(80);
         assert_eq!(worst(&judge(&nothing(), &[far], &[])), Severity::Warning);

@@ -7,9 +7,10 @@ use std::time::Duration;
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::cluster as wire;
 use foggara_proto::wire::cluster::peer_client::PeerClient;
+use foggara_tls::Dialer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::{ClusterError, ClusterHandle};
 
@@ -60,20 +61,20 @@ impl GrpcTransport {
         id: u64,
         peers: &BTreeMap<u64, String>,
         token: &ClusterToken,
+        dialer: &Dialer,
     ) -> Result<Self, ClusterError> {
         let handle = Arc::new(OnceLock::new());
         let mut map = BTreeMap::new();
         for (peer, address) in peers.iter().filter(|(peer, _)| **peer != id) {
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| {
+            let endpoint = dialer.endpoint(address).map_err(|e| {
                 ClusterError::Invalid(format!("address `{address}` of coordinator {peer}: {e}"))
             })?;
-            let channel = endpoint
+            let endpoint = endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
                 // A machine that vanishes closes no connection.
                 .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-                .connect_lazy();
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+            let channel = dialer.lazy(&endpoint);
             let (queue, received) = mpsc::channel(QUEUE);
             let sender = Sender {
                 cluster_id: cluster_id.to_owned(),

@@ -39,12 +39,13 @@ impl Rig {
     async fn of(members: &[u64]) -> Self {
         let dir = cluster::test_dir();
         let peers = members.iter().map(|id| (*id, format!("127.0.0.1:{id}"))).collect();
+        let token = ClusterToken::default();
         let transport =
-            Arc::new(GrpcTransport::new("test", 1, &peers, &ClusterToken::default()).expect("valid"));
+            Arc::new(GrpcTransport::new("test", 1, &peers, &token, &Default::default()).expect("valid"));
         let config = ClusterConfig::new("test", 1, members.to_vec(), dir.path().into());
         let cluster = cluster::start(&config, transport).expect("it starts");
         let registry = Registry::default();
-        let library = Library::new(1, Vec::new(), dir.path(), None, ClusterToken::default());
+        let library = Library::new(1, Vec::new(), dir.path(), None, token, Default::default());
         tokio::spawn(library.clone().follow(cluster.clone()));
         tokio::spawn(run_controller(cluster.clone(), registry.clone(), library));
         let service =

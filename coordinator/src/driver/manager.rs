@@ -10,11 +10,11 @@ use foggara_proto::auth::ClusterToken;
 use foggara_proto::step::Attached;
 use foggara_proto::wire::worker as wire;
 use foggara_proto::wire::worker::rank_client::RankClient;
+use foggara_tls::Dialer;
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
 use super::drive::{Assignment, Drive, Stopped};
@@ -44,6 +44,8 @@ pub struct DriverContext {
     pub metrics: Arc<Metrics>,
     /// Shown to workers.
     pub token: ClusterToken,
+    /// How workers are called.
+    pub dialer: Dialer,
     /// Sequences that may wait for one group.
     pub queue: usize,
     /// How long leaders go on when plans are late, in milliseconds.
@@ -196,15 +198,14 @@ impl From<Status> for AttachError {
 }
 
 async fn attach(context: &DriverContext, lease: &Lease) -> Result<Connection, AttachError> {
-    let endpoint =
-        Endpoint::from_shared(format!("http://{}", lease.leader_addr)).map_err(|e| e.to_string())?;
+    let endpoint = context.dialer.endpoint(&lease.leader_addr).map_err(|e| e.to_string())?;
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let channel = context.dialer.connect(&endpoint).await;
     let channel =
-        endpoint.connect().await.map_err(|e| format!("connecting to {}: {e}", lease.leader_addr))?;
+        channel.map_err(|e| format!("connecting to {}: {}", lease.leader_addr, foggara_tls::cause(&e)))?;
     let mut client = RankClient::with_interceptor(channel, context.token.shown())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

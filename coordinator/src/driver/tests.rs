@@ -38,7 +38,8 @@ impl Rig {
     async fn new() -> Self {
         let dir = cluster::test_dir();
         let (peers, token) = ([(1, "127.0.0.1:1".to_owned())].into(), ClusterToken::default());
-        let transport = Arc::new(GrpcTransport::new("test", 1, &peers, &token).expect("valid"));
+        let transport =
+            Arc::new(GrpcTransport::new("test", 1, &peers, &token, &Default::default()).expect("valid"));
         let config = ClusterConfig::new("test", 1, vec![1], dir.path().into());
         let cluster = cluster::start(&config, transport.clone()).expect("it starts");
         let drivers = Drivers::default();
@@ -47,6 +48,7 @@ impl Rig {
             drivers: drivers.clone(),
             metrics: Arc::new(Metrics::new()),
             token: token.clone(),
+            dialer: Default::default(),
             queue: 10,
             lease_ms: 0,
         }));

@@ -55,7 +55,7 @@ impl FrontDoor {
 
     /// What the coordinator at `addr` knows, if it says so in time.
     async fn find_there(&self, addr: &str, request_id: &str) -> Option<FoundRequest> {
-        let mut peer = PeerClient::with_interceptor(channel(addr).ok()?, self.token.shown())
+        let mut peer = PeerClient::with_interceptor(channel(&self.dialer, addr).ok()?, self.token.shown())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let cluster_id = self.cluster.cluster_id().into();
         let request = FindRequest { cluster_id, request_id: request_id.into() };

@@ -168,7 +168,8 @@ impl Fixture {
     pub(super) fn with_token(generator: FakeGenerator, token: ClusterToken) -> Self {
         let dir = cluster::test_dir();
         let peers = [(1, "127.0.0.1:1".to_owned())].into();
-        let transport = Arc::new(GrpcTransport::new("test", 1, &peers, &token).expect("valid"));
+        let transport =
+            Arc::new(GrpcTransport::new("test", 1, &peers, &token, &Default::default()).expect("valid"));
         let config = ClusterConfig::new("test", 1, vec![1], dir.path().into());
         let generator = Arc::new(generator);
         let models = ServedModels::default();
@@ -178,10 +179,18 @@ impl Fixture {
             generator: generator.clone(),
             metrics: Arc::new(Metrics::new()),
             models,
-            library: crate::library::Library::new(1, Vec::new(), dir.path(), None, ClusterToken::default()),
+            library: crate::library::Library::new(
+                1,
+                Vec::new(),
+                dir.path(),
+                None,
+                ClusterToken::default(),
+                Default::default(),
+            ),
             drivers: Drivers::default(),
             registry: crate::control::Registry::default(),
             token,
+            dialer: Default::default(),
             draining: Arc::default(),
             tokenizing: Arc::new(tokio::sync::Semaphore::new(1)),
         };

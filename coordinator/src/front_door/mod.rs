@@ -19,6 +19,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use foggara_proto::auth::ClusterToken;
+use foggara_tls::Dialer;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
@@ -60,6 +61,8 @@ pub struct FrontDoor {
     pub registry: Registry,
     /// Asked of operators, workers and coordinators.
     pub token: ClusterToken,
+    /// How other coordinators are called.
+    pub dialer: Dialer,
     /// Set when this coordinator is about to stop: what runs goes on, nothing new begins.
     pub draining: Arc<AtomicBool>,
     /// Long prompts that may be tokenized at once.

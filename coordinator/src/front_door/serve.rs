@@ -6,9 +6,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
+use foggara_tls::Tls;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,14 +28,21 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stopped` is true and every connection has ended. Dropping the future ends all of them at once.
-pub async fn serve(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+/// With `tls` it answers over TLS alone; whoever speaks plain text is told.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Tls>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let stop = stopped.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(Gathered::new(connection(stream, router.clone(), stop.clone())));
+                    let connection = connection(stream, tls.clone(), router.clone(), stop.clone());
+                    connections.spawn(Gathered::new(connection));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
@@ -48,9 +57,27 @@ pub async fn serve(listener: TcpListener, router: Router, mut stopped: watch::Re
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
-    // A token is a small packet that should leave at once.
-    stream.set_nodelay(true).ok();
+async fn connection(stream: TcpStream, tls: Option<Tls>, router: Router, mut stopped: watch::Receiver<bool>) {
+    let Some(tls) = tls else {
+        // A token is a small packet that should leave at once.
+        stream.set_nodelay(true).ok();
+        return speak(stream, router, stopped).await;
+    };
+    let arrived = tokio::select! {
+        arrived = foggara_tls::arrive(stream, &tls) => arrived,
+        () = told(&mut stopped) => return,
+    };
+    if let Some(stream) = arrived {
+        // On the heap, so that connections in plain text need no room for it.
+        Box::pin(speak(stream, router, stopped)).await;
+    }
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
@@ -103,7 +130,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("bound");
         let (stop, stopped) = watch::channel(false);
-        let server = tokio::spawn(serve(listener, Router::new().route("/", get(slow)), stopped));
+        let server = tokio::spawn(serve(listener, Router::new().route("/", get(slow)), None, stopped));
         let mut asked = TcpStream::connect(addr).await.expect("it listens");
         let mut idle = TcpStream::connect(addr).await.expect("it listens");
         asked.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");

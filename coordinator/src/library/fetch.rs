@@ -23,7 +23,7 @@ impl Library {
         let mut asked = Vec::new();
         for node in node::nodes(&cluster.state(), self.0.id) {
             for part in missing.clone().into_values() {
-                match node.fetch(&self.0.token, manifest.hash(), &part).await {
+                match node.fetch(&self.0.asking, manifest.hash(), &part).await {
                     Ok(data) => {
                         write(&unfinished, &part, data).await?;
                         missing.remove(&part.file);

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use foggara_models::manifest::{Depth, Described, Hashes, Manifest, ModelFolders};
 use foggara_proto::auth::ClusterToken;
+use foggara_tls::Dialer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cluster::ClusterHandle;
 use crate::cluster::state::Deployment;
 
+use node::Asking;
 pub(crate) use node::channel;
 
 /// After a model was not found, before the next look: from, to.
@@ -38,7 +40,7 @@ struct Shared {
     hashes: Hashes,
     /// Where models lie that were got from other nodes: a folder for each, named by its hash.
     cache: PathBuf,
-    token: ClusterToken,
+    asking: Asking,
     places: Mutex<BTreeMap<String, (Deployment, Place)>>,
     /// Held by the one look that gets something from elsewhere: two deployments may be of one model.
     fetching: tokio::sync::Mutex<()>,
@@ -63,13 +65,14 @@ impl Library {
         data_dir: &Path,
         hashes: Option<PathBuf>,
         token: ClusterToken,
+        dialer: Dialer,
     ) -> Self {
         Self(Arc::new(Shared {
             id,
             folders: ModelFolders::new(folders),
             hashes: Hashes::new(Some(hashes.unwrap_or_else(|| data_dir.to_owned()))),
             cache: data_dir.join("models"),
-            token,
+            asking: Asking { token, dialer },
             places: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
             changed: watch::Sender::default(),
@@ -209,7 +212,7 @@ impl Library {
             outcome => return outcome,
         };
         for node in node::nodes(&cluster.state(), self.0.id) {
-            match node.describe(&self.0.token, path).await {
+            match node.describe(&self.0.asking, path).await {
                 Ok(described) => {
                     let found = described.path.display();
                     tracing::info!(path, %node, %found, "the model was found on another node");

@@ -8,10 +8,11 @@ use foggara_models::manifest::{Described, Hash, Manifest, Part};
 use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::files as wire;
 use foggara_proto::wire::files::files_client::FilesClient;
+use foggara_tls::Dialer;
 use tonic::Status;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::cluster::ClusterState;
 
@@ -21,15 +22,21 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to a process of this cluster, made when it is first used.
-pub(crate) fn channel(addr: &str) -> Result<Channel, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{addr}"));
+pub(crate) fn channel(dialer: &Dialer, addr: &str) -> Result<Channel, Status> {
+    let endpoint = dialer.endpoint(addr);
     let endpoint = endpoint.map_err(|e| Status::invalid_argument(format!("address `{addr}`: {e}")))?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .connect_lazy())
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    Ok(dialer.lazy(&endpoint))
+}
+
+/// How nodes are asked.
+#[derive(Clone)]
+pub(super) struct Asking {
+    pub(super) token: ClusterToken,
+    pub(super) dialer: Dialer,
 }
 
 /// A process that may have a model's files.
@@ -58,15 +65,15 @@ pub(super) fn nodes(state: &ClusterState, own: u64) -> Vec<Node> {
 impl Node {
     fn client(
         &self,
-        token: &ClusterToken,
+        asking: &Asking,
     ) -> Result<FilesClient<InterceptedService<Channel, impl Interceptor + use<>>>, Status> {
-        Ok(FilesClient::with_interceptor(channel(&self.addr)?, token.shown()))
+        Ok(FilesClient::with_interceptor(channel(&asking.dialer, &self.addr)?, asking.token.shown()))
     }
 
     /// What lies at `path` there.
-    pub(super) async fn describe(&self, token: &ClusterToken, path: &str) -> Result<Described, Status> {
+    pub(super) async fn describe(&self, asking: &Asking, path: &str) -> Result<Described, Status> {
         let request = wire::DescribeRequest { path: path.to_owned() };
-        let told = self.client(token)?.describe(request).await?.into_inner();
+        let told = self.client(asking)?.describe(request).await?.into_inner();
         Ok(Described {
             path: PathBuf::from(told.path),
             manifest: Manifest::parse(&told.manifest).map_err(Status::internal)?,
@@ -76,15 +83,10 @@ impl Node {
     }
 
     /// A part of a model's file, checked.
-    pub(super) async fn fetch(
-        &self,
-        token: &ClusterToken,
-        model: Hash,
-        part: &Part,
-    ) -> Result<Vec<u8>, Status> {
+    pub(super) async fn fetch(&self, asking: &Asking, model: Hash, part: &Part) -> Result<Vec<u8>, Status> {
         let request =
             wire::FetchRequest { model: model.to_string(), file: part.file.clone(), bytes: part.bytes };
-        let mut chunks = self.client(token)?.fetch(request).await?.into_inner();
+        let mut chunks = self.client(asking)?.fetch(request).await?.into_inner();
         let mut data = Vec::new();
         while let Some(chunk) = chunks.message().await? {
             if (data.len() + chunk.data.len()) as u64 > part.bytes {

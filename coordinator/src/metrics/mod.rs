@@ -12,6 +12,7 @@ mod raft;
 mod ranks;
 mod steps;
 mod table;
+mod tls;
 mod vllm;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use foggara_proto::step::{ExpertCount, StepReport};
 use foggara_proto::version::Build;
 use foggara_proto::wire::admin::Loading;
+use foggara_tls::Tls;
 use prometheus::{
     Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
@@ -39,6 +41,7 @@ use raft::RaftFamilies;
 use ranks::{RankFamilies, RankMetrics};
 use steps::StepFamilies;
 use table::Table;
+use tls::TlsFamilies;
 
 /// Label of requests for models that are not served.
 pub const UNKNOWN_MODEL: &str = "unknown";
@@ -84,6 +87,7 @@ pub struct Metrics {
     raft: RaftFamilies,
     cluster: ClusterFamilies,
     process: ProcessFamilies,
+    tls: TlsFamilies,
 }
 
 impl Metrics {
@@ -176,6 +180,7 @@ impl Metrics {
             raft: RaftFamilies::new(&table),
             cluster: ClusterFamilies::new(&table),
             process: ProcessFamilies::new(&table),
+            tls: TlsFamilies::new(&table),
             families: Vec::new(),
             vllm_names: false,
             registry: registry.clone(),
@@ -187,6 +192,12 @@ impl Metrics {
     /// The same, which shows some under vLLM's names, too.
     pub fn with_vllm_names(self, shown: bool) -> Self {
         Self { vllm_names: shown, ..self }
+    }
+
+    /// The same, which shows how long a certificate is good.
+    pub fn with_tls(mut self, tls: Option<Tls>) -> Self {
+        self.tls.follow(tls);
+        self
     }
 
     /// Every family, as it was declared.
@@ -248,6 +259,7 @@ impl Metrics {
     /// Prometheus's text format, version 0.0.4.
     pub fn render(&self) -> String {
         self.process.read();
+        self.tls.read();
         self.queue.read(&self.driven, Instant::now());
         let mut families = self.registry.gather();
         if self.vllm_names {

@@ -38,7 +38,8 @@ impl Rig {
     async fn new() -> Self {
         let (dir, peer, token) = (cluster::test_dir(), FakePeer::start().await, ClusterToken::default());
         let peers = [(1, "127.0.0.1:1".to_owned()), (2, peer.addr.clone())].into();
-        let transport = Arc::new(GrpcTransport::new("test", 1, &peers, &token).expect("valid"));
+        let transport =
+            Arc::new(GrpcTransport::new("test", 1, &peers, &token, &Default::default()).expect("valid"));
         let config = ClusterConfig::new("test", 1, vec![1], dir.path().into());
         let cluster = cluster::start(&config, transport.clone()).expect("it starts");
         let policy = PolicyKind::RoundRobin;

@@ -116,7 +116,7 @@ async fn a_storm_of_cancellations() {
     let _machine = machine::alone().await;
     let cluster = Setup::new("storm").model("tiny", &paths::golden("llama")).workers(2).start().await;
     let clients: Vec<Client> = (0..3).map(|number| cluster.client(number)).collect();
-    let http = reqwest::Client::new();
+    let http = foggara_tests::http::client();
     let asks = probe::tiny("tiny");
     let alone = probe::one_by_one(&clients[0], &asks).await;
     let before = cluster.status().await;

@@ -316,6 +316,10 @@ fn terraforms_page_is_what_its_tests_do() {
                 assert!(TESTS.contains("\"Once upon a time\""));
                 "[\"generate\", \"--model\", \"chat\"]".to_owned()
             }
+            "foggara certificates ca --out authority" => "Certificates::new(&authority(&hosts))".into(),
+            issue if issue.starts_with("foggara certificates issue ") => {
+                "certificates.issue(&[&hosts.address(number)])".into()
+            }
             ours if ours.starts_with("foggara ") => format!("{:?}", &words(ours)[1..]),
             other => panic!("docs/terraform.md has a command that is not tried: {other}"),
         };

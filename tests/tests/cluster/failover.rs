@@ -30,7 +30,7 @@ pub(crate) fn ask() -> Ask {
 }
 
 /// Asks the `number`-th coordinator, sends `signal` to the `victims` in the middle, and reads on.
-async fn disturbed(cluster: &Cluster, number: u16, victims: &[u32], signal: Signal) -> Answer {
+pub(crate) async fn disturbed(cluster: &Cluster, number: u16, victims: &[u32], signal: Signal) -> Answer {
     let client = cluster.client(number);
     let mut stream = client.stream(ask().build()).await.unwrap();
     let mut answer = Answer::default();
@@ -65,7 +65,7 @@ fn pid_of_rank(status: &StatusResponse, rank: u32) -> u32 {
     status.workers.iter().find(|w| w.rank == Some(rank)).expect("every rank has a worker").pid
 }
 
-fn same(answer: &Answer, undisturbed: &Answer, what: &str) {
+pub(crate) fn same(answer: &Answer, undisturbed: &Answer, what: &str) {
     assert_eq!(answer.bits(), undisturbed.bits(), "{what}: tokens and probabilities");
     assert_eq!(answer.text, undisturbed.text, "{what}: text");
     // What lay in the prefix cache when a sequence came is not part of the answer.

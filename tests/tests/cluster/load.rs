@@ -96,7 +96,7 @@ async fn a_full_queue_refuses_with_a_hint_and_who_leaves_is_forgotten() {
         cluster.wait_idle("smol").await;
     }
     // Also one that waits for a whole answer.
-    let waits = reqwest::Client::new().post(format!("{}/v1/completions", cluster.http(1)));
+    let waits = http::client().post(format!("{}/v1/completions", cluster.http(1)));
     let waits =
         waits.json(&json!({"model": "smol", "prompt": [1, 2], "max_tokens": 8000, "ignore_eos": true}));
     let waits = tokio::spawn(waits.send());

@@ -10,6 +10,7 @@ mod collective;
 mod context;
 mod deployments;
 mod documented;
+mod encrypted;
 mod failover;
 mod golden;
 mod growth;

@@ -103,8 +103,7 @@ async fn request_ids_come_back() {
     assert!(made_up.started.request_id.len() > 8);
     let url = format!("{}/v1/completions", cluster.http(0));
     let body = json!({"model": "tiny", "prompt": [4], "max_tokens": 2});
-    let given =
-        reqwest::Client::new().post(&url).header("x-request-id", "mine-2").json(&body).send().await.unwrap();
+    let given = http::client().post(&url).header("x-request-id", "mine-2").json(&body).send().await.unwrap();
     assert_eq!(given.headers()["x-request-id"], "mine-2");
     let reply = http::post(&url, &body).await;
     assert!(reply.header("x-request-id").len() > 8, "{:?}", reply.headers);

@@ -40,7 +40,7 @@ async fn ten_thousand_wait_and_are_answered() {
     for client in &clients {
         client.ask(ask(0)).await;
     }
-    let over_http = reqwest::Client::new();
+    let over_http = http::client();
     let coordinators: Vec<u32> = cluster.status().await.coordinators.iter().map(|c| c.pid).collect();
     let memory = || coordinators.iter().map(|pid| held(*pid).anonymous_bytes).collect::<Vec<usize>>();
 

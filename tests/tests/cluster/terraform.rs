@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use foggara_proto::version::Range;
 use foggara_tests::ask::Ask;
+use foggara_tests::certificates::Certificates;
 use foggara_tests::client::Client;
 use foggara_tests::hosts::{GOLDEN, Hosts, MODELS};
 use foggara_tests::steady::load;
@@ -37,10 +38,32 @@ fn variables(hosts: &Hosts, those: impl IntoIterator<Item = (String, Value)>) ->
     })
 }
 
+/// Where the operator has the cluster's authority.
+fn authority(hosts: &Hosts) -> std::path::PathBuf {
+    hosts.folder().join("authority")
+}
+
+/// New certificates for the first `count` hosts, as the module's variable `tls` has them.
+fn tls(hosts: &Hosts, certificates: &Certificates, count: usize) -> Value {
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    let of = |number: usize| {
+        let files = certificates.issue(&[&hosts.address(number)]);
+        (
+            hosts.name(number).to_owned(),
+            json!({"certificate": read(files.certificate), "key": read(files.key)}),
+        )
+    };
+    let all: serde_json::Map<_, _> = (0..count).map(of).collect();
+    json!({"ca": read(certificates.ca()), "certificates": all})
+}
+
 /// `foggara` with these arguments, typed by the operator.
 fn operate(hosts: &Hosts, endpoint: &str, words: &[&str]) -> String {
     let mut command = Command::new(paths::foggara());
     command.args(words).env("FOGGARA_ENDPOINT", endpoint).env("FOGGARA_CLUSTER_TOKEN", TOKEN);
+    if endpoint.starts_with("https://") {
+        command.env("FOGGARA_TLS_CA", authority(hosts).join("ca.crt"));
+    }
     let output = hosts.operator(&command).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "foggara {}: {}", words.join(" "), process::text(&output));
     String::from_utf8(output.stdout).unwrap()
@@ -62,7 +85,7 @@ fn processes(hosts: &Hosts, count: usize) -> Vec<Vec<u32>> {
     (0..count).map(|number| hosts.running(number, "foggara")).collect()
 }
 
-/// Two empty machines, one `terraform apply`, a token; the page docs/terraform.md, step by step.
+/// Two empty machines, one `terraform apply`, a token, certificates; the page docs/terraform.md, step by step.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_bare_machines_become_a_cluster_and_bare_again() {
     let _machine = machine::shared().await;
@@ -70,7 +93,14 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     hosts.wait_up().await;
     let terraform = Terraform::new(&hosts, "bare-metal", TOKEN);
     let both = |first: bool| [host(&hosts, 0, first, 1, MODELS), host(&hosts, 1, !first, 1, MODELS)];
-    terraform.set(&variables(&hosts, both(true)));
+    let certificates = Certificates::new(&authority(&hosts));
+    let mut shown = tls(&hosts, &certificates, 2);
+    let secured = |first: bool, shown: &Value| {
+        let mut wanted = variables(&hosts, both(first));
+        wanted["tls"] = shown.clone();
+        wanted
+    };
+    terraform.set(&secured(true, &shown));
     terraform.succeeds(&["apply"]);
     let running = processes(&hosts, 2);
     assert_eq!(
@@ -80,6 +110,7 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     );
 
     let endpoint = terraform.output("endpoint");
+    assert_eq!(endpoint, format!("https://{}:8081", hosts.address(0)));
     operate(&hosts, &endpoint, &["models", "add", "chat=smollm2-135m-instruct-q4_1.gguf", "--tp", "2"]);
     let greedy = ["--temperature", "0", "--min-tokens", "8", "--max-tokens", "8", "Once upon a time"];
     let said = operate(&hosts, &endpoint, &[&["generate", "--model", "chat"], &greedy[..]].concat());
@@ -91,8 +122,23 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
     assert_eq!(processes(&hosts, 2), running, "nothing was restarted");
     let state = std::fs::read_to_string(terraform.state()).unwrap();
     assert!(!state.contains(TOKEN), "the token is not in the state");
+    assert!(!state.contains("PRIVATE KEY"), "nor is a key");
 
-    terraform.set(&variables(&hosts, both(false)));
+    shown = tls(&hosts, &certificates, 2);
+    terraform.set(&secured(true, &shown));
+    terraform.succeeds(&["apply"]);
+    assert_eq!(processes(&hosts, 2), running, "other certificates restart nothing");
+    let there = std::fs::read_to_string(hosts.path(1, "/etc/foggara/tls.crt")).unwrap();
+    assert_eq!(json!(there), shown["certificates"]["two"]["certificate"], "and are there");
+    let key = hosts.path(1, "/etc/foggara/tls.key").metadata().unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
+
+    terraform.set(&variables(&hosts, both(true)));
+    let refused = process::text(&terraform.run(&["apply"]));
+    assert!(refused.contains("a change between plain text and TLS"), "{refused}");
+    assert_eq!(processes(&hosts, 2), running, "nothing was touched");
+
+    terraform.set(&secured(false, &shown));
     let refused = terraform.run(&["apply"]);
     let refused = process::text(&refused);
     assert!(refused.contains("coordinators of a running cluster cannot change"), "{refused}");
@@ -100,14 +146,14 @@ async fn two_bare_machines_become_a_cluster_and_bare_again() {
 
     let stranger =
         release::another(hosts.folder(), |build| build.protocols = Range { oldest: 99, newest: 99 });
-    let mut wanted = variables(&hosts, both(true));
+    let mut wanted = secured(true, &shown);
     wanted["binary"] = json!(stranger);
     terraform.set(&wanted);
     let refused = process::text(&terraform.run(&["apply"]));
     assert!(refused.contains("a release that cannot work with the one that runs"), "{refused}");
     assert_eq!(processes(&hosts, 2), running, "nor by this");
 
-    terraform.set(&variables(&hosts, both(true)));
+    terraform.set(&secured(true, &shown));
     terraform.succeeds(&["destroy"]);
     assert_eq!(processes(&hosts, 2), [Vec::<u32>::new(), Vec::new()], "no process is left");
     for (number, path, left) in [

@@ -24,16 +24,23 @@ pub struct Dependency {
     pub path: Option<String>,
 }
 
-const LIBRARIES: &[&str] =
-    &["foggara-proto", "foggara-kernels", "foggara-models", "foggara-worker", "foggara-coordinator"];
+const LIBRARIES: &[&str] = &[
+    "foggara-proto",
+    "foggara-tls",
+    "foggara-kernels",
+    "foggara-models",
+    "foggara-worker",
+    "foggara-coordinator",
+];
 
 /// Each crate, and what it may use of ours. ARCHITECTURE.md has the picture.
 const ARROWS: &[(&str, &[&str])] = &[
     ("foggara-proto", &[]),
+    ("foggara-tls", &[]),
     ("foggara-kernels", &[]),
     ("foggara-models", &[]),
-    ("foggara-worker", &["foggara-proto", "foggara-models", "foggara-kernels"]),
-    ("foggara-coordinator", &["foggara-proto", "foggara-models"]),
+    ("foggara-worker", &["foggara-proto", "foggara-tls", "foggara-models", "foggara-kernels"]),
+    ("foggara-coordinator", &["foggara-proto", "foggara-tls", "foggara-models"]),
     ("foggara", LIBRARIES),
     ("foggara-bench", LIBRARIES),
     ("foggara-tests", LIBRARIES),

@@ -109,15 +109,23 @@ fn meaning(kind: Kind, matches: &ArgMatches) -> Vec<String> {
         Kind::Coordinator => coordinator::Arguments::from_arg_matches(matches)
             .map_err(|error| anyhow!("{}", error.to_string().trim_end().trim_start_matches("error: ")))
             .and_then(|arguments| Ok(arguments.settings()?))
-            .map(|settings| (settings.check().map_err(|e| e.to_string()), places::of_coordinator(&settings))),
+            .map(|settings| {
+                let places = places::of_coordinator(&settings);
+                (settings.check().map_err(|e| e.to_string()), places, settings.tls)
+            }),
         Kind::Worker => worker::Arguments::from_arg_matches(matches)
             .map_err(|error| anyhow!("{}", error.to_string().trim_end().trim_start_matches("error: ")))
             .and_then(|arguments| Ok(arguments.settings()?))
-            .map(|settings| (settings.check().map_err(|e| e.to_string()), places::of_worker(&settings))),
+            .map(|settings| {
+                let places = places::of_worker(&settings);
+                (settings.check().map_err(|e| e.to_string()), places, settings.tls)
+            }),
     };
     match outcome {
-        Ok((checked, places)) => {
-            checked.err().into_iter().chain(places.iter().filter_map(places::Place::wrong)).collect()
+        Ok((checked, places, tls)) => {
+            let tls = tls.and_then(|files| foggara_tls::Tls::load(files).err());
+            let places = places.iter().filter_map(places::Place::wrong);
+            checked.err().into_iter().chain(places).chain(tls.map(|error| error.to_string())).collect()
         }
         Err(error) => vec![error.to_string()],
     }

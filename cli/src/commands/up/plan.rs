@@ -13,6 +13,8 @@ use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 
 use super::{Arguments, devices};
+use crate::endpoint::Caller;
+use crate::exit::UsageError;
 use crate::supervisor::Spec;
 
 /// Between the ports of one coordinator and of the next.
@@ -30,6 +32,10 @@ pub(super) struct Plan {
     pub(super) grpc: Vec<SocketAddr>,
     http: SocketAddr,
     pub(super) token: ClusterToken,
+    /// How the coordinators are called.
+    pub(super) caller: Caller,
+    /// Whether the processes speak TLS.
+    secure: bool,
     pub(super) logs: PathBuf,
     /// What is to be said before the start.
     pub(super) notes: Vec<String>,
@@ -41,7 +47,8 @@ impl Plan {
     /// The line that says where to go.
     pub(super) fn ready_line(&self) -> String {
         let names: Vec<&str> = self.deployments.iter().map(|deployment| deployment.name.as_str()).collect();
-        format!("ready http://{} grpc://{} models {}", self.http, self.grpc[0], names.join(","))
+        let s = if self.secure { "s" } else { "" };
+        format!("ready http{s}://{} grpc{s}://{} models {}", self.http, self.grpc[0], names.join(","))
     }
 
     /// Removes what was made for this run only.
@@ -72,6 +79,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         "quantize: {quantize} weights are computed on GPUs only, and there is none to use; use q8_0"
     );
     let addresses = addresses(a)?;
+    let tls = tls(a)?;
     let temporary = a.data_dir.is_none();
     let folder = match &a.data_dir {
         Some(folder) => folder.clone(),
@@ -93,10 +101,11 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         Spec { name, program: None, forever: false, arguments, environment: environment.clone(), log }
     };
     let cache = folder.join("cache").to_string_lossy().into_owned();
-    let mut models = vec!["--cache-dir".to_owned(), cache];
+    let mut common = vec!["--cache-dir".to_owned(), cache];
     for folder in parents(&deployments) {
-        models.extend(["--models".to_owned(), folder]);
+        common.extend(["--models".to_owned(), folder]);
     }
+    common.extend(tls.iter().flat_map(|(option, path)| [option.to_string(), path.clone()]));
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let coordinators = addresses.iter().enumerate().map(|(i, (http, grpc))| {
         let id = (i + 1).to_string();
@@ -106,7 +115,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let mut flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data]);
         let lease = a.lease_ms.to_string();
         flags.extend(words(&["--queue", &queue, "--router-policy", &router, "--lease-ms", &lease]));
-        flags.extend(models.iter().cloned());
+        flags.extend(common.iter().cloned());
         spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
     });
     let threads = a.threads.unwrap_or_else(|| (cores() / workers as usize).max(1));
@@ -115,7 +124,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
     let listen = SocketAddr::new(a.grpc.ip(), 0).to_string();
     let workers = (1..=workers).map(|i| {
         let mut flags = words(&["--listen", &listen, "--threads", &threads]);
-        flags.extend(models.iter().cloned());
+        flags.extend(common.iter().cloned());
         flags.extend(
             pinned
                 .get(i as usize - 1)
@@ -132,10 +141,24 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         grpc: addresses.iter().map(|(_, grpc)| *grpc).collect(),
         http: a.http,
         token: a.token.token()?,
+        caller: Caller::trusting(a.tls.ca()),
+        secure: !tls.is_empty(),
         logs,
         notes: devices.note.iter().cloned().collect(),
         temporary: temporary.then_some(folder),
     })
+}
+
+/// Options about TLS that all processes get, with whole paths; none for plain text.
+fn tls(a: &Arguments) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let Some(files) = a.tls.files()? else { return Ok(Vec::new()) };
+    foggara_tls::Tls::load(files.clone()).map_err(UsageError::from)?;
+    let options =
+        [("--tls-certificate", files.certificate), ("--tls-key", files.key), ("--tls-ca", files.ca)];
+    let whole = |(option, path): (&'static str, PathBuf)| {
+        Ok((option, std::path::absolute(path)?.to_string_lossy().into_owned()))
+    };
+    options.into_iter().map(whole).collect()
 }
 
 /// The folders in which the models lie.

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use foggara_proto::auth::ClusterToken;
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::admin_client::AdminClient;
 use tonic::Code;
@@ -12,7 +11,6 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::plan::Plan;
 use crate::commands::status::state_of;
-use crate::endpoint::connect;
 
 const POLL: Duration = Duration::from_millis(30);
 
@@ -52,7 +50,7 @@ impl Progress {
 async fn deploy(plan: &Plan, deployment: &wire::Deployment, progress: &mut Progress) -> anyhow::Result<()> {
     let request_id = uuid::Uuid::new_v4().to_string();
     for addr in plan.grpc.iter().cycle() {
-        if let Ok(channel) = connect(&addr.to_string()).await {
+        if let Ok(channel) = plan.caller.connect(&addr.to_string()).await {
             let mut admin = AdminClient::with_interceptor(channel, plan.token.shown());
             let request = wire::PutDeploymentRequest {
                 deployment: Some(deployment.clone()),
@@ -75,7 +73,7 @@ async fn deploy(plan: &Plan, deployment: &wire::Deployment, progress: &mut Progr
 
 /// What is not as it should be; `None` when everything is.
 async fn still_waiting(plan: &Plan) -> anyhow::Result<Option<String>> {
-    let status = match status(&plan.grpc[0].to_string(), &plan.token).await {
+    let status = match status(plan).await {
         Ok(status) => status,
         Err(_) => return Ok(Some("waiting for coordinator 1".into())),
     };
@@ -96,7 +94,7 @@ async fn still_waiting(plan: &Plan) -> anyhow::Result<Option<String>> {
         }
     }
     for (i, addr) in plan.grpc.iter().enumerate() {
-        if !serves(&addr.to_string()).await {
+        if !serves(plan, &addr.to_string()).await {
             return Ok(Some(format!("waiting for coordinator {}", i + 1)));
         }
     }
@@ -116,14 +114,15 @@ fn others(plan: &Plan, status: &wire::StatusResponse) -> String {
     }
 }
 
-async fn status(addr: &str, token: &ClusterToken) -> anyhow::Result<wire::StatusResponse> {
-    let mut admin = AdminClient::with_interceptor(connect(addr).await?, token.shown());
+async fn status(plan: &Plan) -> anyhow::Result<wire::StatusResponse> {
+    let channel = plan.caller.connect(&plan.grpc[0].to_string()).await?;
+    let mut admin = AdminClient::with_interceptor(channel, plan.token.shown());
     Ok(admin.status(wire::StatusRequest {}).await?.into_inner())
 }
 
 /// Whether the coordinator itself says that it serves every model.
-async fn serves(addr: &str) -> bool {
-    let Ok(channel) = connect(addr).await else { return false };
+async fn serves(plan: &Plan, addr: &str) -> bool {
+    let Ok(channel) = plan.caller.connect(addr).await else { return false };
     let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
     answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving)
 }

@@ -65,7 +65,7 @@ impl Service {
         let Some(leader) = leader.and_then(|leader| state.members.get(&leader)) else {
             return self.door.registry.loading();
         };
-        let Ok(channel) = channel(&leader.addr) else { return BTreeMap::new() };
+        let Ok(channel) = channel(&self.door.dialer, &leader.addr) else { return BTreeMap::new() };
         let mut peer = PeerClient::with_interceptor(channel, self.door.token.shown());
         let request = LoadingRequest { cluster_id: self.door.cluster.cluster_id().into() };
         // The rest of the status does not wait for it.

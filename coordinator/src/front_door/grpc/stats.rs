@@ -40,7 +40,7 @@ pub(super) async fn everywhere(door: &FrontDoor) -> wire::StatsResponse {
 
 /// Those driven by the coordinator at `addr`, if it says so in time.
 async fn there(door: &FrontDoor, addr: &str) -> Option<Vec<wire::GroupStats>> {
-    let mut peer = PeerClient::with_interceptor(channel(addr).ok()?, door.token.shown());
+    let mut peer = PeerClient::with_interceptor(channel(&door.dialer, addr).ok()?, door.token.shown());
     let request = DrivenRequest { cluster_id: door.cluster.cluster_id().into() };
     let answer = tokio::time::timeout(TIMEOUT, peer.driven(request)).await;
     Some(answer.ok()?.ok()?.into_inner().groups)

@@ -129,7 +129,7 @@ async fn gather(door: &FrontDoor, asked: &TimelinesRequest) -> (Vec<wire::Timeli
 
 /// What the coordinator at `addr` has recorded, if it says so in time.
 async fn there(door: &FrontDoor, addr: &str, asked: TimelinesRequest) -> Option<Vec<wire::Timeline>> {
-    let mut peer = PeerClient::with_interceptor(channel(addr).ok()?, door.token.shown())
+    let mut peer = PeerClient::with_interceptor(channel(&door.dialer, addr).ok()?, door.token.shown())
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let answer = tokio::time::timeout(TIMEOUT, peer.timelines(asked)).await;
     Some(answer.ok()?.ok()?.into_inner().timelines)

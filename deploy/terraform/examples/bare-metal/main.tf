@@ -20,6 +20,13 @@ variable "cluster_token" {
   sensitive   = true
 }
 
+variable "tls" {
+  description = "Certificates, as the module's variable of that name; none: plain text."
+  type        = any
+  sensitive   = true
+  default     = null
+}
+
 variable "ssh_user" {
   description = "Who logs in: root, or somebody who may `sudo` without a password."
   type        = string
@@ -56,6 +63,7 @@ module "foggara" {
   hosts                = var.hosts
   binary               = var.binary
   cluster_token        = var.cluster_token
+  tls                  = var.tls
   ssh_user             = var.ssh_user
   ssh_private_key_file = var.ssh_private_key_file
   service_manager      = var.service_manager

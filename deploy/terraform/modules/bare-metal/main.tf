@@ -13,6 +13,7 @@ module "files" {
   http_port            = var.http_port
   grpc_port            = var.grpc_port
   first_worker_port    = var.first_worker_port
+  tls                  = local.tls
   coordinator_settings = var.coordinator_settings
   worker_settings      = var.worker_settings
 }
@@ -24,6 +25,13 @@ locals {
   # Of a token that cannot be guessed, the hash tells nothing.
   token_sha = nonsensitive(sha256("foggara cluster token ${var.cluster_token}"))
   script    = file("${path.module}/scripts/host.sh")
+  tls       = nonsensitive(var.tls != null)
+  # What a host gets beside the token, in the same form as `bundles`.
+  certificates = { for name, host in var.hosts : name => join("", concat(["# certificates\n"], local.tls ? [
+    "644 /etc/foggara/ca.crt ${base64encode(var.tls.ca)}\n",
+    "600 /etc/foggara/tls.key ${base64encode(var.tls.certificates[name].key)}\n",
+    "644 /etc/foggara/tls.crt ${base64encode(var.tls.certificates[name].certificate)}\n",
+  ] : [])) }
 
   # A line for each file: its mode, its place, its content in base64.
   bundles = {
@@ -38,6 +46,9 @@ locals {
         "processes='${join(" ", [for process in reverse(module.files.processes[name]) : "${process.name}=${process.address}"])}'",
         "binary_sha=${local.binary_sha}",
         "token_sha=${local.token_sha}",
+        "tls=${local.tls ? "yes" : "no"}",
+        # Other certificates are put in their places; processes take them by themselves.
+        "tls_sha=${nonsensitive(sha256(local.certificates[name]))}",
         "",
       ]))}\n"],
     ))
@@ -123,7 +134,7 @@ resource "terraform_data" "program" {
   }
 }
 
-# The same for its configuration, the token and the script that installs them.
+# The same for its configuration, the token, the certificates and the script that installs them.
 resource "terraform_data" "configuration" {
   for_each = var.hosts
 
@@ -153,6 +164,10 @@ resource "terraform_data" "configuration" {
   provisioner "file" {
     content     = "${var.cluster_token}\n"
     destination = "${local.staging}/cluster-token"
+  }
+  provisioner "file" {
+    content     = local.certificates[each.key]
+    destination = "${local.staging}/certificates"
   }
 }
 

@@ -116,6 +116,35 @@ variable "cluster_token" {
   }
 }
 
+variable "tls" {
+  description = "Certificates in PEM, which make every port speak TLS: `ca` has the authorities that sign for the cluster; `certificates` has for each of `hosts` its `certificate` (and those between it and the authority), which is for the host's `address`, and the `key`. Only hashes get into the state. None: plain text."
+  type = object({
+    ca           = string
+    certificates = map(object({ certificate = string, key = string }))
+  })
+  sensitive = true
+  default   = null
+
+  validation {
+    condition     = var.tls == null ? true : strcontains(var.tls.ca, "-----BEGIN CERTIFICATE-----")
+    error_message = "tls: `ca` has no certificate in PEM; `foggara certificates ca` makes one."
+  }
+  validation {
+    condition     = var.tls == null ? true : length(setsubtract(keys(var.hosts), keys(var.tls.certificates))) == 0
+    error_message = "tls: `certificates` has none for ${join(", ", setsubtract(keys(var.hosts), nonsensitive(var.tls == null ? [] : keys(var.tls.certificates))))}; `foggara certificates issue` makes one."
+  }
+  validation {
+    condition     = var.tls == null ? true : length(setsubtract(keys(var.tls.certificates), keys(var.hosts))) == 0
+    error_message = "tls: `certificates` has one for ${join(", ", setsubtract(nonsensitive(var.tls == null ? [] : keys(var.tls.certificates)), keys(var.hosts)))}, which is none of `hosts`."
+  }
+  validation {
+    condition = var.tls == null ? true : alltrue([
+      for pair in values(var.tls.certificates) : strcontains(pair.certificate, "-----BEGIN CERTIFICATE-----") && strcontains(pair.key, "PRIVATE KEY-----")
+    ])
+    error_message = "tls: each of `certificates` has a `certificate` and a private `key`, both in PEM."
+  }
+}
+
 variable "service_manager" {
   description = "What keeps the processes running: `systemd`, or `foggara` (`foggara supervise`), where no systemd runs."
   type        = string

@@ -12,6 +12,10 @@ locals {
   data_dir  = "/var/lib/foggara/coordinator"
   token     = "${local.folder}/cluster-token"
   unit_path = "/etc/systemd/system"
+  scheme    = var.tls ? "https" : "http"
+  tls = [for option in [["tls_certificate", "tls.crt"], ["tls_key", "tls.key"], ["tls_ca", "ca.crt"]] :
+    [option[0], "${local.folder}/${option[1]}"] if var.tls
+  ]
 
   # Options of each process, in the order in which they are written.
   coordinator_options = {
@@ -24,7 +28,7 @@ locals {
       ["data_dir", local.data_dir],
       ["models", var.hosts[name].models],
       ["cluster_token_file", local.token],
-    ], [for key, value in var.coordinator_settings : [key, value] if value != null])
+    ], local.tls, [for key, value in var.coordinator_settings : [key, value] if value != null])
   }
   workers = {
     for name, host in var.hosts : name => [
@@ -39,6 +43,7 @@ locals {
           ["cache_dir", "/var/cache/foggara"],
           ["cluster_token_file", local.token],
           ],
+          local.tls,
           # Not a conditional: its two sides would be made one type, and the number a string.
           [for threads in [worker.threads] : ["threads", threads] if threads != null],
         [for key, value in var.worker_settings : [key, value] if value != null])

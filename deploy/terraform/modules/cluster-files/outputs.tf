@@ -25,12 +25,12 @@ output "peers" {
 
 output "grpc" {
   description = "Where coordinators answer gRPC: for `--endpoint`."
-  value       = [for address in local.join : "http://${address}"]
+  value       = [for address in local.join : "${local.scheme}://${address}"]
 }
 
 output "http" {
   description = "Where coordinators answer HTTP: for clients of the OpenAI API, and Prometheus."
-  value       = [for name in sort(keys(local.coordinators)) : "http://${local.coordinators[name].address}:${var.http_port}"]
+  value       = [for name in sort(keys(local.coordinators)) : "${local.scheme}://${local.coordinators[name].address}:${var.http_port}"]
 }
 
 output "cloud_init" {

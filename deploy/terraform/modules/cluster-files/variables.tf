@@ -100,6 +100,13 @@ variable "first_worker_port" {
   }
 }
 
+variable "tls" {
+  description = "Whether the processes speak TLS, with `tls.crt`, `tls.key` and `ca.crt` in `/etc/foggara`."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "coordinator_settings" {
   description = "Options of coordinators, as `foggara coordinator --help` says them, with `_` for `-`."
   type = object({

@@ -17,7 +17,7 @@ async fn connect(fixture: &Fixture) -> Channel {
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let router = fixture.door.router();
     tokio::spawn(async move {
-        crate::front_door::serve(listener, router, stopped).await;
+        crate::front_door::serve(listener, router, None, stopped).await;
         drop(stop);
     });
     Channel::from_shared(format!("http://{addr}")).expect("valid").connect().await.expect("it listens")

@@ -2,7 +2,7 @@
 # What is done on one machine. Terraform puts it there; it may be run by hand, too, as root:
 #
 #   sh /usr/local/lib/foggara/host.sh plan           whether the machine runs what has been put on it, and what it would take
-#   sh /usr/local/lib/foggara/host.sh install        put program, configuration and token in their places; restarts nothing
+#   sh /usr/local/lib/foggara/host.sh install        put program, configuration, token and certificates in their places; restarts nothing
 #   sh /usr/local/lib/foggara/host.sh start          start what does not run
 #   sh /usr/local/lib/foggara/host.sh roll SECONDS [force]   restart what runs with something older, one process after the
 #                                                    other, in a cluster that is whole (with force: in any)
@@ -30,6 +30,7 @@ load_env() {
 
 client() {
     token=$(cat $etc/cluster-token)
+    [ "${tls:-no}" = no ] || export FOGGARA_TLS_CA=$etc/ca.crt
     FOGGARA_CLUSTER_TOKEN=$token FOGGARA_ENDPOINT=$endpoints $bin status "$@"
 }
 
@@ -95,7 +96,8 @@ speaks() {
 plan() {
     staged_env >"$here/host.env"
     new_sha=$(value binary_sha <"$here/host.env")
-    new_token=$(value token_sha <"$here/host.env")
+    # Whom others take: those with their token, who speak TLS as they do.
+    new_token=$(value token_sha <"$here/host.env")+$(value tls <"$here/host.env")
     new=$here/foggara-$new_sha
     [ -e "$new" ] || new=$home/programs/$new_sha/foggara
     [ -e "$new" ] || fail "program $new_sha is not here: terraform apply -replace='…terraform_data.program[…]'"
@@ -108,7 +110,7 @@ plan() {
     load_env
     state=changed
     [ "$(cat $home/generation)" != "$(generation)" ] || state=current
-    echo "$state $($bin --version | tr ' ' _):$(speaks $bin) $token_sha $(echo "$new_version" | tr ' ' _):$(speaks "$new") $new_token"
+    echo "$state $($bin --version | tr ' ' _):$(speaks $bin) $token_sha+${tls:-no} $(echo "$new_version" | tr ' ' _):$(speaks "$new") $new_token"
 }
 generation() { cat "$here/host.sh" "$here/bundle" | sha256sum | cut -d' ' -f1; }
 
@@ -151,6 +153,17 @@ install_all() {
         mv $etc/cluster-token.new $etc/cluster-token
         rm "$here/cluster-token"
     fi
+    if [ -e "$here/certificates" ]; then
+        # The certificate last: by then its key is there.
+        grep -v '^#' "$here/certificates" | while read -r mode path content; do
+            (umask 077; echo "$content" | base64 -d >"$path.new")
+            chown $owner "$path.new"
+            chmod "$mode" "$path.new"
+            mv "$path.new" "$path"
+        done
+        rm "$here/certificates"
+    fi
+    [ "$(value tls <"$here/host.env")" = yes ] || rm -f $etc/tls.crt $etc/tls.key $etc/ca.crt
     ln -sfn $home/programs/$new_sha/foggara $bin.new
     mv -T $bin.new $bin
     [ "$here" = $home ] || install -m 755 "$here/host.sh" $home/host.sh
@@ -215,7 +228,7 @@ roll() {
 remove() {
     [ ! -e $home/host.env ] || { load_env; stop_all; }
     if [ -e $home/files ]; then while read -r path; do rm -f "$path"; done <$home/files; fi
-    rm -rf $bin $etc/cluster-token $home /run/foggara
+    rm -rf $bin $etc/cluster-token $etc/tls.crt $etc/tls.key $etc/ca.crt $home /run/foggara
     rmdir $etc 2>/dev/null || true
     if command -v systemctl >/dev/null 2>&1; then systemctl daemon-reload 2>/dev/null || true; fi
     if [ "${1:-}" = purge ]; then rm -rf /var/lib/foggara/coordinator /var/cache/foggara /var/log/foggara; fi

@@ -53,14 +53,16 @@ apart=$(awk -F: '
     }
 ' "$work/versions")
 
-# And processes take only others with their token. What they do not take cannot be changed step by step.
-# A new machine next to an old cluster must match it, too.
-tokens=$(awk '$5 != "fresh" { print $7 } { print $9 }' "$work/plan" | sort -u | wc -l)
+# And processes take only others with their token, who speak TLS as they do or do not. What they do not take cannot be changed
+# step by step. A new machine next to an old cluster must match it, too.
+kinds() { awk '$5 != "fresh" { print $7 } { print $9 }' "$work/plan" | cut -d+ -f"$1" | sort -u | wc -l; }
+tokens=$(kinds 1) speech=$(kinds 2)
 together=no
 if [ "$((changed + current))" -gt 0 ]; then
     reason=
     [ $apart = no ] || reason="a release that cannot work with the one that runs"
     [ "$tokens" -le 1 ] || reason="${reason:+$reason and }another cluster token"
+    [ "$speech" -le 1 ] || reason="${reason:+$reason and }a change between plain text and TLS"
     if [ -n "$reason" ]; then
         [ "$ALLOW_INTERRUPTION" = yes ] ||
             fail "this is $reason: all processes must be restarted together, and nothing is served until the models are loaded again. Nothing has been touched. Apply again with allow_interruption = true"

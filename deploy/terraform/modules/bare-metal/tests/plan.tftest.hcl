@@ -34,6 +34,79 @@ run "plan" {
   }
 }
 
+run "plain_text" {
+  command = plan
+
+  assert {
+    condition     = nonsensitive(local.certificates["a"]) == "# certificates\n" && strcontains(base64decode(split(" ", trimspace(reverse(split("\n", trimspace(local.bundles["a"])))[0]))[2]), "tls=no")
+    error_message = "Without certificates nothing speaks TLS."
+  }
+}
+
+run "certificates" {
+  command = plan
+  variables {
+    tls = {
+      ca = "-----BEGIN CERTIFICATE-----"
+      certificates = {
+        a = { certificate = "-----BEGIN CERTIFICATE----- a", key = "-----BEGIN PRIVATE KEY----- a" }
+        b = { certificate = "-----BEGIN CERTIFICATE----- b", key = "-----BEGIN PRIVATE KEY----- b" }
+      }
+    }
+  }
+
+  assert {
+    condition     = output.endpoint == "https://10.0.0.1:8081"
+    error_message = output.endpoint
+  }
+  assert {
+    condition     = strcontains(nonsensitive(local.certificates["b"]), "600 /etc/foggara/tls.key ${base64encode("-----BEGIN PRIVATE KEY----- b")}")
+    error_message = "Each host has its own key, which nobody else reads."
+  }
+  assert {
+    condition     = !strcontains(jsonencode(local.bundles), base64encode("-----BEGIN PRIVATE KEY----- b")) && !issensitive(local.bundles)
+    error_message = "Keys are in nothing that Terraform remembers."
+  }
+}
+
+run "a_host_without_a_certificate" {
+  command = plan
+  variables {
+    tls = {
+      ca           = "-----BEGIN CERTIFICATE-----"
+      certificates = { a = { certificate = "-----BEGIN CERTIFICATE-----", key = "-----BEGIN PRIVATE KEY-----" } }
+    }
+  }
+  expect_failures = [var.tls]
+}
+
+run "a_certificate_that_is_none" {
+  command = plan
+  variables {
+    tls = {
+      ca = "-----BEGIN CERTIFICATE-----"
+      certificates = {
+        a = { certificate = "a.crt", key = "a.key" }
+        b = { certificate = "b.crt", key = "b.key" }
+      }
+    }
+  }
+  expect_failures = [var.tls]
+}
+
+run "a_certificate_for_nobody" {
+  command = plan
+  variables {
+    tls = {
+      ca = "-----BEGIN CERTIFICATE-----"
+      certificates = { for name in ["a", "b", "c"] : name => {
+        certificate = "-----BEGIN CERTIFICATE-----", key = "-----BEGIN PRIVATE KEY-----"
+      } }
+    }
+  }
+  expect_failures = [var.tls]
+}
+
 run "a_short_token" {
   command = plan
   variables {

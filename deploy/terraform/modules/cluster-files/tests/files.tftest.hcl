@@ -57,6 +57,26 @@ run "configuration" {
   }
 }
 
+run "tls" {
+  command = plan
+  variables {
+    tls = true
+  }
+
+  assert {
+    condition     = strcontains(output.files["a"]["/etc/foggara/coordinator.toml"], "tls_certificate = \"/etc/foggara/tls.crt\"\ntls_key = \"/etc/foggara/tls.key\"\ntls_ca = \"/etc/foggara/ca.crt\"\n")
+    error_message = output.files["a"]["/etc/foggara/coordinator.toml"]
+  }
+  assert {
+    condition     = strcontains(output.files["d"]["/etc/foggara/worker-1.toml"], "tls_key = \"/etc/foggara/tls.key\"\n")
+    error_message = output.files["d"]["/etc/foggara/worker-1.toml"]
+  }
+  assert {
+    condition     = output.grpc[0] == "https://10.0.0.1:8081" && output.http[0] == "https://10.0.0.1:8080"
+    error_message = "${output.grpc[0]} ${output.http[0]}"
+  }
+}
+
 run "settings" {
   command = plan
   variables {
