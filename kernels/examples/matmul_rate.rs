@@ -51,6 +51,10 @@ fn main() {
                 let run = RowRun::new(Arc::new(bytes), 0, ty.row_bytes(cols), rows);
                 let stored = WeightMatrix::of_stored(ty, cols, vec![run]).expect("sizes agree");
                 measure(&pool, &stored, &format!("{ty} as stored"));
+                if ty == WeightType::BF16 {
+                    measure(&pool, &packed.multiplied_in_bf16(), "in bf16");
+                    measure(&pool, &stored.multiplied_in_bf16(), "in bf16 as stored");
+                }
             }
         }
     }

@@ -9,7 +9,6 @@ use crate::cpu::pairs::{Pairs, bf16_of};
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_slice::SharedSlice;
 use crate::cpu::{simd, simd_wide};
-use crate::dtype::WeightType;
 
 /// The 8-bit form of 32 consecutive activations: `x ≈ scale × code`.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -111,20 +110,16 @@ impl Activations {
 
     /// Makes what products with `weights` take beside the values: the 8-bit form of every row, or its pairs of bf16.
     pub fn prepare(&mut self, pool: &ThreadPool, weights: &WeightMatrix) {
-        match weights.weight_type() {
-            ty if ty.is_quantized() => self.quantize(pool),
-            WeightType::BF16 => self.pair(pool),
-            _ => {}
+        if weights.is_quantized() {
+            self.quantize(pool);
+        } else if weights.is_multiplied_in_bf16() {
+            self.pair(pool);
         }
     }
 
     /// Whether what products with `weights` take has been made since the values were written.
     pub(crate) fn is_prepared_for(&self, weights: &WeightMatrix) -> bool {
-        match weights.weight_type() {
-            ty if ty.is_quantized() => self.coded,
-            WeightType::BF16 => self.paired,
-            _ => true,
-        }
+        (self.coded || !weights.is_quantized()) && (self.paired || !weights.is_multiplied_in_bf16())
     }
 
     /// Rounds every row to bf16, if it has not been done since they were written: in the form that products take here. A row alone
@@ -264,6 +259,7 @@ fn quantize_block<W: Wide>(x: &[f32; 32], block: &mut ActBlock) {
 mod tests {
     use super::*;
     use crate::cpu::portable;
+    use crate::dtype::WeightType;
 
     #[test]
     fn codes_are_within_half_a_step_and_the_same_on_all_lanes() {
@@ -301,6 +297,34 @@ mod tests {
         x.fill(&pool, false, |_, row| row.fill(1.0));
         x.quantize(&pool);
         assert_eq!(x.blocks(2)[2].coded.totals, [6 * 127, 0]);
+    }
+
+    #[test]
+    fn what_products_take_is_made_once_and_anew_when_something_was_written() {
+        let pool = ThreadPool::new(2);
+        let weights = |ty: WeightType| {
+            WeightMatrix::pack(ty, 1, 32, 0, 32, &vec![0; ty.row_bytes(32)]).expect("sizes agree")
+        };
+        let (plain, codes) = (weights(WeightType::BF16), weights(WeightType::Q8_0));
+        let pairs = weights(WeightType::BF16).multiplied_in_bf16();
+        let mut x = Activations::new(2, 32);
+        assert!(x.is_prepared_for(&plain) && !x.is_prepared_for(&codes) && !x.is_prepared_for(&pairs));
+        x.prepare(&pool, &codes);
+        assert!(x.is_prepared_for(&codes) && !x.is_prepared_for(&pairs));
+        x.prepare(&pool, &pairs);
+        assert!(x.is_prepared_for(&codes) && x.is_prepared_for(&pairs));
+        x.f32_rows_mut()[33] = 1.0 + 1.0 / 1024.0;
+        assert!(!x.is_prepared_for(&codes) && !x.is_prepared_for(&pairs));
+        x.pair_as(&pool, true, true);
+        assert_eq!(x.pairs[16], 0x3f80_0000, "the odd one is high, and rounded");
+        assert_eq!(x.rounded[16], [0.0, 1.0]);
+        x.quantize(&pool);
+        assert!(x.is_prepared_for(&pairs), "codes do not take pairs away");
+        x.fill(&pool, true, |_, row| row.fill(2.0));
+        assert!(x.is_prepared_for(&codes) && !x.is_prepared_for(&pairs));
+        x.prepare(&pool, &pairs);
+        x.set_rows(1);
+        assert!(!x.is_prepared_for(&codes) && !x.is_prepared_for(&pairs));
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! - quantized weights, runs b of 32 columns in increasing order:
 //!   `acc = fma(scale_w[r,b] · scale_x[t,b], Σ code_w · code_x, acc)` with an exact integer sum, then, for formats with a
 //!   minimum, `acc = fma(min_w[r,b], sum_x[t,b], acc)` (Q6_K: two half runs, each with its scale);
-//! - f32 and f16 weights: even and odd columns are summed apart, `acc = fma(w, x, acc)` in increasing order, then added;
-//! - bf16 weights: activations are rounded to bf16; even and odd pairs of columns are summed apart, of each pair
-//!   `acc = fma(w_even, x_even, fma(w_odd, x_odd, acc))` in increasing order, then added.
+//! - float weights: even and odd columns are summed apart, `acc = fma(w, x, acc)` in increasing order, then added;
+//! - bf16 weights that are multiplied in bf16 (`WeightMatrix::multiplied_in_bf16`): activations are rounded to bf16; even and odd
+//!   pairs of columns are summed apart, of each pair `acc = fma(w_even, x_even, fma(w_odd, x_odd, acc))` in increasing order, then
+//!   added.
 //!
 //! So a row's result depends on no other row. Weights are read from memory once for the whole batch: panels outside, tiles
 //! of activation rows inside, as many as there are registers for.
@@ -36,7 +37,7 @@ const TASKS_EACH: usize = 4;
 
 /// `y[t · y_stride + r] = Σ_k w[r, k] · x[t, k]` for every row `t` of `x`; overwrites.
 ///
-/// Quantized weights take the 8-bit form of `x`, and bf16 ones its pairs: [`Activations::prepare`] must have been called since it
+/// Quantized weights take the 8-bit form of `x`, and those that are multiplied in bf16 its pairs: [`Activations::prepare`] must have been called since it
 /// changed.
 ///
 /// # Panics
@@ -59,7 +60,7 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     pool.run(panels.div_ceil(of_task), |task| {
         let from = task * of_task;
         let to = panels.min(from + of_task);
-        if w.weight_type() == WeightType::BF16 && (batch > 1 || w.stored().is_some()) {
+        if w.is_multiplied_in_bf16() && (batch > 1 || w.stored().is_some()) {
             return pairs::run(w, x, (from, to), &out, y_stride);
         }
         if let Some(stored) = w.stored() {
@@ -150,7 +151,10 @@ fn run_panels_body<L: PanelLanes<P>, const P: usize>(
         T::Q6_K => each_panel::<L, P, Quantized<{ T::Q6_K as u8 }>>(w, x, first_row, from, to, &out),
         T::F32 => each_panel::<L, P, FloatF32>(w, x, first_row, from, to, &out),
         T::F16 => each_panel::<L, P, FloatF16>(w, x, first_row, from, to, &out),
-        T::BF16 => each_panel::<L, P, pairs::InPairs<Widened>>(w, x, first_row, from, to, &out),
+        T::BF16 if w.is_multiplied_in_bf16() => {
+            each_panel::<L, P, pairs::InPairs<Widened>>(w, x, first_row, from, to, &out)
+        }
+        T::BF16 => each_panel::<L, P, FloatBf16>(w, x, first_row, from, to, &out),
     }
 }
 
@@ -420,6 +424,7 @@ macro_rules! float_product {
 
 float_product!(FloatF32, f32, load);
 float_product!(FloatF16, u16, load_f16);
+float_product!(FloatBf16, u16, load_bf16);
 
 #[cfg(test)]
 #[path = "matmul_tests.rs"]

@@ -37,12 +37,14 @@ pub(super) fn run(
     match w.weight_type() {
         WeightType::F32 => run_f32(stored, x, panels, &out),
         WeightType::F16 => run_f16(stored, x, panels, &out),
-        _ => unreachable!("rows as stored are floats, and those of bf16 are met in pairs"),
+        WeightType::BF16 => run_bf16(stored, x, panels, &out),
+        _ => unreachable!("rows as stored are floats"),
     }
 }
 
 simd_panels! { fn run_f32(w: &StoredRows, x: &Activations, panels: (usize, usize), out: &Output<'_>) => f32_body }
 simd_panels! { fn run_f16(w: &StoredRows, x: &Activations, panels: (usize, usize), out: &Output<'_>) => f16_body }
+simd_panels! { fn run_bf16(w: &StoredRows, x: &Activations, panels: (usize, usize), out: &Output<'_>) => bf16_body }
 
 macro_rules! body {
     ($name:ident, $bytes:literal, $columns:ty) => {
@@ -60,6 +62,7 @@ macro_rules! body {
 
 body!(f32_body, 32, F32);
 body!(f16_body, 16, F16);
+body!(bf16_body, 16, Bf16);
 
 /// How eight columns become lanes: `W` bytes of each row.
 trait Columns<const W: usize> {
@@ -68,6 +71,7 @@ trait Columns<const W: usize> {
 
 struct F32;
 struct F16;
+struct Bf16;
 
 impl Columns<32> for F32 {
     #[inline(always)]
@@ -91,6 +95,17 @@ impl Columns<16> for F16 {
         let [w0, w1, w2, w3] = L::words(rows);
         let ([a, b], [c, d]) = (w0.pair_f16(), w1.pair_f16());
         let ([e, f], [g, h]) = (w2.pair_f16(), w3.pair_f16());
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+impl Columns<16> for Bf16 {
+    #[inline(always)]
+    fn lanes<L: PanelLanes<P>, const P: usize>(rows: [[&[u8; 16]; PANEL_ROWS]; P]) -> [L; COLUMNS] {
+        // (Not by `map`: vectors that pass through a function of the standard library pass through memory.)
+        let [w0, w1, w2, w3] = L::words(rows);
+        let ([a, b], [c, d]) = (w0.pair_bf16(), w1.pair_bf16());
+        let ([e, f], [g, h]) = (w2.pair_bf16(), w3.pair_bf16());
         [a, b, c, d, e, f, g, h]
     }
 }

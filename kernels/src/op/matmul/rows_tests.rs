@@ -40,7 +40,8 @@ fn product<L: PanelLanes<P>, const P: usize, D: Pairs<L, P>>(w: &WeightMatrix, x
     match w.weight_type() {
         WeightType::F32 => f32_body::<L, P>(stored, x, panels, &out),
         WeightType::F16 => f16_body::<L, P>(stored, x, panels, &out),
-        _ => pairs::rows_body::<L, P, D>(stored, x, panels, &out),
+        _ if w.is_multiplied_in_bf16() => pairs::rows_body::<L, P, D>(stored, x, panels, &out),
+        _ => bf16_body::<L, P>(stored, x, panels, &out),
     }
     y
 }
@@ -83,7 +84,7 @@ fn bits(y: &[f32]) -> Vec<u32> {
 #[test]
 fn products_on_rows_have_the_bits_of_products_on_panels() {
     let pool = ThreadPool::new(3);
-    for ty in FLOATS {
+    for (ty, in_bf16) in FLOATS.map(|ty| (ty, false)).into_iter().chain([(WeightType::BF16, true)]) {
         for (rows, cols, skip, gap) in [
             (1, 1, 1, 0),
             (5, 7, 0, 2),
@@ -94,10 +95,14 @@ fn products_on_rows_have_the_bits_of_products_on_panels() {
             (40, 300, 6, 10),
             (33, 1100, 62, 2),
         ] {
-            let (in_place, in_panels) = both(ty, rows, cols, skip, gap);
+            let (mut in_place, mut in_panels) = both(ty, rows, cols, skip, gap);
+            if in_bf16 {
+                in_place = in_place.multiplied_in_bf16();
+                in_panels = in_panels.multiplied_in_bf16();
+            }
             assert_eq!(in_place.bytes(), rows * ty.row_bytes(cols));
             for batch in [1, 2, 3, 4, 5, 8, 13, 16, 64, 65, 130] {
-                let what = format!("{ty} {rows} × {cols} after {skip}, {batch} rows");
+                let what = format!("{ty} ({in_bf16}) {rows} × {cols} after {skip}, {batch} rows");
                 let x = activations(batch, cols);
                 let (mut got, mut expected) = (vec![f32::NAN; rows * batch], vec![f32::NAN; rows * batch]);
                 matmul(&pool, &in_place, &x, &mut got, rows);
