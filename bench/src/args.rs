@@ -338,7 +338,7 @@ pub(crate) struct LoadArgs {
     /// Parts over which experts are spread.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) ep: usize,
-    /// Quantize at load: none, q8_0, q4_0 or q4_k (fp8 is for GPUs, and loading is measured on the CPU).
+    /// Quantize at load: none, bf16, q8_0, q4_0 or q4_k (fp8 is for GPUs, and loading is measured on the CPU).
     #[arg(long, value_name = "TYPE", default_value = "none")]
     pub(crate) quantize: String,
     /// Floats that need no conversion: mapped or copied, as for workers.

@@ -51,6 +51,10 @@ fn main() {
                 let run = RowRun::new(Arc::new(bytes), 0, ty.row_bytes(cols), rows);
                 let stored = WeightMatrix::of_stored(ty, cols, vec![run]).expect("sizes agree");
                 measure(&pool, &stored, &format!("{ty} as stored"));
+                if ty == WeightType::BF16 {
+                    measure(&pool, &packed.multiplied_in_bf16(), "in bf16");
+                    measure(&pool, &stored.multiplied_in_bf16(), "in bf16 as stored");
+                }
             }
         }
     }
@@ -61,7 +65,7 @@ fn from_memory(pool: &ThreadPool, what: &str, matrices: &[WeightMatrix]) {
     let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
     let mut x = Activations::new(1, cols);
     x.f32_rows_mut().fill(0.5);
-    x.quantize(pool);
+    x.prepare(pool, &matrices[0]);
     let mut y = vec![0.0; rows];
     let seconds = (0..5).map(|_| {
         let started = Instant::now();
@@ -91,7 +95,7 @@ fn measure(pool: &ThreadPool, w: &WeightMatrix, what: &str) {
     for batch in [1, 8, 16, 64, 256] {
         let mut x = Activations::new(batch, cols);
         x.f32_rows_mut().fill(0.5);
-        x.quantize(pool);
+        x.prepare(pool, w);
         let mut y = vec![0.0; rows * batch];
         let mut best = Duration::MAX;
         let started = Instant::now();

@@ -14,6 +14,8 @@ pub enum Quantize {
     /// As stored.
     #[default]
     None,
+    /// Floats in bf16, and what they are multiplied with rounded to it, too.
+    Bf16,
     /// 8 bits.
     Q8_0,
     /// 4 bits; embedding and output 8.
@@ -60,12 +62,13 @@ impl Loaded {
 
 impl Quantize {
     /// Every choice.
-    pub const ALL: [Self; 5] = [Self::None, Self::Q8_0, Self::Q4_0, Self::Q4_K, Self::Fp8];
+    pub const ALL: [Self; 6] = [Self::None, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_K, Self::Fp8];
 
     /// Its name on command lines.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Bf16 => "bf16",
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
             Self::Q4_K => "q4_k",
@@ -91,11 +94,7 @@ impl Quantize {
 
     /// As [`loaded`](Self::loaded), of a matrix stored in `dtype` whose rows are `cols` long.
     pub fn loaded_as(self, role: TensorRole, dtype: DType, cols: usize) -> Loaded {
-        let matrix = match role {
-            TensorRole::Embedding | TensorRole::Output => true,
-            TensorRole::FinalNorm => false,
-            TensorRole::Layer(_, role) => is_large(role),
-        };
+        let matrix = is_matrix(role);
         let ends = matches!(role, TensorRole::Embedding | TensorRole::Output);
         if self == Self::Fp8 && matrix && !ends {
             // Also of what is quantized already: on a GPU it would take two bytes an element, or one, and inputs in bf16.
@@ -106,11 +105,17 @@ impl Quantize {
         }
         Loaded::As(match self {
             Self::None | Self::Fp8 => dtype,
+            Self::Bf16 => DType::BF16,
             Self::Q8_0 => DType::Q8_0,
             Self::Q4_0 | Self::Q4_K if ends => DType::Q8_0,
             Self::Q4_K if cols.is_multiple_of(256) => DType::Q4_K,
             Self::Q4_0 | Self::Q4_K => DType::Q4_0,
         })
+    }
+
+    /// Whether a CPU rounds activations to bf16 for such a matrix (GPUs do for all floats).
+    pub fn multiplies_in_bf16(self, role: TensorRole, dtype: DType) -> bool {
+        self == Self::Bf16 && is_matrix(role) && !dtype.is_quantized()
     }
 
     /// As [`loaded_as`](Self::loaded_as), on a GPU: there large matrices in Q8_0, Q4_0 and Q4_1 stay in their blocks, all other blocks are
@@ -127,12 +132,16 @@ impl Quantize {
 
 /// Whether a GPU meets such a matrix as it is stored. Routers are small, and what is taken apart by heads is made anew.
 fn stays_in_blocks(role: TensorRole, dtype: DType) -> bool {
-    let large = match role {
+    is_matrix(role) && matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
+}
+
+/// Whether it is one of the matrices that make up a model's size.
+fn is_matrix(role: TensorRole) -> bool {
+    match role {
         TensorRole::Embedding | TensorRole::Output => true,
         TensorRole::FinalNorm => false,
         TensorRole::Layer(_, role) => is_large(role),
-    };
-    large && matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
+    }
 }
 
 /// The matrices that make up a model's size. The up projection of latent attention is needed transposed and stays as it is.

@@ -30,6 +30,11 @@ const ASKED: usize = 32;
 const LONG_BLOCKS: usize = 510;
 const LONG_SLOT: usize = MOST_SEQUENCES;
 
+/// What weights become when they are loaded: `FOGGARA_QUANTIZE`, or nothing else.
+fn quantize() -> Result<Quantize, String> {
+    std::env::var("FOGGARA_QUANTIZE").map_or(Ok(Quantize::None), |name| name.parse())
+}
+
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("give the path of a model")?;
@@ -38,7 +43,7 @@ fn main() -> Result<()> {
     let wanted = args.next().unwrap_or_default();
     let started = Instant::now();
     let model = Checkpoint::open(Path::new(&path))?;
-    let slices = model.slices(&Cut::even(Shape::tensor(ranks)), Quantize::None)?;
+    let slices = model.slices(&Cut::even(Shape::tensor(ranks)), quantize()?)?;
     println!("opened in {:.0?}, {ranks} ranks of {threads} threads", started.elapsed());
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..ranks)
@@ -67,7 +72,7 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize, want
     let pool = ThreadPool::with_spin(threads, spin != SpinPolicy::Park);
     let started = Instant::now();
     let residence = std::env::var("FOGGARA_WEIGHTS").map_or(Ok(Residence::default()), |name| name.parse())?;
-    let (store, quantize) = (OnCpu(residence), Quantize::None);
+    let (store, quantize) = (OnCpu(residence), quantize()?);
     let weights = RankWeights::load_to(&store, model, slices, rank, quantize, &pool, &mut |_, _| true)?;
     if rank == 0 {
         println!("loaded {:.1} MB in {:.0?}", weights.bytes() as f64 / 1e6, started.elapsed());

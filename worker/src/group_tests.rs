@@ -120,7 +120,7 @@ fn what_cannot_be_held_is_told_with_the_reason() {
             wire::Assign { model_path: missing.to_string_lossy().into_owned(), ..assign(1, 1) },
             "/no/such/model",
         ),
-        (wire::Assign { quantize: "q3".into(), ..assign(1, 1) }, "none, q8_0"),
+        (wire::Assign { quantize: "q3".into(), ..assign(1, 1) }, "none, bf16, q8_0"),
         (wire::Assign { quantize: "fp8".into(), ..assign(1, 1) }, "on GPUs only; use q8_0"),
         (wire::Assign { kv_dtype: "int3".into(), ..assign(1, 1) }, "`int3`"),
         (wire::Assign { rank: 2, ..assign(1, 2) }, "rank 2 of 2"),

@@ -26,7 +26,7 @@ pub const MAX_DEPLOYMENTS: usize = 256;
 /// Weights are loaded as they are stored.
 pub const NOT_QUANTIZED: &str = "none";
 /// What weights can be quantized to when they are loaded.
-pub const QUANTIZATIONS: [&str; 5] = [NOT_QUANTIZED, "q8_0", "q4_0", "q4_k", "fp8"];
+pub const QUANTIZATIONS: [&str; 6] = [NOT_QUANTIZED, "bf16", "q8_0", "q4_0", "q4_k", "fp8"];
 /// Bytes of the manifests of all deployments together: a snapshot is one message.
 pub const MAX_MANIFESTS_BYTES: usize = 16 << 20;
 /// Most workers.
@@ -162,7 +162,7 @@ pub struct Deployment {
     pub kv_dtype: String,
     /// "auto", "shm" or "tcp".
     pub collective: String,
-    /// What weights are quantized to when they are loaded: "none", "q8_0", "q4_0", "q4_k" or, on GPUs,
+    /// What weights are quantized to when they are loaded: "none", "bf16", "q8_0", "q4_0", "q4_k" or, on GPUs,
     /// "fp8".
     pub quantize: String,
     /// Unix seconds at which it was made.

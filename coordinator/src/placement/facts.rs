@@ -173,6 +173,7 @@ pub struct Bits {
 impl Bits {
     /// 34 bytes for 32 parameters.
     const Q8_0: f64 = 8.5;
+    const BF16: f64 = 16.0;
     /// q4_0 takes 18 bytes for 32 parameters, q4_k 144 for 256.
     const Q4: f64 = 4.5;
     /// A byte, and four for each row: rows are of some thousand parameters.
@@ -183,6 +184,7 @@ impl Bits {
     /// stored. What takes less already stays as it is.
     pub fn quantized(self, quantize: Quantize, kind: Kind) -> Self {
         let (layers, embedding) = match (kind, quantize) {
+            (_, Quantize::Bf16) => (Self::BF16, Self::BF16),
             (Kind::Cpu, Quantize::Q8_0) => (Self::Q8_0, Self::Q8_0),
             (Kind::Cpu, Quantize::Q4_0 | Quantize::Q4_K) => (Self::Q4, Self::Q8_0),
             (Kind::Gpu, Quantize::Fp8) => (Self::FP8, self.embedding),

@@ -2,7 +2,7 @@
 //!
 //! SAFETY of this whole file: values of [`F32x16`] are made only inside functions that are entered (by `simd_wide!` and
 //! `simd_panels!`, and by `op/matmul/tiles.rs`, whose tiles come with nothing less) after `detect` has found
-//! AVX-512 F, BW and VNNI; every pointer comes from a reference to an array of just the size that is read or written, and all
+//! AVX-512 F, BW and VNNI ([`Native`] is met only in those that `simd_pairs!` enters after it has found AVX512_BF16, too); every pointer comes from a reference to an array of just the size that is read or written, and all
 //! loads and stores are unaligned ones.
 
 use std::arch::x86_64::*;
@@ -11,6 +11,7 @@ use bytemuck::Pod;
 
 use super::avx2::F32x8;
 use super::lanes::{Codes, Floats, PanelLanes, Wide};
+use super::pairs::Pairs;
 
 /// Sixteen floats in a register.
 #[derive(Debug, Clone, Copy)]
@@ -399,5 +400,43 @@ impl PanelLanes<2> for F32x16 {
     #[inline(always)]
     fn halves_i8<const T: usize>(codes: [&[u8; 256]; 2], a: [&Codes; T]) -> [[Self; T]; 2] {
         [signed::<T, 0, 4>(codes, a), signed::<T, 4, 8>(codes, a)]
+    }
+}
+
+/// The instruction for products of bfloat16.
+#[derive(Debug)]
+pub struct Native;
+
+impl Pairs<F32x16, 2> for Native {
+    type Weights = F32x16;
+    type Activations = u32;
+    #[inline(always)]
+    fn choose<'a>(pairs: &'a [u32], _: &'a [[f32; 2]]) -> &'a [u32] {
+        pairs
+    }
+    #[inline(always)]
+    fn columns(even: [&[u16; 8]; 2], odd: [&[u16; 8]; 2]) -> F32x16 {
+        let both = |[a, b]: [&[u16; 8]; 2]| halves([bytemuck::cast_ref(a), bytemuck::cast_ref(b)]);
+        let (even, odd) = (both(even), both(odd));
+        // SAFETY: see the head of the file.
+        unsafe {
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(odd));
+            F32x16(_mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(even), high)))
+        }
+    }
+    #[inline(always)]
+    fn words(bits: F32x16) -> F32x16 {
+        bits
+    }
+    #[inline(always)]
+    fn add<const T: usize>(sums: &mut [F32x16; T], weights: F32x16, x: [u32; T]) {
+        // SAFETY: see the head of the file; both are 512 bits, of which every pattern is 32 bfloat16.
+        unsafe {
+            let weights: __m512bh = std::mem::transmute(weights.0);
+            for t in 0..T {
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x[t] as i32));
+                sums[t] = F32x16(_mm512_dpbf16_ps(sums[t].0, weights, x));
+            }
+        }
     }
 }

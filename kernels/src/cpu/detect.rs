@@ -17,31 +17,41 @@ pub enum Widest {
 
 /// What was found, once for the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Features(Widest);
+pub struct Features {
+    lanes: Widest,
+    bf16: bool,
+}
 
 impl Features {
     /// Whether the AVX2 lanes may be used.
     pub fn simd(self) -> bool {
-        self.0 >= Widest::Avx2
+        self.lanes >= Widest::Avx2
     }
 
     /// The lanes that products may use.
     pub fn lanes(self) -> Widest {
-        self.0
+        self.lanes
+    }
+
+    /// Whether there is an instruction for products of bfloat16 (AVX512_BF16) beside lanes that are wide enough for it.
+    pub fn multiplies_bf16(self) -> bool {
+        self.bf16
     }
 
     /// For logs.
     pub fn name(self) -> &'static str {
-        match self.0 {
-            Widest::Portable => "portable",
-            Widest::Avx2 => "avx2+fma+f16c",
-            Widest::Avx512 => "avx512+vnni",
-            Widest::Amx => "avx512+vnni+amx",
+        match (self.lanes, self.bf16) {
+            (Widest::Portable, _) => "portable",
+            (Widest::Avx2, _) => "avx2+fma+f16c",
+            (Widest::Avx512, false) => "avx512+vnni",
+            (Widest::Avx512, true) => "avx512+vnni+bf16",
+            (Widest::Amx, false) => "avx512+vnni+amx",
+            (Widest::Amx, true) => "avx512+vnni+bf16+amx",
         }
     }
 }
 
-/// What this machine has. `FOGGARA_CPU=avx512` (or `avx2`, `portable`) in the environment hides what is wider (same results, slower).
+/// What this machine has. `FOGGARA_CPU=avx512` (or `avx2`, `portable`) in the environment hides what is wider, and products of bfloat16 (same results, slower).
 pub fn features() -> Features {
     static FOUND: OnceLock<Features> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -51,7 +61,9 @@ pub fn features() -> Features {
             Ok("avx512") => Widest::Avx512,
             _ => Widest::Amx,
         };
-        Features(found().min(most))
+        let lanes = found().min(most);
+        // What is narrower than all there is stands for a machine of the time when there was no such instruction.
+        Features { lanes, bf16: most == Widest::Amx && lanes >= Widest::Avx512 && finds_bf16() }
     })
 }
 
@@ -69,6 +81,16 @@ fn found() -> Widest {
         (true, false) => Widest::Avx2,
         (false, _) => Widest::Portable,
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn finds_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn finds_bf16() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]

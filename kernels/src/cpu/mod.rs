@@ -11,6 +11,7 @@ pub mod detect;
 pub mod lanes;
 pub(crate) mod lines;
 pub mod measure;
+pub mod pairs;
 pub mod pool;
 pub mod portable;
 pub(crate) mod prefetch;
@@ -107,3 +108,40 @@ macro_rules! simd_panels {
     };
 }
 pub(crate) use simd_panels;
+
+/// As `simd_panels!`, for bodies that are told how pairs of bfloat16 are multiplied, too.
+macro_rules! simd_pairs {
+    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) => $body:ident) => {
+        $vis fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                fn in_pairs($($arg: $ty),*) {
+                    $body::<$crate::cpu::avx512::F32x16, 2, $crate::cpu::avx512::Native>($($arg),*);
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+                fn widest($($arg: $ty),*) {
+                    $body::<$crate::cpu::avx512::F32x16, 2, $crate::cpu::pairs::Widened>($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn wide($($arg: $ty),*) {
+                    $body::<[$crate::cpu::avx2::F32x8; 2], 2, $crate::cpu::pairs::Widened>($($arg),*);
+                }
+                let features = $crate::cpu::detect::features();
+                if features.multiplies_bf16() {
+                    // SAFETY: the features that it is compiled for have just been found.
+                    return unsafe { in_pairs($($arg),*) };
+                }
+                match features.lanes() {
+                    // SAFETY: as above.
+                    $crate::cpu::detect::Widest::Amx | $crate::cpu::detect::Widest::Avx512 => return unsafe { widest($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::detect::Widest::Avx2 => return unsafe { wide($($arg),*) },
+                    $crate::cpu::detect::Widest::Portable => {}
+                }
+            }
+            $body::<$crate::cpu::portable::F32x8, 1, $crate::cpu::pairs::Widened>($($arg),*);
+        }
+    };
+}
+pub(crate) use simd_pairs;

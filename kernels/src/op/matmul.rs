@@ -4,11 +4,15 @@
 //! - quantized weights, runs b of 32 columns in increasing order:
 //!   `acc = fma(scale_w[r,b] · scale_x[t,b], Σ code_w · code_x, acc)` with an exact integer sum, then, for formats with a
 //!   minimum, `acc = fma(min_w[r,b], sum_x[t,b], acc)` (Q6_K: two half runs, each with its scale);
-//! - float weights: even and odd columns are summed apart, `acc = fma(w, x, acc)` in increasing order, then added.
+//! - float weights: even and odd columns are summed apart, `acc = fma(w, x, acc)` in increasing order, then added;
+//! - bf16 weights that are multiplied in bf16 (`WeightMatrix::multiplied_in_bf16`): activations are rounded to bf16; even and odd
+//!   pairs of columns are summed apart, of each pair `acc = fma(w_even, x_even, fma(w_odd, x_odd, acc))` in increasing order, then
+//!   added.
 //!
 //! So a row's result depends on no other row. Weights are read from memory once for the whole batch: panels outside, tiles
 //! of activation rows inside, as many as there are registers for.
 
+mod pairs;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -18,6 +22,7 @@ use self::tiles::rows_of as rows_in_tiles;
 use super::activations::{ActBlock, Activations};
 use super::panels::{LEAD, Min, PANEL_ROWS, PanelFormat, WeightMatrix};
 use crate::cpu::lanes::PanelLanes;
+use crate::cpu::pairs::Widened;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::prefetch::prefetch_part;
 use crate::cpu::shared_slice::SharedSlice;
@@ -32,10 +37,11 @@ const TASKS_EACH: usize = 4;
 
 /// `y[t · y_stride + r] = Σ_k w[r, k] · x[t, k]` for every row `t` of `x`; overwrites.
 ///
-/// Quantized weights take the 8-bit form of `x`: [`Activations::quantize`] must have been called since it changed.
+/// Quantized weights take the 8-bit form of `x`, and those that are multiplied in bf16 its pairs: [`Activations::prepare`] must have been called since it
+/// changed.
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not agree, or `x` has not been prepared.
 pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32], y_stride: usize) {
     let (rows, batch) = (w.rows(), x.rows());
     if rows == 0 || batch == 0 {
@@ -46,6 +52,7 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
         y_stride >= rows && y.len() >= (batch - 1) * y_stride + rows,
         "matmul: {batch} × {rows} do not fit y"
     );
+    assert!(x.is_prepared_for(w), "matmul: activations for weights of {}", w.weight_type());
     let panels = rows.div_ceil(PANEL_ROWS);
     let out = SharedSlice::new(y);
     let in_tiles = rows_in_tiles(w, batch);
@@ -53,6 +60,9 @@ pub fn matmul(pool: &ThreadPool, w: &WeightMatrix, x: &Activations, y: &mut [f32
     pool.run(panels.div_ceil(of_task), |task| {
         let from = task * of_task;
         let to = panels.min(from + of_task);
+        if w.is_multiplied_in_bf16() && (batch > 1 || w.stored().is_some()) {
+            return pairs::run(w, x, (from, to), &out, y_stride);
+        }
         if let Some(stored) = w.stored() {
             return rows::run(w, stored, x, (from, to), &out, y_stride);
         }
@@ -141,18 +151,21 @@ fn run_panels_body<L: PanelLanes<P>, const P: usize>(
         T::Q6_K => each_panel::<L, P, Quantized<{ T::Q6_K as u8 }>>(w, x, first_row, from, to, &out),
         T::F32 => each_panel::<L, P, FloatF32>(w, x, first_row, from, to, &out),
         T::F16 => each_panel::<L, P, FloatF16>(w, x, first_row, from, to, &out),
+        T::BF16 if w.is_multiplied_in_bf16() => {
+            each_panel::<L, P, pairs::InPairs<Widened>>(w, x, first_row, from, to, &out)
+        }
         T::BF16 => each_panel::<L, P, FloatBf16>(w, x, first_row, from, to, &out),
     }
 }
 
 /// How one kind of panel is multiplied with `T` activation rows.
-trait PanelProduct {
+trait PanelProduct<L: PanelLanes<P>, const P: usize> {
     /// Rows of activations at a time.
-    fn tile<L: PanelLanes<P>, const P: usize>() -> usize;
+    fn tile() -> usize;
 
     /// What is `ahead` is asked for meanwhile, a part with each block: in the order of memory, although two panels are read at a
     /// time, so that the machine, too, sees what comes next.
-    fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
+    fn product<const T: usize>(
         panels: [&[u8]; P],
         ahead: Option<&[u8]>,
         x: &Activations,
@@ -171,7 +184,7 @@ impl WeightMatrix {
 }
 
 #[inline(always)]
-fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
+fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct<L, P>>(
     w: &WeightMatrix,
     x: &Activations,
     first_row: usize,
@@ -191,14 +204,14 @@ fn each_panel<L: PanelLanes<P>, const P: usize, F: PanelProduct>(
         let mut ahead = ((P > 1 || x.rows() == 1) && first_row == 0).then(|| w.ahead::<P>(first));
         let mut t = first_row;
         while t < x.rows() {
-            let count = next_tile(x.rows() - t, F::tile::<L, P>());
+            let count = next_tile(x.rows() - t, F::tile());
             let ahead = ahead.take();
             match count {
-                1 => out.put(first, t, F::product::<L, P, 1>(panels, ahead, x, t)),
-                2 => out.put(first, t, F::product::<L, P, 2>(panels, ahead, x, t)),
-                3 => out.put(first, t, F::product::<L, P, 3>(panels, ahead, x, t)),
-                4 => out.put(first, t, F::product::<L, P, 4>(panels, ahead, x, t)),
-                8 if L::TILE == 8 => out.put(first, t, F::product::<L, P, 8>(panels, ahead, x, t)),
+                1 => out.put(first, t, F::product::<1>(panels, ahead, x, t)),
+                2 => out.put(first, t, F::product::<2>(panels, ahead, x, t)),
+                3 => out.put(first, t, F::product::<3>(panels, ahead, x, t)),
+                4 => out.put(first, t, F::product::<4>(panels, ahead, x, t)),
+                8 if L::TILE == 8 => out.put(first, t, F::product::<8>(panels, ahead, x, t)),
                 _ => unreachable!("a tile of {count} rows"),
             }
             t += count;
@@ -290,14 +303,14 @@ fn part<const P: usize, const N: usize>(blocks: [&[u8]; P], at: usize) -> [&[u8;
     parts
 }
 
-impl<const TY: u8> PanelProduct for Quantized<TY> {
+impl<L: PanelLanes<P>, const P: usize, const TY: u8> PanelProduct<L, P> for Quantized<TY> {
     #[inline(always)]
-    fn tile<L: PanelLanes<P>, const P: usize>() -> usize {
+    fn tile() -> usize {
         L::TILE
     }
 
     #[inline(always)]
-    fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
+    fn product<const T: usize>(
         panels: [&[u8]; P],
         ahead: Option<&[u8]>,
         x: &Activations,
@@ -360,14 +373,14 @@ impl<const TY: u8> PanelProduct for Quantized<TY> {
 macro_rules! float_product {
     ($name:ident, $unit:ty, $load:ident) => {
         struct $name;
-        impl PanelProduct for $name {
+        impl<L: PanelLanes<P>, const P: usize> PanelProduct<L, P> for $name {
             #[inline(always)]
-            fn tile<L: PanelLanes<P>, const P: usize>() -> usize {
+            fn tile() -> usize {
                 L::FLOAT_TILE
             }
 
             #[inline(always)]
-            fn product<L: PanelLanes<P>, const P: usize, const T: usize>(
+            fn product<const T: usize>(
                 panels: [&[u8]; P],
                 ahead: Option<&[u8]>,
                 x: &Activations,

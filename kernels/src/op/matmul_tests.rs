@@ -44,6 +44,7 @@ fn activations(rows: usize, cols: usize, seed: u64) -> Activations {
         *value = ((state >> 40) % 4001) as f32 / 1000.0 - 2.0;
     }
     x.quantize(&ThreadPool::new(1));
+    x.pair_as(&ThreadPool::new(1), true, true);
     x
 }
 
@@ -53,12 +54,22 @@ fn product(w: &WeightMatrix, x: &Activations, threads: usize) -> Vec<f32> {
     y
 }
 
+/// Every type, and that which activations may be rounded for, both ways.
+fn types() -> impl Iterator<Item = (WeightType, bool)> {
+    WeightType::ALL.into_iter().map(|ty| (ty, false)).chain([(WeightType::BF16, true)])
+}
+
+fn packed(ty: WeightType, in_bf16: bool, rows: usize, cols: usize, bytes: &[u8]) -> WeightMatrix {
+    let w = WeightMatrix::pack(ty, rows, cols, 0, cols, bytes).expect("sizes agree");
+    if in_bf16 { w.multiplied_in_bf16() } else { w }
+}
+
 #[test]
 fn every_format_agrees_with_its_dequantized_weights() {
-    for ty in WeightType::ALL {
+    for (ty, in_bf16) in types() {
         let (rows, cols) = (19, 512);
         let bytes = weights(ty, rows * cols, 7);
-        let w = WeightMatrix::pack(ty, rows, cols, 0, cols, &bytes).expect("sizes agree");
+        let w = packed(ty, in_bf16, rows, cols, &bytes);
         let mut values = vec![0.0; rows * cols];
         dequantize(ty, &bytes, &mut values).expect("sizes agree");
         let x = activations(5, cols, 3);
@@ -71,7 +82,11 @@ fn every_format_agrees_with_its_dequantized_weights() {
                 for k in 0..cols {
                     let block = &x.blocks(t)[k / 32];
                     let coded = f64::from(block.scale) * f64::from(block.coded.codes[k % 32]);
-                    let x = if ty.is_quantized() { coded } else { f64::from(x.row(t)[k]) };
+                    let x = match ty {
+                        ty if ty.is_quantized() => coded,
+                        _ if in_bf16 => half::bf16::from_f32(x.row(t)[k]).to_f64(),
+                        _ => f64::from(x.row(t)[k]),
+                    };
                     exact += f64::from(values[r * cols + k]) * x;
                     size += (f64::from(values[r * cols + k]) * x).abs();
                 }
@@ -122,16 +137,15 @@ fn tiles_cover_all_rows_in_sizes_that_there_are_loops_for() {
 fn a_row_is_the_same_alone_and_in_any_batch_on_any_threads_and_lanes() {
     // Whole tiles of every kind, and some rows more.
     const BATCH: usize = 45;
-    for ty in WeightType::ALL {
+    for (ty, in_bf16) in types() {
         let (rows, cols) = (83, 256);
-        let w =
-            WeightMatrix::pack(ty, rows, cols, 0, cols, &weights(ty, rows * cols, 9)).expect("sizes agree");
+        let w = packed(ty, in_bf16, rows, cols, &weights(ty, rows * cols, 9));
         let x = activations(BATCH, cols, 4);
         let all = product(&w, &x, 3);
         for t in 0..BATCH {
             let mut alone = Activations::new(1, cols);
             alone.f32_rows_mut().copy_from_slice(x.row(t));
-            alone.quantize(&ThreadPool::new(1));
+            alone.prepare(&ThreadPool::new(1), &w);
             assert_eq!(product(&w, &alone, 1), all[t * rows..][..rows], "{ty} row {t}");
         }
         let panels = rows.div_ceil(PANEL_ROWS);

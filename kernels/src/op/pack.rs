@@ -35,6 +35,11 @@ impl Source {
 }
 
 impl WeightPacker {
+    /// The same of a matrix that [is multiplied in bf16](WeightMatrix::multiplied_in_bf16).
+    pub fn multiplied_in_bf16(self) -> Self {
+        Self { matrix: self.matrix.multiplied_in_bf16(), ..self }
+    }
+
     pub(super) fn new(matrix: WeightMatrix, cols_stored: usize, col_skip: usize) -> Self {
         let source = Source { ty: matrix.ty, cols_stored, col_skip, cols: matrix.cols };
         Self { matrix, source, next: 0 }

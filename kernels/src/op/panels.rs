@@ -169,6 +169,8 @@ pub struct WeightMatrix {
     pub(crate) cols: usize,
     /// Bytes from one panel to the next.
     pub(crate) panel_bytes: usize,
+    /// Whether activations are rounded for it, too.
+    in_bf16: bool,
     storage: Storage,
 }
 
@@ -180,7 +182,8 @@ impl WeightMatrix {
     /// If the type is quantized, rows are not within what is held, or this machine is not little endian as files are.
     pub fn of_stored(ty: WeightType, cols: usize, runs: Vec<RowRun>) -> Result<Self, KernelError> {
         let stored = StoredRows::new(ty, cols, runs)?;
-        Ok(Self { ty, rows: stored.rows(), cols, panel_bytes: 0, storage: Storage::Rows(stored) })
+        let (rows, storage) = (stored.rows(), Storage::Rows(stored));
+        Ok(Self { ty, rows, cols, panel_bytes: 0, in_bf16: false, storage })
     }
 
     /// Repacks a whole matrix: `bytes` is row-major, each row `cols_stored` elements of `ty`; columns
@@ -229,7 +232,8 @@ impl WeightMatrix {
         };
         let panels = rows.div_ceil(PANEL_ROWS);
         let total = panels.checked_mul(panel_bytes).ok_or_else(|| wrong("too large".into()))?;
-        let matrix = Self { ty, rows, cols, panel_bytes, storage: Storage::Panels(Lines::zeroed(total)) };
+        let storage = Storage::Panels(Lines::zeroed(total));
+        let matrix = Self { ty, rows, cols, panel_bytes, in_bf16: false, storage };
         Ok(WeightPacker::new(matrix, cols_stored, col_skip))
     }
 
@@ -262,6 +266,16 @@ impl WeightMatrix {
     /// The type it was stored in.
     pub fn weight_type(&self) -> WeightType {
         self.ty
+    }
+
+    /// The same, whose products take activations rounded to bf16; only weights in bf16 do, all others stay as they are.
+    pub fn multiplied_in_bf16(self) -> Self {
+        Self { in_bf16: self.ty == WeightType::BF16, ..self }
+    }
+
+    /// Whether products take activations rounded to bf16.
+    pub fn is_multiplied_in_bf16(&self) -> bool {
+        self.in_bf16
     }
 
     /// Whether products use the 8-bit form of activations.

@@ -101,7 +101,9 @@ async fn keys_and_values_of_eight_bits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quantized_at_load() {
     let mixtral = Smol::load_mixtral();
-    for (quantize, nll, pooled_nll) in [("q8_0", 0.03, 0.01), ("q4_0", 1.0, 0.30), ("q4_k", 1.0, 0.30)] {
+    for (quantize, nll, pooled_nll) in
+        [("bf16", 0.03, 0.01), ("q8_0", 0.03, 0.01), ("q4_0", 1.0, 0.30), ("q4_k", 1.0, 0.30)]
+    {
         let _machine = machine::shared().await;
         let bounds = Bounds { nll, pooled_nll, ..MIXTRAL };
         let shape = [("tp", "2"), ("ep", "2"), ("quantize", quantize)];

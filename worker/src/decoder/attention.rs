@@ -225,6 +225,7 @@ impl Attender {
             for (t, to) in each.enumerate() {
                 to.copy_from_slice(&b.queries[(t * heads + h) * head_width..][..a.nope_dim]);
             }
+            b.head.prepare(c.pool, into);
             foggara_kernels::op::matmul::matmul(c.pool, into, &b.head, &mut self.q[h * width..], key_stride);
         }
         for (q, rotated) in self.q.chunks_exact_mut(width).zip(b.rotated.chunks_exact(a.rope_dim)) {
@@ -243,6 +244,7 @@ impl Attender {
                 to.copy_from_slice(&b.attended[(t * heads + h) * a.kv_rank..][..a.kv_rank]);
             }
             let out = &mut attended.f32_rows_mut()[h * a.value_dim..];
+            b.value_in.prepare(c.pool, up);
             foggara_kernels::op::matmul::matmul(c.pool, up, &b.value_in, out, out_stride);
         }
     }

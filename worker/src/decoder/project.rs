@@ -25,10 +25,8 @@ pub(super) fn project(
     let mut rounded = columns.first().and_then(|column| super::rounding::rounded(&column.weights, x, true));
     #[cfg(test)]
     let x = rounded.as_mut().unwrap_or(x);
-    if takes_codes(columns) {
-        x.quantize(pool);
-    }
     for column in columns {
+        x.prepare(pool, &column.weights);
         matmul(pool, &column.weights, x, &mut out[column.at..], width);
     }
 }
@@ -39,9 +37,7 @@ pub(super) fn product(pool: &ThreadPool, w: &WeightMatrix, x: &mut Activations, 
     let mut rounded = super::rounding::rounded(w, x, false);
     #[cfg(test)]
     let x = rounded.as_mut().unwrap_or(x);
-    if w.is_quantized() {
-        x.quantize(pool);
-    }
+    x.prepare(pool, w);
     matmul(pool, w, x, out, w.rows());
 }
 

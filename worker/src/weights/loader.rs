@@ -76,6 +76,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         let slice = tensor.slice(rows, from..to)?;
         let hold = match self.quantize.loaded_on_gpu(role, tensor.dtype, tensor.cols) {
             Loaded::F8 => Hold::F8,
+            Loaded::As(_) if self.quantize.multiplies_in_bf16(role, tensor.dtype) => Hold::InBf16,
             Loaded::As(dtype) if dtype.is_quantized() => Hold::Blocks,
             Loaded::As(_) => Hold::AsGiven,
         };
@@ -162,7 +163,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
             }
         }
         self.placed.extend(parts.iter().map(|part| part.slice.clone()));
-        self.store.place(weight_type(parts[0].slice.dtype), parts[0].cols, runs).map(Some)
+        self.store.place(weight_type(parts[0].slice.dtype), parts[0].hold, parts[0].cols, runs).map(Some)
     }
 
     /// After the last: nothing of the files stays in this process's memory but what is used there.
@@ -273,7 +274,12 @@ impl Part {
                 continue;
             }
             dequantize(weight_type(self.slice.dtype), row, &mut values)?;
-            quantize_row(weight_type(ty), &values, &mut made)?;
+            match ty {
+                DType::BF16 => {
+                    made.extend(values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()))
+                }
+                _ => quantize_row(weight_type(ty), &values, &mut made)?,
+            }
         }
         Ok(made)
     }

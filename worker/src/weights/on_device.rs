@@ -121,7 +121,7 @@ impl Store for OnDevice {
         Ok(())
     }
 
-    fn place(&self, _: WeightType, _: usize, _: Vec<RowRun>) -> Result<DeviceMatrix, LoadError> {
+    fn place(&self, _: WeightType, _: Hold, _: usize, _: Vec<RowRun>) -> Result<DeviceMatrix, LoadError> {
         Err(KernelError::new("upload", "a device has memory of its own").into())
     }
 
@@ -153,7 +153,7 @@ fn convert(s: Stored, kind: WeightKind, row: &[u8], held: &mut Rows) -> Result<(
     dequantize(s.ty, row, &mut values)?;
     let wanted = &values[s.col_skip..][..s.cols];
     match s.hold {
-        Hold::AsGiven | Hold::Blocks => {
+        Hold::AsGiven | Hold::Blocks | Hold::InBf16 => {
             held.bytes.extend(wanted.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()));
         }
         // What is not a number has no place in E4M3: its scale would take every other element of the row along.

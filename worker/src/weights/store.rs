@@ -17,6 +17,8 @@ pub enum Hold {
     AsGiven,
     /// The same, but on devices the blocks that are given, if they can be met as they are.
     Blocks,
+    /// bf16, and what it is multiplied with is rounded to it on CPUs, too. (On devices it always is.)
+    InBf16,
     /// E4M3 with a scale for each row. On devices only.
     F8,
 }
@@ -80,7 +82,13 @@ pub trait Store {
     ///
     /// # Errors
     /// If it cannot be held so.
-    fn place(&self, ty: WeightType, cols: usize, rows: Vec<RowRun>) -> Result<Self::Matrix, LoadError>;
+    fn place(
+        &self,
+        ty: WeightType,
+        hold: Hold,
+        cols: usize,
+        rows: Vec<RowRun>,
+    ) -> Result<Self::Matrix, LoadError>;
 
     /// The matrix, once every row is there.
     ///
@@ -143,7 +151,8 @@ impl Store for OnCpu {
         if s.hold == Hold::F8 {
             return Err(LoadError::NeedsGpu);
         }
-        Ok(WeightMatrix::packer(s.ty, s.rows, s.cols_stored, s.col_skip, s.cols)?)
+        let packer = WeightMatrix::packer(s.ty, s.rows, s.cols_stored, s.col_skip, s.cols)?;
+        Ok(if s.hold == Hold::InBf16 { packer.multiplied_in_bf16() } else { packer })
     }
 
     fn push<'r>(
@@ -160,8 +169,15 @@ impl Store for OnCpu {
         self.0 == Residence::Mapped && cfg!(target_endian = "little")
     }
 
-    fn place(&self, ty: WeightType, cols: usize, rows: Vec<RowRun>) -> Result<WeightMatrix, LoadError> {
-        Ok(WeightMatrix::of_stored(ty, cols, rows)?)
+    fn place(
+        &self,
+        ty: WeightType,
+        hold: Hold,
+        cols: usize,
+        rows: Vec<RowRun>,
+    ) -> Result<WeightMatrix, LoadError> {
+        let matrix = WeightMatrix::of_stored(ty, cols, rows)?;
+        Ok(if hold == Hold::InBf16 { matrix.multiplied_in_bf16() } else { matrix })
     }
 
     fn finish(&self, packer: WeightPacker) -> Result<WeightMatrix, LoadError> {

@@ -198,6 +198,42 @@ fn ranks_read_the_bytes_of_their_slices_and_no_others() {
 }
 
 #[test]
+fn floats_of_all_types_are_held_in_bf16_and_multiplied_in_it_where_that_was_asked_for() {
+    for stored in [DType::BF16, DType::F16, DType::F32] {
+        let (_folder, model) = open(stored);
+        let plan = tensor(&model, 2);
+        for residence in [Residence::Mapped, Residence::Copied] {
+            let (store, pool) = (OnCpu(residence), ThreadPool::new(2));
+            let at = |quantize| {
+                RankWeights::load_to(&store, &model, &plan, 1, quantize, &pool, &mut |_, _| true)
+                    .expect("loads")
+            };
+            let (plain, rounded) = (at(Quantize::None), at(Quantize::Bf16));
+            let matrices = |weights: &RankWeights| -> Vec<(bool, bool, Vec<f32>)> {
+                let layers = weights.layers.iter().flat_map(|layer| {
+                    let (attention, mlp) = parts(layer);
+                    let columns = attention.qkv.iter().chain(&mlp.gate_up).map(|column| &column.weights);
+                    columns.chain([&attention.o, &mlp.down]).collect::<Vec<_>>()
+                });
+                let of = |matrix: &WeightMatrix| {
+                    let is_bf16 = matrix.weight_type() == foggara_kernels::WeightType::BF16;
+                    (is_bf16, matrix.is_multiplied_in_bf16(), rows(matrix, 0..matrix.rows()).concat())
+                };
+                weights.embedding.iter().chain(&weights.output).chain(layers).map(of).collect()
+            };
+            let (plain, rounded) = (matrices(&plain), matrices(&rounded));
+            assert_eq!(plain.len(), rounded.len());
+            for ((was_bf16, was_in_bf16, exact), (is_bf16, in_bf16, held)) in plain.into_iter().zip(rounded) {
+                assert!(!was_in_bf16 && is_bf16 && in_bf16, "{stored} {residence}");
+                assert_eq!(was_bf16, stored == DType::BF16);
+                let expected: Vec<f32> = exact.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+                assert_eq!(held, expected, "{stored} {residence}");
+            }
+        }
+    }
+}
+
+#[test]
 fn float_matrices_are_held_in_the_type_that_was_asked_for_and_nearly_the_same() {
     use foggara_kernels::WeightType as T;
     let (_folder, model) = open(DType::BF16);

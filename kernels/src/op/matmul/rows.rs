@@ -112,7 +112,7 @@ impl Columns<16> for Bf16 {
 
 /// The rows of `P` panels beside each other.
 #[derive(Clone, Copy)]
-struct Group<'a, const P: usize> {
+pub(super) struct Group<'a, const P: usize> {
     rows: [[&'a [u8]; PANEL_ROWS]; P],
     /// Bytes of each.
     len: usize,
@@ -123,7 +123,7 @@ struct Group<'a, const P: usize> {
 impl<'a, const P: usize> Group<'a, P> {
     /// Panels from `panel` on. For a row past the end the last stands in; nothing of it is written.
     #[inline(always)]
-    fn of(stored: &'a StoredRows, count: usize, panel: usize) -> Self {
+    pub(super) fn of(stored: &'a StoredRows, count: usize, panel: usize) -> Self {
         let none: &[u8] = &[];
         let mut rows = [[none; PANEL_ROWS]; P];
         for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
@@ -137,7 +137,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
     /// Asks for what is [`AHEAD`] of byte `at` of each row, where rows end in those of `next`; for as much of `next`, if that lies together.
     #[inline(always)]
-    fn ask(&self, next: &Self, at: usize) {
+    pub(super) fn ask(&self, next: &Self, at: usize) {
         if next.together {
             let rows = next.rows.as_flattened();
             for line in 0..rows.len() {
@@ -156,7 +156,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
     /// Whole chunks of `W` bytes of each row: `count` of them.
     #[inline(always)]
-    fn chunks<const W: usize>(&self, count: usize) -> [[&'a [[u8; W]]; PANEL_ROWS]; P] {
+    pub(super) fn chunks<const W: usize>(&self, count: usize) -> [[&'a [[u8; W]]; PANEL_ROWS]; P] {
         let none: &[[u8; W]] = &[];
         let mut chunks = [[none; PANEL_ROWS]; P];
         for (chunk, row) in chunks.as_flattened_mut().iter_mut().zip(self.rows.as_flattened()) {
@@ -167,7 +167,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
     /// What is left after whole chunks, filled up with zeros.
     #[inline(always)]
-    fn rest<const W: usize>(&self) -> [[[u8; W]; PANEL_ROWS]; P] {
+    pub(super) fn rest<const W: usize>(&self) -> [[[u8; W]; PANEL_ROWS]; P] {
         let mut rest = [[[0; W]; PANEL_ROWS]; P];
         for (rest, row) in rest.as_flattened_mut().iter_mut().zip(self.rows.as_flattened()) {
             let left = row.as_chunks::<W>().1;
@@ -179,7 +179,7 @@ impl<'a, const P: usize> Group<'a, P> {
 
 /// Chunk `i` of each row.
 #[inline(always)]
-fn at<'a, const P: usize, const W: usize>(
+pub(super) fn at<'a, const P: usize, const W: usize>(
     chunks: &[[&'a [[u8; W]]; PANEL_ROWS]; P],
     i: usize,
 ) -> [[&'a [u8; W]; PANEL_ROWS]; P] {

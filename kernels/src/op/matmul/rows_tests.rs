@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::super::matmul;
+use super::super::{matmul, pairs};
 use super::*;
 use crate::ThreadPool;
+use crate::cpu::pairs::{Pairs, Widened};
 use crate::cpu::portable;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{avx2, avx512, detect};
@@ -31,7 +32,7 @@ fn stored(ty: WeightType, value: f32) -> Vec<u8> {
 }
 
 /// The product on lanes that may not be the widest.
-fn product<L: PanelLanes<P>, const P: usize>(w: &WeightMatrix, x: &Activations) -> Vec<f32> {
+fn product<L: PanelLanes<P>, const P: usize, D: Pairs<L, P>>(w: &WeightMatrix, x: &Activations) -> Vec<f32> {
     let mut y = vec![f32::NAN; w.rows() * x.rows()];
     let slice = SharedSlice::new(&mut y);
     let out = Output { out: &slice, stride: w.rows(), rows: w.rows() };
@@ -39,6 +40,7 @@ fn product<L: PanelLanes<P>, const P: usize>(w: &WeightMatrix, x: &Activations) 
     match w.weight_type() {
         WeightType::F32 => f32_body::<L, P>(stored, x, panels, &out),
         WeightType::F16 => f16_body::<L, P>(stored, x, panels, &out),
+        _ if w.is_multiplied_in_bf16() => pairs::rows_body::<L, P, D>(stored, x, panels, &out),
         _ => bf16_body::<L, P>(stored, x, panels, &out),
     }
     y
@@ -71,6 +73,7 @@ fn activations(rows: usize, cols: usize) -> Activations {
     let mut x = Activations::new(rows, cols);
     let mut state = 77;
     x.f32_rows_mut().iter_mut().for_each(|value| *value = number(&mut state));
+    x.pair_as(&ThreadPool::new(1), true, true);
     x
 }
 
@@ -81,7 +84,7 @@ fn bits(y: &[f32]) -> Vec<u32> {
 #[test]
 fn products_on_rows_have_the_bits_of_products_on_panels() {
     let pool = ThreadPool::new(3);
-    for ty in FLOATS {
+    for (ty, in_bf16) in FLOATS.map(|ty| (ty, false)).into_iter().chain([(WeightType::BF16, true)]) {
         for (rows, cols, skip, gap) in [
             (1, 1, 1, 0),
             (5, 7, 0, 2),
@@ -92,25 +95,29 @@ fn products_on_rows_have_the_bits_of_products_on_panels() {
             (40, 300, 6, 10),
             (33, 1100, 62, 2),
         ] {
-            let (in_place, in_panels) = both(ty, rows, cols, skip, gap);
+            let (mut in_place, mut in_panels) = both(ty, rows, cols, skip, gap);
+            if in_bf16 {
+                in_place = in_place.multiplied_in_bf16();
+                in_panels = in_panels.multiplied_in_bf16();
+            }
             assert_eq!(in_place.bytes(), rows * ty.row_bytes(cols));
             for batch in [1, 2, 3, 4, 5, 8, 13, 16, 64, 65, 130] {
-                let what = format!("{ty} {rows} × {cols} after {skip}, {batch} rows");
+                let what = format!("{ty} ({in_bf16}) {rows} × {cols} after {skip}, {batch} rows");
                 let x = activations(batch, cols);
                 let (mut got, mut expected) = (vec![f32::NAN; rows * batch], vec![f32::NAN; rows * batch]);
                 matmul(&pool, &in_place, &x, &mut got, rows);
                 matmul(&pool, &in_panels, &x, &mut expected, rows);
                 assert_eq!(bits(&got), bits(&expected), "{what}");
-                let plain = product::<portable::F32x8, 1>(&in_place, &x);
+                let plain = product::<portable::F32x8, 1, Widened>(&in_place, &x);
                 assert_eq!(bits(&plain), bits(&expected), "{what}, portable");
                 #[cfg(target_arch = "x86_64")]
                 if detect::features().lanes() >= detect::Widest::Avx2 {
-                    let y = product::<[avx2::F32x8; 2], 2>(&in_place, &x);
+                    let y = product::<[avx2::F32x8; 2], 2, Widened>(&in_place, &x);
                     assert_eq!(bits(&y), bits(&expected), "{what}, AVX2");
                 }
                 #[cfg(target_arch = "x86_64")]
                 if detect::features().lanes() >= detect::Widest::Avx512 {
-                    let y = product::<avx512::F32x16, 2>(&in_place, &x);
+                    let y = product::<avx512::F32x16, 2, Widened>(&in_place, &x);
                     assert_eq!(bits(&y), bits(&expected), "{what}, AVX-512");
                 }
             }
