@@ -1,7 +1,7 @@
 //! Prints how fast a group computes, without coordinators: prefill, and decode of one and of many sequences.
 //!
 //! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS [THREADS_PER_RANK [PART_OF_A_LINE]]]`, with
-//! `FOGGARA_WEIGHTS=copied` to have floats in panels.
+//! `FOGGARA_WEIGHTS=copied` to have floats in panels, and `FOGGARA_QUANTIZE=bf16` (q8_0, …) to have them quantized.
 
 #![allow(clippy::print_stdout)]
 
@@ -31,8 +31,8 @@ const LONG_BLOCKS: usize = 510;
 const LONG_SLOT: usize = MOST_SEQUENCES;
 
 /// What weights become when they are loaded: `FOGGARA_QUANTIZE`, or nothing else.
-fn quantize() -> Result<Quantize, String> {
-    std::env::var("FOGGARA_QUANTIZE").map_or(Ok(Quantize::None), |name| name.parse())
+fn quantize() -> Result<Quantize> {
+    Ok(std::env::var("FOGGARA_QUANTIZE").map_or(Ok(Quantize::None), |name| name.parse())?)
 }
 
 fn main() -> Result<()> {

@@ -216,7 +216,7 @@ fn floats_of_all_types_are_held_in_bf16_and_multiplied_in_it_where_that_was_aske
                     columns.chain([&attention.o, &mlp.down]).collect::<Vec<_>>()
                 });
                 let of = |matrix: &WeightMatrix| {
-                    let is_bf16 = matrix.weight_type() == foggara_kernels::WeightType::BF16;
+                    let is_bf16 = matrix.weight_type() == WeightType::BF16;
                     (is_bf16, matrix.is_multiplied_in_bf16(), rows(matrix, 0..matrix.rows()).concat())
                 };
                 weights.embedding.iter().chain(&weights.output).chain(layers).map(of).collect()
