@@ -52,6 +52,7 @@ pub trait Floats: Copy {
     /// constant 1 can have.
     #[inline(always)]
     fn exp2_of_negative(self) -> Self {
+        #[allow(clippy::approx_constant, reason = "near it, as the first coefficient must be, and not it")]
         const BEFORE_LAST: [f32; 4] = [9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147];
         let x = self.max(Self::splat(-126.0));
         let n = x.round();

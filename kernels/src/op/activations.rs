@@ -201,6 +201,7 @@ simd! { fn pair_row(x: &[f32], pairs: &mut [u32]) => pair_row_body }
 
 /// (The lanes are only for the compiler to know which instructions it may use.)
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters, reason = "of the macro that enters it")]
 fn pair_row_body<L: Lanes>(x: &[f32], pairs: &mut [u32]) {
     let (whole, rest) = x.as_chunks::<2>();
     for ([even, odd], pair) in whole.iter().zip(pairs.iter_mut()) {
@@ -215,6 +216,7 @@ simd! { fn round_row(x: &[f32], pairs: &mut [[f32; 2]]) => round_row_body }
 
 /// As `pair_row_body`.
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters, reason = "of the macro that enters it")]
 fn round_row_body<L: Lanes>(x: &[f32], pairs: &mut [[f32; 2]]) {
     let (whole, rest) = x.as_chunks::<2>();
     for (pair, rounded) in whole.iter().zip(pairs.iter_mut()) {

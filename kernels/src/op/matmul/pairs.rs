@@ -164,6 +164,7 @@ pub(super) fn rows_body<L: PanelLanes<P>, const P: usize, D: Pairs<L, P>>(
 
 /// A panel's sums of all `T` rows, which stay in registers.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 fn few<L: PanelLanes<P>, const P: usize, D: Pairs<L, P>, const T: usize>(
     group: &Group<'_, P>,
     next: &Group<'_, P>,
@@ -285,6 +286,7 @@ fn unpack<L: PanelLanes<P>, const P: usize, D: Pairs<L, P>>(
 
 /// Adds the products of a block's pairs, which begin at pair `from` of the rows from `t` on.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 fn tile<L: PanelLanes<P>, const P: usize, D: Pairs<L, P>, const T: usize>(
     block: &[D::Weights],
     x: &Activations,
