@@ -48,8 +48,8 @@ pub trait Floats: Copy {
 
     /// 2^self for what is not above 0, within 3 parts in 10^7, and exactly 1 of 0; clamped below at 2^-126, which is next to nothing.
     ///
-    /// The polynomial has the least greatest relative error over half a unit on either side of 0 that one of degree 5 with
-    /// constant 1 can have.
+    /// A polynomial of degree 5 with constant 1, fitted by least squares whose weights were moved until its relative error was about
+    /// the same at all its peaks over half a unit on either side of 0: 9.2e-8, and 1.7e-7 with the roundings of f32.
     #[inline(always)]
     fn exp2_of_negative(self) -> Self {
         #[allow(clippy::approx_constant, reason = "near it, as the first coefficient must be, and not it")]
