@@ -168,6 +168,43 @@ fn a_row_that_sees_nothing_is_zero() {
     }
 }
 
+/// What a row does not see must not touch it, not even times nothing: later tokens may have left what is no number.
+#[test]
+fn rows_of_a_tile_are_as_alone_whatever_those_before_them_do_not_see() {
+    for ty in [KvType::F32, KvType::F16] {
+        for kv_head_of in [vec![0], vec![0, 0], vec![0, 0, 0], vec![0; 4], vec![0; 6]] {
+            let mut case = case(48, 1, 32, Own(40), ty);
+            // From here on only the last row sees something.
+            for p in 40..48 {
+                let (key, value) = (vec![f32::NAN; 32], vec![f32::INFINITY; 40]);
+                case.cache.write(1, case.blocks[p / 16], p % 16, &key, &value);
+            }
+            let heads = kv_head_of.len();
+            let params = AttentionParams { kv_head_of: &kv_head_of, scale: 0.3, softcap: None, sinks: &[] };
+            for window in [48, 7] {
+                let row = |len: usize| AttentionRow {
+                    blocks: &case.blocks,
+                    len,
+                    window_start: len.saturating_sub(window),
+                };
+                let rows: Vec<AttentionRow<'_>> = (23..=40).chain([48]).map(row).collect();
+                let q: Vec<f32> = (0..rows.len() * heads * 32).map(|i| noise(i, 5) * 3.0).collect();
+                let mut together = vec![f32::NAN; rows.len() * heads * 40];
+                attention(&ThreadPool::new(1), &case.cache, 1, &q, &rows, &params, &mut together);
+                for (t, row) in rows.iter().enumerate().take(rows.len() - 1) {
+                    let (q, together) = (&q[t * heads * 32..][..heads * 32], &together[t * heads * 40..]);
+                    let mut alone = vec![f32::NAN; heads * 40];
+                    attention(&ThreadPool::new(1), &case.cache, 1, q, &[*row], &params, &mut alone);
+                    assert!(alone.iter().all(|x| x.is_finite()));
+                    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    let what = format!("{ty:?}, {heads} heads, window {window}, row {t}");
+                    assert_eq!(bits(&together[..heads * 40]), bits(&alone), "{what}");
+                }
+            }
+        }
+    }
+}
+
 /// The same task, computed by the plain lanes.
 fn plain(task: &Task<'_>) {
     let scratch = &mut Scratch::default();
