@@ -304,6 +304,7 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
             put_two(parts ? parts : out, to + column, x, y, parts ? 0 : is_bf16);
         }
     }
+    trace(ENDS, threadIdx.x == 0);
 }
 
 // The parameters are those of attention.cu, but for the number of rows of the step.

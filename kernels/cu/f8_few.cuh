@@ -369,5 +369,6 @@ FG_DEVICE void f8_few(Product<f8> p, const float *x_scales, const X &x, const En
         F::meet();
         finish_few<F, N, PAIR>(end, p, at, mine, row_scales, totals);
     }
+    trace(ENDS, threadIdx.x == 128);
 }
 #endif

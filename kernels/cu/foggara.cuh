@@ -181,13 +181,38 @@ FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
         : "l"(global), "r"((u32)live));
     return v;
 }
+// With FG_TRACE the first block of a kernel, the one in the middle and the last keep the moments at which they come somewhere, in
+// nanoseconds of the device's clock, until there is no more room (cuda/gpu/trace.rs).
+enum Moment { BEGINS_TO_WAIT, HAS_WAITED, ENDS };
+#ifdef FG_TRACE
+constexpr u32 MOST_MOMENTS = 1 << 19;
+extern "C" {
+__device__ u64 fg_moments[2 * MOST_MOMENTS];
+__device__ u32 fg_moments_kept;
+}
+FG_DEVICE void trace(Moment what, bool live) {
+    u32 blocks = gridDim.x * gridDim.y * gridDim.z, block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    if (!live || (block != 0 && block != blocks / 2 && block != blocks - 1)) return;
+    u64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
+    u32 at = atomicAdd(&fg_moments_kept, 1);
+    if (at >= MOST_MOMENTS) return;
+    fg_moments[2 * at] = now;
+    fg_moments[2 * at + 1] = what | (u64)(blockDim.x / 32) << 4 | (u64)block << 12 | (u64)blocks << 38;
+}
+#else
+FG_DEVICE void trace(Moment, bool) {}
+#endif
+
 // A kernel may begin before those before it have ended (the launch says so; Hopper and later). This waits for their end. Before,
 // only what no kernel of a step writes (weights, tables of their addresses) may be read, and nothing may be written: those before
 // may still be reading it. Every thread of every kernel calls it, also one with nothing to do, for the kernel after this one waits
 // for this one only: that all before it have ended it takes from this call. (The host twin sees to it.)
 FG_DEVICE void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
+    trace(BEGINS_TO_WAIT, threadIdx.x == 0);
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    trace(HAS_WAITED, threadIdx.x == 0);
 #endif
 }
 // From here on the next kernel may begin: when all blocks have come here, or ended, and where there is room. What that one does
@@ -284,6 +309,8 @@ FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
 
 #ifdef FOGGARA_HOST
+enum Moment { BEGINS_TO_WAIT, HAS_WAITED, ENDS };
+FG_DEVICE void trace(Moment, bool) {}
 FG_DEVICE void wait_for_kernel_before() { twin::wait_for_kernel_before(); }
 FG_DEVICE void let_next_kernel_begin() {}
 FG_DEVICE u32 load_latest(const u32 *global) { return *global; }

@@ -31,7 +31,6 @@ FG_DEVICE void norm_route(bf16 *out, float4 *x, const float4 *added, const float
                           u32 *offsets, u32 *group_of_row, u32 *token_of_row, u64 *counts, const u32 *local,
                           const u32 *live, u32 local_groups) {
     constexpr u32 AHEAD = sizeof(W) == 2 ? 4 : 2;
-    let_next_kernel_begin();
     FG_SHARED u32 sizes[32];
     FG_SHARED float parts[32], logits[32];
     FG_SHARED u64 keys[64];
@@ -53,7 +52,7 @@ FG_DEVICE void norm_route(bf16 *out, float4 *x, const float4 *added, const float
     NormedRow<1> row;
     row.across = across, row.width = width;
     ask_weights(row, weight, post_norm, true);
-    wait_for_kernel_before();
+    begin_after_others();
     bool lives = *live > 0;
     float squares = add_to<false>(row, x, added, post_norm, eps, {}, 0);
     norm(row, squares, eps);
@@ -93,6 +92,7 @@ FG_DEVICE void norm_route(bf16 *out, float4 *x, const float4 *added, const float
     if (!lives || lane >= r.top_k) group = NOWHERE;
     if (counts && lives && lane < r.top_k) atomicAdd(counts + chosen, 1ull);
     sort_row(positions, offsets, group_of_row, token_of_row, group, r.top_k, local_groups);
+    trace(ENDS, threadIdx.x == 0);
 }
 
 #define NORM_ROUTE(W)                                                                                                  \

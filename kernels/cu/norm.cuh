@@ -165,11 +165,14 @@ FG_DEVICE void store_codes(const NormedRow<PER> &row, const Codes &to, u32 nth, 
 template <class A, u32 PER, bool EXPERTS, bool CODES>
 FG_DEVICE void add_and_norm_4(A *out, float4 *x, const float4 *added, const float4 *post_norm, const float4 *weight, u32 width,
                               float eps, const Results &e, const Codes &to) {
-    let_next_kernel_begin();
+    // Of one block, the next kernel's weights would be in the way of those that the kernel before still reads.
+    bool alone = gridDim.x == 1;
+    if (!alone) let_next_kernel_begin();
     NormedRow<PER> row;
     row.across = blockDim.x, row.width = width;
     ask_weights(row, weight, post_norm, CODES || out);
     wait_for_kernel_before();
+    if (alone) let_next_kernel_begin();
     float squares = add_to<EXPERTS>(row, x, added, post_norm, eps, e, blockIdx.x);
     if (!out && !CODES) return;
     norm(row, squares, eps);
@@ -180,4 +183,5 @@ FG_DEVICE void add_and_norm_4(A *out, float4 *x, const float4 *added, const floa
         if (CODES) size = max(size, sizes_of(row.values[j]));
     }
     if (CODES) store_codes(row, to, blockIdx.x, f8_scale(block_max(size)));
+    trace(ENDS, threadIdx.x == 0);
 }

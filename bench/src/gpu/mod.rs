@@ -7,6 +7,7 @@ mod pages;
 mod report;
 mod serving;
 mod steps;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -115,6 +116,10 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
         let row = Row::serving(requests, streams, tokens, seconds, args.serve_steps);
         eprintln!("{row}");
         report.rows.push(row);
+    }
+    let moments = Gpu::of(&device).map(Gpu::moments).transpose()?.unwrap_or_default();
+    if !moments.is_empty() {
+        eprint!("{}", timeline::Timeline::of(&moments));
     }
     report.launches = launches(&device);
     report.save(args)?;

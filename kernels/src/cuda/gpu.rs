@@ -13,6 +13,7 @@ mod memory;
 mod overlap;
 mod products;
 mod staging;
+pub(super) mod trace;
 
 use std::any::Any;
 use std::ffi::c_void;
@@ -34,6 +35,7 @@ use super::{Device, DeviceError, source};
 
 pub use context::Facts;
 pub(super) use context::{count, driver_version, facts, free_memory};
+pub use trace::{Moment, Stage};
 
 /// The compute capability of Hopper.
 const HOPPER: (u32, u32) = (9, 0);
@@ -129,6 +131,16 @@ impl Gpu {
     }
 
     /// Makes its context that of the calling thread, as libraries expect, and gives the stream, on which they then put something.
+    /// What kernels kept of their moments: nothing unless they were compiled with `FOGGARA_CUDA_TRACE`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn moments(&self) -> Result<Vec<Moment>, DeviceError> {
+        self.0.context.bind()?;
+        self.0.wait()?;
+        Ok(self.0.functions.moments())
+    }
+
     pub(super) fn bind(&self) -> Result<CUstream, DeviceError> {
         self.0.context.bind()?;
         self.0.overlap.interrupt();

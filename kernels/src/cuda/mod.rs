@@ -35,6 +35,6 @@ pub use counting::bytes_of;
 pub use device::{Arg, Captured, Device, Driver, Launch, Memory, Recording};
 pub use error::DeviceError;
 pub use f8_rows::{F8Room, F8Rows, F8View, F8ViewMut, activations_to_f8, f8_stride};
-pub use gpu::{Facts, Gpu};
+pub use gpu::{Facts, Gpu, Moment, Stage};
 pub use groups::Groups;
 pub use matrix::{DeviceMatrix, MatrixTable, WeightKind, from_f8, row_to_f8, to_f8};

@@ -6,6 +6,7 @@ mod nvrtc;
 
 use std::borrow::Cow;
 
+use super::gpu::trace;
 pub(super) use nvrtc::Nvrtc;
 
 mod listed {
@@ -37,14 +38,18 @@ pub fn architecture((major, minor): (u32, u32)) -> String {
 /// # Errors
 /// If something must be compiled and cannot be.
 pub fn modules(capability: (u32, u32), notice: &(dyn Fn(&str) + Sync)) -> Result<Vec<Module>, String> {
+    let traced = std::env::var_os(trace::SWITCH).is_some();
+    // What is embedded keeps no moments.
+    let embedded = |file| if traced { None } else { embedded(file, capability) };
     let mut found: Vec<Option<Module>> = SOURCES
         .iter()
-        .map(|(file, _)| embedded(file, capability).map(|cubin| Module { file, cubin: Cow::Borrowed(cubin) }))
+        .map(|(file, _)| embedded(file).map(|cubin| Module { file, cubin: Cow::Borrowed(cubin) }))
         .collect();
     if found.iter().any(Option::is_none) {
         let nvrtc = Nvrtc::load()?;
         let architecture = nvrtc.nearest(&architecture(capability), capability)?;
-        let options = options_for(&architecture);
+        let mut options = options_for(&architecture);
+        options.extend(traced.then(|| trace::OPTION.to_owned()));
         let folder = cache::folder();
         let missing: Vec<usize> = (0..found.len()).filter(|i| found[*i].is_none()).collect();
         let headers: String = HEADERS.iter().flat_map(|(name, text)| [*name, *text]).collect();

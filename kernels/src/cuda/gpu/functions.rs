@@ -10,6 +10,7 @@ use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUre
 
 use super::api::{Named, refused};
 use super::context::{Context, driver_version};
+use super::trace;
 use crate::cuda::source::Module;
 use crate::cuda::{DeviceError, Launch};
 
@@ -24,7 +25,8 @@ const SHARED_LITTLE: u32 = 24 << 10;
 
 /// All machine code of a GPU.
 pub(super) struct Functions {
-    modules: Vec<CUmodule>,
+    /// Each with the source it was made of.
+    modules: Vec<(&'static str, CUmodule)>,
     found: RwLock<HashMap<&'static str, Arc<Function>>>,
     /// See [`SHARED_SWITCH`].
     shared_left: Option<i32>,
@@ -55,12 +57,12 @@ impl Functions {
             // SAFETY: a whole cubin, whose own header says how long it is; the pointer is to a handle.
             let answer = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
             context.check_shaped("cuModuleLoadData", answer, || format!("{}.cu", source.file))?;
-            modules.push(module);
+            modules.push((source.file, module));
         }
         // By default the driver loads a function when it is first started, which may wait for the whole GPU. Later than 12.3
         // it can be told to do it now; what it refuses now it says again at the first start.
         if driver_version()? >= 12040 {
-            modules.iter().for_each(|module| load_all(*module));
+            modules.iter().for_each(|(_, module)| load_all(*module));
         }
         let shared_left = std::env::var(SHARED_SWITCH).ok().and_then(|percent| percent.parse().ok());
         Ok(Self { modules, found: RwLock::default(), shared_left })
@@ -104,7 +106,7 @@ impl Functions {
         wanted: u32,
     ) -> Result<Arc<Function>, DeviceError> {
         let text = CString::new(name).unwrap_or_default();
-        for module in &self.modules {
+        for (_, module) in &self.modules {
             let mut handle: CUfunction = ptr::null_mut();
             // SAFETY: the module is loaded; the name ends with zero; the pointer is to a handle.
             let answer = unsafe { sys::cuModuleGetFunction(&raw mut handle, *module, text.as_ptr()) };
@@ -146,9 +148,14 @@ impl Functions {
         counts
     }
 
+    /// What kernels kept of their moments.
+    pub fn moments(&self) -> Vec<trace::Moment> {
+        self.modules.iter().flat_map(|(file, module)| trace::read(*module, file)).collect()
+    }
+
     /// Gives all of it back; nothing may be started any more.
     pub fn unload(&self) {
-        for module in &self.modules {
+        for (_, module) in &self.modules {
             // SAFETY: loaded by `load`, unloaded once.
             unsafe { sys::cuModuleUnload(*module) };
         }
