@@ -220,7 +220,7 @@ FG_DEVICE void sum_of_four(float (&total)[2]) {
     }
 }
 
-// Each thread keeps a sum over spans in shared memory, a piece of 16 bytes at every 128th place from its own on: one for each of DS
+// Each of THREADS keeps a sum over spans in shared memory, a piece of 16 bytes at every so many'th place from its own on: one for each of DS
 // times 8 columns, and one more (attention_forms.rs counts them, too).
 
 // Columns of query r of two times 8, added to those of the spans before.
@@ -233,11 +233,11 @@ FG_DEVICE void merge_two(float4 x, const Merge &m, bool seen, int r, float (&one
 
 // The sums of a span, added to those of the spans before, which are kept unless this is the first. `total` is that of four threads,
 // and so it is thereafter.
-template <int DS>
+template <int DS, int THREADS = 128>
 FG_DEVICE void merge_onto(const float4 *kept, bool first, float (&sum)[DS][4], float (&most)[2], float (&total)[2]) {
     static_assert(DS % 2 == 0, "two by two");
     float4 about = make_float4(minus_infinity(), 0.0f, minus_infinity(), 0.0f);
-    if (!first) about = kept[DS * 128];
+    if (!first) about = kept[DS * THREADS];
     FG_UNROLL
     for (int r = 0; r < 2; r++) {
         bool seen = most[r] != minus_infinity();
@@ -252,22 +252,22 @@ FG_DEVICE void merge_onto(const float4 *kept, bool first, float (&sum)[DS][4], f
         } else {
             FG_UNROLL
             for (int d = 0; d < DS; d += 2)
-                merge_two(kept[(r * DS / 2 + d / 2) * 128], m, seen, r, sum[d], sum[d + 1]);
+                merge_two(kept[(r * DS / 2 + d / 2) * THREADS], m, seen, r, sum[d], sum[d + 1]);
         }
     }
 }
 
 // Keeps those, and begins anew.
-template <int DS>
+template <int DS, int THREADS = 128>
 FG_DEVICE void keep(float4 *kept, float (&sum)[DS][4], float (&most)[2], float (&total)[2]) {
-    kept[DS * 128] = make_float4(most[0], total[0], most[1], total[1]);
+    kept[DS * THREADS] = make_float4(most[0], total[0], most[1], total[1]);
     FG_UNROLL
     for (int r = 0; r < 2; r++) {
         most[r] = minus_infinity();
         total[r] = 0.0f;
         FG_UNROLL
         for (int d = 0; d < DS; d += 2) {
-            kept[(r * DS / 2 + d / 2) * 128] =
+            kept[(r * DS / 2 + d / 2) * THREADS] =
                 make_float4(sum[d][2 * r], sum[d][2 * r + 1], sum[d + 1][2 * r], sum[d + 1][2 * r + 1]);
             sum[d][2 * r] = sum[d][2 * r + 1] = sum[d + 1][2 * r] = sum[d + 1][2 * r + 1] = 0.0f;
         }

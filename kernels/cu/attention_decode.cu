@@ -10,11 +10,12 @@
 // one, which writes those of its own position, waited itself before this one began.
 #include "attention.cuh"
 
-#define WARPS 4
 #define STAGES 3
 
-template <class E, int D>
+// W: warps of a block. Eight where a block has a multiprocessor to itself: a warp's work is a chain, and half as much of it is done sooner.
+template <class E, int D, int W>
 struct Shape {
+    static constexpr int DIM = D, WARPS = W, THREADS = 32 * W;
     static constexpr bool IS_F8 = sizeof(E) == 1;
     static constexpr int TILE = D > 128 ? 32 : 64;         // positions
     static constexpr int MINE = TILE / WARPS;              // of those, a warp's
@@ -29,45 +30,42 @@ struct Shape {
     static constexpr int PAIRS = (D / 16 + WARPS - 1) / WARPS;  // times 16 columns of the sums, a warp's
     static constexpr bool QUERIES_SHARED = D > 128;        // too many for registers
     // Blocks on a multiprocessor: those of the shortest tiles are soon done with one.
-    static constexpr int BLOCKS = IS_F8 && D <= 128 ? 4 : 2;
+    static constexpr int BLOCKS = IS_F8 && D <= 128 && W == 4 ? 4 : 2;
 };
 
 // Where a piece of a row is.
-template <class E, int D>
+template <class S>
 FG_DEVICE u32 piece_at(u32 row, u32 piece) {
-    using S = Shape<E, D>;
     return row * S::STRIDE + (S::CROSSED ? piece ^ row % 8 : piece) * S::PIECE;
 }
 
 // Asks for the keys and values of a warp's positions of a tile, lane l % MINE of which has the place of the l'th; zeros for those
 // that are nowhere.
-template <class E, int D>
+template <class S, class E>
 FG_DEVICE void fetch(E *to, const E *keys, const E *values, u32 place, u32 lane) {
-    using S = Shape<E, D>;
     constexpr int ALL = S::MINE * S::PIECES;
     FG_UNROLL
     for (int i = 0; i < (ALL + 31) / 32; i++) {
         u32 at = i * 32 + lane, row = at / S::PIECES, piece = at % S::PIECES;
         u32 whose = __shfl_sync(0xffffffffu, place, row);
         if (ALL % 32 != 0 && at >= ALL) break;
-        u64 source = whose == NOWHERE ? 0 : (u64)whose * D + piece * S::PIECE;
-        u32 target = piece_at<E, D>(row, piece);
+        u64 source = whose == NOWHERE ? 0 : (u64)whose * S::DIM + piece * S::PIECE;
+        u32 target = piece_at<S>(row, piece);
         copy_async_16_or_zero(to + target, keys + source, whose != NOWHERE);
         copy_async_16_or_zero(to + S::SIDE + target, values + source, whose != NOWHERE);
     }
 }
 
 // The four words of this lane, of 16 elements of all queries, from k · 16 on.
-template <class E, int D>
+template <class S>
 FG_DEVICE void query_of(u32 (&a)[4], const f16 *queries, int k, u32 lane) {
-    load_matrices(a, queries + (lane / 8 % 2 * 8 + lane % 8) * Shape<E, D>::QUERY_STRIDE + k * 16 + lane / 16 * 8);
+    load_matrices(a, queries + (lane / 8 % 2 * 8 + lane % 8) * S::QUERY_STRIDE + k * 16 + lane / 16 * 8);
 }
 
 // Scores of a warp's positions, 8 each: its keys by all queries, which `query(a, k)` gives.
-template <class E, int D, class Query>
-FG_DEVICE void score_of(float (&part)[Shape<E, D>::MINE / 8][4], const E *keys, u32 lane, const Query &query) {
-    using S = Shape<E, D>;
-    constexpr int KS = D / 16, N = S::MINE / 8;
+template <class S, class E, class Query>
+FG_DEVICE void score_of(float (&part)[S::MINE / 8][4], const E *keys, u32 lane, const Query &query) {
+    constexpr int KS = S::DIM / 16, N = S::MINE / 8;
     // Of f16 a matrix is 8 keys by 8 elements, of E4M3 8 by 16: four are all keys by so many times 16.
     constexpr int STEPS = (S::IS_F8 ? 4 : 2) / N, EACH = S::IS_F8 ? 1 : 2, WIDE = STEPS * EACH;
     u32 row = lane / (8 * WIDE) * 8 + lane % 8, ahead = lane / 8 % WIDE;
@@ -76,7 +74,7 @@ FG_DEVICE void score_of(float (&part)[Shape<E, D>::MINE / 8][4], const E *keys, 
         u32 b[4], a[4];
         u32 piece = k * EACH + ahead;
         if (KS % STEPS != 0) piece = min(piece, S::PIECES - 1);
-        load_matrices(b, keys + piece_at<E, D>(row, piece));
+        load_matrices(b, keys + piece_at<S>(row, piece));
         FG_UNROLL
         for (int i = 0; i < STEPS; i++) {
             if (k + i >= KS) break;
@@ -108,14 +106,14 @@ FG_DEVICE void add_columns(float (&one)[4], float (&two)[4], const u32 (&weights
     }
 }
 
-template <class E, int D>
+template <class E, int D, int W>
 FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values,
                       const u32 *step, u32 units_at, u32 step_rows, const u32 *chunks, const float *sinks, u32 heads,
                       u32 kv_heads, u32 block_size, u32 window, float scale, float cap) {
     bool waited = step_rows != 1;
     if (waited) begin_after_others();
-    using S = Shape<E, D>;
-    constexpr int KS = D / 16, NS = S::TILE / 8, DS = 2 * S::PAIRS;
+    using S = Shape<E, D, W>;
+    constexpr int WARPS = W, KS = D / 16, NS = S::TILE / 8, DS = 2 * S::PAIRS;
     FG_DYNAMIC_SHARED(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
     Run unit = tile_of(step + units_at, 0, 0, blockIdx.x);
@@ -152,7 +150,7 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
             begin_after_others();
             waited = true;
         }
-        if (ahead < end) fetch<E, D>(stages_mine + i * 2 * S::SIDE, keys, values, place, lane);
+        if (ahead < end) fetch<S>(stages_mine + i * 2 * S::SIDE, keys, values, place, lane);
         copy_async_commit();
         ahead += S::TILE;
         place = place_of(places, ahead + mine, begin, end);
@@ -202,9 +200,9 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
             FG_UNROLL
             for (int i = 0; i < 4; i++) part[n][i] = 0.0f;
         }
-        score_of<E, D>(part, k_tile, lane, [&](u32 (&these)[4], int k) {
+        score_of<S>(part, k_tile, lane, [&](u32 (&these)[4], int k) {
             if constexpr (S::QUERIES_SHARED) {
-                query_of<E, D>(these, queries, k, lane);
+                query_of<S>(these, queries, k, lane);
             } else {
                 FG_UNROLL
                 for (int i = 0; i < 4; i++) these[i] = a[k][i];
@@ -227,7 +225,7 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
         __syncthreads();
         if (ahead < end) {
             u32 free = stage == 0 ? STAGES - 1 : stage - 1;
-            fetch<E, D>(stages_mine + free * 2 * S::SIDE, keys, values, place, lane);
+            fetch<S>(stages_mine + free * 2 * S::SIDE, keys, values, place, lane);
         }
         copy_async_commit();
         ahead += S::TILE;
@@ -267,8 +265,8 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
                 u32 sixteen = j * WARPS + warp;
                 if (sixteen >= D / 16) continue;
                 u32 b[4];
-                if constexpr (S::IS_F8) load_matrices_transposed(b, v_tile + piece_at<E, D>(n * 8 + lane, sixteen));
-                else load_matrices_transposed(b, v_tile + piece_at<E, D>(n * 8 + lane % 16, sixteen * 2 + lane / 16));
+                if constexpr (S::IS_F8) load_matrices_transposed(b, v_tile + piece_at<S>(n * 8 + lane, sixteen));
+                else load_matrices_transposed(b, v_tile + piece_at<S>(n * 8 + lane % 16, sixteen * 2 + lane / 16));
                 FG_UNROLL
                 for (int i = 0; i < SIXTEENS; i++) add_columns<E>(sum[2 * j], sum[2 * j + 1], weights[i], b, 2 * i);
             }
@@ -277,9 +275,9 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
         from += S::TILE;
         if (from < end && (from & (span - 1)) != 0) continue;
         sum_of_four(total);
-        if (!parts) merge_onto<DS>(kept, is_first, sum, most, total);
+        if (!parts) merge_onto<DS, S::THREADS>(kept, is_first, sum, most, total);
         if (from >= end) break;
-        keep<DS>(kept, sum, most, total);
+        keep<DS, S::THREADS>(kept, sum, most, total);
         is_first = false;
     }
 
@@ -308,19 +306,23 @@ FG_DEVICE void decode(void *out, u32 is_bf16, float *parts, const float *q, cons
 }
 
 // The parameters are those of attention.cu, but for the number of rows of the step.
-#define DECODE(NAME, E, D)                                                                                                \
-    FG_KERNEL_MIN(128, (Shape<E, D>::BLOCKS), NAME,                                                                       \
+#define DECODE(NAME, E, D, W)                                                                                             \
+    FG_KERNEL_MIN(32 * W, (Shape<E, D, W>::BLOCKS), NAME,                                                                    \
                   (void *out, u32 is_bf16, float *parts, const float *q, const E *keys, const E *values,                  \
                    const u32 *step, u32 units_at, u32 step_rows, u32, const u32 *chunks, const float *sinks, u32 heads,   \
                    u32 kv_heads, u32, u32, u32, u32, u32, u32 block_size, u32 window, float scale, float cap)) {          \
-        decode<E, D>(out, is_bf16, parts, q, keys, values, step, units_at, step_rows, chunks, sinks, heads, kv_heads,     \
+        decode<E, D, W>(out, is_bf16, parts, q, keys, values, step, units_at, step_rows, chunks, sinks, heads, kv_heads,  \
                      block_size, window, scale, cap);                                                                     \
     }
-#define DECODES(D)                       \
-    DECODE(attention_decode_##D, f16, D) \
-    DECODE(attention_decode_f8_##D, f8, D)
-DECODES(64)
-DECODES(80)
-DECODES(96)
-DECODES(128)
+#define DECODES(D)                          \
+    DECODE(attention_decode_##D, f16, D, 4) \
+    DECODE(attention_decode_f8_##D, f8, D, 4)
+#define DECODES_EIGHT(D)                           \
+    DECODES(D)                                     \
+    DECODE(attention_decode_eight_##D, f16, D, 8) \
+    DECODE(attention_decode_eight_f8_##D, f8, D, 8)
+DECODES_EIGHT(64)
+DECODES_EIGHT(80)
+DECODES_EIGHT(96)
+DECODES_EIGHT(128)
 DECODES(256)

@@ -86,19 +86,21 @@ FG_DEVICE float prepare(const FromSpans<PER> &x, const Product<f8> &p, u8 *own) 
         u32 four = threadIdx.x + j * F::THREADS;
         if (four < codes / 4) ((u32 *)own)[four] = to_codes(floats_of_bf16(values[j]), scale);
     }
+    for (u32 four = PER * F::THREADS + threadIdx.x; four < codes / 4; four += F::THREADS) ((u32 *)own)[four] = 0;
     F::meet_all();
     return scale.back;
 }
 
-#define ATTENDED(per)                                                                                                   \
+#define ATTENDED(per, ...)                                                                                             \
     FG_KERNEL_MIN(256, 2, f8_few_attended_##per,                                                                        \
                   (F8_ARGUMENTS, const float *parts, const u32 *step, u32 units_at, u32 most_parts, const float *sinks, \
                    u32 heads, u32 value_dim, u32 window)) {                                                             \
         /* No kernel writes where rows are: it is found before others have ended. */                                    \
         Run unit = tile_of(step + units_at, 0, 0, 0);                                                                   \
         FromSpans<per> spans = {parts, sinks, most_parts, heads, value_dim, window, unit};                              \
-        f8_few<8, 2, 1, 5, 2>(THE_PRODUCT, x_scales, spans, Plain{});                                                   \
+        f8_few<__VA_ARGS__>(THE_PRODUCT, x_scales, spans, Plain{});                                                   \
     }
-ATTENDED(4)
-ATTENDED(8)
+// One block a multiprocessor, whose ring holds nearly all of a tile of 4096 inputs; codes behind the row's end are zeros. And two blocks.
+ATTENDED(4, 8, 2, 1, 6, 3)
+ATTENDED(8, 8, 2, 1, 5, 2)
 #endif

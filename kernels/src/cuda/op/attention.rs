@@ -242,7 +242,8 @@ impl<'a, 'b> Step<'a, 'b> {
         let blocks = count * self.a.heads.chunks(kernel.chunk).len();
         let many = kernel.meets_spans && blocks >= MANY && spans <= SHORT;
         let one = many || self.a.window.is_some_and(|window| window <= SPAN);
-        AlonePlan { kernel, spans, parts: if one { 1 } else { spans } }
+        let parts = if one { 1 } else { spans };
+        AlonePlan { kernel: kernel.for_blocks(blocks * parts), spans, parts }
     }
 
     fn alone(&self, scratch: &mut AttentionScratch) -> Result<(), DeviceError> {

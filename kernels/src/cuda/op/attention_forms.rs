@@ -1,6 +1,7 @@
 //! The kernel of attention that meets keys and values of some shape, for some number of queries.
 
 use super::kv_cache::{DeviceKv, KvKind, u32_of};
+use super::matmul::PROCESSORS;
 use crate::op::kv_cache::Values;
 
 /// One instance of the kernel of any shape (`kernels/cu/attention.cu`).
@@ -84,10 +85,24 @@ pub(super) struct Kernel {
     pub(super) shared: usize,
     /// So many more where a block may meet several spans: there it keeps those before.
     pub(super) kept: usize,
+    /// The same with twice as many warps, for blocks that have a multiprocessor to themselves, and what it keeps.
+    pub(super) eight: Option<(&'static str, usize)>,
     /// Whether what rows see together can be cut into spans that are met by blocks of their own.
     pub(super) cuts: bool,
     /// Whether as many blocks run at once where each keeps spans, or nearly: then one may as well meet several of a row.
     pub(super) meets_spans: bool,
+}
+
+impl Kernel {
+    /// The kernel for so many blocks: the same bits, sooner.
+    pub(super) fn for_blocks(self, blocks: usize) -> Self {
+        match self.eight {
+            Some((name, kept)) if blocks <= PROCESSORS => {
+                Self { name, kept, threads: 2 * self.threads, eight: None, ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 /// Threads of a block, but for long heads.
@@ -143,6 +158,7 @@ fn general(kv: &DeviceKv, widest: Option<impl Fn(usize) -> usize>) -> Kernel {
         threads: THREADS,
         shared: form.shared(value_stride),
         kept: form.queries * (kv.sizes().values.dim() + 4) * size_of::<f32>(),
+        eight: None,
         cuts: false,
         meets_spans: false,
     }
@@ -182,6 +198,7 @@ fn prefill(kv: &DeviceKv) -> Option<Kernel> {
         threads: THREADS * u32_of(halves),
         shared: 2 * tile(dim) * row + more,
         kept: halves * kept(dim / 8 / halves),
+        eight: None,
         cuts: true,
         meets_spans: false,
     })
@@ -197,6 +214,13 @@ fn decode(kv: &DeviceKv, widest: usize) -> Option<Kernel> {
         128 => of_kind(kv.kind(), "attention_decode_128", "attention_decode_f8_128"),
         256 => of_kind(kv.kind(), "attention_decode_256", "attention_decode_f8_256"),
         _ => return None,
+    };
+    let eight = match dim {
+        64 => Some(of_kind(kv.kind(), "attention_decode_eight_64", "attention_decode_eight_f8_64")),
+        80 => Some(of_kind(kv.kind(), "attention_decode_eight_80", "attention_decode_eight_f8_80")),
+        96 => Some(of_kind(kv.kind(), "attention_decode_eight_96", "attention_decode_eight_f8_96")),
+        128 => Some(of_kind(kv.kind(), "attention_decode_eight_128", "attention_decode_eight_f8_128")),
+        _ => None,
     };
     // Three tiles, the queries where they are too many for registers, and the scores of two tiles.
     let queries = if dim > 128 { CHUNK * (dim + 8) * HALF } else { 0 };
@@ -215,6 +239,7 @@ fn decode(kv: &DeviceKv, widest: usize) -> Option<Kernel> {
         threads: THREADS,
         shared: tiles + queries + scores,
         kept: kept(2 * (dim / 16).div_ceil(WARPS)),
+        eight: eight.map(|name| (name, 2 * kept(2 * (dim / 16).div_ceil(2 * WARPS)))),
         cuts: false,
         meets_spans: kv.kind() == KvKind::F8 && dim <= 128,
     })
@@ -246,7 +271,36 @@ fn latent(kv: &DeviceKv, many: bool) -> Option<Kernel> {
         threads: THREADS,
         shared,
         kept,
+        eight: None,
         cuts: false,
         meets_spans: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_have_a_multiprocessor_each_have_eight_warps() {
+        let kernel = Kernel {
+            name: "four",
+            chunk: CHUNK,
+            queries: CHUNK,
+            threads: THREADS,
+            shared: 1000,
+            kept: 10,
+            eight: Some(("eight", 20)),
+            cuts: false,
+            meets_spans: false,
+        };
+        for (blocks, expected) in
+            [(1, ("eight", 256, 20)), (132, ("eight", 256, 20)), (133, ("four", 128, 10))]
+        {
+            let Kernel { name, threads, kept, .. } = kernel.for_blocks(blocks);
+            assert_eq!((name, threads, kept), expected, "{blocks} blocks");
+        }
+        let none = Kernel { eight: None, ..kernel };
+        assert_eq!(none.for_blocks(1).name, "four", "long heads");
+    }
 }

@@ -108,6 +108,9 @@ pub(super) fn check_same(device: &Device, case: &Case) {
     compare(sequences.attend(device, &batch, 64, None), "a batch");
     batch.truncate(8);
     compare(sequences.attend(device, &batch, 2, Some(9)), "a recorded batch");
+    // With four spans each, more blocks than multiprocessors: they have fewer warps.
+    let many: Vec<Part> = (0..42).map(|i| (0, ones[i % ones.len()], 1)).collect();
+    compare(sequences.attend(device, &many, 42, None), "a large batch");
 }
 
 #[test]

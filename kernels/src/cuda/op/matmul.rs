@@ -21,6 +21,7 @@ mod streamed;
 
 pub(super) use attended::AttendedRow;
 pub use cached::{CachedRows, matmul_into_cache};
+pub(super) use choose::PROCESSORS;
 use choose::{Matrices, Sizes};
 use f8::F8Form;
 pub use gated::{gated_matmul, grouped_gated_matmul};

@@ -126,7 +126,7 @@ pub(super) const ALL: [&Form; 11] = [
 ];
 
 /// Multiprocessors of a large GPU, the shared memory of each, and what of it a block takes besides its own.
-pub(super) const PROCESSORS: usize = 132;
+pub(in crate::cuda::op) const PROCESSORS: usize = 132;
 const SHARED: usize = 228 << 10;
 const SHARED_OF_BLOCK: usize = 1 << 10;
 

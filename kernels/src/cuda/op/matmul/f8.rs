@@ -13,6 +13,8 @@ pub(super) struct F8Form {
     threads: usize,
     /// Stages of shared memory, and the bytes of each.
     stages: (usize, usize),
+    /// Inputs of a stage.
+    inputs: usize,
     /// Besides them.
     spare: usize,
     /// Blocks that a multiprocessor has room for.
@@ -22,6 +24,8 @@ pub(super) struct F8Form {
     gated: &'static str,
 }
 
+/// Inputs that are added up from zero.
+const GROUP: usize = 128;
 /// What all of them have to align their shared memory.
 const SPARE: usize = 1024;
 
@@ -33,6 +37,7 @@ macro_rules! few {
             width: 64 / $pair * $warpgroups,
             threads: 128 + 128 * $warpgroups,
             stages: ($stages, $lines * ($warpgroups * 8192 + $height * $pair * 128)),
+            inputs: $lines * $pair * GROUP,
             spare: SPARE,
             blocks: 2,
             kernel: concat!("f8_few_", $name),
@@ -56,12 +61,12 @@ const OWN: F8Form = F8Form {
 };
 /// Inputs that it has registers for.
 pub(super) const OWN_INPUTS: usize = 16 * 1024;
-/// Inputs of a stage of it.
-const OWN_STAGE: usize = 512;
 /// Those of [`EIGHT`] that do what comes before or after, too (`matmul_f8_cached.cu`, `matmul_f8_attended.cu`).
 const CACHED_F16: F8Form = F8Form { kernel: "f8_few_cached_f16", gated: "f8_few_cached_f16", ..EIGHT };
 const CACHED_F8: F8Form = F8Form { kernel: "f8_few_cached_f8", gated: "f8_few_cached_f8", ..EIGHT };
-const ATTENDED_4: F8Form = F8Form { kernel: "f8_few_attended_4", gated: "f8_few_attended_4", ..EIGHT };
+/// One block a multiprocessor: its ring holds nearly all of a tile of the inputs that it is for.
+const ATTENDED_4: F8Form =
+    F8Form { blocks: 1, kernel: "f8_few_attended_4", gated: "f8_few_attended_4", ..few!("8", 8, 2, 1, 6, 3) };
 const ATTENDED_8: F8Form = F8Form { kernel: "f8_few_attended_8", gated: "f8_few_attended_8", ..EIGHT };
 /// Inputs that the first of the last two has registers for, and the second.
 pub(super) const ATTENDED_INPUTS: [usize; 2] = [4 * 1024, 8 * 1024];
@@ -75,6 +80,7 @@ const MANY: F8Form = F8Form {
     width: 128,
     threads: 384,
     stages: (6, (128 + 128) * 128),
+    inputs: GROUP,
     // And what the rows of a tile are multiplied by, for each of two warpgroups.
     spare: SPARE + 2 * 128 * size_of::<f32>(),
     blocks: 1,
@@ -124,7 +130,7 @@ impl F8Form {
     /// as many blocks as there is room for.
     pub(super) fn launch_own(&self, sizes: &Sizes, inputs: usize, more: usize) -> Launch {
         // Codes of whole stages.
-        let kept = inputs.next_multiple_of(OWN_STAGE) + more;
+        let kept = inputs.next_multiple_of(self.inputs) + more;
         let shared = self.stages.0 * self.stages.1 + self.spare + kept;
         let blocks = self.blocks.min(SHARED_OF_ALL / (shared + SHARED_OF_EACH)).max(1);
         let launch = Self { blocks, ..*self }.launch(sizes);
@@ -209,7 +215,7 @@ mod tests {
             let launch = F8Form::attended(inputs).expect("a form").launch_own(&wide, inputs, more);
             (launch.kernel, launch.grid[0], launch.shared)
         };
-        assert_eq!(launched(4096, 2176), ("f8_few_attended_4", 256, 109_696));
+        assert_eq!(launched(4096, 2176), ("f8_few_attended_4", 132, 192_128));
         assert_eq!(launched(8192, 4352), ("f8_few_attended_8", 132, 115_968));
     }
 }
