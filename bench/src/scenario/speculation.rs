@@ -63,7 +63,7 @@ const KINDS: [Kind; 5] = [
         what: "a file, copied",
         before: "",
         text: CODE,
-        times: 2,
+        times: 3,
         after: "",
         temperature: 0.0,
         many: false,
@@ -163,19 +163,16 @@ async fn once(
 ) -> Result<[f64; 4]> {
     let before = counted(&side.target).await?;
     let text = [kind.before, &kind.text.repeat(kind.times), kind.after].concat();
-    let ask = |(number, client): (usize, &'_ mut GrpcClient)| {
-        let sampling = SamplingParams {
-            max_tokens: Some(args.tokens),
-            temperature: Some(kind.temperature),
-            seed: Some((run * streams + number) as u64),
-            ignore_eos: true,
-            ..SamplingParams::default()
-        };
-        let text = text.clone();
-        // Of a client that is moved into it, for as long as it takes.
-        async move { client.continue_text(&text, sampling).await }
+    let sampling = |number: usize| SamplingParams {
+        max_tokens: Some(args.tokens),
+        temperature: Some(kind.temperature),
+        seed: Some((run * streams + number) as u64),
+        ignore_eos: true,
+        ..SamplingParams::default()
     };
-    let traces: Vec<Trace> = try_join_all(side.clients.iter_mut().take(streams).enumerate().map(ask)).await?;
+    let asking = side.clients.iter_mut().take(streams).enumerate();
+    let asking = asking.map(|(number, client)| client.continue_text(&text, sampling(number)));
+    let traces: Vec<Trace> = try_join_all(asking).await?;
     *rate = match &traces[..] {
         [one] => one.decode_rate().context("the whole answer came at once")?,
         all => end_to_end_rate(all).context("no token came")?,

@@ -53,7 +53,51 @@ fn price(cost: &CostModel, work: Work) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shadow::ModelLeader;
+    use super::super::tests::{LIMITS, request};
+    use super::super::{Limits, SequenceId as Id};
     use super::*;
+
+    const DRAFTING: Limits = Limits { drafts: 4, ..LIMITS };
+
+    /// Plans and runs a step. Returns what it allows, and the blocks it grants.
+    fn step(batcher: &mut Batcher, leader: &mut ModelLeader) -> (Drafts, usize) {
+        let plan = batcher.plan().expect("work");
+        let granted = plan.grants.iter().map(|grant| grant.blocks.len()).sum();
+        batcher.report(leader.execute(&plan)).expect("in order");
+        (plan.drafts, granted)
+    }
+
+    fn submit(batcher: &mut Batcher, id: Id, prompt: usize) {
+        let mut tokens = vec![7; prompt];
+        tokens[0] = u32::try_from(id).expect("small");
+        batcher.submit(id, request(&tokens, 40), None).expect("room");
+    }
+
+    #[test]
+    fn whoever_decodes_alone_may_draft_and_whoever_is_beside_prompts_or_many_may_not() {
+        let (mut batcher, mut leader) = (Batcher::new(1, DRAFTING), ModelLeader::new(DRAFTING));
+        submit(&mut batcher, 1, 8);
+        assert_eq!(
+            step(&mut batcher, &mut leader),
+            (Drafts::default(), 4),
+            "its prompt is read; blocks ahead"
+        );
+        let (alone, _) = step(&mut batcher, &mut leader);
+        assert!(alone.most == 4 && (50..500).contains(&alone.price), "{alone:?}");
+        submit(&mut batcher, 2, 30);
+        assert_eq!(step(&mut batcher, &mut leader).0, Drafts::default(), "another prompt is read");
+        while batcher.sequences.values().any(|sequence| sequence.prefill_left() > 0) {
+            step(&mut batcher, &mut leader);
+        }
+        let (beside, _) = step(&mut batcher, &mut leader);
+        assert!(beside.most == 4 && beside.price > alone.price, "{beside:?} beside another, {alone:?} alone");
+        let (mut batcher, mut leader) = (Batcher::new(1, LIMITS), ModelLeader::new(LIMITS));
+        submit(&mut batcher, 1, 8);
+        for granted in [2, 1, 0] {
+            assert_eq!(step(&mut batcher, &mut leader), (Drafts::default(), granted), "none are wanted");
+        }
+    }
 
     /// A model that has seen steps of an engine with such costs, in microseconds.
     fn fitted(fixed: f64, row: f64, attended: f64) -> CostModel {
