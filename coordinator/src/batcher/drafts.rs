@@ -17,7 +17,7 @@ impl Batcher {
     pub(super) fn drafts(&self, prefilling: usize) -> Drafts {
         let price = price(&self.cost, self.work);
         match self.limits.drafts {
-            most if prefilling == 0 && price < WHOLE => Drafts { most, price: price.ceil() as u32 },
+            most @ 1.. if prefilling == 0 && price < WHOLE => Drafts { most, price: price.ceil() as u32 },
             _ => Drafts::default(),
         }
     }
