@@ -63,6 +63,7 @@ impl Sequence {
         }
         self.lookup.follow(&self.tokens, self.prompt_len);
         let mut draft = self.lookup.draft(&self.tokens, Drafts { most: most as u32, ..drafts });
+        // Nothing follows what ends it.
         let stops = draft.iter().position(|token| self.params.stop_token_ids.contains(token));
         draft.truncate(stops.unwrap_or(most));
         draft
@@ -294,7 +295,7 @@ impl SequenceTable {
         let Some(sequence) = self.sequences.get_mut(&wanted.sequence) else { return };
         let next = wanted.position + 1;
         if let Some(drafted) = wanted.drafted {
-            if sequence.end.is_some() || sequence.tokens.get(wanted.position) != Some(&drafted) {
+            if sequence.tokens.get(wanted.position) != Some(&drafted) {
                 // Something else has come in its place or before it. What it left in the cache is written over.
                 return;
             }

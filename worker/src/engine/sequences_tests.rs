@@ -87,6 +87,43 @@ fn a_stop_token_ends_a_sequence_and_is_reported() {
     assert!(begin(&mut table, vec![], vec![], vec![]).is_empty());
 }
 
+/// A table in which the token after a prompt has come as it did before; rows of its next step are at most so many.
+fn repeating(max_rows: usize) -> SequenceTable {
+    let mut table = SequenceTable::new(10, 16, max_rows);
+    let prompt = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3];
+    begin(&mut table, vec![join(1, &prompt, 11, params(9))], vec![chunk(1, 11)], vec![]);
+    table.take_logits(0, &likely(4));
+    table.finish();
+    table.allow(Drafts { most: 8, price: 1 });
+    table
+}
+
+#[test]
+fn a_draft_goes_as_far_as_an_end_or_a_step_and_counts_as_far_as_it_is_right() {
+    for (max_rows, sampled, told, end, right) in [
+        (64, &[5, 6, 7][..], &[5, 6, 7][..], Some(SequenceEnd::StopToken), 2),
+        (64, &[5, 9, 7], &[5, 9], None, 1),
+        (64, &[7, 6, 7], &[7], Some(SequenceEnd::StopToken), 0),
+        (64, &[9, 6, 5], &[9], None, 0),
+        (2, &[5, 6], &[5, 6], None, 1),
+        (1, &[5], &[5], None, 0),
+    ] {
+        let mut table = repeating(max_rows);
+        let input = table.go_on();
+        let len = sampled.len() as u32;
+        assert_eq!(input.segments, [Segment { slot: 0, start: 11, len, logits_from: 0 }]);
+        assert_eq!(input.tokens, [4, 5, 6][..sampled.len()], "the end itself is not drafted");
+        sampled.iter().enumerate().for_each(|(row, token)| table.take_logits(row, &likely(*token)));
+        assert_eq!(table.take_drafted(), (len - 1, right));
+        let output = table.finish().remove(0);
+        let tokens: Vec<usize> = output.tokens.iter().map(|token| token.token as usize).collect();
+        assert_eq!((&tokens[..], output.end), (told, end), "{sampled:?}");
+        let next = table.go_on();
+        let start = next.segments.first().map(|segment| segment.start as usize);
+        assert_eq!(start, end.is_none().then_some(11 + told.len()), "what was wrong is written over");
+    }
+}
+
 #[test]
 fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
     let mut table = SequenceTable::new(10, 16, 64);
