@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Predictions(PredictionsArgs),
     /// What a scrape of a busy cluster's metrics takes, with vLLM's names and without, and what it costs the streams.
     Scrape(ScrapeArgs),
+    /// What guessing tokens that may repeat gives, and what it costs where nothing does.
+    Speculation(SpeculationArgs),
     /// What recording metrics and timelines costs each step and token, by itself. Starts nothing.
     Recording(RecordingArgs),
 }
@@ -277,6 +279,28 @@ pub(crate) struct ScrapeArgs {
     pub(crate) every: u64,
     /// How often with scrapes and without, in turn.
     #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// With guessed tokens and without.
+#[derive(clap::Args)]
+pub(crate) struct SpeculationArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Tokens guessed of a sequence in a step.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) speculate: u32,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 192)]
+    pub(crate) tokens: u32,
+    /// Streams at once, after one by itself.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) streams: usize,
+    /// How often each, with and without in turn.
+    #[arg(long, value_name = "N", default_value_t = 7)]
     pub(crate) runs: usize,
     /// Prints JSON instead of the table.
     #[arg(long)]

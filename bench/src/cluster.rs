@@ -75,6 +75,15 @@ impl Cluster {
         for (option, value) in &args.up {
             command.arg(option).arg(value);
         }
+        let said = |name: &str| {
+            options.iter().any(|(option, _)| *option == name)
+                || args.up.iter().any(|(option, _)| option == name)
+        };
+        // Small models fall into repeating themselves after random prompts: figures are to be of steps. Another program may be an older
+        // one, which knows of no guesses.
+        if args.foggara.is_none() && !said("--speculate") {
+            command.args(["--speculate", "0"]);
+        }
         command.arg("--data-dir").arg(folder.path().join("data"));
         command.args(["--exit-with-parent", &std::process::id().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(&log)?);

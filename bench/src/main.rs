@@ -60,6 +60,7 @@ fn main() -> ExitCode {
             Some(Command::Prefixes(args)) => scenario::prefixes::run(args).await,
             Some(Command::Predictions(args)) => scenario::predictions::run(args).await,
             Some(Command::Scrape(args)) => scenario::scrape::run(args).await,
+            Some(Command::Speculation(args)) => scenario::speculation::run(args).await,
             Some(Command::Recording(args)) => recording::run(args),
         }
     });

@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sequences: 64,
         queue: usize::try_from(waiting)? + 64 + STEPS * 64,
         lease_ms: 2_000,
+        drafts: 0,
     };
     let mut batcher = Batcher::new(1, limits);
     let mut id = 0;
@@ -102,8 +103,8 @@ impl Leader {
             if *cached >= PROMPT {
                 *sampled += 1;
                 let end = (*sampled == ANSWER).then_some(SequenceEnd::Length);
-                let token = Some(TokenOutput { token: 1, logprob: None, top: Vec::new() });
-                outputs.push(SequenceOutput { sequence: *id, prompt: Vec::new(), token, end });
+                let tokens = vec![TokenOutput { token: 1, logprob: None, top: Vec::new() }];
+                outputs.push(SequenceOutput { sequence: *id, prompt: Vec::new(), tokens, end });
             }
         }
         let timing = StepTiming { rows, compute_us: 5_000 + rows * 500, ..StepTiming::default() };

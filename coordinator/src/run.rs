@@ -64,6 +64,8 @@ pub struct CoordinatorConfig {
     pub router: PolicyKind,
     /// How long leaders go on when plans are late, in milliseconds.
     pub lease_ms: u32,
+    /// Tokens that may be drafted of a sequence in a step; 0: none.
+    pub speculate: u32,
     /// Folders that hold models. One that is not there is got from the nodes that have it, as far as it is needed here.
     pub models: Vec<PathBuf>,
     /// Whether metrics have vLLM's names, too.
@@ -213,6 +215,7 @@ pub async fn run(
         dialer,
         queue: config.queue,
         lease_ms: config.lease_ms,
+        speculate: config.speculate,
     };
     let mut parts = JoinSet::new();
     if let Some(tls) = tls.clone() {
@@ -333,6 +336,7 @@ mod tests {
             queue: 10,
             router: PolicyKind::default(),
             lease_ms: crate::driver::DEFAULT_LEASE_MS,
+            speculate: crate::driver::DEFAULT_SPECULATE,
             models: Vec::new(),
             cache: None,
         }

@@ -12,7 +12,7 @@ pub type BlockId = u32;
 /// One step, as a change of what the leader already knows.
 ///
 /// Order of effect: drops, joins, grants, copies, chunks. Every sequence that has all its known tokens in the cache, has not ended
-/// and is not dropped samples one more token in each step, without being named.
+/// and is not dropped samples one more token in each step (or several, where drafts are right), without being named.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepPlan {
     /// The driver's lease; older ones are ignored.
@@ -32,6 +32,18 @@ pub struct StepPlan {
     /// How many milliseconds after this plan has come the leader may go on by itself when the next one is late. It repeats
     /// the decodes, as far as the granted blocks reach.
     pub lease_ms: u32,
+    /// What may be drafted in this step, and in those without a plan after it.
+    pub drafts: Drafts,
+}
+
+/// Tokens that may be drafted: computed in one step with the one that is known, behind it, and kept as far as they are what is
+/// sampled. The default: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drafts {
+    /// Of one sequence, at most.
+    pub most: u32,
+    /// What a row costs, in thousandths of what a token costs in such a step.
+    pub price: u32,
 }
 
 /// A sequence enters the group.
@@ -136,6 +148,10 @@ pub struct StepReport {
     pub unplanned: bool,
     /// Sequences that the plan had decode but that lacked a block, having gone further in steps without a plan.
     pub skipped: Vec<SequenceId>,
+    /// Tokens that were drafted.
+    pub drafted: u32,
+    /// Of them, those that were right.
+    pub accepted: u32,
 }
 
 /// What one rank has done in some steps. Times are in microseconds; no two of them overlap.
@@ -194,8 +210,8 @@ pub struct SequenceOutput {
     pub sequence: SequenceId,
     /// Log-probabilities of prompt tokens, when asked for.
     pub prompt: Vec<TokenOutput>,
-    /// The sampled token, if this step sampled one.
-    pub token: Option<TokenOutput>,
+    /// The sampled tokens: one at most, unless there were drafts.
+    pub tokens: Vec<TokenOutput>,
     /// Set when the sequence ended with this step.
     pub end: Option<SequenceEnd>,
 }

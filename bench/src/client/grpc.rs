@@ -46,9 +46,20 @@ impl GrpcClient {
             ignore_eos: true,
             ..SamplingParams::default()
         };
+        self.send(Prompt::Tokens(TokenIds { ids: ask.prompt }), sampling, trace).await
+    }
+
+    /// Continues a text as `sampling` says.
+    pub(crate) async fn continue_text(&mut self, text: &str, sampling: SamplingParams) -> Result<Trace> {
+        let trace = RefCell::new(Trace::start());
+        self.send(Prompt::Text(text.to_owned()), sampling, &trace).await?;
+        Ok(trace.into_inner())
+    }
+
+    async fn send(&mut self, prompt: Prompt, sampling: SamplingParams, trace: &RefCell<Trace>) -> Result<()> {
         let request = GenerateRequest {
             model: self.model.clone(),
-            prompt: Some(Prompt::Tokens(TokenIds { ids: ask.prompt })),
+            prompt: Some(prompt),
             sampling: Some(sampling),
             ..GenerateRequest::default()
         };

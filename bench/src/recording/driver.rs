@@ -79,7 +79,7 @@ fn began(timelines: &Timelines) -> Began<'static> {
 fn report(pace: &Pace) -> StepReport {
     let token = TokenOutput { token: 9, logprob: None, top: Vec::new() };
     let output =
-        |sequence| SequenceOutput { sequence, prompt: Vec::new(), token: Some(token.clone()), end: None };
+        |sequence| SequenceOutput { sequence, prompt: Vec::new(), tokens: vec![token.clone()], end: None };
     let rows = u32::try_from(pace.sequences).unwrap_or(u32::MAX);
     StepReport {
         driver_epoch: EPOCH,
@@ -120,6 +120,7 @@ impl Driver {
                 sequences: 1024,
                 queue: 512,
                 lease_ms: 2000,
+                drafts: 0,
             },
         );
         let mut sequences = HashMap::new();

@@ -5,6 +5,7 @@ pub(crate) mod long_prompt;
 pub(crate) mod predictions;
 pub(crate) mod prefixes;
 pub(crate) mod scrape;
+pub(crate) mod speculation;
 pub(crate) mod versus;
 
 use std::fmt::Write as _;

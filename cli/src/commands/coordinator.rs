@@ -70,6 +70,11 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_LEASE_MS, value_name = "MS",
           value_parser = clap::value_parser!(u32).range(0..=60_000))]
     lease_ms: u32,
+    /// Tokens guessed of a sequence in a step, from what followed its last tokens before, 0 to 32; 0: none. No token of an answer
+    /// depends on it
+    #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_SPECULATE, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(0..=i64::from(foggara_coordinator::driver::MOST_SPECULATE)))]
+    speculate: u32,
     /// Show metrics under vLLM's names, too, for dashboards and autoscalers that know those
     #[arg(long, env = "FOGGARA_VLLM_METRICS", action = clap::ArgAction::Set, default_value = "false",
           num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -116,6 +121,7 @@ impl Arguments {
             queue: self.queue,
             router: self.router_policy,
             lease_ms: self.lease_ms,
+            speculate: self.speculate,
             vllm_metrics: self.vllm_metrics,
             otlp_endpoint: self.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
             models: self.models,

@@ -77,6 +77,11 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_LEASE_MS, value_name = "MS",
           value_parser = clap::value_parser!(u32).range(0..=60_000))]
     lease_ms: u32,
+    /// Tokens guessed of a sequence in a step, from what followed its last tokens before, 0 to 32; 0: none. No token of an answer
+    /// depends on it
+    #[arg(long, default_value_t = foggara_coordinator::driver::DEFAULT_SPECULATE, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(0..=i64::from(foggara_coordinator::driver::MOST_SPECULATE)))]
+    speculate: u32,
     /// Where the first coordinator's HTTP listens
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     http: SocketAddr,

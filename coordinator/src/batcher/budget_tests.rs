@@ -13,6 +13,7 @@ const LIMITS: Limits = Limits {
     sequences: 64,
     queue: 1_000,
     lease_ms: 0,
+    drafts: 0,
 };
 
 /// A batcher that knows an engine: 10 ms for a step, 1 ms for a row.
@@ -41,7 +42,7 @@ fn step(batcher: &mut Batcher) -> Vec<(SequenceId, u32)> {
     let output = |id: SequenceId| SequenceOutput {
         sequence: id,
         prompt: vec![],
-        token: Some(foggara_proto::sequence::TokenOutput { token: 1, logprob: None, top: vec![] }),
+        tokens: vec![foggara_proto::sequence::TokenOutput { token: 1, logprob: None, top: vec![] }],
         end: None,
     };
     let outputs = batcher.running.iter().copied().filter(done).map(output).collect();

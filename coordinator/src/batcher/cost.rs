@@ -94,6 +94,14 @@ impl Work {
         }
     }
 
+    /// With so many tokens drafted behind those of sequences that decode.
+    #[must_use]
+    pub(super) fn with_drafts(mut self, drafted: usize) -> Self {
+        let context = self.attended / self.rows.max(1);
+        (0..drafted).for_each(|_| self.add_decode(context));
+        self
+    }
+
     #[allow(clippy::cast_precision_loss)]
     fn features(self) -> Vector {
         let [_, rows, sampled, attended] = UNITS;

@@ -7,10 +7,12 @@
 //!
 //! What the leader did without a plan it reports before its next planned step. Plans already on their way did not know of it:
 //! positions in them are put right here. A sequence that went so far that it lacks a block in a planned step is skipped in it.
+//!
+//! Drafts that are right take sequences further than plans knew, too: blocks reach ahead for as many as the plans on their way allow.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use foggara_proto::step::{Grant, SequenceId, StepPlan, StepReport};
+use foggara_proto::step::{Grant, SequenceId, SequenceOutput, StepPlan, StepReport};
 
 use super::cost::Work;
 use super::reports::ReportError;
@@ -26,10 +28,10 @@ impl Batcher {
     /// Grants blocks for the steps that the leader may run without a plan, out of what nobody else is about to need.
     pub(super) fn grant_ahead(&mut self, plan: &mut StepPlan) {
         plan.lease_ms = self.limits.lease_ms;
-        if plan.lease_ms == 0 {
+        let ahead = self.lease_steps().max(self.draft_reach());
+        if ahead == 0 {
             return;
         }
-        let ahead = self.lease_steps();
         for pool in 0..self.pools.len() {
             self.grant_ahead_in(pool, ahead, plan);
         }
@@ -72,6 +74,9 @@ impl Batcher {
             }
         }
         let micros = f64::from(self.limits.lease_ms) * 1e3;
+        if micros == 0.0 {
+            return 0;
+        }
         let step = self.cost.predict(work).max(1.0);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let steps = (micros / step).ceil().min(MOST_AHEAD as f64) as usize;
@@ -96,30 +101,31 @@ impl Batcher {
         if report.number != self.last_reported {
             return Err(ReportError::OutOfOrder { got: report.number, expected: Some(self.last_reported) });
         }
-        let decoded: BTreeSet<SequenceId> = report.outputs.iter().map(|output| output.sequence).collect();
-        self.shift(&decoded, |position| position + 1);
+        let decoded = |output: &SequenceOutput| (output.sequence, output.tokens.len().max(1));
+        self.shift(&report.outputs.iter().map(decoded).collect(), usize::saturating_add);
         // Blocks are named by the next planned step.
         Ok(Vec::new())
     }
 
     /// Sequences lacked a block in the oldest plan in flight.
     pub(super) fn fell_behind(&mut self, skipped: &[SequenceId]) {
-        let skipped: BTreeSet<SequenceId> = skipped.iter().copied().collect();
-        self.shift(&skipped, |position| position.saturating_sub(1));
+        self.shift(&skipped.iter().map(|id| (*id, 1)).collect(), usize::saturating_sub);
     }
 
-    fn shift(&mut self, ids: &BTreeSet<SequenceId>, by: impl Fn(usize) -> usize) {
-        if ids.is_empty() {
+    /// Puts right where sequences stand after the plans on their way, each by a number of positions.
+    pub(super) fn shift(&mut self, moved: &BTreeMap<SequenceId, usize>, by: impl Fn(usize, usize) -> usize) {
+        if moved.is_empty() {
             return;
         }
-        for id in ids {
+        for (id, count) in moved {
             if let Some(sequence) = self.sequences.get_mut(id).filter(|s| s.phase == Phase::Running) {
-                sequence.planned = by(sequence.planned);
+                sequence.planned = by(sequence.planned, *count);
             }
         }
-        let positions = self.in_flight.iter_mut().flat_map(|Step { positions, .. }| positions);
-        for (_, position) in positions.filter(|(id, _)| ids.contains(id)) {
-            *position = by(*position);
+        for (id, position) in self.in_flight.iter_mut().flat_map(|Step { positions, .. }| positions) {
+            if let Some(count) = moved.get(id) {
+                *position = by(*position, *count);
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ struct Outcome {
     skipped: u64,
     preemptions: u64,
     adopted: usize,
+    accepted: u64,
 }
 
 /// A driver as far as the batcher needs one: sequences by id, what has come of them, and what they are asked for.
@@ -155,7 +156,8 @@ impl World {
         let all = self.limits.kv_blocks * self.limits.pools;
         assert_eq!((rest.live_blocks, rest.free_blocks + rest.cached_blocks), (0, all));
         self.outcome.preemptions += rest.preemptions;
-        Outcome { unplanned: self.leader.unplanned, skipped: self.leader.skipped, ..self.outcome }
+        let ModelLeader { unplanned, skipped, accepted, .. } = self.leader;
+        Outcome { unplanned, skipped, accepted, ..self.outcome }
     }
 }
 
@@ -199,9 +201,10 @@ proptest! {
         kv_blocks in 24u32..80,
         step_rows in 8u32..24,
         lease_ms in prop_oneof![Just(0u32), Just(3), Just(2_000)],
+        drafts in prop_oneof![Just(0u32), Just(2), Just(9)],
         deaths in prop_oneof![Just(0u64), Just(30), Just(6)],
     ) {
-        run(Limits { kv_blocks, pools, step_rows, lease_ms, ..LIMITS }, seed, 60, deaths);
+        run(Limits { kv_blocks, pools, step_rows, lease_ms, drafts, ..LIMITS }, seed, 60, deaths);
     }
 }
 
@@ -209,13 +212,19 @@ proptest! {
 fn random_workloads_go_on_skip_preempt_and_are_taken_over() {
     let mut sum = Outcome::default();
     for seed in 0..20 {
-        let outcome = run(Limits { kv_blocks: 26, lease_ms: 2_000, ..LIMITS }, seed, 60, 20);
+        let limits = Limits { kv_blocks: 26, lease_ms: 2_000, drafts: 3, ..LIMITS };
+        let outcome = run(limits, seed, 60, 20);
         sum.unplanned += outcome.unplanned;
         sum.skipped += outcome.skipped;
         sum.preemptions += outcome.preemptions;
         sum.adopted += outcome.adopted;
+        sum.accepted += outcome.accepted;
     }
-    let all = sum.unplanned > 100 && sum.skipped > 20 && sum.preemptions > 20 && sum.adopted > 20;
+    let all = sum.accepted > 1_000
+        && sum.unplanned > 100
+        && sum.skipped > 20
+        && sum.preemptions > 20
+        && sum.adopted > 20;
     assert!(all, "the test does not test what it should: {sum:?}");
 }
 

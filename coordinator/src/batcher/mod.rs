@@ -6,7 +6,7 @@
 //! ended, and the leader skips those.
 //!
 //! A step plan is made in phases, each in its own file: `drops`, `decodes`, `prefills` (and for those who come in,
-//! `admission`), `lease` (blocks for steps without a plan); `reports` is the way back. `adoption` is how a batcher begins with
+//! `admission`), `drafts` (what the leader may guess), `lease` (blocks for steps without a plan); `reports` is the way back. `adoption` is how a batcher begins with
 //! the sequences of another. What the phases decide by is apart from them: `queue` (who enters next), `cost`
 //! (how long a step takes), `budget` (how much prefill goes into it), `ahead` (how many plans are on their way). `kv` accounts
 //! for the blocks.
@@ -17,6 +17,7 @@ mod ahead;
 mod budget;
 mod cost;
 mod decodes;
+mod drafts;
 mod drops;
 mod kv;
 mod lease;
@@ -53,7 +54,7 @@ pub use ahead::{LEAST_PLANS_AHEAD, MOST_PLANS_AHEAD};
 pub use kv::hash::{BlockHash, HashChain};
 pub use reports::ReportError;
 
-/// What bounds a group's batches. Every field but the lease is at least 1.
+/// What bounds a group's batches. Every field but the last two is at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// KV blocks in each pool.
@@ -70,6 +71,8 @@ pub struct Limits {
     pub queue: usize,
     /// How long the leader may go on without plans, in milliseconds; 0: not at all.
     pub lease_ms: u32,
+    /// Tokens that may be drafted of a sequence in a step; 0: none.
+    pub drafts: u32,
 }
 
 /// Why a sequence was not accepted.
@@ -231,6 +234,7 @@ impl Batcher {
         self.collect_ended();
         let decoding = self.plan_decodes(&mut plan);
         let prefilling = self.plan_prefills(&mut plan);
+        plan.drafts = self.drafts(prefilling);
         self.grant_ahead(&mut plan);
         plan.drops = self.take_drops();
         if decoding + prefilling == 0 && plan.drops.is_empty() {

@@ -45,16 +45,17 @@ impl Batcher {
             return;
         }
         let timing = &report.timing;
-        let work = self.ahead.reported().done(timing.rows as usize);
+        let drafted = report.drafted.min(timing.rows) as usize;
+        let work = self.ahead.reported().done(timing.rows as usize - drafted).with_drafts(drafted);
         if timing.rows as usize == work.rows {
             self.cost.observe(work, f64::from(timing.compute_us) + f64::from(timing.sample_us));
         }
     }
 
     fn count_sampled(&mut self, report: &StepReport) {
-        for output in report.outputs.iter().filter(|output| output.token.is_some()) {
+        for output in &report.outputs {
             if let Some(sequence) = self.sequences.get(&output.sequence) {
-                self.queue.sampled(&sequence.ticket);
+                output.tokens.iter().for_each(|_| self.queue.sampled(&sequence.ticket));
             }
         }
     }

@@ -35,13 +35,13 @@ impl Batcher {
             if sequence.phase == Phase::Ended {
                 continue;
             }
-            sequence.tokens.extend(output.token.as_ref().map(|token| token.token));
+            sequence.tokens.extend(output.tokens.iter().map(|token| token.token));
             if output.end.is_some() {
                 ended.push(output.sequence);
             }
             let event = SequenceEvent {
                 prompt: output.prompt,
-                tokens: output.token.into_iter().collect(),
+                tokens: output.tokens,
                 end: output.end,
                 cached_tokens: sequence.found.take(),
             };
@@ -70,6 +70,7 @@ impl Batcher {
         }
         // Before it leaves the flight, so that its own positions are put right too.
         self.fell_behind(&report.skipped);
+        self.went_further(report);
         self.last_reported = report.number;
         Ok(self.in_flight.pop_front().map(|step| step.positions).unwrap_or_default())
     }

@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 
 use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
-use foggara_proto::step::{BlockId, HeldSequence, Join, SequenceId, SequenceOutput, StepPlan, StepReport};
+use foggara_proto::step::{
+    BlockId, Drafts, HeldSequence, Join, SequenceId, SequenceOutput, StepPlan, StepReport,
+};
 
 use super::Limits;
+use super::tests::Lcg;
 
 /// What a leader would hold of a sequence.
 struct Held {
@@ -25,6 +28,20 @@ impl Held {
     fn decodes(&self) -> bool {
         self.end.is_none() && self.prefilled && self.cached + 1 == self.tokens.len()
     }
+
+    /// Its next token, unless it has all it may.
+    fn sample(&mut self) -> Option<u32> {
+        let generated = self.tokens.len() - self.prompt_len;
+        let most = self.params.max_tokens as usize;
+        let token = (generated < most).then(|| next(&self.tokens));
+        self.tokens.extend(token);
+        self.end = match token {
+            Some(0) => Some(SequenceEnd::StopToken),
+            _ if generated + 1 >= most => Some(SequenceEnd::Length),
+            _ => None,
+        };
+        token
+    }
 }
 
 /// A leader that samples `next(tokens)` and ends sequences at token 0 or at their length.
@@ -41,6 +58,13 @@ pub(crate) struct ModelLeader {
     pub(super) skipped: u64,
     /// Of the last step.
     pub(super) rows: usize,
+    /// What is drafted is right or wrong by chance.
+    random: Lcg,
+    drafts: Drafts,
+    drafted: u32,
+    /// Drafted tokens that were right, of all steps.
+    pub(super) accepted: u64,
+    rows_left: usize,
     /// Salts of sequences that have one, to be told before they join.
     pub(super) salts: BTreeMap<SequenceId, u64>,
 }
@@ -76,13 +100,29 @@ impl ModelLeader {
         let blocks = (limits.kv_blocks * limits.pools) as usize;
         let contents = vec![vec![0; limits.block_size as usize]; blocks];
         let (held, salts) = Default::default();
-        let (last, driver_epoch, unplanned, skipped, rows) = (0, 0, 0, 0, 0);
-        Self { limits, held, contents, last, driver_epoch, unplanned, skipped, rows, salts }
+        let (last, driver_epoch, unplanned, skipped, rows, drafted, accepted) = (0, 0, 0, 0, 0, 0, 0);
+        let (random, drafts) = (Lcg(9), Drafts::default());
+        Self {
+            limits,
+            held,
+            contents,
+            last,
+            driver_epoch,
+            unplanned,
+            skipped,
+            rows,
+            random,
+            drafts,
+            drafted,
+            accepted,
+            rows_left: 0,
+            salts,
+        }
     }
 
     pub(crate) fn execute(&mut self, plan: &StepPlan) -> StepReport {
         assert_eq!(plan.number, self.last + 1, "plans are numbered without gaps");
-        (self.last, self.driver_epoch) = (plan.number, plan.driver_epoch);
+        (self.last, self.driver_epoch, self.drafts) = (plan.number, plan.driver_epoch, plan.drafts);
         for drop in &plan.drops {
             assert!(self.held.remove(drop).is_some(), "drop of an unknown sequence {drop}");
         }
@@ -106,7 +146,7 @@ impl ModelLeader {
             .collect();
         let skipped: Vec<SequenceId> =
             without_room.into_iter().filter(|id| !chunks.contains_key(id)).collect();
-        assert!(skipped.is_empty() || self.unplanned > 0, "no block for {skipped:?}");
+        assert!(skipped.is_empty() || self.unplanned + self.accepted > 0, "no block for {skipped:?}");
         self.skipped += skipped.len() as u64;
         StepReport { skipped, ..self.step(&chunks) }
     }
@@ -120,7 +160,7 @@ impl ModelLeader {
 
     /// Another driver attaches: what there is.
     pub(crate) fn attach(&mut self, driver_epoch: u64) -> Vec<HeldSequence> {
-        (self.last, self.driver_epoch) = (0, driver_epoch);
+        (self.last, self.driver_epoch, self.drafts) = (0, driver_epoch, Drafts::default());
         let held = |(id, held): (&SequenceId, &Held)| HeldSequence {
             sequence: *id,
             tokens: held.tokens.clone(),
@@ -142,13 +182,18 @@ impl ModelLeader {
     }
 
     fn step(&mut self, chunks: &BTreeMap<SequenceId, usize>) -> StepReport {
-        self.rows = 0;
+        (self.rows, self.drafted) = (0, 0);
+        let before = self.accepted;
+        let decoding = |(id, held): &(&SequenceId, &Held)| held.decodes() && !chunks.contains_key(id);
+        let named = self.held.iter().filter(decoding).count() + chunks.values().sum::<usize>();
+        self.rows_left = (self.limits.step_rows as usize).saturating_sub(named);
         let ids: Vec<SequenceId> = self.held.keys().copied().collect();
         let outputs = ids.into_iter().filter_map(|id| self.run(id, chunks.get(&id).copied())).collect();
         let most = self.limits.step_rows as usize;
         assert!(self.rows <= most, "{} rows in a step of {most}", self.rows);
         let (driver_epoch, number) = (self.driver_epoch, self.last);
-        StepReport { driver_epoch, number, outputs, ..StepReport::default() }
+        let (drafted, accepted) = (self.drafted, (self.accepted - before) as u32);
+        StepReport { driver_epoch, number, outputs, drafted, accepted, ..StepReport::default() }
     }
 
     fn join(&mut self, join: &Join) {
@@ -198,18 +243,44 @@ impl ModelLeader {
             return None;
         }
         held.prefilled = true;
-        let generated = held.tokens.len() - held.prompt_len;
-        let most = held.params.max_tokens as usize;
-        let token = (generated < most).then(|| next(&held.tokens));
-        held.tokens.extend(token);
-        let end = match token {
-            Some(0) => Some(SequenceEnd::StopToken),
-            _ if generated + 1 >= most => Some(SequenceEnd::Length),
-            _ => None,
-        };
-        held.end = end;
-        let token = token.map(|token| TokenOutput { token, logprob: None, top: vec![] });
-        Some(SequenceOutput { sequence: id, prompt: vec![], token, end })
+        let mut tokens: Vec<u32> = held.sample().into_iter().collect();
+        if named.is_none() {
+            tokens.extend(self.guess(id));
+        }
+        let output = |token| TokenOutput { token, logprob: None, top: vec![] };
+        let tokens = tokens.into_iter().map(output).collect();
+        Some(SequenceOutput { sequence: id, prompt: vec![], tokens, end: self.held[&id].end })
+    }
+
+    /// The tokens after one that decodes, of rows behind its own that hold what was guessed.
+    fn guess(&mut self, id: SequenceId) -> Vec<u32> {
+        let (held, size) = (&self.held[&id], self.limits.block_size as usize);
+        // It has been given its token already.
+        let room = (held.blocks.len() * size).saturating_sub(held.cached);
+        let wanted = (held.params.max_tokens as usize + held.prompt_len).saturating_sub(held.tokens.len());
+        let most = room.min(wanted).min(self.rows_left).min(self.drafts.most as usize);
+        let count = self.random.below(most as u64 + 1) as usize;
+        (self.rows_left, self.drafted, self.rows) =
+            (self.rows_left - count, self.drafted + count as u32, self.rows + count);
+        let (mut tokens, mut right) = (Vec::new(), true);
+        let first = held.cached;
+        for position in first..first + count {
+            let held = self.held.get_mut(&id).expect("looked up above");
+            right &= held.end.is_none() && self.random.below(4) > 0;
+            let block = held.blocks[position / size];
+            let content = match right {
+                true => digests(held.salt, &held.tokens)[position],
+                false => self.random.below(u64::MAX),
+            };
+            self.contents[block as usize][position % size] = content;
+            if right {
+                held.cached = position + 1;
+                self.accepted += 1;
+                tokens.extend(held.sample());
+            }
+            assert_eq!(self.holders(block), 1, "{id} guesses in block {block}");
+        }
+        tokens
     }
 
     fn holders(&self, block: BlockId) -> usize {

@@ -22,8 +22,16 @@ pub(super) fn params(max_tokens: u32) -> SequenceParams {
     }
 }
 
-pub(crate) const LIMITS: Limits =
-    Limits { kv_blocks: 64, pools: 1, block_size: 4, step_rows: 16, sequences: 8, queue: 100, lease_ms: 0 };
+pub(crate) const LIMITS: Limits = Limits {
+    kv_blocks: 64,
+    pools: 1,
+    block_size: 4,
+    step_rows: 16,
+    sequences: 8,
+    queue: 100,
+    lease_ms: 0,
+    drafts: 0,
+};
 
 /// A prompt and how much to answer, and nothing else.
 pub(crate) fn request(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
@@ -119,6 +127,7 @@ fn one_row_steps_and_one_token_blocks_work() {
         sequences: 2,
         queue: 100,
         lease_ms: 0,
+        drafts: 0,
     };
     for seed in 0..10 {
         run(limits, seed, 20);

@@ -48,6 +48,8 @@ pub(super) struct Assignment {
     pub(super) queue: usize,
     /// How long the leader goes on when plans are late.
     pub(super) lease_ms: u32,
+    /// Tokens that may be drafted of a sequence in a step.
+    pub(super) speculate: u32,
     /// How long a sequence goes on that nobody listens to.
     pub(super) grace: Duration,
 }
@@ -98,7 +100,7 @@ impl Drive {
         metrics: DriverMetrics,
         drivers: Drivers,
     ) -> Self {
-        let limits = limits(&attached.limits, assignment.queue, assignment.lease_ms);
+        let limits = limits(&attached.limits, &assignment);
         let mut drive = Self {
             batcher: Batcher::new(assignment.driver_epoch, limits),
             recorder: Recorder::new(assignment.driver_epoch),

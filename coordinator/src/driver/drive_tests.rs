@@ -43,8 +43,8 @@ impl Rig {
         let (reports, from_leader) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
         let drivers = Drivers::default();
-        let (group, model, driver_epoch, lease_ms) = (1, "m".to_owned(), 7, 0);
-        let assignment = Assignment { group, model, driver_epoch, queue, lease_ms, grace };
+        let (group, model, driver_epoch, lease_ms, speculate) = (1, "m".to_owned(), 7, 0, 0);
+        let assignment = Assignment { group, model, driver_epoch, queue, lease_ms, speculate, grace };
         let attached = Attached { limits: LIMITS, sequences: table.hold() };
         let measured = metrics.driver(1, 7, "m");
         let drive = Drive::new(assignment, attached, to_leader, measured, drivers.clone());

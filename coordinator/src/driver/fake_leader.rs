@@ -137,7 +137,7 @@ fn run(id: SequenceId, held: &mut Held, rows: usize) -> SequenceOutput {
     let known = |token: u32, logprob| TokenOutput { token, logprob, top: vec![] };
     let (start, end) = (held.cached, held.cached + rows);
     held.cached = end;
-    let mut output = SequenceOutput { sequence: id, prompt: vec![], token: None, end: None };
+    let mut output = SequenceOutput { sequence: id, prompt: vec![], tokens: vec![], end: None };
     if held.params.prompt_logprobs {
         let first = (start == 0).then(|| known(held.tokens[0], None));
         let rest = start + 1..(end + 1).min(held.prompt_len);
@@ -150,7 +150,7 @@ fn run(id: SequenceId, held: &mut Held, rows: usize) -> SequenceOutput {
     if held.tokens.len() - held.prompt_len < most {
         let token = next(&held.tokens);
         held.tokens.push(token);
-        output.token = Some(known(token, held.params.logprobs.map(|_| -0.5)));
+        output.tokens = vec![known(token, held.params.logprobs.map(|_| -0.5))];
         if held.params.stop_token_ids.contains(&token) {
             output.end = Some(SequenceEnd::StopToken);
         }

@@ -50,6 +50,8 @@ pub struct DriverContext {
     pub queue: usize,
     /// How long leaders go on when plans are late, in milliseconds.
     pub lease_ms: u32,
+    /// Tokens that may be drafted of a sequence in a step.
+    pub speculate: u32,
 }
 
 /// A lease of this coordinator.
@@ -164,8 +166,16 @@ async fn drive(context: &DriverContext, lease: &Lease) -> Stopped {
     context.drivers.0.ids.fetch_max(named, Ordering::Relaxed);
     let (commands, mut received) = mpsc::channel(COMMANDS);
     let metrics = context.metrics.driver(group, driver_epoch, &lease.model);
-    let (queue, lease_ms, model) = (context.queue, context.lease_ms, lease.model.clone());
-    let assignment = Assignment { group, model: model.clone(), driver_epoch, queue, lease_ms, grace: GRACE };
+    let model = lease.model.clone();
+    let assignment = Assignment {
+        group,
+        model: model.clone(),
+        driver_epoch,
+        queue: context.queue,
+        lease_ms: context.lease_ms,
+        speculate: context.speculate,
+        grace: GRACE,
+    };
     let drive = Drive::new(assignment, attached, plans, metrics, context.drivers.clone());
     context.drivers.insert(group, Handle { epoch: driver_epoch, model, commands });
     drive.run(&mut received, &mut reports).await

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::{DashMap, DashSet};
 use foggara_proto::sequence::{FoundRequest, SequenceEvent, SequenceRequest};
-use foggara_proto::step::SequenceId;
+use foggara_proto::step::{GroupLimits, SequenceId};
 use foggara_proto::wire::cluster as wire;
 use foggara_proto::wire::cluster::locate_response::Place;
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +32,7 @@ use crate::router::{GenerateError, SequenceStream};
 use crate::timeline::Driven;
 use crate::traces::Timelines;
 use claims::Claims;
+use drive::Assignment;
 use kept::Kept;
 
 pub use drive::{Recorder, Recordings};
@@ -51,6 +52,10 @@ pub const GPU_STEP_ROWS: u32 = 2048;
 pub const DEFAULT_QUEUE: usize = 512;
 /// How long a leader goes on when plans are late, in milliseconds, unless set otherwise.
 pub const DEFAULT_LEASE_MS: u32 = 2_000;
+/// Tokens that may be drafted of a sequence in a step, unless set otherwise.
+pub const DEFAULT_SPECULATE: u32 = 8;
+/// Most that may be set.
+pub const MOST_SPECULATE: u32 = 32;
 /// How long a sequence goes on that nobody listens to: its client has that long to attach elsewhere.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a driver may take to show its timelines.
@@ -278,14 +283,17 @@ fn sequences(step_rows: u32) -> u32 {
 }
 
 /// The batcher's limits for a group.
-fn limits(group: &foggara_proto::step::GroupLimits, queue: usize, lease_ms: u32) -> Limits {
+fn limits(group: &GroupLimits, assignment: &Assignment) -> Limits {
+    let on_gpus = group.max_step_rows > MAX_STEP_ROWS;
     Limits {
         kv_blocks: group.kv_blocks,
         pools: group.pools,
         block_size: group.block_size,
         step_rows: group.max_step_rows,
         sequences: sequences(group.max_step_rows),
-        queue,
-        lease_ms,
+        queue: assignment.queue,
+        lease_ms: assignment.lease_ms,
+        // There, steps of one row for each sequence are recordings, and others are not: a draft would cost more than rows.
+        drafts: if on_gpus { 0 } else { assignment.speculate },
     }
 }

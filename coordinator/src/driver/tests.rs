@@ -51,6 +51,7 @@ impl Rig {
             dialer: Default::default(),
             queue: 10,
             lease_ms: 0,
+            speculate: 0,
         }));
         let dispatcher =
             Dispatcher::new(cluster.clone(), drivers.clone(), transport, token, PolicyKind::default());

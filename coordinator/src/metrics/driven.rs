@@ -83,7 +83,7 @@ impl Shown {
         self.change(|driven| {
             driven.steps += 1;
             driven.rows += u64::from(report.timing.rows);
-            driven.generated += report.outputs.iter().filter(|output| output.token.is_some()).count() as u64;
+            driven.generated += report.outputs.iter().map(|output| output.tokens.len() as u64).sum::<u64>();
             for told in report.ranks.iter().filter(|told| told.rank < MAX_RANKS) {
                 let sum = driven
                     .ranks
@@ -119,11 +119,11 @@ mod tests {
     fn a_group_is_shown_while_its_newest_driver_lives() {
         let groups = DrivenGroups::default();
         let old = groups.show(7, 1, "m");
-        let output = |token| SequenceOutput { sequence: 1, prompt: vec![], token, end: None };
+        let output = |tokens| SequenceOutput { sequence: 1, prompt: vec![], tokens, end: None };
         let token = TokenOutput { token: 3, logprob: None, top: vec![] };
         let told = |rank, steps| RankUse { rank, steps, ..RankUse::default() };
         let report = StepReport {
-            outputs: vec![output(Some(token)), output(None)],
+            outputs: vec![output(vec![token]), output(vec![])],
             timing: StepTiming { rows: 5, ..StepTiming::default() },
             ranks: vec![told(0, 2), told(1, 2), told(u32::MAX, 9)],
             ..StepReport::default()

@@ -238,6 +238,8 @@ impl Metrics {
             wait: self.steps.wait_seconds.with_label_values(&[model]),
             sample: self.steps.sample_seconds.with_label_values(&[model]),
             rows: self.steps.rows.with_label_values(&[model]),
+            drafted: self.steps.drafted.with_label_values(&[model]),
+            accepted: self.steps.accepted.with_label_values(&[model]),
             ranks: self.ranks.of(model),
             group: self.driven.show(group, epoch, model),
             expert_tokens: self.expert_tokens.clone(),
@@ -299,6 +301,8 @@ pub struct DriverMetrics {
     wait: Histogram,
     sample: Histogram,
     rows: Histogram,
+    drafted: IntCounter,
+    accepted: IntCounter,
     ranks: RankMetrics,
     group: Shown,
     expert_tokens: IntCounterVec,
@@ -319,6 +323,8 @@ impl DriverMetrics {
         self.wait.observe(seconds(timing.wait_us));
         self.sample.observe(seconds(timing.sample_us));
         self.rows.observe(f64::from(timing.rows));
+        self.drafted.inc_by(u64::from(report.drafted));
+        self.accepted.inc_by(u64::from(report.accepted));
         self.ranks.add(&report.ranks);
         self.group.step(report);
     }

@@ -15,6 +15,8 @@ pub(super) struct StepFamilies {
     pub(super) wait_seconds: HistogramVec,
     pub(super) sample_seconds: HistogramVec,
     pub(super) rows: HistogramVec,
+    pub(super) drafted: IntCounterVec,
+    pub(super) accepted: IntCounterVec,
 }
 
 impl StepFamilies {
@@ -50,6 +52,16 @@ impl StepFamilies {
                 "Tokens that went through the model in a step.",
                 &["model"],
                 &ROWS,
+            ),
+            drafted: table.counters(
+                "draft_tokens_total",
+                "Tokens that were guessed and computed with the one before.",
+                &["model"],
+            ),
+            accepted: table.counters(
+                "accepted_draft_tokens_total",
+                "Guessed tokens that were right: each saved its sequence a step.",
+                &["model"],
             ),
         }
     }

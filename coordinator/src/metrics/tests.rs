@@ -33,6 +33,8 @@ fn every_family_the_operators_watch_is_there() {
     driver.step(&StepReport {
         timing: StepTiming { rows: 9, wait_us: 10, compute_us: 2000, collective_us: 300, sample_us: 100 },
         ranks: vec![told, RankUse { rank: 99, ..told }],
+        drafted: 6,
+        accepted: 2,
         ..StepReport::default()
     });
     driver.queued(Duration::from_millis(3));
@@ -65,6 +67,8 @@ fn every_family_the_operators_watch_is_there() {
         (r#"foggara_queue_oldest_seconds{model="m"}"#, 0.0),
         (r#"foggara_steps_total{model="m"}"#, 1.0),
         (r#"foggara_step_rows_sum{model="m"}"#, 9.0),
+        (r#"foggara_draft_tokens_total{model="m"}"#, 6.0),
+        (r#"foggara_accepted_draft_tokens_total{model="m"}"#, 2.0),
         (r#"foggara_step_sample_seconds_count{model="m"}"#, 1.0),
         (r#"foggara_rank_steps_total{model="m",rank="1"}"#, 4.0),
         (r#"foggara_rank_seconds_total{model="m",phase="compute",rank="1"}"#, 1.5),

@@ -5,7 +5,7 @@ use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 /// Ours, and theirs. What vLLM splits into several families is chosen by the value of a label.
 type Names = (&'static str, Option<(&'static str, &'static str)>, &'static str);
 
-const NAMES: [Names; 14] = [
+const NAMES: [Names; 16] = [
     ("foggara_sequences", Some(("state", "running")), "vllm:num_requests_running"),
     ("foggara_sequences", Some(("state", "waiting")), "vllm:num_requests_waiting"),
     ("foggara_prefix_cache_query_tokens_total", None, "vllm:prefix_cache_queries_total"),
@@ -16,6 +16,8 @@ const NAMES: [Names; 14] = [
     ("foggara_request_prompt_tokens", None, "vllm:request_prompt_tokens"),
     ("foggara_request_generated_tokens", None, "vllm:request_generation_tokens"),
     ("foggara_step_rows", None, "vllm:iteration_tokens_total"),
+    ("foggara_draft_tokens_total", None, "vllm:spec_decode_num_draft_tokens_total"),
+    ("foggara_accepted_draft_tokens_total", None, "vllm:spec_decode_num_accepted_tokens_total"),
     ("foggara_time_to_first_token_seconds", None, "vllm:time_to_first_token_seconds"),
     ("foggara_inter_token_latency_seconds", None, "vllm:inter_token_latency_seconds"),
     ("foggara_request_duration_seconds", None, "vllm:e2e_request_latency_seconds"),

@@ -263,6 +263,7 @@ impl Driven {
             let preempted = self.interrupted && !on_its_way;
             self.gaps.push(SlowToken { index, at: now, gap_us, preempted, step });
         }
+        self.gaps.together(count as u64 - 1);
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.interrupted &= on_its_way;

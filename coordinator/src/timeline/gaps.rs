@@ -72,6 +72,11 @@ impl Gaps {
         self.sample_us += u64::from(step.sample_us);
     }
 
+    /// More tokens of the same step: they came with the one before.
+    pub fn together(&mut self, tokens: u64) {
+        self.count += tokens;
+    }
+
     /// Longest first; of equals the earlier.
     fn keep(&mut self, token: SlowToken) {
         if self.slowest.len() == SLOWEST

@@ -115,6 +115,18 @@ fn who_is_taken_over_goes_on_where_it_is() {
 }
 
 #[test]
+fn tokens_of_one_step_have_no_time_between_them() {
+    let mut driven = Driven::new(&request("r"), 0, began(1_000, PhaseKind::Queue));
+    driven.entered(1_100, 0, Held::default());
+    for (now, count) in [(1_200, 1), (1_300, 3), (1_350, 1)] {
+        driven.tokens(now, count, step(1, 0));
+    }
+    assert_eq!((driven.tokens, driven.gaps.count, driven.gaps.total_us), (5, 4, 150));
+    let slowest: Vec<_> = driven.gaps.slowest().iter().map(|token| (token.index, token.gap_us)).collect();
+    assert_eq!(slowest, [(1, 100), (4, 50)]);
+}
+
+#[test]
 fn choices_are_told_by_their_numbers() {
     for (id, first, expected) in
         [("r", None, ("r", 0)), ("r#3", Some("r"), ("r", 3)), ("a#2", None, ("a#2", 0))]

@@ -3,8 +3,8 @@
 use super::WireError;
 use super::sequence::{checked_prompt_len, end_from_wire, end_to_wire};
 use crate::step::{
-    Attached, BlockCopy, Chunk, ExpertCount, Grant, GroupLimits, HeldSequence, Join, RankUse, SequenceOutput,
-    StepPlan, StepReport, StepTiming,
+    Attached, BlockCopy, Chunk, Drafts, ExpertCount, Grant, GroupLimits, HeldSequence, Join, RankUse,
+    SequenceOutput, StepPlan, StepReport, StepTiming,
 };
 use crate::wire::{admin, worker as wire};
 
@@ -35,6 +35,7 @@ impl From<StepPlan> for wire::StepPlan {
                 .collect(),
             copies: p.copies.into_iter().map(|c| wire::BlockCopy { from: c.from, to: c.to }).collect(),
             lease_ms: p.lease_ms,
+            drafts: Some(wire::Drafts { most: p.drafts.most, price: p.drafts.price }),
         }
     }
 }
@@ -56,6 +57,7 @@ impl TryFrom<wire::StepPlan> for StepPlan {
             let (sequence, tokens, envelope) = (j.sequence, j.tokens, j.envelope);
             Ok(Join { sequence, tokens, prompt_len, params: params.into(), cached, envelope })
         };
+        let drafts = p.drafts.unwrap_or_default();
         Ok(Self {
             driver_epoch: p.driver_epoch,
             number: p.number,
@@ -65,6 +67,7 @@ impl TryFrom<wire::StepPlan> for StepPlan {
             chunks: p.chunks.into_iter().map(|c| Chunk { sequence: c.sequence, tokens: c.tokens }).collect(),
             copies: p.copies.into_iter().map(|c| BlockCopy { from: c.from, to: c.to }).collect(),
             lease_ms: p.lease_ms,
+            drafts: Drafts { most: drafts.most, price: drafts.price },
         })
     }
 }
@@ -74,7 +77,7 @@ impl From<StepReport> for wire::StepReport {
         let output = |o: SequenceOutput| wire::SequenceOutput {
             sequence: o.sequence,
             prompt: o.prompt.into_iter().map(Into::into).collect(),
-            token: o.token.map(Into::into),
+            tokens: o.tokens.into_iter().map(Into::into).collect(),
             end: end_to_wire(o.end),
         };
         Self {
@@ -96,6 +99,8 @@ impl From<StepReport> for wire::StepReport {
             ranks: r.ranks.into_iter().map(Into::into).collect(),
             unplanned: r.unplanned,
             skipped: r.skipped,
+            drafted: r.drafted,
+            accepted: r.accepted,
         }
     }
 }
@@ -108,7 +113,7 @@ impl TryFrom<wire::StepReport> for StepReport {
             Ok(SequenceOutput {
                 sequence: o.sequence,
                 prompt: o.prompt.into_iter().map(Into::into).collect(),
-                token: o.token.map(Into::into),
+                tokens: o.tokens.into_iter().map(Into::into).collect(),
                 end: end_from_wire(o.end)?,
             })
         };
@@ -132,6 +137,8 @@ impl TryFrom<wire::StepReport> for StepReport {
             ranks: r.ranks.into_iter().map(Into::into).collect(),
             unplanned: r.unplanned,
             skipped: r.skipped,
+            drafted: r.drafted,
+            accepted: r.accepted,
         })
     }
 }
@@ -272,6 +279,7 @@ mod tests {
             copies: vec![BlockCopy { from: 7, to: 0 }],
             chunks: vec![Chunk { sequence: 8, tokens: 1 }],
             lease_ms: 2_000,
+            drafts: Drafts { most: 8, price: 125 },
         };
         assert_eq!(StepPlan::try_from(wire::StepPlan::from(plan.clone())), Ok(plan));
         let report = StepReport {
@@ -280,7 +288,7 @@ mod tests {
             outputs: vec![SequenceOutput {
                 sequence: 8,
                 prompt: vec![],
-                token: Some(TokenOutput { token: 1, logprob: None, top: vec![] }),
+                tokens: [1, 7].map(|token| TokenOutput { token, logprob: None, top: vec![] }).to_vec(),
                 end: Some(SequenceEnd::Length),
             }],
             timing: StepTiming { rows: 2, wait_us: 1, compute_us: 9, collective_us: 4, sample_us: 1 },
@@ -297,6 +305,8 @@ mod tests {
             }],
             unplanned: true,
             skipped: vec![9],
+            drafted: 3,
+            accepted: 1,
         };
         assert_eq!(StepReport::try_from(wire::StepReport::from(report.clone())), Ok(report));
     }

@@ -31,8 +31,19 @@ pub(crate) fn ask() -> Ask {
 
 /// Asks the `number`-th coordinator, sends `signal` to the `victims` in the middle, and reads on.
 pub(crate) async fn disturbed(cluster: &Cluster, number: u16, victims: &[u32], signal: Signal) -> Answer {
+    interrupted(cluster, ask(), number, victims, signal).await
+}
+
+/// The same with any request.
+pub(crate) async fn interrupted(
+    cluster: &Cluster,
+    ask: Ask,
+    number: u16,
+    victims: &[u32],
+    signal: Signal,
+) -> Answer {
     let client = cluster.client(number);
-    let mut stream = client.stream(ask().build()).await.unwrap();
+    let mut stream = client.stream(ask.build()).await.unwrap();
     let mut answer = Answer::default();
     let read = async {
         while answer.token_ids.len() < BEFORE {
@@ -61,7 +72,7 @@ fn whole(status: &StatusResponse, coordinators: u16) -> Option<StatusResponse> {
     (coordinators && workers && driven && status.leader != 0).then(|| status.clone())
 }
 
-fn pid_of_rank(status: &StatusResponse, rank: u32) -> u32 {
+pub(crate) fn pid_of_rank(status: &StatusResponse, rank: u32) -> u32 {
     status.workers.iter().find(|w| w.rank == Some(rank)).expect("every rank has a worker").pid
 }
 

@@ -32,6 +32,7 @@ mod seeing;
 mod services;
 mod shared;
 mod slow_readers;
+mod speculation;
 mod stopping;
 mod ten_thousand;
 mod terraform;

@@ -192,7 +192,7 @@ impl<'a> Player<'a> {
         assert_eq!(told, expected, "each that decodes says something");
         for output in report.outputs {
             let known = self.known(output.sequence);
-            let token = output.token.expect("a token");
+            let token = output.tokens.first().expect("a token");
             known.hears(token.token, token.logprob);
             known.ended = output.end.is_some();
             assert_eq!(known.ended, known.said == known.expected.len());

@@ -38,7 +38,7 @@ fn say(
             while !step(&mut engine, StepInput::default(), &mut |_, _| ()).is_empty() {}
             return (Vec::new(), 0);
         }
-        let mut table = SequenceTable::new(model.spec().vocab, BLOCK_SIZE);
+        let mut table = SequenceTable::new(model.spec().vocab, BLOCK_SIZE, engine.max_rows);
         let id = |i: usize| i as SequenceId;
         let join = |(i, (prompt, params)): (usize, &(Vec<u32>, SequenceParams))| Join {
             sequence: id(i),
@@ -70,7 +70,7 @@ fn say(
                 return (said, best);
             }
             for output in table.finish() {
-                let token = output.token.expect("a token");
+                let token = output.tokens.first().expect("a token");
                 said[output.sequence as usize].push((token.token, token.logprob.map(f32::to_bits)));
             }
         }

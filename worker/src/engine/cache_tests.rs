@@ -44,7 +44,7 @@ impl Heard {
 
     fn report(&mut self, driver: &mut Driver<'_>) {
         for output in driver.report().outputs {
-            let token = output.token.map(|token| (token.token, token.logprob.map(f32::to_bits)));
+            let token = output.tokens.first().map(|token| (token.token, token.logprob.map(f32::to_bits)));
             self.0.entry(output.sequence).or_default().extend(token);
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use foggara_proto::step::{HeldSequence, StepPlan, StepReport};
+use foggara_proto::step::{Drafts, HeldSequence, StepPlan, StepReport};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::collect::micros;
@@ -61,7 +61,7 @@ pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), En
     engine.comms.set_deadline(Some(STEP_DEADLINE));
     let now = Instant::now();
     let mut leader = Leader {
-        table: SequenceTable::new(engine.decoder.spec().vocab, engine.block_size),
+        table: SequenceTable::new(engine.decoder.spec().vocab, engine.block_size, engine.max_rows),
         engine,
         driver: None,
         lease: Lease::new(now),
@@ -134,6 +134,8 @@ impl Leader {
             true => self.table.clear(),
             false => self.table.forget_untellable(),
         };
+        // It may know of no drafts; its plans say.
+        self.table.allow(Drafts::default());
         self.engine.prepare(&forgotten)?;
         self.run(&forgotten)?;
         news.send(News::Held(self.table.held())).ok();
@@ -200,8 +202,11 @@ impl Leader {
         }
         let sample = self.run(&input)?.sample;
         let times = StepTimes { sample, ..watch.end(self.engine.comms.stats().nanos) };
+        let (drafted, accepted) = self.table.take_drafted();
         Ok(StepReport {
             outputs: self.table.finish(),
+            drafted,
+            accepted,
             timing: times.timing(input.tokens.len()),
             experts: self.engine.told.take_experts(),
             ranks: self.engine.told.take_ranks(),

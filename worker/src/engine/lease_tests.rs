@@ -83,13 +83,13 @@ fn nothing_happens_while_nothing_decodes() {
 fn a_sequence_goes_on_as_far_as_its_blocks_reach_and_is_left_out_until_it_has_more() {
     with_a_leader(|driver| {
         driver.send(joining(1, 5, LONG_MS));
-        let mut said: Vec<_> = driver.report().outputs[0].token.iter().map(|token| token.token).collect();
+        let mut said: Vec<_> = driver.report().outputs[0].tokens.iter().map(|token| token.token).collect();
         // Five positions are taken by the prompt, and every step takes another.
         for step in 5..BLOCK_SIZE {
             let report = driver.next().expect("it goes on");
             assert_eq!((report.number, report.unplanned, report.timing.rows), (1, true, 1), "{step}");
             assert_eq!((report.timing.wait_us, &report.skipped[..]), (0, &[][..]));
-            said.extend(report.outputs[0].token.as_ref().map(|token| token.token));
+            said.extend(report.outputs[0].tokens.iter().map(|token| token.token));
         }
         driver.send(StepPlan { lease_ms: LONG_MS, ..StepPlan::default() });
         let report = driver.report();
@@ -100,7 +100,7 @@ fn a_sequence_goes_on_as_far_as_its_blocks_reach_and_is_left_out_until_it_has_mo
         driver.send(StepPlan { grants, ..StepPlan::default() });
         let report = driver.report();
         assert!(report.skipped.is_empty());
-        said.extend(report.outputs[0].token.as_ref().map(|token| token.token));
+        said.extend(report.outputs[0].tokens.iter().map(|token| token.token));
         // The same as with all blocks at once and a plan for each step.
         let alone = driver_said(driver);
         assert_eq!(said, alone[..said.len()]);
@@ -114,7 +114,7 @@ fn driver_said(driver: &mut Driver<'_>) -> Vec<u32> {
     driver.send(plan);
     let mut said = Vec::new();
     for _ in 0..BLOCK_SIZE {
-        said.extend(driver.report().outputs[0].token.as_ref().map(|token| token.token));
+        said.extend(driver.report().outputs[0].tokens.iter().map(|token| token.token));
         driver.send(StepPlan::default());
     }
     driver.report();

@@ -1,6 +1,7 @@
 //! Executing step plans: the sequence table and the sampler on the leader, the same steps on every other rank.
 
 mod collect;
+mod drafts;
 mod follower;
 mod leader;
 mod lease;
@@ -162,6 +163,8 @@ mod adoption_tests;
 mod best_tests;
 #[cfg(test)]
 mod cache_tests;
+#[cfg(test)]
+mod drafts_tests;
 #[cfg(test)]
 mod hung_tests;
 #[cfg(test)]

@@ -5,8 +5,9 @@ mod held;
 use std::collections::BTreeMap;
 
 use foggara_proto::sequence::{SequenceEnd, SequenceParams, TokenOutput};
-use foggara_proto::step::{BlockId, SequenceId, SequenceOutput, StepPlan};
+use foggara_proto::step::{BlockId, Drafts, SequenceId, SequenceOutput, StepPlan};
 
+use super::drafts::Lookup;
 use super::sampler::{self, Context, History, Scratch};
 use crate::decoder::{Scores, Segment, StepInput, Want};
 use held::LastOutputs;
@@ -37,6 +38,7 @@ struct Sequence {
     /// Why it ended, once it has.
     end: Option<SequenceEnd>,
     last_outputs: LastOutputs,
+    lookup: Lookup,
 }
 
 impl Sequence {
@@ -48,6 +50,24 @@ impl Sequence {
     fn has_room(&self, block_size: usize) -> bool {
         self.cached < self.blocks.len() * block_size
     }
+
+    /// Tokens to compute behind the last one, `rows` at most. None that could not be taken in: it has blocks for all of them, and
+    /// gets one token more than are right.
+    fn draft(&mut self, drafts: Drafts, rows: usize, block_size: usize) -> Vec<u32> {
+        let room = (self.blocks.len() * block_size).saturating_sub(self.cached + 1);
+        let answered = self.tokens.len() - self.prompt_len;
+        let wanted = (self.params.max_tokens as usize).saturating_sub(answered + 1);
+        let most = room.min(wanted).min(rows).min(drafts.most as usize);
+        if most == 0 {
+            return Vec::new();
+        }
+        self.lookup.follow(&self.tokens, self.prompt_len);
+        let mut draft = self.lookup.draft(&self.tokens, Drafts { most: most as u32, ..drafts });
+        // Nothing follows what ends it.
+        let stops = draft.iter().position(|token| self.params.stop_token_ids.contains(token));
+        draft.truncate(stops.unwrap_or(most));
+        draft
+    }
 }
 
 /// What one row of logits is for.
@@ -56,6 +76,8 @@ struct Wanted {
     sequence: SequenceId,
     /// Position of the row.
     position: usize,
+    /// Its token, if that is a guess.
+    drafted: Option<u32>,
 }
 
 /// The sequences of a group, as its leader knows them.
@@ -64,6 +86,10 @@ pub struct SequenceTable {
     vocab: usize,
     /// Positions in a block.
     block_size: usize,
+    /// Rows of a step at most.
+    max_rows: usize,
+    /// What the last plan allows.
+    drafts: Drafts,
     sequences: BTreeMap<SequenceId, Sequence>,
     free_slots: Vec<u32>,
     slots: u32,
@@ -73,21 +99,26 @@ pub struct SequenceTable {
     outputs: Vec<SequenceOutput>,
     /// Of the step being run: sequences that would decode, had they a block for it.
     skipped: Vec<SequenceId>,
+    /// Of the step being run: tokens drafted, and those that were right.
+    drafted: (u32, u32),
     scratch: Scratch,
 }
 
 impl SequenceTable {
-    /// An empty table.
-    pub fn new(vocab: usize, block_size: usize) -> Self {
+    /// An empty table, for steps of at most `max_rows` rows.
+    pub fn new(vocab: usize, block_size: usize, max_rows: usize) -> Self {
         Self {
             vocab,
             block_size,
+            max_rows,
+            drafts: Drafts::default(),
             sequences: BTreeMap::new(),
             free_slots: Vec::new(),
             slots: 0,
             wanted: Vec::new(),
             outputs: Vec::new(),
             skipped: Vec::new(),
+            drafted: (0, 0),
             scratch: Scratch::default(),
         }
     }
@@ -96,9 +127,14 @@ impl SequenceTable {
     pub fn clear(&mut self) -> StepInput {
         // Every slot there ever was: a plan that was refused half way may have freed some without a word to the others.
         let drops: Vec<u32> = (0..self.slots).collect();
-        let empty = Self::new(self.vocab, self.block_size);
+        let empty = Self::new(self.vocab, self.block_size, self.max_rows);
         *self = Self { free_slots: drops.clone(), slots: self.slots, ..empty };
         StepInput { drops, ..StepInput::default() }
+    }
+
+    /// What may be drafted from now on, until a plan says otherwise.
+    pub fn allow(&mut self, drafts: Drafts) {
+        self.drafts = drafts;
     }
 
     /// Takes in a plan; returns the step it stands for.
@@ -108,6 +144,7 @@ impl SequenceTable {
     /// [`clear`](Self::clear).
     pub fn begin(&mut self, plan: StepPlan) -> Result<StepInput, PlanError> {
         let mut input = StepInput { copies: plan.copies, ..StepInput::default() };
+        self.allow(plan.drafts);
         for id in plan.drops {
             input.drops.push(self.remove(id).ok_or_else(|| unknown(id, "dropped"))?);
         }
@@ -134,7 +171,7 @@ impl SequenceTable {
         Ok(input)
     }
 
-    /// The step that can be run without a plan: one more token of every sequence that decodes and has room for it.
+    /// The step that can be run without a plan: every sequence goes on that decodes and has room for it.
     pub fn go_on(&mut self) -> StepInput {
         let mut input = StepInput::default();
         // What is to decode cannot be wrong.
@@ -143,7 +180,7 @@ impl SequenceTable {
         input
     }
 
-    /// How many rows [`go_on`](Self::go_on) would have.
+    /// How many rows [`go_on`](Self::go_on) would have at least.
     pub fn decoding_rows(&self) -> usize {
         let can = |sequence: &&Sequence| sequence.decodes() && sequence.has_room(self.block_size);
         self.sequences.values().filter(can).count()
@@ -156,7 +193,7 @@ impl SequenceTable {
         Some(slot)
     }
 
-    /// The rows of a step: those of chunks, and one of every other sequence that decodes.
+    /// The rows of a step: those of chunks, one of every other sequence that decodes, and what is drafted behind it.
     fn add_rows(
         &mut self,
         chunks: &BTreeMap<SequenceId, u32>,
@@ -165,11 +202,17 @@ impl SequenceTable {
         self.wanted.clear();
         self.outputs.clear();
         self.skipped.clear();
+        self.drafted = (0, 0);
+        let mut rows_left = self.rows_left(chunks);
         for (id, sequence) in &mut self.sequences {
+            let mut draft = Vec::new();
             let rows = match chunks.get(id) {
                 Some(rows) => *rows as usize,
                 None if !sequence.decodes() => continue,
-                None if sequence.has_room(self.block_size) => 1,
+                None if sequence.has_room(self.block_size) => {
+                    draft = sequence.draft(self.drafts, rows_left, self.block_size);
+                    1
+                }
                 None => {
                     self.skipped.push(*id);
                     continue;
@@ -180,14 +223,16 @@ impl SequenceTable {
                 let reason = format!("{rows} rows after {start} of {} tokens", sequence.tokens.len());
                 return Err(PlanError { sequence: *id, reason });
             }
-            add_segment(input, &mut self.wanted, (*id, sequence), rows, self.vocab);
+            rows_left -= draft.len();
+            self.drafted.0 += word(draft.len());
+            add_segment(input, &mut self.wanted, (*id, sequence), rows, &draft, self.vocab);
             if sequence.params.prompt_logprobs && start == 0 {
                 // Nothing precedes the first token.
                 let first = TokenOutput { token: sequence.tokens[0], logprob: None, top: Vec::new() };
                 self.outputs.push(SequenceOutput {
                     sequence: *id,
                     prompt: vec![first],
-                    token: None,
+                    tokens: Vec::new(),
                     end: None,
                 });
             }
@@ -195,6 +240,13 @@ impl SequenceTable {
             sequence.prefilled |= sequence.cached == sequence.tokens.len();
         }
         Ok(())
+    }
+
+    /// Rows that a step has room for beside those of chunks and one of each other sequence that may decode.
+    fn rows_left(&self, chunks: &BTreeMap<SequenceId, u32>) -> usize {
+        let decodes = self.sequences.iter().filter(|(id, s)| s.decodes() && !chunks.contains_key(id)).count();
+        let chunks: usize = chunks.values().map(|rows| *rows as usize).sum();
+        self.max_rows.saturating_sub(decodes + chunks)
     }
 
     fn join(&mut self, join: foggara_proto::step::Join) -> Result<(), PlanError> {
@@ -231,6 +283,7 @@ impl SequenceTable {
             prefilled: false,
             end: None,
             last_outputs: LastOutputs::default(),
+            lookup: Lookup::default(),
         };
         self.sequences.insert(id, sequence);
         Ok(())
@@ -241,6 +294,14 @@ impl SequenceTable {
         let Some(wanted) = self.wanted.get(row).copied() else { return };
         let Some(sequence) = self.sequences.get_mut(&wanted.sequence) else { return };
         let next = wanted.position + 1;
+        if let Some(drafted) = wanted.drafted {
+            if sequence.tokens.get(wanted.position) != Some(&drafted) {
+                // Something else has come in its place or before it. What it left in the cache is written over.
+                return;
+            }
+            sequence.cached = next;
+            self.drafted.1 += 1;
+        }
         let output = output_of(&mut self.outputs, wanted.sequence);
         if next < sequence.tokens.len() {
             // A token that is known already: of the prompt, if its probability is asked for.
@@ -275,7 +336,7 @@ impl SequenceTable {
             if sequence.params.logprobs.is_some() {
                 sequence.last_outputs.push(sampled.clone());
             }
-            output.token = Some(sampled);
+            output.tokens.push(sampled);
         }
         if output.end.is_none() && generated + 1 >= most {
             output.end = Some(SequenceEnd::Length);
@@ -286,6 +347,11 @@ impl SequenceTable {
     /// Of the step being run: sequences that the plan had decode but that lack a block.
     pub fn take_skipped(&mut self) -> Vec<SequenceId> {
         std::mem::take(&mut self.skipped)
+    }
+
+    /// Of the step being run: how many tokens were drafted, and how many of them were right.
+    pub fn take_drafted(&mut self) -> (u32, u32) {
+        std::mem::take(&mut self.drafted)
     }
 
     /// What the step produced.
@@ -302,7 +368,7 @@ fn unknown(sequence: SequenceId, what: &str) -> PlanError {
 fn output_of(outputs: &mut Vec<SequenceOutput>, id: SequenceId) -> &mut SequenceOutput {
     let place = outputs.iter().rposition(|output| output.sequence == id);
     let place = place.unwrap_or_else(|| {
-        outputs.push(SequenceOutput { sequence: id, prompt: Vec::new(), token: None, end: None });
+        outputs.push(SequenceOutput { sequence: id, prompt: Vec::new(), tokens: Vec::new(), end: None });
         outputs.len() - 1
     });
     &mut outputs[place]
@@ -313,6 +379,7 @@ fn add_segment(
     wanted: &mut Vec<Wanted>,
     (id, sequence): (SequenceId, &Sequence),
     rows: usize,
+    draft: &[u32],
     vocab: usize,
 ) {
     let start = sequence.cached;
@@ -323,20 +390,26 @@ fn add_segment(
         (false, true) => rows - 1,
         (false, false) => rows,
     };
-    let word = |value: usize| u32::try_from(value).expect("sequences are shorter than 2^32");
     input.segments.push(Segment {
         slot: sequence.slot,
         start: word(start),
-        len: word(rows),
+        len: word(rows + draft.len()),
         logits_from: word(logits_from),
     });
     let answered = sequence.tokens.len() - sequence.prompt_len;
     input.wants.push(match whole {
         true => Want::Whole,
-        false => sampler::wanted_after(&sequence.history, &sequence.params, answered, vocab),
+        false => sampler::wanted_after(&sequence.history, &sequence.params, answered, draft.len(), vocab),
     });
     input.tokens.extend_from_slice(&sequence.tokens[start..end]);
-    wanted.extend((start + logits_from..end).map(|position| Wanted { sequence: id, position }));
+    input.tokens.extend_from_slice(draft);
+    let known = (start + logits_from..end).map(|position| (position, None));
+    let drafted = (end..).zip(draft.iter().copied().map(Some));
+    wanted.extend(known.chain(drafted).map(|(position, drafted)| Wanted { sequence: id, position, drafted }));
+}
+
+fn word(value: usize) -> u32 {
+    u32::try_from(value).expect("sequences are shorter than 2^32")
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn begin(
 
 #[test]
 fn a_prompt_goes_through_in_chunks_and_then_one_token_follows_the_other() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let input = begin(&mut table, vec![join(5, &[1, 2, 3], 3, params(3))], vec![chunk(5, 2)], vec![]);
     assert_eq!(input.segments, [Segment { slot: 0, start: 0, len: 2, logits_from: 2 }]);
     assert_eq!(input.tokens, [1, 2]);
@@ -65,7 +65,7 @@ fn a_prompt_goes_through_in_chunks_and_then_one_token_follows_the_other() {
         assert_eq!(input.tokens, [if i == 0 { 3 } else { 3 + i as u32 }]);
         table.take_logits(0, &likely(4 + i));
         let outputs = table.finish();
-        let token = outputs[0].token.as_ref().map(|token| token.token);
+        let token = outputs[0].tokens.first().map(|token| token.token);
         assert_eq!(
             (outputs.len(), outputs[0].sequence, token, outputs[0].end),
             (1, 5, Some(4 + i as u32), end)
@@ -78,18 +78,55 @@ fn a_prompt_goes_through_in_chunks_and_then_one_token_follows_the_other() {
 
 #[test]
 fn a_stop_token_ends_a_sequence_and_is_reported() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     begin(&mut table, vec![join(1, &[3], 1, params(9))], vec![chunk(1, 1)], vec![]);
     table.take_logits(0, &likely(7));
     let output = table.finish().remove(0);
-    assert_eq!(output.token.map(|token| token.token), Some(7));
+    assert_eq!(output.tokens.first().map(|token| token.token), Some(7));
     assert_eq!(output.end, Some(SequenceEnd::StopToken));
     assert!(begin(&mut table, vec![], vec![], vec![]).is_empty());
 }
 
+/// A table in which the token after a prompt has come as it did before; rows of its next step are at most so many.
+fn repeating(max_rows: usize) -> SequenceTable {
+    let mut table = SequenceTable::new(10, 16, max_rows);
+    let prompt = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3];
+    begin(&mut table, vec![join(1, &prompt, 11, params(9))], vec![chunk(1, 11)], vec![]);
+    table.take_logits(0, &likely(4));
+    table.finish();
+    table.allow(Drafts { most: 8, price: 1 });
+    table
+}
+
+#[test]
+fn a_draft_goes_as_far_as_an_end_or_a_step_and_counts_as_far_as_it_is_right() {
+    for (max_rows, sampled, told, end, right) in [
+        (64, &[5, 6, 7][..], &[5, 6, 7][..], Some(SequenceEnd::StopToken), 2),
+        (64, &[5, 9, 7], &[5, 9], None, 1),
+        (64, &[7, 6, 7], &[7], Some(SequenceEnd::StopToken), 0),
+        (64, &[9, 6, 5], &[9], None, 0),
+        (2, &[5, 6], &[5, 6], None, 1),
+        (1, &[5], &[5], None, 0),
+    ] {
+        let mut table = repeating(max_rows);
+        let input = table.go_on();
+        let len = sampled.len() as u32;
+        assert_eq!(input.segments, [Segment { slot: 0, start: 11, len, logits_from: 0 }]);
+        assert_eq!(input.tokens, [4, 5, 6][..sampled.len()], "the end itself is not drafted");
+        sampled.iter().enumerate().for_each(|(row, token)| table.take_logits(row, &likely(*token)));
+        assert_eq!(table.take_drafted(), (len - 1, right));
+        let output = table.finish().remove(0);
+        let tokens: Vec<usize> = output.tokens.iter().map(|token| token.token as usize).collect();
+        assert_eq!((&tokens[..], output.end), (told, end), "{sampled:?}");
+        let next = table.go_on();
+        let start = next.segments.first().map(|segment| segment.start as usize);
+        assert_eq!(start, end.is_none().then_some(11 + told.len()), "what was wrong is written over");
+    }
+}
+
 #[test]
 fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let echo = SequenceParams { prompt_logprobs: true, prompt_top_logprobs: 1, ..params(0) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5], 3, echo)], vec![chunk(1, 2)], vec![]);
     assert_eq!(input.segments[0].logits_from, 0);
@@ -100,17 +137,17 @@ fn probabilities_of_a_prompt_come_in_order_and_nothing_need_be_generated() {
         output.prompt.iter().map(|p| (p.token, p.logprob.is_some(), p.top.clone().len())).collect();
     assert_eq!(tokens, [(3, false, 0), (4, true, 1), (5, true, 1)]);
     assert_eq!(output.prompt[2].top[0].0, 9, "the likeliest is not the prompt's own");
-    assert_eq!((output.token, output.end), (None, None));
+    assert_eq!((output.tokens.len(), output.end), (0, None));
     begin(&mut table, vec![], vec![chunk(1, 1)], vec![]);
     table.take_logits(0, &likely(2));
     let output = table.finish().remove(0);
-    assert_eq!((output.prompt.len(), output.token, output.end), (0, None, Some(SequenceEnd::Length)));
+    assert_eq!((output.prompt.len(), output.tokens.len(), output.end), (0, 0, Some(SequenceEnd::Length)));
 }
 
 #[test]
 fn a_sequence_goes_on_from_where_it_was() {
     // Two of three tokens were generated elsewhere; the prompt's probabilities are told again, nothing else is.
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let again = SequenceParams { prompt_logprobs: true, ..params(3) };
     let input = begin(&mut table, vec![join(1, &[3, 4, 5, 6], 2, again)], vec![chunk(1, 4)], vec![]);
     assert_eq!((input.segments[0].logits_from, input.segments[0].len), (0, 4));
@@ -119,18 +156,18 @@ fn a_sequence_goes_on_from_where_it_was() {
     }
     let output = table.finish().remove(0);
     assert_eq!(output.prompt.iter().map(|p| p.token).collect::<Vec<_>>(), [3, 4]);
-    assert_eq!(output.token.map(|token| token.token), Some(8));
+    assert_eq!(output.tokens.first().map(|token| token.token), Some(8));
     assert_eq!(output.end, Some(SequenceEnd::Length));
     // One that had everything already ends without another token.
     begin(&mut table, vec![join(2, &[3, 4, 5], 1, params(2))], vec![chunk(2, 3)], vec![1]);
     table.take_logits(0, &likely(8));
     let output = table.finish().remove(0);
-    assert_eq!((output.sequence, output.token, output.end), (2, None, Some(SequenceEnd::Length)));
+    assert_eq!((output.sequence, output.tokens.len(), output.end), (2, 0, Some(SequenceEnd::Length)));
 }
 
 #[test]
 fn a_sequence_whose_beginning_is_cached_starts_behind_it() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let cached = Join { cached: 3, ..join(1, &[3, 4, 5, 6], 4, params(3)) };
     // One token is left, but nothing is computed before it is named.
     assert!(begin(&mut table, vec![cached], vec![], vec![]).segments.is_empty());
@@ -138,13 +175,13 @@ fn a_sequence_whose_beginning_is_cached_starts_behind_it() {
     assert_eq!(input.segments, [Segment { slot: 0, start: 3, len: 1, logits_from: 0 }]);
     assert_eq!(input.tokens, [6]);
     table.take_logits(0, &likely(8));
-    assert_eq!(table.finish().remove(0).token.map(|token| token.token), Some(8));
+    assert_eq!(table.finish().remove(0).tokens.first().map(|token| token.token), Some(8));
     assert_eq!(begin(&mut table, vec![], vec![], vec![]).tokens, [8], "and then it decodes");
 }
 
 #[test]
 fn slots_are_used_again() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let three = (1..=3).map(|id| join(id, &[1], 1, params(5))).collect();
     let all = (1..=3).map(|id| chunk(id, 1)).collect();
     let input = begin(&mut table, three, all, vec![]);
@@ -192,7 +229,7 @@ fn plans_that_make_no_sense_are_refused_and_clearing_forgets_all_of_them() {
         ),
     ];
     for (what, bad) in cases {
-        let mut table = SequenceTable::new(10, 16);
+        let mut table = SequenceTable::new(10, 16, 64);
         let both = vec![join(1, &[1, 2], 2, params(5)), join(2, &[3], 1, params(5))];
         begin(&mut table, both, vec![chunk(1, 1), chunk(2, 1)], vec![]);
         assert!(table.begin(bad).is_err(), "{what}");
@@ -215,14 +252,14 @@ fn penalties_and_bans_go_on_from_where_they_were() {
     };
     let logits: [f32; 10] = std::array::from_fn(|i| (i as f32 * 1.3).sin() + i as f32 * 0.2);
     let run = |known: &[u32]| {
-        let mut table = SequenceTable::new(10, 16);
+        let mut table = SequenceTable::new(10, 16, 64);
         let rows = known.len() as u32;
         begin(&mut table, vec![join(1, known, 2, params.clone())], vec![chunk(1, rows)], vec![]);
         let mut tokens = known.to_vec();
         loop {
             table.take_logits(0, &logits);
             let output = table.finish().remove(0);
-            tokens.extend(output.token.map(|token| token.token));
+            tokens.extend(output.tokens.iter().map(|token| token.token));
             if output.end.is_some() {
                 return tokens;
             }
@@ -238,7 +275,7 @@ fn penalties_and_bans_go_on_from_where_they_were() {
 
 #[test]
 fn a_sequence_without_room_is_left_out_until_it_has_some() {
-    let mut table = SequenceTable::new(10, 2);
+    let mut table = SequenceTable::new(10, 2, 64);
     let join = |id, blocks: &[u32]| StepPlan {
         joins: vec![join(id, &[1, 2], 2, params(9))],
         grants: vec![Grant { sequence: id, blocks: blocks.to_vec() }],

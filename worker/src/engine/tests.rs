@@ -4,15 +4,18 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
+use foggara_kernels::cuda::Device;
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 use foggara_proto::sequence::SequenceParams;
-use foggara_proto::step::{Chunk, Grant, HeldSequence, Join, RankUse, SequenceId, StepPlan, StepReport};
+use foggara_proto::step::{
+    Chunk, Drafts, Grant, HeldSequence, Join, RankUse, SequenceId, StepPlan, StepReport,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
 use crate::decoder::CacheConfig;
-use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, tokens};
+use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, group_on, tokens};
 
 /// Runs a whole group; `drive` plays the coordinator. Returns how each rank ended.
 fn run(
@@ -32,6 +35,18 @@ pub(super) fn run_shape(
     ty: KvType,
     drive: impl FnOnce(&Sender<EngineEvent>) + Send,
 ) -> Vec<Result<(), EngineError>> {
+    run_on(model, shape, kind, ty, &|_| None, drive)
+}
+
+/// The same with a device for each rank: `None` is the CPU.
+pub(super) fn run_on(
+    model: &Checkpoint,
+    shape: Shape,
+    kind: Kind,
+    ty: KvType,
+    device: &(dyn Fn(usize) -> Option<Device> + Sync),
+    drive: impl FnOnce(&Sender<EngineEvent>) + Send,
+) -> Vec<Result<(), EngineError>> {
     let (events, received) = channel();
     let received: Mutex<Option<Receiver<EngineEvent>>> = Mutex::new(Some(received));
     std::thread::scope(|scope| {
@@ -40,7 +55,7 @@ pub(super) fn run_shape(
             // A leader that has ended by itself does not listen.
             events.send(EngineEvent::Stop).ok();
         });
-        let ends = group(model, shape, kind, ty, |mut engine| {
+        let ends = group_on(model, shape, Quantize::None, kind, ty, device, |mut engine| {
             engine.check()?;
             if engine.comms.rank() == 0 {
                 let events = received.lock().expect("one leader").take().expect("one leader");
@@ -63,17 +78,23 @@ pub(super) struct Driver<'a> {
     news: UnboundedReceiver<News>,
     epoch: u64,
     pub(super) number: u64,
+    /// What its plans allow.
+    pub(super) drafts: Drafts,
     /// What ranks have told.
     ranks: Vec<RankUse>,
 }
 
 impl<'a> Driver<'a> {
+    fn new(events: &'a Sender<EngineEvent>, news: UnboundedReceiver<News>, epoch: u64) -> Self {
+        Self { events, news, epoch, number: 0, drafts: Drafts::default(), ranks: Vec::new() }
+    }
+
     /// One that makes nothing of what an earlier one has left.
     pub(super) fn attach(events: &'a Sender<EngineEvent>, epoch: u64) -> Self {
         let (news, received) = unbounded_channel();
         let attach = EngineEvent::Attach { driver_epoch: epoch, fresh: true, news };
         events.send(attach).expect("the leader runs");
-        Self { events, news: received, epoch, number: 0, ranks: Vec::new() }
+        Self::new(events, received, epoch)
     }
 
     /// One that goes on with what an earlier one has left.
@@ -81,7 +102,7 @@ impl<'a> Driver<'a> {
         let (news, received) = unbounded_channel();
         let attach = EngineEvent::Attach { driver_epoch: epoch, fresh: false, news };
         events.send(attach).expect("the leader runs");
-        let mut driver = Self { events, news: received, epoch, number: 0, ranks: Vec::new() };
+        let mut driver = Self::new(events, received, epoch);
         match driver.news.blocking_recv() {
             Some(News::Held(held)) => (driver, held),
             other => panic!("{other:?} before what is held"),
@@ -90,7 +111,8 @@ impl<'a> Driver<'a> {
 
     pub(super) fn send(&mut self, plan: StepPlan) {
         self.number += 1;
-        let plan = StepPlan { driver_epoch: self.epoch, number: self.number, ..plan };
+        let (driver_epoch, number, drafts) = (self.epoch, self.number, self.drafts);
+        let plan = StepPlan { driver_epoch, number, drafts, ..plan };
         self.events.send(EngineEvent::Plan { plan, came: Instant::now() }).expect("the leader runs");
     }
 
@@ -131,7 +153,8 @@ impl<'a> Driver<'a> {
             self.send(plan);
             for output in self.report().outputs {
                 let i = joins.iter().position(|join| join.sequence == output.sequence).expect("one of ours");
-                said[i].extend(output.token.map(|token| (token.token, token.logprob.map(f32::to_bits))));
+                said[i]
+                    .extend(output.tokens.iter().map(|token| (token.token, token.logprob.map(f32::to_bits))));
                 ended += usize::from(output.end.is_some());
             }
             step += 1;

@@ -117,7 +117,7 @@ async fn a_driver_is_told_what_the_one_before_has_left() {
     assert_eq!((attached.limits.kv_blocks, attached.limits.pools, attached.sequences.len()), (8, 1, 0));
     first.plan(1, entering(5)).await;
     let report = first.report().await;
-    let token = report.outputs[0].token.as_ref().expect("a token").token;
+    let token = report.outputs[0].tokens[0].token;
 
     let (mut second, attached) = Driver::attach(&mut client, 4, false).await;
     let held = &attached.sequences[..];
@@ -132,7 +132,7 @@ async fn a_driver_is_told_what_the_one_before_has_left() {
     let (mut third, attached) = Driver::attach(&mut client, 5, true).await;
     assert_eq!(attached.sequences, [], "it wanted none");
     third.plan(1, entering(5)).await;
-    let said = third.report().await.outputs.remove(0).token.expect("a token").token;
+    let said = third.report().await.outputs.remove(0).tokens[0].token;
     assert_eq!(said, token);
     tokio::task::spawn_blocking(move || host.shut_down()).await.expect("it ends");
 }

@@ -113,8 +113,9 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let (http, grpc, queue) = (http.to_string(), grpc.to_string(), a.queue.to_string());
         let router = a.router_policy.to_string();
         let mut flags = words(&["--http", &http, "--grpc", &grpc, "--data-dir", &data]);
-        let lease = a.lease_ms.to_string();
-        flags.extend(words(&["--queue", &queue, "--router-policy", &router, "--lease-ms", &lease]));
+        let (lease, speculate) = (a.lease_ms.to_string(), a.speculate.to_string());
+        flags.extend(words(&["--queue", &queue, "--router-policy", &router]));
+        flags.extend(words(&["--lease-ms", &lease, "--speculate", &speculate]));
         flags.extend(common.iter().cloned());
         spec(format!("coordinator {id}"), words(&["coordinator", "--id", &id, "--peers", &peers]), flags)
     });

@@ -143,9 +143,9 @@ impl Engine {
                 given.1 += 1;
                 held.ended = held.known - held.prompt_len >= held.answer;
                 let end = if held.stops { SequenceEnd::StopToken } else { SequenceEnd::Length };
-                let token = Some(TokenOutput { token: 1, logprob: None, top: vec![] });
+                let tokens = vec![TokenOutput { token: 1, logprob: None, top: vec![] }];
                 let end = held.ended.then_some(end);
-                outputs.push(SequenceOutput { sequence: *id, prompt: vec![], token, end });
+                outputs.push(SequenceOutput { sequence: *id, prompt: vec![], tokens, end });
             }
         }
         assert!(done.rows <= self.limits.step_rows as usize, "{} rows in a step", done.rows);

@@ -34,4 +34,5 @@ const LIMITS: Limits = Limits {
     sequences: 64,
     queue: 20_000,
     lease_ms: 0,
+    drafts: 0,
 };

@@ -113,6 +113,7 @@ variable "coordinator_settings" {
     queue         = optional(number)
     router_policy = optional(string)
     lease_ms      = optional(number)
+    speculate     = optional(number)
     vllm_metrics  = optional(bool)
     log           = optional(string)
     log_format    = optional(string)

@@ -145,7 +145,11 @@ fn the_best_give_the_token_of_the_whole_row_after_penalties() {
                 // One that is not among the best, twice.
                 tokens.extend([vocab as u32 - 1; 2]);
                 let history = &History::new(&params, &tokens, 3);
-                let Want::Best(count) = wanted_after(history, &params, tokens.len() - 3, vocab) else {
+                // Some of the last tokens may have been drafts when the row was asked for.
+                let drafted = turn as usize % 4;
+                let known = tokens.len() - drafted;
+                let before = &History::new(&params, &tokens[..known], 3);
+                let Want::Best(count) = wanted_after(before, &params, known - 3, drafted, vocab) else {
                     panic!("{params:?} needs all")
                 };
                 let context = Context { params: &params, tokens: &tokens, prompt_len: 3, history };
@@ -166,7 +170,7 @@ fn the_best_give_the_token_of_the_whole_row_after_penalties() {
 fn penalties_want_a_few_more_or_the_whole_row() {
     let greedy = SequenceParams { presence_penalty: 0.5, temperature: 0.0, ..SequenceParams::default() };
     let of = |params: &SequenceParams, tokens: &[u32]| {
-        wanted_after(&History::new(params, tokens, 2), params, tokens.len() - 2, 1000)
+        wanted_after(&History::new(params, tokens, 2), params, tokens.len() - 2, 0, 1000)
     };
     assert_eq!(of(&greedy, &[7, 8]), Want::Best(1));
     assert_eq!(of(&greedy, &[7, 8, 9, 9, 7]), Want::Best(3));
@@ -188,6 +192,24 @@ fn penalties_want_a_few_more_or_the_whole_row() {
     ] {
         assert_eq!(of(&params, &[7, 8, 9]), Want::Whole, "{params:?}");
     }
-    let plain = SequenceParams { presence_penalty: 0.0, ..greedy };
+    let plain = SequenceParams { presence_penalty: 0.0, ..greedy.clone() };
     assert_eq!(of(&plain, &[7, 8, 9]), Want::Best(1));
+    let drafted =
+        |params: &SequenceParams| wanted_after(&History::new(params, &[7, 8, 9], 2), params, 1, 5, 1000);
+    assert_eq!((drafted(&greedy), drafted(&plain)), (Want::Best(7), Want::Best(1)), "as many as may come");
+}
+
+#[test]
+fn a_first_token_is_drawn_of_no_more_than_top_k_however_many_are_given() {
+    let (row, mut scratch) = (row(1000, 3), Scratch::default());
+    let drawn =
+        SequenceParams { temperature: 2.0, top_k: 3, presence_penalty: 0.5, ..SequenceParams::default() };
+    for seed in 0..200 {
+        let params = &SequenceParams { seed, ..drawn.clone() };
+        let history = &History::new(params, &[7, 8], 2);
+        let context = Context { params, tokens: &[7, 8], prompt_len: 2, history };
+        let best = found(&row, 9, 1);
+        let got = sample_best_after(&best, context, &mut scratch);
+        assert_eq!(got, sample(&row, context, &mut scratch), "seed {seed}");
+    }
 }

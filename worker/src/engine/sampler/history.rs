@@ -32,6 +32,11 @@ impl History {
         repeats || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
     }
 
+    /// Whether it keeps what is added.
+    pub(super) fn grows(&self) -> bool {
+        self.wanted
+    }
+
     /// Adds a token of the answer.
     pub fn push(&mut self, token: u32) {
         if self.wanted {

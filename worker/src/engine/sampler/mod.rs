@@ -102,17 +102,19 @@ pub(super) fn wanted(params: &SequenceParams, answered: usize, vocab: usize) -> 
     }
 }
 
-/// The same where penalties may be asked for, of a sequence with this history.
+/// The same where penalties may be asked for, of a sequence with this history; and for each of so many tokens `drafted` after it.
 pub(super) fn wanted_after(
     history: &History,
     params: &SequenceParams,
     answered: usize,
+    drafted: usize,
     vocab: usize,
 ) -> Want {
     if params.logprobs.is_some() || !processors::only_lowers(params, answered) {
         return wanted(params, answered, vocab);
     }
-    let best = kept(params).saturating_add(history.len());
+    let lowered = if history.grows() { history.len() + drafted } else { 0 };
+    let best = kept(params).saturating_add(lowered);
     match kept(params) {
         1.. if best < vocab.min(MOST_BEST + 1) => Want::Best(best as u32),
         _ => Want::Whole,
@@ -131,7 +133,7 @@ pub(super) fn sample_best_after(
     scratch: &mut Scratch,
 ) -> TokenOutput {
     let Context { params, tokens, history, .. } = sequence;
-    if history.is_empty() {
+    if !history.grows() {
         return sample_best(best, params, tokens.len(), scratch);
     }
     let mut lowered = std::mem::take(&mut scratch.lowered);

@@ -28,12 +28,12 @@ fn likely(token: usize) -> [f32; 10] {
 
 #[test]
 fn everything_that_goes_on_elsewhere_is_told() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let params = SequenceParams { max_tokens: 3, stop_token_ids: vec![7], ..SequenceParams::default() };
     let probable = SequenceParams { logprobs: Some(1), ..params.clone() };
     begin(&mut table, join(1, &[1, 2, 3], probable.clone()), 3);
     table.take_logits(0, &likely(4));
-    let told = table.finish().remove(0).token.expect("a token");
+    let told = table.finish().remove(0).tokens.remove(0);
     let held = table.held();
     let expected = HeldSequence {
         sequence: 1,
@@ -51,7 +51,7 @@ fn everything_that_goes_on_elsewhere_is_told() {
     assert_eq!(held, [expected]);
     table.go_on();
     table.take_logits(0, &likely(7));
-    let more = table.finish().remove(0).token.expect("a token");
+    let more = table.finish().remove(0).tokens.remove(0);
     let held = table.held().remove(0);
     assert_eq!((held.tokens, held.cached, held.outputs), (vec![1, 2, 3, 4, 7], 4, vec![told, more]));
     assert_eq!(held.end, Some(SequenceEnd::StopToken), "it has ended, and is here until it is dropped");
@@ -68,14 +68,14 @@ fn a_prompt_is_read_once_all_its_probabilities_were_told() {
     for (prompt, rows, reading) in
         [(&[1, 2, 3][..], 1, true), (&[1, 2, 3], 2, false), (&[1, 2, 3], 3, false), (&[1], 1, false)]
     {
-        let mut table = SequenceTable::new(10, 16);
+        let mut table = SequenceTable::new(10, 16, 64);
         begin(&mut table, join(1, prompt, echo.clone()), rows);
         assert_eq!(table.held()[0].reading_prompt, reading, "{rows} of {prompt:?}");
-        let mut table = SequenceTable::new(10, 16);
+        let mut table = SequenceTable::new(10, 16, 64);
         begin(&mut table, join(1, prompt, SequenceParams::default()), rows);
         assert!(!table.held()[0].reading_prompt, "nobody asked");
     }
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     let plan = StepPlan { joins: vec![join(1, &[1], echo)], ..StepPlan::default() };
     table.begin(plan).expect("a join without work");
     let held = table.held().remove(0);
@@ -127,6 +127,7 @@ fn sizes_are_no_less_than_a_message_takes() {
         prefilled: true,
         end: Some(SequenceEnd::Length),
         last_outputs: LastOutputs::default(),
+        lookup: Default::default(),
     };
     (0..100).for_each(|_| sequence.last_outputs.push(output.clone()));
     let in_message = |held: HeldSequence| {
@@ -142,7 +143,7 @@ fn sizes_are_no_less_than_a_message_takes() {
 
 #[test]
 fn what_is_too_much_to_tell_is_forgotten_everywhere() {
-    let mut table = SequenceTable::new(10, 16);
+    let mut table = SequenceTable::new(10, 16, 64);
     for id in 1..=3 {
         let mut join = join(id, &[1, 2], SequenceParams::default());
         join.envelope = vec![0; if id == 2 { MOST_BYTES / 2 } else { MOST_BYTES / 3 }];
