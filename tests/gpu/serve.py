@@ -180,7 +180,7 @@ def main():
             exact = make(kind, config, folder)
             with Cluster(folder, "--workers", "1"):
                 compare(name, exact)
-                for count in (1, 32, 128):
+                for count in (1, 32, 128, 400):
                     rate(count)
                 prompt_rate(16, 3000)
             if name == "mixtral":
