@@ -14,6 +14,9 @@ struct bf16 { u16 bits; };
 struct f16 { u16 bits; };
 struct f8 { u8 bits; };  // E4M3 (OCP 8-bit floating point, 2023): no infinities, one NaN, largest 448
 
+// Where a block is when `trace` is called.
+enum Moment { BEGINS_TO_WAIT, HAS_WAITED, ENDS };
+
 // Blocks on a multiprocessor: one fewer where the compiler needs more registers for the same.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 #define FG_FEWER_ON_BLACKWELL(blocks) ((blocks) - 1)
@@ -183,7 +186,6 @@ FG_DEVICE uint4 load_streaming_or_zero(const void *global, bool live) {
 }
 // With FG_TRACE the first block of a kernel, the one in the middle and the last keep the moments at which they come somewhere, in
 // nanoseconds of the device's clock, until there is no more room (cuda/gpu/trace.rs).
-enum Moment { BEGINS_TO_WAIT, HAS_WAITED, ENDS };
 #ifdef FG_TRACE
 constexpr u32 MOST_MOMENTS = 1 << 19;
 extern "C" {
@@ -309,7 +311,6 @@ FG_DEVICE float low_bf16(u32 pair) { return bits_to_float(pair << 16); }
 FG_DEVICE float high_bf16(u32 pair) { return bits_to_float(pair & 0xffff0000u); }
 
 #ifdef FOGGARA_HOST
-enum Moment { BEGINS_TO_WAIT, HAS_WAITED, ENDS };
 FG_DEVICE void trace(Moment, bool) {}
 FG_DEVICE void wait_for_kernel_before() { twin::wait_for_kernel_before(); }
 FG_DEVICE void let_next_kernel_begin() {}

@@ -28,7 +28,7 @@ struct Line {
     starts: usize,
     /// From the kernel before having waited until this one has.
     after: f64,
-    /// That it waits: what it does before, and that it begins early at all, costs nothing.
+    /// From having begun to wait until it has: so much earlier it was ready than it could go on.
     waits: f64,
     /// From having waited to its end.
     works: Option<f64>,
