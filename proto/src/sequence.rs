@@ -41,6 +41,8 @@ pub struct SequenceParams {
     pub min_tokens: u32,
     /// Tokens that `min_tokens` holds back beside `stop_token_ids`.
     pub held_token_ids: Vec<u32>,
+    /// The number of the low-rank adapter that computes it; `None`: the model alone.
+    pub adapter: Option<u64>,
 }
 
 impl Default for SequenceParams {
@@ -65,6 +67,7 @@ impl Default for SequenceParams {
             bad_words: Vec::new(),
             min_tokens: 0,
             held_token_ids: Vec::new(),
+            adapter: None,
         }
     }
 }

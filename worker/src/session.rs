@@ -184,6 +184,8 @@ impl Session {
                 self.models.learn(deployed);
                 None
             }
+            // Not yet.
+            Message::LoadAdapter(_) => None,
             Message::Heartbeat(_) => None,
         }
     }

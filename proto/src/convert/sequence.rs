@@ -32,6 +32,7 @@ impl From<SequenceParams> for wire::SequenceParams {
             bad_words: p.bad_words.into_iter().map(|tokens| wire::BadWord { tokens }).collect(),
             min_tokens: p.min_tokens,
             held_token_ids: p.held_token_ids,
+            adapter: p.adapter,
         }
     }
 }
@@ -62,6 +63,7 @@ impl From<wire::SequenceParams> for SequenceParams {
                 .collect(),
             min_tokens: p.min_tokens,
             held_token_ids: p.held_token_ids,
+            adapter: p.adapter,
         }
     }
 }
@@ -248,6 +250,7 @@ mod tests {
             bad_words: vec![vec![4], vec![5, 6]],
             min_tokens: 6,
             held_token_ids: vec![8],
+            adapter: Some(9),
         }
     }
 

@@ -245,6 +245,7 @@ impl wire::admin_server::Admin for Service {
             workers: workers(&state, &self.loading(&state).await),
             groups: groups(&state),
             deployments: state.deployments.iter().map(|(name, d)| self.deployment(&state, name, d)).collect(),
+            adapters: Vec::new(),
         }))
     }
 
@@ -318,6 +319,20 @@ impl wire::admin_server::Admin for Service {
         })?;
         self.catch_up().await;
         Ok(Response::new(wire::RemoveDeploymentResponse {}))
+    }
+
+    async fn put_adapter(
+        &self,
+        _request: Request<wire::PutAdapterRequest>,
+    ) -> Result<Response<wire::PutAdapterResponse>, Status> {
+        Err(Status::unimplemented("adapters"))
+    }
+
+    async fn remove_adapter(
+        &self,
+        _request: Request<wire::RemoveAdapterRequest>,
+    ) -> Result<Response<wire::RemoveAdapterResponse>, Status> {
+        Err(Status::unimplemented("adapters"))
     }
 
     async fn put_note(
