@@ -4,6 +4,7 @@
 //! Knows no device and no network. Tensor data stays in the file: it is memory-mapped and read slice by slice.
 #![deny(unsafe_code)]
 
+mod adapter;
 pub mod arch;
 mod checkpoint;
 pub mod dtype;
@@ -25,6 +26,7 @@ pub mod spec;
 pub mod testing;
 pub mod tokenizer;
 
+pub use adapter::{Adapter, LowRank, MAX_ADAPTER_RANK, adapter_row};
 pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::ModelError;

@@ -13,6 +13,7 @@ use foggara_kernels::collective::{Collective, Solo, SpinPolicy, shm};
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::footprint::spec_of_config;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
+use foggara_worker::Adapters;
 use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Forward, Part, Segment, StepInput};
 use foggara_worker::weights::RankWeights;
 
@@ -97,7 +98,7 @@ fn run(
     let mut comms = Comms::join(plan.shape, all, |part: &Part| connect(&part.ranks, rank, part.number))?;
     let blocks = tokens.len().div_ceil(BLOCK_SIZE);
     let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: KvType::F32 };
-    let mut decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool)?;
+    let mut decoder = Decoder::new(model.spec(), plan, rank, weights, cache, Adapters::default(), pool)?;
     let len = u32::try_from(tokens.len())?;
     let input = StepInput {
         grants: vec![(0, (0..u32::try_from(blocks)?).collect())],

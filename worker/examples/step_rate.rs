@@ -12,6 +12,7 @@ use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, CollectiveStats, Solo, SpinPolicy, shm};
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape, SlicePlan};
+use foggara_worker::Adapters;
 use foggara_worker::decoder::{BlockTables, CacheConfig, Comms, Decoder, Forward, Segment, StepInput};
 use foggara_worker::weights::{OnCpu, RankWeights, Residence};
 
@@ -81,7 +82,7 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize, want
     let mut comms = Comms::join(slices.shape, all, |_| Err("a tensor-parallel group has no parts"))?;
     let blocks = MOST_SEQUENCES * BLOCKS_EACH + LONG_BLOCKS;
     let cache = CacheConfig { blocks, block_size: BLOCK_SIZE, ty: KvType::F16 };
-    let mut decoder = Decoder::new(model.spec(), slices, rank, weights, cache, pool)?;
+    let mut decoder = Decoder::new(model.spec(), slices, rank, weights, cache, Adapters::default(), pool)?;
     let mut tables = BlockTables::new(1, blocks);
     let places = |slot| {
         let first = slot * BLOCKS_EACH;

@@ -1,5 +1,7 @@
 //! The rank this worker holds: loading it, running it on a thread of its own, and letting it go.
 
+mod adapters;
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,18 +12,21 @@ use std::time::{Duration, Instant};
 use foggara_kernels::collective::{AbortHandle, Collective, Solo, SpinPolicy, shm, tcp};
 use foggara_kernels::cuda::{Device, DeviceError, DeviceMatrix};
 use foggara_kernels::{ThreadPool, Threads};
-use foggara_models::{Checkpoint, Cut, ExpertMap, Quantize, Shape};
+use foggara_models::{Checkpoint, Cut, ExpertMap, Quantize, RankSlice, Shape};
 use foggara_proto::step::GroupLimits;
 use foggara_proto::wire::worker as wire;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
+use crate::adapters::Adapters;
 use crate::capabilities::available_memory;
 use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Forward, Part};
 use crate::engine::{Engine, EngineError, EngineEvent, OwnUse, Told, follow, kv_type, lead};
 use crate::loading::Loading;
 use crate::models::{Models, OpenError};
 use crate::weights::{LoadError, OnCpu, OnDevice, RankWeights, Residence};
+
+use adapters::AdapterLoader;
 
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,6 +39,8 @@ struct Held {
     assign: wire::Assign,
     ready: bool,
     events: mpsc::Sender<EngineEvent>,
+    /// Adapters that it is to load.
+    wanted: mpsc::Sender<wire::LoadAdapter>,
     /// Newest driver that has attached.
     driver_epoch: u64,
     cancelled: Arc<AtomicBool>,
@@ -166,6 +173,7 @@ impl GroupHost {
             "assigned"
         );
         let (events, receiver) = mpsc::channel();
+        let (wanted, adapters) = mpsc::channel();
         let (cancelled, abort) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
         let rank = Rank {
             host: self.clone(),
@@ -181,7 +189,7 @@ impl GroupHost {
             for thread in before {
                 thread.join().ok();
             }
-            rank.live(&receiver);
+            rank.live(&receiver, adapters);
         });
         match thread {
             Ok(thread) => {
@@ -190,6 +198,7 @@ impl GroupHost {
                     assign,
                     ready: false,
                     events,
+                    wanted,
                     driver_epoch: 0,
                     cancelled,
                     abort,
@@ -198,6 +207,15 @@ impl GroupHost {
                 });
             }
             Err(error) => self.tell(failed(&assign, &Failure::from(format!("starting a thread: {error}")))),
+        }
+    }
+
+    /// Has an adapter loaded beside the rank it is for, if that is the one held: at once, or when the rank's own weights are there.
+    pub(crate) fn load_adapter(&self, load: wire::LoadAdapter) {
+        let slot = lock(&self.held);
+        if let Some(held) = slot.as_ref().filter(|held| held.is(load.group, load.epoch)) {
+            // Nobody listens only when the rank has ended.
+            held.wanted.send(load).ok();
         }
     }
 
@@ -381,9 +399,9 @@ struct Rank {
 }
 
 impl Rank {
-    fn live(&self, events: &mpsc::Receiver<EngineEvent>) {
+    fn live(&self, events: &mpsc::Receiver<EngineEvent>, wanted: mpsc::Receiver<wire::LoadAdapter>) {
         // A panic in a kernel must be told like any other failure, not leave the group waiting.
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(events)));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(events, wanted)));
         let panicked = || Failure::from("this rank panicked; its log says where".to_owned());
         let outcome = outcome.unwrap_or_else(|_| Err(panicked()));
         let lost = outcome.as_ref().err().and_then(|failure| failure.lost.clone());
@@ -403,9 +421,13 @@ impl Rank {
         }
     }
 
-    fn run(&self, events: &mpsc::Receiver<EngineEvent>) -> Result<(), Failure> {
+    fn run(
+        &self,
+        events: &mpsc::Receiver<EngineEvent>,
+        wanted: mpsc::Receiver<wire::LoadAdapter>,
+    ) -> Result<(), Failure> {
         let started = Instant::now();
-        let mut engine = self.prepare()?;
+        let (mut engine, slice) = self.prepare()?;
         engine.check()?;
         let seconds = started.elapsed().as_secs_f64();
         {
@@ -418,12 +440,38 @@ impl Rank {
         }
         tracing::info!(group = self.assign.group, rank = self.assign.rank, seconds, "ready");
         self.host.tell(ready(&self.assign));
+        self.load_adapters(&engine, slice, wanted)?;
         let outcome = if self.assign.rank == 0 { lead(engine, events) } else { follow(engine) };
         Ok(outcome?)
     }
 
+    /// Starts to load what is wanted of adapters.
+    fn load_adapters(
+        &self,
+        engine: &Engine,
+        slice: RankSlice,
+        wanted: mpsc::Receiver<wire::LoadAdapter>,
+    ) -> Result<(), Failure> {
+        let loader = AdapterLoader {
+            group: self.assign.group,
+            epoch: self.assign.epoch,
+            rank: self.assign.rank,
+            spec: engine.decoder.spec().clone(),
+            slice,
+            dp: engine.decoder.shape().dp,
+            on_gpu: self.host.device.is_some(),
+            models: self.host.models.clone(),
+            adapters: engine.adapters.clone(),
+            news: self.host.news.clone(),
+            cancelled: Arc::clone(&self.cancelled),
+        };
+        let thread = std::thread::Builder::new().name(format!("adapters-{}", self.assign.rank));
+        let started = thread.spawn(move || loader.run(&wanted));
+        started.map(drop).map_err(|error| format!("starting a thread: {error}").into())
+    }
+
     /// Loads the slice and connects the group.
-    fn prepare(&self) -> Result<Engine, Failure> {
+    fn prepare(&self) -> Result<(Engine, RankSlice), Failure> {
         let a = &self.assign;
         let (rank, size) = (a.rank as usize, a.size as usize);
         if rank >= size {
@@ -496,9 +544,11 @@ impl Rank {
         };
         let cache_bytes = cache.bytes(model.spec(), slice);
         self.check_memory(cache_bytes.and_then(|bytes| bytes.checked_add(working as usize)))?;
+        let adapters = Adapters::default();
         let decoder: Box<dyn Forward> = match (loaded, &self.host.device) {
             (Loaded::Cpu(weights), _) => {
-                let decoder = Decoder::new(model.spec(), &plan, rank, weights, cache, pool);
+                let adapters = adapters.clone();
+                let decoder = Decoder::new(model.spec(), &plan, rank, weights, cache, adapters, pool);
                 Box::new(decoder.map_err(|e| e.to_string())?)
             }
             (Loaded::Device(weights), Some(device)) => {
@@ -513,15 +563,17 @@ impl Rank {
             }
             (Loaded::Device(_), None) => unreachable!("loaded to a device"),
         };
-        Ok(Engine {
+        let engine = Engine {
             decoder,
             tables: BlockTables::new(plan.shape.dp, a.kv_blocks as usize),
             comms,
+            adapters,
             block_size: a.block_size as usize,
             max_rows: a.max_step_rows as usize,
             own: OwnUse::default(),
             told: Told::default(),
-        })
+        };
+        Ok((engine, slice.clone()))
     }
 
     /// Memory of the cache is taken as blocks are first used: what does not fit must be said now, not found out then.

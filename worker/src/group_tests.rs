@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use foggara_kernels::Threads;
 use foggara_kernels::cuda::testing::losing_twin;
+use foggara_models::manifest::{Described, Hashes};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -197,4 +198,67 @@ async fn a_lost_device_is_told_and_ends_the_worker() {
         assert!(lost.lost && lost.to_string().contains("illegal memory access"), "{lost}");
         host.shut_down();
     }
+}
+
+fn golden_adapter(name: &str) -> PathBuf {
+    model().parent().expect("a folder").join("adapters").join(name)
+}
+
+fn load(adapter: u64, folder: &Path) -> wire::LoadAdapter {
+    let described = Described::of(folder, &Hashes::default(), &mut |_, _, _| true).expect("an adapter");
+    let (path, manifest) = (folder.to_string_lossy().into_owned(), described.manifest.to_text());
+    wire::LoadAdapter { group: 1, epoch: 7, adapter, path, manifest }
+}
+
+/// What became of the adapter that was loaded next.
+fn loaded(news: &mut UnboundedReceiver<wire::WorkerMessage>) -> (u64, String) {
+    match hear(news) {
+        wire::worker_message::Message::AdapterLoaded(loaded) => {
+            assert_eq!((loaded.group, loaded.epoch, loaded.rank), (1, 7, 0));
+            (loaded.adapter, loaded.failed)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn adapters_come_while_a_rank_is_held_and_what_cannot_be_used_is_told() {
+    let (host, mut news) = host();
+    host.load_adapter(load(4, &golden_adapter("llama")));
+    host.assign(assign(1, 1));
+    // Before its weights are there: it is loaded after them.
+    host.load_adapter(load(5, &golden_adapter("llama")));
+    host.load_adapter(wire::LoadAdapter { epoch: 6, ..load(6, &golden_adapter("llama")) });
+    assert!(is_ready(&hear(&mut news), 1));
+    assert_eq!(loaded(&mut news), (5, String::new()), "those of no rank and of another are passed over");
+    host.load_adapter(load(5, &golden_adapter("llama")));
+    assert_eq!(loaded(&mut news), (5, String::new()), "it is here already");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = |name: &str| {
+        let to = folder.path().join(name);
+        std::fs::copy(golden_adapter("llama-attention").join(name), &to).expect("copied");
+        to
+    };
+    copy("adapter_config.json");
+    let tensors = copy("adapter_model.safetensors");
+    let whole = load(7, folder.path());
+    let mut bytes = std::fs::read(&tensors).expect("there");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&tensors, bytes).expect("written");
+    for (load, said) in [
+        (whole.clone(), "differs"),
+        (wire::LoadAdapter { manifest: "x".into(), ..whole.clone() }, "not a manifest"),
+        (load(7, &golden_adapter("mixtral")), "has no such matrix"),
+    ] {
+        host.load_adapter(load);
+        let (adapter, failed) = loaded(&mut news);
+        assert!(adapter == 7 && failed.contains(said), "{failed}");
+    }
+    copy("adapter_model.safetensors");
+    host.load_adapter(whole);
+    assert_eq!(loaded(&mut news), (7, String::new()), "the file is whole again");
+    host.shut_down();
+    assert!(news.try_recv().is_err());
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod accelerator;
+mod adapters;
 mod best;
 mod capabilities;
 pub mod cgroup;
@@ -18,4 +19,5 @@ mod testing;
 pub mod weights;
 
 pub use accelerator::DeviceChoice;
+pub use adapters::Adapters;
 pub use run::{WorkerConfig, WorkerError, run};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use foggara_models::manifest::{Depth, Described, Hash, Hashes, Manifest, ModelFolders};
-use foggara_models::{Checkpoint, ModelError};
+use foggara_models::{Adapter, Checkpoint, ModelError};
 use foggara_proto::wire::worker as wire;
 
 /// Models of which the worker may be asked for files.
@@ -77,6 +77,18 @@ impl Models {
         let seconds = started.elapsed().as_secs_f64();
         tracing::info!(path = %path.display(), bytes = manifest.bytes(), seconds, "the model's files are as they should be");
         Ok(Checkpoint::open(&path)?)
+    }
+
+    /// Opens an adapter that is to be loaded, after every byte of its files has been checked.
+    pub(crate) fn open_adapter(
+        &self,
+        manifest: &str,
+        given: &Path,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Adapter, OpenError> {
+        let manifest = Manifest::parse(manifest).map_err(OpenError::Files)?;
+        let root = self.find(&manifest, given, Depth::Whole, goes_on).map_err(OpenError::Files)?;
+        Ok(Adapter::open(&root)?)
     }
 
     fn find(

@@ -184,8 +184,10 @@ impl Session {
                 self.models.learn(deployed);
                 None
             }
-            // Not yet.
-            Message::LoadAdapter(_) => None,
+            Message::LoadAdapter(load) => {
+                self.host.load_adapter(load);
+                None
+            }
             Message::Heartbeat(_) => None,
         }
     }

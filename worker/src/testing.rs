@@ -9,9 +9,10 @@ use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, Solo, SpinPolicy, shm, tcp};
 use foggara_kernels::cuda::Device;
 use foggara_kernels::op::kv_cache::KvType;
-use foggara_models::{Checkpoint, Cut, Quantize, Shape};
+use foggara_models::{Adapter, Checkpoint, Cut, Quantize, Shape};
 use serde_json::Value;
 
+use crate::adapters::Adapters;
 use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Forward};
 use crate::engine::{Engine, OwnUse, Told};
 use crate::weights::{OnDevice, RankWeights};
@@ -37,6 +38,13 @@ pub(crate) fn golden(name: &str) -> (Checkpoint, Value) {
         Checkpoint::open(&folder).expect("a valid checkpoint"),
         serde_json::from_str(&expected).expect("valid JSON"),
     )
+}
+
+/// An adapter of one of these, and what PEFT and transformers make of the two.
+pub(crate) fn golden_adapter(name: &str) -> (Adapter, Value) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/adapters").join(name);
+    let expected = std::fs::read_to_string(folder.join("expected.json")).expect("the fixture is there");
+    (Adapter::open(&folder).expect("a valid adapter"), serde_json::from_str(&expected).expect("valid JSON"))
 }
 
 /// A list of numbers in a fixture.
@@ -111,12 +119,15 @@ pub(crate) fn group_on<R: Send>(
                     let cache = CacheConfig { blocks: BLOCKS, block_size: BLOCK_SIZE, ty };
                     // One rank computes with helpers, so that both ways are tested.
                     let pool = ThreadPool::with_spin(if rank == 0 { 2 } else { 1 }, false);
+                    let adapters = Adapters::default();
                     let decoder: Box<dyn Forward> = match device(rank) {
                         None => {
                             let weights =
                                 RankWeights::load(model, plan, rank, quantize, &pool, &mut |_, _| true)
                                     .expect("loads");
-                            let decoder = Decoder::new(model.spec(), plan, rank, weights, cache, pool);
+                            let adapters = adapters.clone();
+                            let spec = model.spec();
+                            let decoder = Decoder::new(spec, plan, rank, weights, cache, adapters, pool);
                             Box::new(decoder.expect("fits in memory"))
                         }
                         Some(device) => {
@@ -141,6 +152,7 @@ pub(crate) fn group_on<R: Send>(
                         decoder,
                         tables: BlockTables::new(shape.dp, BLOCKS),
                         comms,
+                        adapters,
                         block_size: BLOCK_SIZE,
                         max_rows: MAX_ROWS,
                         own: OwnUse::default(),

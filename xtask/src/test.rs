@@ -45,6 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("\nkernels as machine code, for every GPU they are made for:");
         cubins::run(&cubins::Arguments::all())?;
     }
+    build_everything()?;
     let parts = [
         part("unit tests", "of each crate", &["--lib", "--bins"], filter)?,
         part("documentation tests", "of each library", &["--doc"], filter)?,
@@ -56,7 +57,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn soak(arguments: &SoakArguments) -> Result<()> {
     setup::run(Purpose::Test)?;
     match arguments.kills {
-        None => report(&[cluster_tests(arguments.filter.as_deref(), true)?]),
+        None => {
+            build_everything()?;
+            report(&[cluster_tests(arguments.filter.as_deref(), true)?])
+        }
         Some(times) => kills(times, &arguments.more),
     }
 }
@@ -66,6 +70,14 @@ fn kills(times: usize, more: &[String]) -> Result<()> {
     run_command(&mut build(&["foggara", "foggara-kills"]))?;
     let mut command = Command::new(place::built("foggara-kills")?);
     run_command(command.args(["--times", &times.to_string()]).args(more).current_dir(place::root()))
+}
+
+/// Builds the tests, and the programs that they run. All in one, since what crates need for their tests alone (features of others)
+/// counts for whatever is built together: apart from the tests, the programs would be made of other crates, and all of these built
+/// twice.
+fn build_everything() -> Result<()> {
+    println!("\ntests, and programs that they run:");
+    run_command(&mut cargo(&["build", "--release", "--workspace", "--bins", "--tests"]))
 }
 
 /// `cargo test`. Always of the whole workspace, and only the kind of test differs: another choice of crates would have
@@ -85,7 +97,6 @@ fn part(name: &'static str, of: &str, kind: &[&str], filter: Option<&str>) -> Re
 /// themselves wait for it (`tests/src/machine.rs`).
 fn cluster_tests(filter: Option<&str>, soak: bool) -> Result<Tally> {
     println!("\ncluster tests, of real processes:");
-    run_command(&mut build(&["foggara"]))?;
     let mut command = cargo_test(&["--test", "*", "--", "--test-threads=2"]);
     command.args(filter);
     if soak {

@@ -2,7 +2,7 @@
 
 mod config;
 mod rope;
-mod tensors;
+pub(crate) mod tensors;
 
 use std::path::Path;
 
@@ -80,7 +80,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
     std::fs::read(path).map_err(|e| ModelError::io(path, e))
 }
 
-fn read_json(path: &Path) -> Result<Value, ModelError> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
     serde_json::from_slice(&read_bytes(path)?)
         .map_err(|e| ModelError::corrupt(path, format!("not valid JSON: {e}")))
 }

@@ -55,7 +55,7 @@ fn is_plain(file: &str) -> bool {
 }
 
 /// The tensors of one file.
-fn read(path: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
     let file = Arc::new(MappedFile::open(path)?);
     let (header, metadata) = SafeTensors::read_metadata(file.bytes())
         .map_err(|e| ModelError::corrupt(path, format!("not a valid safetensors file (truncated?): {e}")))?;

@@ -127,8 +127,8 @@ fn check(
             Err(error) => return wrong(file, error.to_string()),
         }
     }
-    // A file that the model has here only would be read too.
-    if manifest.gguf().is_none() {
+    // A file that the model has here only would be read too. (Of an adapter's folder nothing else is.)
+    if manifest.gguf().is_none() && !manifest.is_adapter() {
         let known = |name: &str| manifest.file(name).is_some();
         let indexed = known(super::make::INDEX);
         let read = |name: &&str| !(known(name) || indexed && **name == *SINGLE);

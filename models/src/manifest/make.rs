@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::tables::{gguf_head, safetensors_head};
 use super::{Hash, Hashes, Head, Manifest, ManifestFile, Progress, tables};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_TENSORS, Adapter, is_adapter};
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 
@@ -24,25 +25,28 @@ pub(super) const DESCRIPTIONS: [&str; 6] = [
     INDEX,
 ];
 
-/// A model as it lies on a machine.
+/// A model, or an adapter of one, as it lies on a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
     /// Where.
     pub path: PathBuf,
     /// Its files.
     pub manifest: Manifest,
-    /// How many.
+    /// How many; 0 of an adapter.
     pub layers: usize,
     /// Of the layer with most; 0 if it has none.
     pub experts: usize,
 }
 
 impl Described {
-    /// Of what lies at `path`: a GGUF file, or a folder. The model must be one that can be opened.
+    /// Of what lies at `path`: a GGUF file, or a folder with a model or an adapter. It must be one that can be opened.
     ///
     /// # Errors
     /// If it cannot, or a file cannot be read.
     pub fn of(path: &Path, hashes: &Hashes, progress: &mut Progress<'_>) -> Result<Self, ModelError> {
+        if is_adapter(path) {
+            return adapter(path, hashes, progress);
+        }
         let checkpoint = Checkpoint::open(path)?;
         let opened = checkpoint.path();
         let files = match opened.is_dir() {
@@ -54,6 +58,17 @@ impl Described {
         let experts = spec.moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
         Ok(Self { path: path.to_owned(), manifest, layers: spec.layers.len(), experts })
     }
+}
+
+fn adapter(path: &Path, hashes: &Hashes, progress: &mut Progress<'_>) -> Result<Described, ModelError> {
+    Adapter::open(path)?;
+    let tensors = path.join(ADAPTER_TENSORS);
+    let files = vec![
+        whole(path, ADAPTER_CONFIG, hashes, progress)?,
+        with_head(&tensors, ADAPTER_TENSORS.into(), safetensors_head(&tensors)?, hashes, progress)?,
+    ];
+    let manifest = Manifest::new(files).map_err(|reason| ModelError::corrupt(path, reason))?;
+    Ok(Described { path: path.to_owned(), manifest, layers: 0, experts: 0 })
 }
 
 fn gguf(path: &Path, hashes: &Hashes, progress: &mut Progress<'_>) -> Result<ManifestFile, ModelError> {
@@ -70,11 +85,8 @@ fn folder(
 ) -> Result<Vec<ManifestFile>, ModelError> {
     let mut files = Vec::new();
     for name in DESCRIPTIONS {
-        let file = path.join(name);
-        if file.is_file() {
-            let bytes = std::fs::metadata(&file).map_err(|e| ModelError::io(&file, e))?.len();
-            let hash = hashes.of(&file, progress)?;
-            files.push(ManifestFile { name: name.into(), bytes, hash, head: None });
+        if path.join(name).is_file() {
+            files.push(whole(path, name, hashes, progress)?);
         }
     }
     for name in shards(path)? {
@@ -82,6 +94,19 @@ fn folder(
         files.push(with_head(&file, name, safetensors_head(&file)?, hashes, progress)?);
     }
     Ok(files)
+}
+
+/// A small file that everybody needs all of.
+fn whole(
+    folder: &Path,
+    name: &str,
+    hashes: &Hashes,
+    progress: &mut Progress<'_>,
+) -> Result<ManifestFile, ModelError> {
+    let file = folder.join(name);
+    let bytes = std::fs::metadata(&file).map_err(|e| ModelError::io(&file, e))?.len();
+    let hash = hashes.of(&file, progress)?;
+    Ok(ManifestFile { name: name.into(), bytes, hash, head: None })
 }
 
 /// The files that hold tensors.

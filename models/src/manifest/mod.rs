@@ -148,6 +148,11 @@ impl Manifest {
         Self::new(lines.map(file).collect::<Result<_, _>>()?)
     }
 
+    /// Whether it is of an adapter rather than of a model.
+    pub fn is_adapter(&self) -> bool {
+        self.file(crate::adapter::ADAPTER_CONFIG).is_some()
+    }
+
     /// The GGUF file, if the model is one.
     fn gguf(&self) -> Option<&ManifestFile> {
         self.files.first().filter(|file| self.files.len() == 1 && file.name.ends_with(".gguf"))

@@ -9,6 +9,7 @@ use foggara_kernels::op::rope::{RopeAngles, RopeTable};
 use foggara_models::spec::{Attention, Grouped, Latent};
 use foggara_models::{ArchSpec, RankSlice};
 
+use super::adapted::{AdapterRunner, InLayer};
 use super::project::{self, add_bias, product, project};
 use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights};
 
@@ -55,6 +56,8 @@ pub(super) struct Context<'a> {
     pub(super) angles: &'a RopeAngles,
     pub(super) window: Option<usize>,
     pub(super) rows: &'a [Row<'a>],
+    pub(super) adapted: &'a InLayer<'a>,
+    pub(super) adapter: &'a mut AdapterRunner,
 }
 
 /// Whether any of the products of its normed rows takes their 8-bit form.
@@ -123,6 +126,9 @@ impl Attender {
         };
         product(context.pool, o, attended, partial);
         add_bias(partial, o_bias);
+        for (layer, rows) in context.adapted {
+            context.adapter.add(context.pool, &layer.o, rows, attended, partial, o.rows());
+        }
     }
 
     fn grouped(
@@ -140,6 +146,9 @@ impl Attender {
         qkv.resize(rows * width, 0.0);
         project(c.pool, &w.qkv, normed, qkv, width);
         add_bias(qkv, &w.qkv_bias);
+        for (layer, rows) in c.adapted {
+            c.adapter.add(c.pool, &layer.qkv, rows, normed, qkv, width);
+        }
         if a.qk_norm {
             rms_norm_heads(c.pool, qkv, rows, width, self.heads, &w.q_norm, self.eps);
             rms_norm_heads(c.pool, &mut qkv[q_width..], rows, width, self.kv_heads, &w.k_norm, self.eps);

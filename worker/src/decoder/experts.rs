@@ -18,10 +18,11 @@ pub use counts::ExpertCounts;
 pub use dispatch::DispatchStats;
 use dispatch::Exchange;
 
-use super::mlp::MlpRunner;
+use super::adapted::{AdapterRunner, InLayer};
+use super::mlp::{Adapting, MlpRunner};
 use super::project::{add_bias, product};
 use super::routing::{Route, route};
-use crate::weights::ExpertsWeights;
+use crate::weights::{ExpertsWeights, MlpAdapter};
 
 /// One layer's experts, and what runs them.
 pub(super) struct ExpertLayer<'a> {
@@ -31,6 +32,9 @@ pub(super) struct ExpertLayer<'a> {
     pub(super) number: usize,
     pub(super) spec: &'a Experts,
     pub(super) weights: &'a ExpertsWeights,
+    /// Of the rows that are here at first; of ones that come from other ranks none is adapted.
+    pub(super) adapted: &'a InLayer<'a>,
+    pub(super) adapter: &'a mut AdapterRunner,
 }
 
 /// Runs the experts of every layer.
@@ -66,11 +70,19 @@ impl ExpertRunner {
         self.counts.take()
     }
 
-    fn routes(&mut self, layer: &ExpertLayer<'_>, x: &mut Activations) -> Vec<Route> {
+    fn routes(
+        &mut self,
+        layer: &mut ExpertLayer<'_>,
+        x: &mut Activations,
+        adapted: &InLayer<'_>,
+    ) -> Vec<Route> {
         let (e, w) = (layer.spec, layer.weights);
         self.logits.resize(x.rows() * e.count, 0.0);
         product(layer.pool, &w.router, x, &mut self.logits);
         add_bias(&mut self.logits, &w.router_bias);
+        for (adapter, rows) in adapted {
+            layer.adapter.add(layer.pool, &adapter.router, rows, x, &mut self.logits, e.count);
+        }
         self.logits.chunks_exact(e.count).map(|logits| route(e, logits, &w.correction)).collect()
     }
 
@@ -82,17 +94,25 @@ impl ExpertRunner {
         out: &mut [f32],
         counted: bool,
     ) {
-        let routes = self.routes(layer, x);
+        let adapted = layer.adapted;
+        let routes = self.routes(layer, x, adapted);
         if counted {
             self.counts.count(layer.number, &routes);
         }
-        self.compute(layer, x, &routes, out);
+        self.compute(layer, x, &routes, out, adapted);
     }
 
     /// Adds to `out`, expert by expert, weight × result for the rows routed to it.
-    fn compute(&mut self, layer: &mut ExpertLayer<'_>, x: &Activations, routes: &[Route], out: &mut [f32]) {
+    fn compute(
+        &mut self,
+        layer: &mut ExpertLayer<'_>,
+        x: &Activations,
+        routes: &[Route],
+        out: &mut [f32],
+        adapted: &InLayer<'_>,
+    ) {
         let hidden = self.hidden;
-        for (expert, weights) in &layer.weights.held {
+        for (place, (expert, weights)) in layer.weights.held.iter().enumerate() {
             let weight = |route: &Route| route.iter().find(|(e, _)| e == expert).map(|(_, weight)| *weight);
             let chosen: Vec<(usize, f32)> =
                 routes.iter().enumerate().filter_map(|(row, route)| Some((row, weight(route)?))).collect();
@@ -104,7 +124,10 @@ impl ExpertRunner {
                 to.copy_from_slice(x.row(*row));
             }
             self.results.resize(chosen.len() * hidden, 0.0);
-            layer.mlp.run(layer.pool, weights, &mut self.rows, &mut self.results);
+            let adapted = of_expert(adapted, place, &chosen);
+            let adapted: Vec<_> = adapted.iter().map(|(adapter, rows)| (*adapter, &rows[..])).collect();
+            let mut adapting = Adapting { runner: layer.adapter, adapted: &adapted };
+            layer.mlp.run(layer.pool, weights, &mut self.rows, &mut self.results, &mut adapting);
             for ((row, weight), result) in chosen.iter().zip(self.results.chunks_exact(hidden)) {
                 for (out, result) in out[row * hidden..][..hidden].iter_mut().zip(result) {
                     *out += weight * result;
@@ -112,4 +135,17 @@ impl ExpertRunner {
             }
         }
     }
+}
+
+/// What adapters add to the `place`-th expert that is held here, and to which of the rows that are routed to it.
+fn of_expert<'a>(
+    adapted: &InLayer<'a>,
+    place: usize,
+    chosen: &[(usize, f32)],
+) -> Vec<(&'a MlpAdapter, Vec<usize>)> {
+    let rows_of = |rows: &[usize]| {
+        let is_adapted = |(_, (row, _)): &(usize, &(usize, f32))| rows.binary_search(row).is_ok();
+        chosen.iter().enumerate().filter(is_adapted).map(|(i, _)| i).collect::<Vec<_>>()
+    };
+    adapted.iter().filter_map(|(layer, rows)| Some((layer.experts.get(place)?, rows_of(rows)))).collect()
 }

@@ -434,6 +434,22 @@ fn every_golden_model_agrees_with_transformers_in_a_gguf_file_too() {
 }
 
 #[test]
+fn adapters_made_for_folders_agree_with_peft_in_a_gguf_file_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, adapters, shape) in [
+        ("llama", &["llama", "llama-attention"][..], Shape::tensor(3)),
+        ("mixtral", &["mixtral"], Shape { ep: 2, ..Shape::tensor(2) }),
+    ] {
+        let gguf = open(&folder, &as_gguf(&golden(name).0, Form::Usual));
+        for adapter in adapters {
+            for shape in [Shape::default(), shape] {
+                adapted_tests::agrees(adapter, &gguf, shape);
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_file_cannot_say_is_as_in_the_model_itself() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in ["gemma2", "gemma3", "gpt-oss", "deepseek-v3", "phi3"] {

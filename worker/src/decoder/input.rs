@@ -6,6 +6,7 @@ use foggara_kernels::cuda::op::sample::MAX_TOP;
 use foggara_proto::step::{BlockCopy, BlockId};
 
 use super::span;
+use crate::adapters::Adapters;
 
 /// Consecutive positions of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +44,10 @@ pub const MOST_BEST: usize = MAX_TOP;
 /// One step: changes of the block tables, copies of blocks, then rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepInput {
-    /// Slots whose blocks are forgotten.
+    /// Slots that are forgotten: their blocks, and their adapters.
     pub drops: Vec<u32>,
+    /// Slots whose sequences are computed with an adapter, and its number.
+    pub adapters: Vec<(u32, u64)>,
     /// Blocks added to slots.
     pub grants: Vec<(u32, Vec<BlockId>)>,
     /// Blocks that begin as another one is, one copy after the other.
@@ -70,7 +73,10 @@ const MAX_SLOTS: u32 = 1 << 16;
 impl StepInput {
     /// Whether running it would change or compute anything.
     pub fn is_empty(&self) -> bool {
-        let changes = self.drops.is_empty() && self.grants.is_empty() && self.copies.is_empty();
+        let changes = self.drops.is_empty()
+            && self.adapters.is_empty()
+            && self.grants.is_empty()
+            && self.copies.is_empty();
         changes && self.tokens.is_empty() && !self.collect
     }
 
@@ -113,15 +119,32 @@ impl StepInput {
         Ok(())
     }
 
-    /// Little-endian words: five counts and a flag, then the five lists, that of segments with what their rows want.
+    /// Whether the adapters of its rows are loaded.
+    ///
+    /// # Errors
+    /// Names one that is not.
+    pub fn check_adapters(&self, tables: &BlockTables, adapters: &Adapters) -> Result<(), InputError> {
+        let mut wanted = self.segments.iter().filter_map(|segment| tables.adapter(segment.slot));
+        match wanted.find(|adapter| !adapters.has(*adapter)) {
+            Some(adapter) => Err(InputError(format!("adapter {adapter} is not loaded"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Little-endian words: six counts and a flag, then the six lists, that of segments with what their rows want.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         let mut put =
             |word: usize| bytes.extend_from_slice(&u32::try_from(word).unwrap_or(u32::MAX).to_le_bytes());
-        let lists = [self.drops.len(), self.grants.len(), self.copies.len()];
+        let lists = [self.drops.len(), self.adapters.len(), self.grants.len(), self.copies.len()];
         lists.into_iter().chain([self.segments.len(), self.tokens.len()]).for_each(&mut put);
         put(usize::from(self.collect));
         self.drops.iter().for_each(|slot| put(*slot as usize));
+        for (slot, adapter) in &self.adapters {
+            [*slot as usize, (*adapter as u32) as usize, (*adapter >> 32) as usize]
+                .into_iter()
+                .for_each(&mut put);
+        }
         for (slot, blocks) in &self.grants {
             put(*slot as usize);
             put(blocks.len());
@@ -148,28 +171,32 @@ impl StepInput {
         let mut words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
         let mut next =
             || words.next().ok_or_else(|| InputError(format!("{} bytes are too few", bytes.len())));
-        let counts = [next()?, next()?, next()?, next()?, next()?];
+        let counts = [next()?, next()?, next()?, next()?, next()?, next()?];
         let collect = next()? != 0;
         let drops = (0..counts[0]).map(|_| next()).collect::<Result<_, _>>()?;
-        let mut grants = Vec::new();
+        let mut adapters = Vec::new();
         for _ in 0..counts[1] {
+            adapters.push((next()?, u64::from(next()?) | u64::from(next()?) << 32));
+        }
+        let mut grants = Vec::new();
+        for _ in 0..counts[2] {
             let (slot, count) = (next()?, next()?);
             grants.push((slot, (0..count).map(|_| next()).collect::<Result<_, _>>()?));
         }
         let mut copies = Vec::new();
-        for _ in 0..counts[2] {
+        for _ in 0..counts[3] {
             copies.push(BlockCopy { from: next()?, to: next()? });
         }
         let (mut segments, mut wants) = (Vec::new(), Vec::new());
-        for _ in 0..counts[3] {
+        for _ in 0..counts[4] {
             segments.push(Segment { slot: next()?, start: next()?, len: next()?, logits_from: next()? });
             wants.push(match next()? {
                 0 => Want::Whole,
                 count => Want::Best(count),
             });
         }
-        let tokens = (0..counts[4]).map(|_| next()).collect::<Result<_, _>>()?;
-        Ok(Self { drops, grants, copies, segments, wants, tokens, collect })
+        let tokens = (0..counts[5]).map(|_| next()).collect::<Result<_, _>>()?;
+        Ok(Self { drops, adapters, grants, copies, segments, wants, tokens, collect })
     }
 }
 
@@ -189,6 +216,7 @@ struct Slot {
     pool: usize,
     /// Numbered within the pool.
     blocks: Vec<BlockId>,
+    adapter: Option<u64>,
 }
 
 impl BlockTables {
@@ -204,8 +232,14 @@ impl BlockTables {
     pub fn apply(&mut self, input: &StepInput) -> Result<(), InputError> {
         for slot in &input.drops {
             if let Some(slot) = self.slots.get_mut(*slot as usize) {
-                slot.blocks.clear();
+                *slot = Slot::default();
             }
+        }
+        for (slot, adapter) in &input.adapters {
+            if *slot >= MAX_SLOTS {
+                return Err(InputError(format!("adapter {adapter} for slot {slot}")));
+            }
+            self.slot(*slot).adapter = Some(*adapter);
         }
         let total = self.pools * self.pool_blocks;
         for (slot, blocks) in &input.grants {
@@ -214,17 +248,14 @@ impl BlockTables {
             }
             let Some(first) = blocks.first() else { continue };
             let pool = *first as usize / self.pool_blocks;
-            let at = *slot as usize;
-            if self.slots.len() <= at {
-                self.slots.resize_with(at + 1, Slot::default);
-            }
-            let table = &mut self.slots[at];
+            let pool_blocks = self.pool_blocks;
+            let table = self.slot(*slot);
             let stays = table.blocks.is_empty() || table.pool == pool;
-            if !stays || blocks.iter().any(|block| *block as usize / self.pool_blocks != pool) {
+            if !stays || blocks.iter().any(|block| *block as usize / pool_blocks != pool) {
                 return Err(InputError(format!("blocks {blocks:?} of two pools for slot {slot}")));
             }
             table.pool = pool;
-            let start = pool * self.pool_blocks;
+            let start = pool * pool_blocks;
             table.blocks.extend(blocks.iter().map(|block| block - start as BlockId));
         }
         for copy in &input.copies {
@@ -237,6 +268,14 @@ impl BlockTables {
         Ok(())
     }
 
+    fn slot(&mut self, slot: u32) -> &mut Slot {
+        let at = slot as usize;
+        if self.slots.len() <= at {
+            self.slots.resize_with(at + 1, Slot::default);
+        }
+        &mut self.slots[at]
+    }
+
     /// The pool that a block is of, and its number there.
     pub fn place(&self, block: BlockId) -> (usize, BlockId) {
         let each = self.pool_blocks.max(1);
@@ -246,6 +285,11 @@ impl BlockTables {
     /// The blocks of a slot, in order, numbered within their pool.
     pub fn blocks(&self, slot: u32) -> &[BlockId] {
         self.slots.get(slot as usize).map_or(&[], |slot| &slot.blocks)
+    }
+
+    /// The adapter that a slot's sequence is computed with.
+    pub fn adapter(&self, slot: u32) -> Option<u64> {
+        self.slots.get(slot as usize).and_then(|slot| slot.adapter)
     }
 
     /// The part of the batch that a slot's sequence is in.
@@ -261,6 +305,7 @@ mod tests {
     fn input() -> StepInput {
         StepInput {
             drops: vec![4],
+            adapters: vec![(1, 5 << 32 | 7)],
             grants: vec![(1, vec![7, 2]), (3, vec![])],
             copies: vec![BlockCopy { from: 3, to: 2 }, BlockCopy { from: 0, to: 1 }],
             segments: vec![
@@ -310,6 +355,26 @@ mod tests {
         assert!(many.check(&tables, 9, 2, 3).is_err(), "257 best of at most 256");
         tables.apply(&StepInput { drops: vec![1], ..StepInput::default() }).expect("a drop");
         assert!(tables.blocks(1).is_empty());
+    }
+
+    #[test]
+    fn a_slot_keeps_its_adapter_until_it_is_forgotten() {
+        let mut tables = BlockTables::new(1, 8);
+        let given = StepInput { adapters: vec![(3, 1 << 40)], ..StepInput::default() };
+        assert!(!given.is_empty());
+        tables.apply(&given).expect("a slot");
+        tables.apply(&StepInput { grants: vec![(3, vec![1])], ..StepInput::default() }).expect("a block");
+        assert_eq!((tables.adapter(3), tables.adapter(2), tables.adapter(9)), (Some(1 << 40), None, None));
+        let segments = vec![Segment { slot: 3, start: 0, len: 1, logits_from: 0 }];
+        let step = StepInput { segments, tokens: vec![1], ..StepInput::default() };
+        let error = step.check_adapters(&tables, &Adapters::default()).expect_err("it is not there");
+        assert!(error.to_string().contains("adapter 1099511627776"), "{error}");
+        let again = StepInput { drops: vec![3], grants: vec![(3, vec![2])], ..StepInput::default() };
+        tables.apply(&again).expect("another sequence in its slot");
+        assert_eq!(tables.adapter(3), None);
+        assert_eq!(step.check_adapters(&tables, &Adapters::default()), Ok(()));
+        let far = StepInput { adapters: vec![(MAX_SLOTS, 1)], ..StepInput::default() };
+        assert!(tables.apply(&far).is_err(), "a slot that nobody has");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! layers to different stages, experts to different ranks of a stage. Each rank of the last stage scores its part of the
 //! vocabulary for its part of the batch.
 
+mod adapted;
 mod attention;
 mod buffers;
 mod comms;
@@ -19,6 +20,7 @@ mod rounding;
 mod routing;
 mod score;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use foggara_kernels::collective::CollectiveError;
@@ -30,8 +32,10 @@ use foggara_kernels::{KernelError, ThreadPool};
 use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
 
+use crate::adapters::Adapters;
 use crate::weights::{MlpKind, RankWeights};
 
+use adapted::{Adapted, AdaptedRows, AdapterRunner, in_layer};
 use attention::{Attender, Context, Row};
 use buffers::Buffers;
 pub use comms::{Comms, Part, Parts};
@@ -39,7 +43,7 @@ pub use device::DeviceDecoder;
 pub use experts::{DispatchStats, ExpertCounts};
 use experts::{ExpertLayer, ExpertRunner};
 pub use input::{BlockTables, InputError, MOST_BEST, Segment, StepInput, Want};
-use mlp::MlpRunner;
+use mlp::{Adapting, MlpRunner};
 use project::takes_codes;
 use score::Scorer;
 pub use score::{OnScores, Scores};
@@ -107,6 +111,8 @@ pub struct Decoder {
     attender: Attender,
     mlp: MlpRunner,
     experts: ExpertRunner,
+    adapters: Adapters,
+    adapter: AdapterRunner,
     angles: Vec<RopeAngles>,
 }
 
@@ -146,7 +152,7 @@ impl CacheConfig {
 }
 
 impl Decoder {
-    /// A decoder of rank `rank` of `plan` with an empty cache.
+    /// A decoder of rank `rank` of `plan` with an empty cache, and the adapters that come beside its weights.
     ///
     /// # Errors
     /// If the cache cannot be made.
@@ -156,6 +162,7 @@ impl Decoder {
         rank: usize,
         weights: RankWeights,
         cache: CacheConfig,
+        adapters: Adapters,
         pool: ThreadPool,
     ) -> Result<Self, KernelError> {
         let slice = plan.ranks[rank].clone();
@@ -179,6 +186,8 @@ impl Decoder {
             attender: Attender::new(spec, &slice),
             mlp: MlpRunner::new(spec.activation),
             experts: ExpertRunner::new(spec, plan),
+            adapters,
+            adapter: AdapterRunner::default(),
             angles: vec![RopeAngles::default(); spec.ropes.len()],
             slice,
         })
@@ -218,6 +227,7 @@ impl Forward for Decoder {
             return Ok(());
         }
         let (tokens, rows) = self.own_rows(input, tables);
+        let adapted = self.adapted(input, tables);
         let positions: Vec<u32> = rows.iter().map(|row| row.position as u32).collect();
         for (rope, angles) in self.ropes.iter().zip(&mut self.angles) {
             rope.angles(&positions, angles);
@@ -235,11 +245,11 @@ impl Forward for Decoder {
         }
         for local in 0..self.slice.layers.len() {
             if busy {
-                self.attend(local, &rows);
+                self.attend(local, &rows, &adapted);
                 comms.tp().all_reduce(&mut self.buffers.partial)?;
                 self.add(local, |layer| &layer.post_attn_norm);
             }
-            self.feed_forward(local, &rows, comms)?;
+            self.feed_forward(local, &rows, &adapted, comms)?;
             if busy {
                 comms.tp().all_reduce(&mut self.buffers.partial)?;
                 self.add(local, |layer| &layer.post_mlp_norm);
@@ -279,6 +289,27 @@ impl Decoder {
         (tokens, rows)
     }
 
+    /// Which of these rows are adapted, adapter by adapter.
+    ///
+    /// # Panics
+    /// If an adapter is not here.
+    fn adapted(&self, input: &StepInput, tables: &BlockTables) -> Vec<AdaptedRows> {
+        let (mut adapted, mut first) = (BTreeMap::<u64, Vec<usize>>::new(), 0);
+        let own = |segment: &&Segment| tables.pool(segment.slot) == self.slice.place.dp;
+        for segment in input.segments.iter().filter(own) {
+            let rows = first..first + segment.len as usize;
+            first = rows.end;
+            if let Some(number) = tables.adapter(segment.slot) {
+                adapted.entry(number).or_default().extend(rows);
+            }
+        }
+        let with_rows = |(number, rows)| {
+            let adapter = self.adapters.get(number).expect("the step has been checked");
+            AdaptedRows { adapter, rows }
+        };
+        adapted.into_iter().map(with_rows).collect()
+    }
+
     /// x = rows of the embedding; zeros for tokens of other ranks.
     fn embed(&mut self, tokens: &[u32]) {
         let vocab = &self.slice.vocab;
@@ -295,7 +326,7 @@ impl Decoder {
     }
 
     /// partial = this rank's heads' part of the attention's output.
-    fn attend(&mut self, local: usize, rows: &[Row<'_>]) {
+    fn attend(&mut self, local: usize, rows: &[Row<'_>], adapted: &Adapted) {
         let (w, b) = (&self.weights.layers[local], &mut self.buffers);
         let layer = &self.spec.layers[self.slice.layers.start + local];
         b.norm(&self.pool, &w.attn_norm, self.spec.norm_eps, attention::takes_codes(&w.attention));
@@ -307,6 +338,8 @@ impl Decoder {
             angles: &self.angles[layer.rope],
             window: layer.window,
             rows,
+            adapted: &in_layer(adapted, local),
+            adapter: &mut self.adapter,
         };
         let attended = &mut b.attended;
         self.attender.run(&self.spec, &w.attention, &mut b.normed, attended, &mut b.partial, &mut context);
@@ -330,6 +363,7 @@ impl Decoder {
         &mut self,
         local: usize,
         rows: &[Row<'_>],
+        adapted: &Adapted,
         comms: &mut Comms,
     ) -> Result<(), CollectiveError> {
         let (w, b) = (&self.weights.layers[local], &mut self.buffers);
@@ -338,23 +372,34 @@ impl Decoder {
             let coded = matches!(&w.mlp, MlpKind::Dense(dense) if takes_codes(&dense.gate_up));
             b.norm(&self.pool, &w.mlp_norm, self.spec.norm_eps, coded);
         }
+        let adapted = in_layer(adapted, local);
         let (experts, spec) = match (&w.mlp, &self.spec.layers[global].mlp) {
             (MlpKind::Experts(experts), Mlp::Experts(spec)) => (experts, spec),
             (MlpKind::Dense(dense), _) if !rows.is_empty() => {
-                self.mlp.run(&self.pool, dense, &mut b.normed, &mut b.partial);
+                let adapted: Vec<_> = adapted.iter().map(|(layer, rows)| (&layer.mlp, *rows)).collect();
+                let mut adapting = Adapting { runner: &mut self.adapter, adapted: &adapted };
+                self.mlp.run(&self.pool, dense, &mut b.normed, &mut b.partial, &mut adapting);
                 return Ok(());
             }
             _ => return Ok(()),
         };
         match &experts.shared {
             Some(shared) if !rows.is_empty() => {
-                self.mlp.run(&self.pool, shared, &mut b.normed, &mut b.partial);
+                let mut nothing = Adapting { runner: &mut self.adapter, adapted: &[] };
+                self.mlp.run(&self.pool, shared, &mut b.normed, &mut b.partial, &mut nothing);
             }
             _ => b.partial.fill(0.0),
         }
         let place = self.slice.place;
-        let mut layer =
-            ExpertLayer { pool: &self.pool, mlp: &mut self.mlp, number: global, spec, weights: experts };
+        let mut layer = ExpertLayer {
+            pool: &self.pool,
+            mlp: &mut self.mlp,
+            number: global,
+            spec,
+            weights: experts,
+            adapted: &adapted,
+            adapter: &mut self.adapter,
+        };
         if self.shape.dp == 1 {
             self.experts.run_local(&mut layer, &mut b.normed, &mut b.partial, place.tp == 0);
             return Ok(());
@@ -371,6 +416,8 @@ fn span(start: u32, len: u32) -> Range<usize> {
     start as usize..start as usize + len as usize
 }
 
+#[cfg(test)]
+mod adapted_tests;
 #[cfg(test)]
 mod gguf_tests;
 #[cfg(test)]

@@ -5,10 +5,11 @@ use foggara_kernels::op::softmax::{argmax, log_sum_exp};
 use foggara_models::testing::{
     GOLDEN_DENSE, GOLDEN_WITH_EXPERTS, tiny_config, tiny_gguf, tiny_safetensors, tiny_tensors,
 };
-use foggara_models::{Checkpoint, DType, Quantize};
+use foggara_models::{Adapter, Checkpoint, Cut, DType, Quantize};
 
 use super::*;
 use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden, group, group_on, numbers, tokens};
+use crate::weights::RankAdapter;
 
 /// Sequences that go through the model side by side, `chunk` positions of each in a step, and the logits of every row.
 /// Returns rank 0's, by sequence and position.
@@ -52,6 +53,21 @@ pub(super) fn scores_on(
     model: &Checkpoint,
     sequences: &[Vec<u32>],
     wants: &[Want],
+    how: (Shape, Quantize),
+    kind: (Kind, KvType),
+    chunk: usize,
+    device: &(dyn Fn(usize) -> Option<Device> + Sync),
+) -> Vec<Vec<Score>> {
+    adapted_scores_on(model, sequences, wants, (&[], &[]), how, kind, chunk, device)
+}
+
+/// The same with adapters, and which of them each sequence is computed with.
+#[allow(clippy::too_many_arguments, reason = "all that makes a difference")]
+pub(super) fn adapted_scores_on(
+    model: &Checkpoint,
+    sequences: &[Vec<u32>],
+    wants: &[Want],
+    (adapters, of): (&[Adapter], &[Option<u64>]),
     (shape, quantize): (Shape, Quantize),
     (kind, ty): (Kind, KvType),
     chunk: usize,
@@ -60,7 +76,13 @@ pub(super) fn scores_on(
     // Sequences take turns on the parts of the batch.
     let each = BLOCKS / sequences.len().div_ceil(shape.dp);
     assert!(sequences.iter().all(|tokens| tokens.len() <= each * BLOCK_SIZE), "the blocks are enough");
+    let plan = model.slices(&Cut::even(shape), quantize).expect("can be cut");
     let results = group_on(model, shape, quantize, kind, ty, device, |mut engine| {
+        for (number, adapter) in adapters.iter().enumerate() {
+            let slice = &plan.ranks[engine.comms.rank()];
+            let adapter = RankAdapter::load(adapter, model.spec(), slice, shape.dp).expect("it fits");
+            engine.adapters.insert(number as u64, adapter);
+        }
         let mut rows = vec![Vec::new(); sequences.len()];
         let longest = sequences.iter().map(Vec::len).max().expect("at least one sequence");
         for (step, start) in (0..longest).step_by(chunk).enumerate() {
@@ -74,6 +96,7 @@ pub(super) fn scores_on(
                     let blocks =
                         (0..each).map(|i| (pool * BLOCKS + (each - 1 - i) * stride + place) as u32).collect();
                     input.grants.push((slot as u32, blocks));
+                    input.adapters.extend(of.get(slot).copied().flatten().map(|of| (slot as u32, of)));
                 }
                 let part = &tokens[start.min(tokens.len())..(start + chunk).min(tokens.len())];
                 if !part.is_empty() {
@@ -86,6 +109,7 @@ pub(super) fn scores_on(
             }
             engine.tables.apply(&input).expect("blocks exist");
             input.check(&engine.tables, model.spec().vocab, BLOCK_SIZE, 10_000).expect("a step that fits");
+            input.check_adapters(&engine.tables, &engine.adapters).expect("they are loaded");
             let mut keep = |row: usize, scores: Scores<'_>| {
                 rows[whose[row]].push(match scores {
                     Scores::Whole(logits) => Score::Whole(logits.to_vec()),
@@ -126,6 +150,12 @@ pub(super) fn agrees_on(
     let whole = |case: &serde_json::Value| [tokens(&case["prompt"]), tokens(&case["greedy"])].concat();
     let sequences: Vec<_> = cases.iter().map(whole).collect();
     let all = logits_on(model, &sequences, (shape, Quantize::None), (Kind::Shm, KvType::F32), chunk, device);
+    agree(name, expected, shape, all);
+}
+
+/// Compares logits of every row of a fixture's cases, greedy tokens included, with its numbers.
+pub(super) fn agree(name: &str, expected: &serde_json::Value, shape: Shape, all: Vec<Vec<Vec<f32>>>) {
+    let cases = expected["cases"].as_array().expect("cases");
     for (case, rows) in cases.iter().zip(all) {
         let (prompt, greedy) = (tokens(&case["prompt"]), tokens(&case["greedy"]));
         let last = prompt.len() - 1;

@@ -15,6 +15,7 @@ use foggara_kernels::cuda::DeviceError;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, DType, KvFormat, TensorRole};
 
+use crate::adapters::Adapters;
 use crate::decoder::{BlockTables, Comms, Forward, ForwardError, InputError, OnScores, Segment, StepInput};
 
 pub use collect::{OwnUse, StepTimes, StepWatch, Told};
@@ -59,6 +60,8 @@ pub struct Engine {
     pub tables: BlockTables,
     /// The other ranks.
     pub comms: Comms,
+    /// Low-rank adapters beside its weights.
+    pub adapters: Adapters,
     /// Positions in a block.
     pub block_size: usize,
     /// Most rows of a step.
@@ -73,7 +76,9 @@ impl Engine {
     /// Makes a step's changes to the tables of this rank. After an error it must not be run.
     fn prepare(&mut self, input: &StepInput) -> Result<(), InputError> {
         self.tables.apply(input)?;
-        input.check(&self.tables, self.decoder.spec().vocab, self.block_size, self.max_rows)
+        let vocab = self.decoder.spec().vocab;
+        input.check(&self.tables, vocab, self.block_size, self.max_rows)?;
+        input.check_adapters(&self.tables, &self.adapters)
     }
 
     /// Runs a prepared step on this rank.

@@ -149,7 +149,7 @@ impl SequenceTable {
             input.drops.push(self.remove(id).ok_or_else(|| unknown(id, "dropped"))?);
         }
         for join in plan.joins {
-            self.join(join)?;
+            input.adapters.extend(self.join(join)?);
         }
         for grant in plan.grants {
             let sequence = self
@@ -249,7 +249,8 @@ impl SequenceTable {
         self.max_rows.saturating_sub(decodes + chunks)
     }
 
-    fn join(&mut self, join: foggara_proto::step::Join) -> Result<(), PlanError> {
+    /// Takes a sequence in; returns its slot and its adapter, if it has one.
+    fn join(&mut self, join: foggara_proto::step::Join) -> Result<Option<(u32, u64)>, PlanError> {
         let id = join.sequence;
         let wrong = |reason: String| PlanError { sequence: id, reason };
         if let Some(token) = join.tokens.iter().find(|token| **token as usize >= self.vocab) {
@@ -285,8 +286,9 @@ impl SequenceTable {
             last_outputs: LastOutputs::default(),
             lookup: Lookup::default(),
         };
+        let adapted = sequence.params.adapter.map(|adapter| (slot, adapter));
         self.sequences.insert(id, sequence);
-        Ok(())
+        Ok(adapted)
     }
 
     /// Takes what the `row`-th row that wanted logits was given of them.

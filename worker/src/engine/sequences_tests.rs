@@ -303,3 +303,18 @@ fn a_sequence_without_room_is_left_out_until_it_has_some() {
     assert!(table.begin(StepPlan::default()).expect("a plan that makes sense").is_empty());
     assert_eq!(table.take_skipped(), [4]);
 }
+
+#[test]
+fn the_adapter_of_a_sequence_is_told_when_it_joins_and_forgotten_with_it() {
+    let mut table = SequenceTable::new(10, 16, 64);
+    let adapted = |adapter| SequenceParams { adapter, ..params(3) };
+    let joins = vec![join(5, &[1], 1, adapted(Some(9))), join(6, &[1], 1, adapted(None))];
+    let input = begin(&mut table, joins, vec![chunk(5, 1), chunk(6, 1)], vec![]);
+    assert_eq!(input.adapters, [(0, 9)]);
+    assert_eq!(table.held()[0].params.adapter, Some(9), "a later driver is told");
+    assert!(begin(&mut table, vec![], vec![], vec![]).adapters.is_empty(), "once");
+    // Another one takes its slot.
+    let input = begin(&mut table, vec![join(7, &[1], 1, adapted(None))], vec![chunk(7, 1)], vec![5]);
+    assert_eq!((&input.drops[..], &input.adapters[..]), (&[0][..], &[][..]));
+    assert_eq!(input.segments.iter().map(|segment| segment.slot).collect::<Vec<_>>(), [0]);
+}

@@ -1,5 +1,6 @@
 //! Reading a rank's slice of a checkpoint, and repacking it for the kernels where they cannot use it as it lies.
 
+mod adapter;
 mod attention;
 mod held;
 mod layer;
@@ -13,6 +14,7 @@ use foggara_kernels::op::panels::WeightMatrix;
 use foggara_kernels::{KernelError, ThreadPool, WeightType};
 use foggara_models::{Checkpoint, DType, ModelError, Quantize, SlicePlan, TensorRole};
 
+pub use adapter::{Deltas, LayerAdapter, MlpAdapter, RankAdapter};
 pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
 pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
@@ -37,6 +39,9 @@ pub enum LoadError {
     /// Weights in 8-bit floats, and no device.
     #[error("fp8 weights are computed on GPUs only; use q8_0")]
     NeedsGpu,
+    /// An adapter of experts, where rows come from other ranks, without a word whose they are.
+    #[error("adapters of experts, or of their router, need a deployment with dp 1")]
+    ExpertsOfOthers,
     /// Someone asked to stop.
     #[error("loading was cancelled")]
     Cancelled,

@@ -117,7 +117,7 @@ impl ExpertRunner {
         // Out of `self`, whose other parts are needed beside it; an error ends the group, and it with it.
         let mut exchange = std::mem::replace(&mut self.exchange, Exchange::new(self.hidden, 0));
         exchange.take(x, mine);
-        let routes = self.routes(layer, &mut exchange.own);
+        let routes = self.routes(layer, &mut exchange.own, &Vec::new());
         self.counts.count(layer.number, &routes);
         let holders = &self.holders[layer.number];
         let goes_to = |row: usize, rank: usize| {
@@ -129,8 +129,8 @@ impl ExpertRunner {
             .collect();
         let before = stage.stats().bytes;
         exchange.dispatch(&sent, stage)?;
-        let routes = self.routes(layer, &mut exchange.arrived);
-        self.compute(layer, &exchange.arrived, &routes, &mut exchange.answers);
+        let routes = self.routes(layer, &mut exchange.arrived, &Vec::new());
+        self.compute(layer, &exchange.arrived, &routes, &mut exchange.answers, &Vec::new());
         exchange.answer(stage)?;
         for (rows, answers) in sent.iter().zip(&exchange.returned) {
             for (row, answer) in rows.iter().zip(answers.chunks_exact(self.hidden)) {
