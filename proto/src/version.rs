@@ -13,7 +13,7 @@ use std::fmt;
 /// - `formats`: of the replicated state, as it lies on disk and goes between coordinators. It writes any of them, and reads those
 ///   before them, too.
 const TEXT: &str =
-    concat!("foggara-build version=", env!("CARGO_PKG_VERSION"), " protocols=3-3 formats=4-4 ");
+    concat!("foggara-build version=", env!("CARGO_PKG_VERSION"), " protocols=3-3 formats=4-5 ");
 const TEXT_BYTES: usize = 160;
 static EMBEDDED: [u8; TEXT_BYTES] = padded(TEXT);
 

@@ -49,7 +49,8 @@ impl Door {
         let request = SequenceRequest::new(&request_id, Vec::new(), 0, SequenceParams::default());
         self.timelines.placed(&request, placed);
         let request_id = &request_id;
-        let counted = Counted { api: "chat", model: MODEL, request_id, choices: 1, prompt_tokens: 128 };
+        let counted =
+            Counted { api: "chat", model: MODEL, adapter: None, request_id, choices: 1, prompt_tokens: 128 };
         (Account::new(Arc::clone(&self.metrics), recording.clone(), counted), recording)
     }
 

@@ -62,8 +62,8 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(request: SequenceRequest, first: Option<SequenceId>, block_size: usize) -> Self {
         let envelope = request.to_envelope();
-        let SequenceRequest { tokens, prompt_len, params, cache_salt, tenant, .. } = request;
-        let mut chain = HashChain::new(BlockHash::root(&tenant, cache_salt.as_deref()));
+        let mut chain = HashChain::new(BlockHash::root_of(&request));
+        let SequenceRequest { tokens, prompt_len, params, .. } = request;
         chain.extend(&tokens, block_size);
         Self {
             joined_with: tokens.len(),

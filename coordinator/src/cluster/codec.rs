@@ -44,6 +44,8 @@ pub(super) trait Stored: Serialize + DeserializeOwned {
     type V2: DeserializeOwned + Into<Self>;
     /// In version 3.
     type V3: DeserializeOwned + Into<Self>;
+    /// In version 4.
+    type V4: DeserializeOwned + Into<Self>;
 
     /// The first format that can say this.
     fn since(&self) -> u8 {
@@ -52,8 +54,13 @@ pub(super) trait Stored: Serialize + DeserializeOwned {
 
     /// In `format`, one of those that this program writes.
     fn encoded(&self, _format: u8) -> Result<Vec<u8>, bincode::error::EncodeError> {
-        bincode::serde::encode_to_vec(self, bincode::config::standard())
+        as_it_is(self)
     }
+}
+
+/// In the layout that `value` has.
+pub(super) fn as_it_is<T: Serialize>(value: &T) -> Result<Vec<u8>, bincode::error::EncodeError> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard())
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll and Vo): finds bit flips; not meant against an enemy.
@@ -86,6 +93,7 @@ pub(super) fn decode<T: Stored>(bytes: &[u8], newest: u8) -> Result<T, CodecErro
         1 => decode_body::<T::V1>(body).map(Into::into),
         2 => decode_body::<T::V2>(body).map(Into::into),
         3 => decode_body::<T::V3>(body).map(Into::into),
+        4 => decode_body::<T::V4>(body).map(Into::into),
         _ => decode_body(body),
     }
 }
@@ -155,10 +163,11 @@ mod tests {
         type V1 = Self;
         type V2 = Self;
         type V3 = Self;
+        type V4 = Self;
     }
 
     /// The newest layout there is.
-    const NEWEST: u8 = 4;
+    const NEWEST: u8 = 5;
 
     fn decode<T: Stored>(bytes: &[u8]) -> Result<T, CodecError> {
         super::decode(bytes, NEWEST)
@@ -170,7 +179,7 @@ mod tests {
 
     /// Bytes as an older version wrote them.
     fn written_by<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
-        let body = bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("small");
+        let body = as_it_is(value).expect("small");
         seal_as(version, &body)
     }
 

@@ -9,9 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::Stored;
 
+pub mod adapters;
 mod v1;
 mod v2;
 mod v3;
+mod v4;
+
+use adapters::{Adapter, AdapterLoad};
 
 /// Most notes, and the sizes of one.
 pub const MAX_NOTES: usize = 10_000;
@@ -27,11 +31,11 @@ pub const MAX_DEPLOYMENTS: usize = 256;
 pub const NOT_QUANTIZED: &str = "none";
 /// What weights can be quantized to when they are loaded.
 pub const QUANTIZATIONS: [&str; 6] = [NOT_QUANTIZED, "bf16", "q8_0", "q4_0", "q4_k", "fp8"];
-/// Bytes of the manifests of all deployments together: a snapshot is one message.
+/// Bytes of the manifests of all deployments and adapters together: a snapshot is one message.
 pub const MAX_MANIFESTS_BYTES: usize = 16 << 20;
 /// Most workers.
 pub const MAX_WORKERS: usize = 4096;
-/// Characters kept of what keeps a deployment from being served.
+/// Characters kept of what keeps a deployment from being served, or an adapter from being loaded.
 const MAX_OBSTACLE: usize = 1000;
 /// Writes remembered, so that one that is sent again is applied once.
 const REMEMBERED_REQUESTS: usize = 4096;
@@ -350,6 +354,31 @@ pub enum Command {
     RegisterWorkerV3(Box<v3::Worker>),
     /// A worker has joined. The same incarnation registers once.
     RegisterWorker(Box<Worker>),
+    /// An adapter is to be served beside a deployment's model; replaces nothing.
+    PutAdapter {
+        /// The name it is served under.
+        name: String,
+        /// What to serve; its number is given to it here.
+        adapter: Adapter,
+    },
+    /// An adapter is not to be served any more.
+    RemoveAdapter {
+        /// Its name.
+        name: String,
+    },
+    /// A rank has loaded an adapter, or could not.
+    AdapterLoaded {
+        /// The group.
+        group: u64,
+        /// Of its formation.
+        epoch: u64,
+        /// Which rank.
+        rank: u32,
+        /// The adapter's number.
+        adapter: u64,
+        /// Why it could not.
+        failed: Option<String>,
+    },
 }
 
 /// What became of a command.
@@ -399,6 +428,10 @@ pub struct ClusterState {
     counter: u64,
     remembered: BTreeMap<String, Outcome>,
     remembered_order: VecDeque<String>,
+    /// Adapters by name.
+    pub adapters: BTreeMap<String, Adapter>,
+    /// Where adapters have been loaded: by group, by their numbers. Gone with the group, or with the adapter.
+    pub adapters_loaded: BTreeMap<u64, BTreeMap<u64, AdapterLoad>>,
 }
 
 impl Stored for Envelope {
@@ -406,6 +439,7 @@ impl Stored for Envelope {
     type V1 = Self;
     type V2 = Self;
     type V3 = Self;
+    type V4 = Self;
 
     fn since(&self) -> u8 {
         match &self.command {
@@ -424,6 +458,7 @@ impl Stored for Envelope {
             Command::PutDeployment { .. } | Command::FormGroup(_) => 2,
             Command::RegisterWorkerV3(_) => 3,
             Command::RegisterWorker(_) => 4,
+            Command::PutAdapter { .. } | Command::RemoveAdapter { .. } | Command::AdapterLoaded { .. } => 5,
         }
     }
 }
@@ -432,12 +467,26 @@ impl Stored for Outcome {
     type V1 = Self;
     type V2 = Self;
     type V3 = Self;
+    type V4 = Self;
 }
 
 impl Stored for ClusterState {
     type V1 = v1::ClusterState;
     type V2 = v2::ClusterState;
     type V3 = v3::ClusterState;
+    type V4 = v4::ClusterState;
+
+    /// Without adapters, in any; with them, in none that would lose them.
+    fn since(&self) -> u8 {
+        if self.adapters.is_empty() { 1 } else { 5 }
+    }
+
+    fn encoded(&self, format: u8) -> Result<Vec<u8>, bincode::error::EncodeError> {
+        match format {
+            ..=4 => super::codec::as_it_is(&self.to_v4()),
+            _ => super::codec::as_it_is(self),
+        }
+    }
 }
 
 impl ClusterState {
@@ -480,6 +529,7 @@ impl ClusterState {
                     return Outcome::Refused(format!("no deployment is called `{name}`"));
                 }
                 self.obstacles.remove(name);
+                self.remove_adapters_of(name);
                 let ended: Vec<u64> =
                     self.groups.iter().filter(|(_, g)| g.deployment == *name).map(|(id, _)| *id).collect();
                 ended.into_iter().for_each(|id| self.end_group(id));
@@ -518,6 +568,11 @@ impl ClusterState {
                 self.assign_driver(*group, *coordinator, *replaces)
             }
             Command::PutNote { key, value } => self.put_note(key, value),
+            Command::PutAdapter { name, adapter } => self.put_adapter(name, adapter),
+            Command::RemoveAdapter { name } => self.remove_adapter(name),
+            Command::AdapterLoaded { group, epoch, rank, adapter, failed } => {
+                self.adapter_loaded((*group, *epoch), *rank, *adapter, failed.as_deref())
+            }
         }
     }
 
@@ -556,16 +611,15 @@ impl ClusterState {
                 Outcome::Done
             }
             Some(_) => Outcome::Refused(format!("a deployment called `{name}` exists; remove it first")),
+            None if self.adapters.contains_key(name) => {
+                Outcome::Refused(format!("an adapter is called `{name}`; give the deployment another name"))
+            }
             None if self.deployments.len() >= MAX_DEPLOYMENTS => {
                 Outcome::Refused(format!("the cluster has {MAX_DEPLOYMENTS} deployments already"))
             }
             None => {
-                let others = self.deployments.values().map(|deployment| deployment.manifest.len());
-                let bytes = others.sum::<usize>() + deployment.manifest.len();
-                if bytes > MAX_MANIFESTS_BYTES {
-                    return Outcome::Refused(format!(
-                        "the manifests of all deployments would take {bytes} bytes, at most {MAX_MANIFESTS_BYTES}"
-                    ));
+                if let Err(refused) = self.room_for(&deployment.manifest) {
+                    return refused;
                 }
                 self.deployments.insert(name.to_owned(), deployment.clone());
                 Outcome::Done
@@ -628,6 +682,7 @@ impl ClusterState {
     }
 
     fn end_group(&mut self, id: u64) {
+        self.adapters_loaded.remove(&id);
         if let Some(group) = self.groups.remove(&id) {
             for rank in group.ranks {
                 if let Some(worker) = self.workers.get_mut(&rank) {

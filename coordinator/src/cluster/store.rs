@@ -76,6 +76,7 @@ impl Stored for Identity {
     type V1 = Self;
     type V2 = Self;
     type V3 = Self;
+    type V4 = Self;
 }
 
 /// The store of one coordinator.

@@ -1,5 +1,6 @@
 //! The workers' sessions.
 
+mod adapters;
 mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::cluster::state::{Deployment, DeviceKind, Group, Worker};
 use crate::cluster::{ClusterError, ClusterHandle, ClusterState, Command, Outcome, Role};
 use crate::driver::{GPU_STEP_ROWS, MAX_STEP_ROWS};
+use adapters::Adapters;
 
 /// Between heartbeats, both ways.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -37,6 +39,8 @@ struct Session {
     hangs: bool,
     /// The models it knows to be deployed, by name.
     models: BTreeMap<String, Deployed>,
+    /// The adapters that it was told to load for its group.
+    adapters: Adapters,
     /// What its control groups allow it of its host's memory; 0: any.
     memory_limit: u64,
     /// Dropped to end it.
@@ -132,8 +136,10 @@ impl Registry {
             let group = wanted.and_then(|group| Some((group, state.groups.get(&group)?)));
             let key = group.map(|(id, group)| (id, group.epoch));
             if key == session.told {
+                session.tell_adapters(state, group);
                 continue;
             }
+            session.adapters = Adapters::default();
             inner.progress.remove(id);
             if let Some((group, epoch)) = session.told {
                 let release = wire::Release { group, epoch, reason: "the group has ended".into() };
@@ -145,6 +151,7 @@ impl Registry {
                 session.messages.send(wire::RegistryMessage { message: Some(message) }).ok();
             }
             session.told = key;
+            session.tell_adapters(state, group);
         }
     }
 
@@ -162,8 +169,9 @@ impl Registry {
         inner.gone.remove(&id);
         let (open, ended) = oneshot::channel();
         let (heard, hangs, models) = (Instant::now(), false, BTreeMap::new());
+        let (told, adapters) = (held, Adapters::default());
         let session =
-            Session { number, messages, told: held, heard, hangs, models, memory_limit, _open: open };
+            Session { number, messages, told, heard, hangs, models, adapters, memory_limit, _open: open };
         inner.sessions.insert(id, session);
         drop(inner);
         self.changed.notify_one();
@@ -488,6 +496,10 @@ impl Listener {
                     }),
                 );
                 propose(&self.cluster, Some(Command::DissolveGroup { group: f.group, epoch: f.epoch }));
+            }
+            Some(In::AdapterLoaded(loaded)) => {
+                let command = self.registry.adapter_loaded(&self.cluster.state(), self.id, loaded);
+                propose(&self.cluster, command);
             }
             Some(In::Progress(p)) => {
                 let wire::LoadProgress { loaded_bytes, total_bytes, bytes_per_second, .. } = p;

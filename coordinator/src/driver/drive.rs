@@ -1,5 +1,6 @@
 //! One driver: sequences in, plans to the leader, reports back, events out.
 
+mod adapters;
 mod commands;
 mod known;
 mod recording;
@@ -12,6 +13,8 @@ use foggara_proto::wire::worker as wire;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tonic::Status;
+
+use adapters::AdapterCounts;
 
 use super::answer::Answer;
 use super::listeners::{Alone, Listeners};
@@ -79,6 +82,7 @@ pub(super) struct Drive {
     sequences: HashMap<SequenceId, Sequence>,
     ids: HashMap<String, SequenceId>,
     alone: Alone,
+    adapters: AdapterCounts,
     plans: mpsc::Sender<wire::DriverMessage>,
     metrics: DriverMetrics,
     drivers: Drivers,
@@ -108,6 +112,7 @@ impl Drive {
             sequences: HashMap::new(),
             ids: HashMap::new(),
             alone: Alone::default(),
+            adapters: AdapterCounts::default(),
             plans,
             metrics,
             drivers,
@@ -173,6 +178,9 @@ impl Drive {
     fn show(&mut self) {
         let since = self.batcher.waits_since().map(|ms| self.origin + Duration::from_millis(ms));
         self.metrics.occupancy(self.batcher.occupancy(), since);
+        for (id, used) in self.adapters.changed() {
+            self.metrics.adapter(id, used);
+        }
     }
 
     async fn plan(&mut self) {

@@ -124,10 +124,14 @@ pub(super) fn model(tokenizer: Option<Tokenizer>) -> ServedModel {
                     [{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
     ServedModel {
         name: "m".into(),
+        deployment: "m".into(),
+        adapter: None,
         created: 7,
         context: 100,
         vocab: 257,
-        template: tokenizer.is_some().then(|| ChatTemplate::compile(template, "", "").expect("valid")),
+        template: tokenizer
+            .is_some()
+            .then(|| Arc::new(ChatTemplate::compile(template, "", "").expect("valid"))),
         tokenizer,
         eos: vec![END],
     }

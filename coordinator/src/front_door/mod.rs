@@ -100,9 +100,12 @@ impl FrontDoor {
     async fn model(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
         self.takes_requests()?;
         let mut opened = self.models.opened();
-        let deployed = || match name {
-            "" => !self.cluster.state().deployments.is_empty(),
-            name => self.cluster.state().deployments.contains_key(name),
+        let deployed = || {
+            let state = self.cluster.state();
+            match name {
+                "" => !state.deployments.is_empty(),
+                name => state.deployments.contains_key(name) || state.adapters.contains_key(name),
+            }
         };
         let found = async {
             loop {
@@ -134,7 +137,7 @@ impl FrontDoor {
         ask: Ask,
         add_special: bool,
     ) -> Result<GenerationRequest, ApiError> {
-        let kv_tokens = self.kv_tokens(&model.name);
+        let kv_tokens = self.kv_tokens(&model.deployment);
         let bytes = prompt.text_bytes();
         self.tokenizing(bytes, move || request::check(model, kv_tokens, prompt, ask, add_special)).await
     }
@@ -165,10 +168,10 @@ impl FrontDoor {
         done.unwrap_or_else(|e| Err(ApiError::new(Kind::Internal, format!("tokenizing: {e}"))))
     }
 
-    /// Tokens that the KV cache of every group of `model` holds, once there are groups.
-    fn kv_tokens(&self, model: &str) -> Option<usize> {
+    /// Tokens that the KV cache of every group of a deployment holds, once there are groups.
+    fn kv_tokens(&self, deployment: &str) -> Option<usize> {
         let state = self.cluster.state();
-        let groups = state.groups.values().filter(|group| group.deployment == model);
+        let groups = state.groups.values().filter(|group| group.deployment == deployment);
         groups.map(|group| group.kv_blocks as usize * group.block_size as usize).min()
     }
 
@@ -185,7 +188,7 @@ impl FrontDoor {
 
     /// Counts a request that never began.
     fn refused(&self, api: &str, model: &str, error: ApiError) -> ApiError {
-        let known = self.models.get(model).map(|model| model.name.clone());
+        let known = self.models.get(model).map(|model| model.deployment.clone());
         let label = known.as_deref().unwrap_or(UNKNOWN_MODEL);
         self.metrics.requests.with_label_values(&[label, api, error.kind.label()]).inc();
         tracing::info!(model, api, status = error.kind.label(), reason = error.message, "request refused");

@@ -1,4 +1,4 @@
-//! The deployments' tokenizers and chat templates, loaded as deployments come and go.
+//! The deployments' tokenizers and chat templates, loaded as deployments come and go; their adapters have the same.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::api_error::{ApiError, Kind};
 use crate::cluster::ClusterHandle;
 use crate::cluster::state::Deployment;
+use crate::cluster::state::adapters::Adapter;
 use crate::library::{Library, Place};
 use crate::router::GenerateError;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -18,10 +19,15 @@ use crate::text::{ChatTemplate, Tokenizer};
 /// Seconds after which to ask again for a model whose tables are being looked for.
 pub(super) const NOT_YET_RETRY: u64 = 2;
 
-/// What a front door knows of a deployment.
+/// What a front door knows of a deployment, or of an adapter of one.
+#[derive(Clone)]
 pub struct ServedModel {
-    /// The name it is served under.
+    /// The name it is served under: what clients call it.
     pub name: String,
+    /// Whose groups compute it.
+    pub deployment: String,
+    /// With this adapter; `None`: the model alone.
+    pub adapter: Option<Adapter>,
     /// Unix seconds at which it was made.
     pub created: i64,
     /// Tokens of prompt and answer together.
@@ -31,7 +37,7 @@ pub struct ServedModel {
     /// Absent for a checkpoint that is served on token ids alone.
     pub tokenizer: Option<Tokenizer>,
     /// Absent for a checkpoint without one.
-    pub template: Option<ChatTemplate>,
+    pub template: Option<Arc<ChatTemplate>>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
 }
@@ -49,13 +55,21 @@ impl ServedModel {
             model.chat_template().map(|template| ChatTemplate::compile(template, &bos, &eos)).transpose();
         Ok(Self {
             name: name.to_owned(),
+            deployment: name.to_owned(),
+            adapter: None,
             created: deployment.created,
             context: model.spec().context,
             vocab: model.spec().vocab,
             tokenizer: tokenizer.map_err(|e| e.to_string())?,
-            template: template.map_err(|e| e.to_string())?,
+            template: template.map_err(|e| e.to_string())?.map(Arc::new),
             eos: special.eos.clone(),
         })
+    }
+
+    /// The same model with an adapter.
+    fn adapted(&self, name: &str, adapter: &Adapter) -> Self {
+        let (name, created) = (name.to_owned(), adapter.created);
+        Self { name, created, adapter: Some(adapter.clone()), ..self.clone() }
     }
 }
 
@@ -73,13 +87,35 @@ enum Opened {
 
 type Loaded = BTreeMap<String, (Deployment, Opened)>;
 
+/// What may be asked for.
+#[derive(Default)]
+struct Known {
+    loaded: Loaded,
+    /// Names are no deployment's.
+    adapters: BTreeMap<String, Adapter>,
+}
+
+impl Known {
+    /// The entry of the model called `name`, or of the only one there is, and the adapter that is called so.
+    fn entry(&self, name: &str) -> Option<(&Opened, Option<&Adapter>)> {
+        let opened = |name: &str| self.loaded.get(name).map(|(_, opened)| opened);
+        match name {
+            "" if self.loaded.len() == 1 => self.loaded.values().next().map(|(_, opened)| (opened, None)),
+            name => match self.adapters.get(name) {
+                Some(adapter) => Some((opened(&adapter.deployment)?, Some(adapter))),
+                None => Some((opened(name)?, None)),
+            },
+        }
+    }
+}
+
 /// The models of all deployments.
 #[derive(Clone, Default)]
 pub struct ServedModels(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    loaded: RwLock<Loaded>,
+    known: RwLock<Known>,
     /// Counts up when a model has been opened.
     opened: watch::Sender<u64>,
     /// Whether this coordinator has just started and may not have been told yet of every deployment.
@@ -103,17 +139,18 @@ impl ServedModels {
         loop {
             places.borrow_and_update();
             let state = watch.borrow_and_update().clone();
-            self.write(|loaded| {
-                loaded.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
+            self.write(|known| {
+                known.loaded.retain(|name, (deployment, _)| state.deployments.get(name) == Some(deployment));
+                known.adapters.clone_from(&state.adapters);
             });
             for (name, deployment) in &state.deployments {
-                let known = self.read(|loaded| loaded.get(name).map(|(_, opened)| opened.clone()));
+                let known = self.read(|known| known.loaded.get(name).map(|(_, opened)| opened.clone()));
                 let place = library.place(name, deployment);
                 match (known, place) {
                     (Some(_), None) | (Some(Opened::Yes(_) | Opened::No(_)), _) => {}
                     (None, None) => {
                         let entry = (deployment.clone(), Opened::Looking);
-                        self.write(|loaded| loaded.insert(name.clone(), entry));
+                        self.write(|known| known.loaded.insert(name.clone(), entry));
                     }
                     (Some(Opened::NotYet(known)), Some(Err(reason))) if known == reason => {}
                     (_, Some(place)) => self.open(name.clone(), deployment.clone(), place).await,
@@ -151,7 +188,7 @@ impl ServedModels {
         if let Opened::No(reason) = &entry.1 {
             tracing::error!(deployment = name, reason, "the model cannot be served here");
         }
-        self.write(|loaded| loaded.insert(name, entry));
+        self.write(|known| known.loaded.insert(name, entry));
     }
 
     /// Whether there may be more of them than are known here.
@@ -164,26 +201,33 @@ impl ServedModels {
         self.0.opened.subscribe()
     }
 
-    fn read<T>(&self, f: impl FnOnce(&Loaded) -> T) -> T {
-        f(&self.0.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    fn read<T>(&self, f: impl FnOnce(&Known) -> T) -> T {
+        f(&self.0.known.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
-    fn write<T>(&self, f: impl FnOnce(&mut Loaded) -> T) -> T {
-        let outcome = f(&mut self.0.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    fn write<T>(&self, f: impl FnOnce(&mut Known) -> T) -> T {
+        let outcome = f(&mut self.0.known.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
         self.0.opened.send_modify(|count| *count += 1);
         outcome
     }
 
-    /// Every model that can be served here.
+    /// Every model that can be served here, then every adapter of these.
     pub(super) fn all(&self) -> Vec<Arc<ServedModel>> {
         let yes = |(_, opened): &(Deployment, Opened)| match opened {
             Opened::Yes(model) => Some(Arc::clone(model)),
             _ => None,
         };
-        self.read(|loaded| loaded.values().filter_map(yes).collect())
+        self.read(|known| {
+            let adapted = |(name, adapter): (&String, &Adapter)| {
+                let model = known.loaded.get(&adapter.deployment).and_then(yes)?;
+                Some(Arc::new(model.adapted(name, adapter)))
+            };
+            let adapters = known.adapters.iter().filter_map(adapted);
+            known.loaded.values().filter_map(yes).chain(adapters).collect()
+        })
     }
 
-    /// The model called `name`; with an empty name the only one there is.
+    /// The model or adapter called `name`; with an empty name the only model there is.
     pub(super) fn get(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
         // Before the table: it may be complete by the time that is looked at, but then a wrong "not yet" does no harm.
         let starting = self.0.starting.load(Ordering::Acquire);
@@ -191,60 +235,55 @@ impl ServedModels {
             retry_after: Some(NOT_YET_RETRY),
             ..ApiError::new(Kind::Unavailable, format!("model `{name}` is not here yet: {reason}"))
         };
-        self.read(|loaded| {
-            let entry = match name {
-                "" if loaded.len() == 1 => loaded.values().next(),
-                "" if starting => None,
-                "" => {
-                    let names: Vec<&str> = loaded.keys().map(String::as_str).collect();
-                    return Err(ApiError::invalid(
-                        "model",
-                        format!("must name one of the models served ({})", names.join(", ")),
-                    ));
-                }
-                name => loaded.get(name),
-            };
-            match entry {
-                Some((_, Opened::Yes(model))) => Ok(Arc::clone(model)),
-                Some((_, Opened::Looking)) => Err(not_yet("its files are being looked for")),
-                Some((_, Opened::NotYet(reason))) => Err(not_yet(reason)),
-                Some((_, Opened::No(reason))) => Err(ApiError::new(
-                    Kind::Unavailable,
-                    format!("model `{name}` cannot be served: {reason}"),
-                )),
-                None if starting => Err(ApiError {
-                    retry_after: Some(NOT_YET_RETRY),
-                    ..ApiError::new(
-                        Kind::Unavailable,
-                        format!("this coordinator has just started and does not know `{name}` yet"),
-                    )
-                }),
-                None => Err(GenerateError::UnknownModel(name.to_owned()).into()),
+        self.read(|known| match known.entry(name) {
+            Some((Opened::Yes(model), None)) => Ok(Arc::clone(model)),
+            Some((Opened::Yes(model), Some(adapter))) => Ok(Arc::new(model.adapted(name, adapter))),
+            Some((Opened::Looking, _)) => Err(not_yet("its files are being looked for")),
+            Some((Opened::NotYet(reason), _)) => Err(not_yet(reason)),
+            Some((Opened::No(reason), _)) => {
+                Err(ApiError::new(Kind::Unavailable, format!("model `{name}` cannot be served: {reason}")))
             }
+            None if name.is_empty() && !starting => {
+                let names: Vec<&str> =
+                    known.loaded.keys().chain(known.adapters.keys()).map(String::as_str).collect();
+                Err(ApiError::invalid(
+                    "model",
+                    format!("must name one of the models served ({})", names.join(", ")),
+                ))
+            }
+            None if starting => Err(ApiError {
+                retry_after: Some(NOT_YET_RETRY),
+                ..ApiError::new(
+                    Kind::Unavailable,
+                    format!("this coordinator has just started and does not know `{name}` yet"),
+                )
+            }),
+            None => Err(GenerateError::UnknownModel(name.to_owned()).into()),
         })
     }
 
     /// Whether it will be known in a moment what has become of the model called `name` (or, with an empty name, of the only one).
     pub(super) fn is_looked_for(&self, name: &str) -> bool {
-        self.read(|loaded| {
-            let entry = match name {
-                "" if loaded.len() == 1 => loaded.values().next(),
-                name => loaded.get(name),
-            };
-            matches!(entry, Some((_, Opened::Looking)))
-        })
+        self.read(|known| matches!(known.entry(name), Some((Opened::Looking, _))))
     }
 
     /// A model whose files nobody has looked for yet.
     #[cfg(test)]
     pub(super) fn insert_looked_for(&self, name: &str, deployment: Deployment) {
-        self.write(|loaded| loaded.insert(name.to_owned(), (deployment, Opened::Looking)));
+        self.write(|known| known.loaded.insert(name.to_owned(), (deployment, Opened::Looking)));
     }
 
     /// A model that is there without any file.
     #[cfg(test)]
     pub(super) fn insert(&self, deployment: Deployment, model: ServedModel) {
-        self.write(|loaded| loaded.insert(model.name.clone(), (deployment, Opened::Yes(Arc::new(model)))));
+        let entry = (deployment, Opened::Yes(Arc::new(model.clone())));
+        self.write(|known| known.loaded.insert(model.name, entry));
+    }
+
+    /// An adapter that is there without any file.
+    #[cfg(test)]
+    pub(super) fn insert_adapter(&self, name: &str, adapter: Adapter) {
+        self.write(|known| known.adapters.insert(name.to_owned(), adapter));
     }
 }
 
@@ -278,7 +317,8 @@ mod tests {
         assert_eq!(asked.await.ok().map(|model| model.name.clone()).as_deref(), Some("new"));
 
         // What was looked for and is not here is told at once, with what keeps it.
-        models.write(|loaded| loaded.insert("new".into(), (deployment(), Opened::NotYet("no file".into()))));
+        let entry = (deployment(), Opened::NotYet("no file".into()));
+        models.write(|known| known.loaded.insert("new".into(), entry));
         let error = fixture.door.model("new").await.err().expect("it is not here");
         assert!(error.message.contains("no file"), "{}", error.message);
     }

@@ -82,6 +82,11 @@ impl Family {
 fn values_of(label: &str) -> (&'static str, &'static str) {
     match label {
         "model" => ("models", "names of deployments, and `unknown` for requests that name no model there is"),
+        "deployment" => ("models", "names of deployments"),
+        "adapter" => (
+            "256",
+            "names of adapters, at most 256 of each deployment; one that was removed is told of for ten minutes more",
+        ),
         "api" => ("4", "`grpc`, `attach`, `chat`, `completions`"),
         "status" => {
             ("20", "`stop` and `length` for answers that are complete, `cancelled`, or the kind of error")

@@ -7,6 +7,7 @@ use std::time::Instant;
 use foggara_proto::shape::MAX_RANKS;
 use foggara_proto::step::{RankUse, StepReport};
 
+use super::adapters::AdapterUse;
 use crate::batcher::Occupancy;
 
 /// One group, since its driver attached.
@@ -20,6 +21,8 @@ pub struct Driven {
     pub model: String,
     /// How full it is.
     pub occupancy: Occupancy,
+    /// Sequences of each adapter, by its number; none of those that have none.
+    pub adapters: BTreeMap<u64, AdapterUse>,
     /// Since when the sequence has waited that has waited longest.
     pub waits_since: Option<Instant>,
     /// Steps reported.
@@ -91,6 +94,15 @@ impl Shown {
                     .or_insert(RankUse { rank: told.rank, ..RankUse::default() });
                 sum.add(told);
             }
+        });
+    }
+
+    pub(super) fn adapter(&self, id: u64, used: AdapterUse) {
+        self.change(|driven| {
+            match used == AdapterUse::default() {
+                true => driven.adapters.remove(&id),
+                false => driven.adapters.insert(id, used),
+            };
         });
     }
 

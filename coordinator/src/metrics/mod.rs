@@ -1,6 +1,7 @@
 //! What Prometheus reads. Every family is declared in the one table of [`Metrics::new`]; labels are bounded: models by the
 //! deployments there are, layers and experts by their models, everything else by this code.
 
+mod adapters;
 mod catalogue;
 mod cluster;
 mod driven;
@@ -29,6 +30,7 @@ use prometheus::{
 use crate::batcher::Occupancy;
 use crate::cluster::{ClusterState, RaftStatus};
 
+pub use adapters::{AdapterFamilies, AdapterUse};
 pub use catalogue::{Family, Kind, reference};
 use cluster::ClusterFamilies;
 use driven::Shown;
@@ -74,6 +76,8 @@ pub struct Metrics {
     pub request_generated_tokens: HistogramVec,
     /// Requests being answered by this front door.
     pub requests_in_progress: IntGaugeVec,
+    /// By adapter.
+    pub adapters: AdapterFamilies,
     sequences: IntGaugeVec,
     kv_blocks: IntGaugeVec,
     preemptions: IntCounterVec,
@@ -151,6 +155,7 @@ impl Metrics {
                 "Requests this front door is answering.",
                 &["model"],
             ),
+            adapters: AdapterFamilies::new(&table),
             sequences: table.gauges(
                 "sequences",
                 "Sequences of groups driven here, by state: running, waiting.",
@@ -256,6 +261,7 @@ impl Metrics {
     /// Takes in what the cluster consists of, and how far workers are that load.
     pub fn cluster(&self, state: &ClusterState, loading: &BTreeMap<u64, Loading>) {
         self.cluster.set(state, loading);
+        self.adapters.set(state, &self.driven, Instant::now());
     }
 
     /// Prometheus's text format, version 0.0.4.
@@ -348,6 +354,11 @@ impl DriverMetrics {
     /// A sequence has entered the group after so long.
     pub fn queued(&self, waited: Duration) {
         self.queue_wait.observe(waited.as_secs_f64());
+    }
+
+    /// So many sequences of an adapter, by its number, are in the group, or wait.
+    pub fn adapter(&mut self, id: u64, used: AdapterUse) {
+        self.group.adapter(id, used);
     }
 
     /// The group is this full, and whoever has waited longest has since then.

@@ -22,6 +22,7 @@ use super::policy::{GroupView, PolicyKind};
 use super::pump::pumped;
 use super::{GenerateError, Generator, SequenceStream};
 use crate::cluster::state::Group;
+use crate::cluster::state::adapters::Presence;
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{ClusterHandle, ClusterState};
 use crate::driver::Drivers;
@@ -73,13 +74,52 @@ fn placement(target: &Target, at: Micros) -> Placement {
     Placement { at, group, coordinator, driver_epoch, choice: 0 }
 }
 
-/// The ready, driven groups of `deployment`, and how a policy sees them.
+/// The ready groups of `deployment`.
+fn ready<'a>(
+    state: &'a ClusterState,
+    deployment: &'a str,
+) -> impl Iterator<Item = (&'a u64, &'a Group)> + Clone {
+    state.groups.iter().filter(move |(_, group)| group.deployment == deployment && group.is_ready())
+}
+
+/// Whether a group can compute a request, as far as its adapter goes. One that was removed is still where the request runs.
+fn has_adapter(state: &ClusterState, id: u64, group: &Group, request: &SequenceRequest) -> bool {
+    match request.params.adapter {
+        None => true,
+        Some(adapter) if state.adapter(adapter).is_none() => request.at == Some(id),
+        Some(adapter) => state.presence(id, group, adapter) == Presence::Ready,
+    }
+}
+
+/// What a request's client called its model, unless that was an adapter that is there no more.
+fn asked_for(state: &ClusterState, deployment: &str, request: &SequenceRequest) -> Option<String> {
+    match request.params.adapter {
+        None => Some(deployment.to_owned()),
+        Some(adapter) => state.adapter(adapter).map(|(name, _)| name.clone()),
+    }
+}
+
+/// Why no group can load the request's adapter; `None`: one has it, or may get it.
+fn adapter_failed(state: &ClusterState, deployment: &str, request: &SequenceRequest) -> Option<String> {
+    let adapter = request.params.adapter?;
+    let failed = |(id, group): (&u64, &Group)| match state.presence(*id, group, adapter) {
+        Presence::Failed(rank, reason) => {
+            Some(format!("its adapter could not be loaded: rank {rank}: {reason}"))
+        }
+        Presence::Ready | Presence::Loading => None,
+    };
+    let reasons: Option<Vec<String>> = ready(state, deployment).map(failed).collect();
+    reasons?.into_iter().next()
+}
+
+/// The ready, driven groups of `deployment` that can take a request, and how a policy sees them.
 fn candidates(
     state: &ClusterState,
     deployment: &str,
+    request: &SequenceRequest,
     load: impl Fn(u64) -> usize,
 ) -> Vec<(Target, GroupView)> {
-    let ready = state.groups.iter().filter(|(_, group)| group.deployment == deployment && group.is_ready());
+    let able = ready(state, deployment).filter(|(id, group)| has_adapter(state, **id, group, request));
     let candidate = |(id, group): (&u64, &Group)| {
         let lease = group.driver?;
         let target = Target { group: *id, coordinator: lease.coordinator, driver_epoch: lease.epoch };
@@ -92,18 +132,21 @@ fn candidates(
         };
         Some((target, view))
     };
-    ready.filter_map(candidate).collect()
+    able.filter_map(candidate).collect()
 }
 
 /// What is being waited for.
-fn waiting_for(state: &ClusterState, deployment: &str) -> String {
+fn waiting_for(state: &ClusterState, deployment: &str, request: &SequenceRequest) -> String {
     let groups: Vec<_> = state.groups.values().filter(|group| group.deployment == deployment).collect();
     if groups.is_empty() {
         let idle = state.workers.values().filter(|worker| worker.group.is_none()).count();
         return format!("no group is formed; {idle} idle workers");
     }
-    let ready = groups.iter().filter(|group| group.is_ready()).count();
-    format!("{} groups, {ready} ready", groups.len())
+    let (mut there, count) = (ready(state, deployment), ready(state, deployment).count());
+    if count > 0 && !there.any(|(id, group)| has_adapter(state, *id, group, request)) {
+        return format!("its adapter is being loaded by {count} groups");
+    }
+    format!("{} groups, {count} ready", groups.len())
 }
 
 impl Dispatcher {
@@ -129,7 +172,7 @@ impl Dispatcher {
         open: &mut Open,
     ) -> Option<(Target, GroupView)> {
         open.left();
-        let groups = candidates(state, deployment, |group| self.places.load(group));
+        let groups = candidates(state, deployment, request, |group| self.places.load(group));
         let views: Vec<GroupView> = groups.iter().map(|(_, view)| *view).collect();
         let choice = self.places.choose(request, &views, looking < LOYALTY)?;
         let (wanted, _) = groups[choice.place];
@@ -316,6 +359,7 @@ impl Generator for Dispatcher {
     fn generate(&self, deployment: &str, request: SequenceRequest) -> SequenceStream {
         let this = self.clone();
         let model = deployment.to_owned();
+        let name = asked_for(&this.cluster.state(), &model, &request).unwrap_or_else(|| model.clone());
         let open = this.places.open(&request);
         let listening = Listening::new(this.clone(), request.request_id.clone());
         let mut progress = Progress { request, prompt_told: 0, came: Instant::now(), accepted: false };
@@ -328,7 +372,17 @@ impl Generator for Dispatcher {
             loop {
                 let state = watch.borrow_and_update().clone();
                 if !state.deployments.contains_key(&model) {
-                    yield Err(GenerateError::UnknownModel(model));
+                    yield Err(GenerateError::UnknownModel(name));
+                    return;
+                }
+                // Where it runs it may go on without being known any more.
+                let runs = progress.request.at.is_some_and(|group| state.groups.contains_key(&group));
+                if !runs && asked_for(&state, &model, &progress.request).is_none() {
+                    yield Err(GenerateError::UnknownModel(name));
+                    return;
+                }
+                if let Some(reason) = adapter_failed(&state, &model, &progress.request) {
+                    yield Err(GenerateError::Unavailable { model: name, reason });
                     return;
                 }
                 let chosen = this.choose(&state, &model, &progress.request, looking.elapsed(), &mut open).await;
@@ -398,8 +452,8 @@ impl Generator for Dispatcher {
                     return;
                 }
                 if looking.elapsed() > PATIENCE || watch.has_changed().is_err() {
-                    let reason = waiting_for(&state, &model);
-                    yield Err(GenerateError::Unavailable { model, reason });
+                    let reason = waiting_for(&state, &model, &progress.request);
+                    yield Err(GenerateError::Unavailable { model: name, reason });
                     return;
                 }
                 // The next driver shows in the state; the same one may only need a moment.

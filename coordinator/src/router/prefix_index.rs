@@ -58,7 +58,7 @@ mod tests {
     use crate::batcher::HashChain;
 
     fn hashes(tokens: &[u32]) -> Vec<BlockHash> {
-        let mut chain = HashChain::new(BlockHash::root("", None));
+        let mut chain = HashChain::new(BlockHash::root("", None, None));
         chain.extend(tokens, 1);
         chain.hashes().to_vec()
     }

@@ -1,5 +1,7 @@
 //! What blocks are called: a hash of all tokens up to their end.
 
+use foggara_proto::sequence::SequenceRequest;
+
 /// Names the content of a full block: its tokens, all tokens before them, and who may share them.
 ///
 /// 128 bits of BLAKE3: nobody finds a prompt whose blocks are called like another's.
@@ -8,12 +10,23 @@ pub struct BlockHash([u8; 16]);
 
 /// Separates these hashes from all others that BLAKE3 is used for.
 const CONTEXT: &str = "foggara 2026 content of a block of keys and values";
+/// The same, for what the first block of a sequence with an adapter continues.
+const ADAPTER_CONTEXT: &str = "foggara 2026 adapter that computes keys and values";
 
 impl BlockHash {
-    /// What the first block continues. A salt is its tenant's: tenants with the same salt share nothing. Without a salt a
-    /// sequence shares with all others without.
-    pub fn root(tenant: &str, salt: Option<&str>) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
+    /// What the first block of a request continues. A salt is its tenant's: tenants with the same salt share nothing. Without a
+    /// salt a sequence shares with all others without. What an adapter computes is shared under that adapter alone.
+    pub fn root_of(request: &SequenceRequest) -> Self {
+        Self::root(&request.tenant, request.cache_salt.as_deref(), request.params.adapter)
+    }
+
+    /// The same, of what it depends on.
+    pub fn root(tenant: &str, salt: Option<&str>, adapter: Option<u64>) -> Self {
+        let context = if adapter.is_some() { ADAPTER_CONTEXT } else { CONTEXT };
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        if let Some(adapter) = adapter {
+            hasher.update(&adapter.to_le_bytes());
+        }
         if let Some(salt) = salt {
             hasher.update(&(tenant.len() as u64).to_le_bytes()).update(tenant.as_bytes());
             hasher.update(salt.as_bytes());

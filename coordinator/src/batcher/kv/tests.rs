@@ -8,7 +8,7 @@ use super::{Name, Pool, pools};
 
 /// The chain of a prompt in blocks of two.
 fn chain(tokens: &[u32]) -> HashChain {
-    let mut chain = HashChain::new(BlockHash::root("", None));
+    let mut chain = HashChain::new(BlockHash::root("", None, None));
     chain.extend(tokens, 2);
     chain
 }

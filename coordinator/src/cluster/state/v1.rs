@@ -130,6 +130,7 @@ impl From<ClusterState> for super::ClusterState {
             counter: s.counter,
             remembered: s.remembered,
             remembered_order: s.remembered_order,
+            ..Self::default()
         }
     }
 }

@@ -58,9 +58,10 @@ impl Drive {
     /// Sequences that enter the group with the next plan have waited long enough.
     pub(super) fn entered(&mut self, joins: &[Join]) {
         for join in joins {
-            let waited = self.sequences.get_mut(&join.sequence).and_then(|s| s.waiting_since.take());
-            if let Some(since) = waited {
+            let Some(sequence) = self.sequences.get_mut(&join.sequence) else { continue };
+            if let Some(since) = sequence.waiting_since.take() {
                 self.metrics.queued(since.elapsed());
+                self.adapters.entered(sequence.answer.request().params.adapter);
             }
         }
     }

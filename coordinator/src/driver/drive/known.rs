@@ -49,6 +49,7 @@ impl Drive {
     ) {
         let recording = self.record(&answer, phase);
         let request = answer.request();
+        self.adapters.came(request.params.adapter, waiting_since.is_some());
         self.ids.insert(request.request_id.clone(), id);
         let (model, group) = (self.assignment.model.clone(), self.assignment.group);
         let live = Live { model, group, request: Arc::clone(request) };
@@ -60,7 +61,9 @@ impl Drive {
     /// The sequence is not driven any more.
     pub(super) fn forget(&mut self, id: SequenceId) -> Option<Sequence> {
         let sequence = self.sequences.remove(&id)?;
-        let request_id = &sequence.answer.request().request_id;
+        let request = sequence.answer.request();
+        self.adapters.left(request.params.adapter, sequence.waiting_since.is_some());
+        let request_id = &request.request_id;
         self.ids.remove(request_id);
         self.drivers.0.live.remove_if(request_id, |_, live| live.group == self.assignment.group);
         self.alone.no_more(id);

@@ -15,6 +15,8 @@ pub struct Counted<'a> {
     pub api: &'static str,
     /// The deployment.
     pub model: &'a str,
+    /// The name of the adapter; `None`: the model alone.
+    pub adapter: Option<&'a str>,
     /// The client's name for it.
     pub request_id: &'a str,
     /// Answers asked for.
@@ -28,6 +30,7 @@ pub struct Account {
     metrics: Arc<Metrics>,
     recording: FrontRecording,
     model: String,
+    adapter: Option<String>,
     api: &'static str,
     request_id: String,
     started: Instant,
@@ -45,12 +48,13 @@ pub struct Account {
 impl Account {
     /// Begins with a request.
     pub fn new(metrics: Arc<Metrics>, recording: FrontRecording, counted: Counted<'_>) -> Self {
-        let Counted { api, model, request_id, choices, prompt_tokens } = counted;
+        let Counted { api, model, adapter, request_id, choices, prompt_tokens } = counted;
         metrics.requests_in_progress.with_label_values(&[model]).inc();
         Self {
             metrics,
             recording,
             model: model.to_owned(),
+            adapter: adapter.map(str::to_owned),
             api,
             request_id: request_id.to_owned(),
             started: Instant::now(),
@@ -117,6 +121,10 @@ impl Account {
         self.metrics.request_duration.with_label_values(&labels).observe(seconds);
         self.metrics.prompt_tokens.with_label_values(&labels).inc_by(self.usage.prompt_tokens as u64);
         self.metrics.generated_tokens.with_label_values(&labels).inc_by(self.usage.completion_tokens as u64);
+        if let Some(adapter) = &self.adapter {
+            let Usage { prompt_tokens, completion_tokens, .. } = self.usage;
+            self.metrics.adapters.finished(&self.model, adapter, prompt_tokens, completion_tokens);
+        }
         let tokens = |family: &prometheus::HistogramVec, count: usize| {
             family.with_label_values(&labels).observe(count as f64);
         };
@@ -127,6 +135,7 @@ impl Account {
             request_id = self.request_id,
             trace_id = self.recording.trace_id(),
             model = self.model,
+            adapter = self.adapter,
             api = self.api,
             status,
             choices = self.last.len(),

@@ -110,7 +110,8 @@ pub(super) fn run(
     let recording = timelines.front(front(timelines, api, &request));
     let counted = Counted {
         api,
-        model: &request.model.name,
+        model: &request.model.deployment,
+        adapter: request.model.adapter.as_ref().map(|_| request.model.name.as_str()),
         request_id: &request.sequence.request_id,
         choices: request.n,
         prompt_tokens: request.sequence.prompt_len,
@@ -118,7 +119,7 @@ pub(super) fn run(
     let mut account = Account::new(Arc::clone(metrics), recording.clone(), counted);
     let mut order = Order::new(&request);
     let choice = |(index, sequence)| {
-        let events = generator.generate(&request.model.name, sequence);
+        let events = generator.generate(&request.model.deployment, sequence);
         let rest = Rest::new(Shape::new(&request, index), index, request.received(index));
         choice(events, rest).map(move |event| (index, event)).boxed()
     };

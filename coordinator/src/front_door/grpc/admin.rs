@@ -16,7 +16,7 @@ use crate::cluster::{ClusterError, Command, Role};
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::Kind;
 use crate::front_door::grpc::plan::propose_now;
-use crate::front_door::grpc::{stats, timelines};
+use crate::front_door::grpc::{adapters, stats, timelines};
 use crate::front_door::request::request_id;
 use crate::library::{Undescribed, channel};
 use crate::placement::VERSIONS;
@@ -32,7 +32,7 @@ const MAX_REPLICAS: u32 = 64;
 /// How long the leader may take to say how far workers are.
 const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 
-fn status_of(error: ClusterError) -> Status {
+pub(super) fn status_of(error: ClusterError) -> Status {
     match error {
         ClusterError::Refused(reason) => Status::failed_precondition(reason),
         ClusterError::TooLarge { .. } | ClusterError::Invalid(_) => {
@@ -43,6 +43,16 @@ fn status_of(error: ClusterError) -> Status {
     }
 }
 
+/// Whether something may be served under a name.
+pub(super) fn check_name(name: &str) -> Result<(), Status> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(valid) {
+        let reason = format!("name: `{name}` must be 1 to {MAX_NAME} letters, digits or ._-/:");
+        return Err(Status::invalid_argument(reason));
+    }
+    Ok(())
+}
+
 impl Service {
     async fn write(&self, id: &str, command: Command) -> Result<(), Status> {
         let id = request_id(id)?;
@@ -50,7 +60,7 @@ impl Service {
     }
 
     /// Waits until this coordinator's status shows a write that has been acknowledged: who wrote it asks here next.
-    async fn catch_up(&self) {
+    pub(super) async fn catch_up(&self) {
         // The write is done, whether or not a leader answers now.
         self.door.cluster.read_index().await.ok();
     }
@@ -190,10 +200,7 @@ fn groups(state: &ClusterState) -> Vec<wire::Group> {
 /// A deployment as asked for, or what is wrong with it.
 fn check(asked: wire::Deployment) -> Result<(String, Deployment), Status> {
     let wrong = |field: &str, reason: String| Err(Status::invalid_argument(format!("{field}: {reason}")));
-    let valid = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
-    if asked.name.is_empty() || asked.name.len() > MAX_NAME || !asked.name.chars().all(valid) {
-        return wrong("name", format!("`{}` must be 1 to {MAX_NAME} letters, digits or ._-/:", asked.name));
-    }
+    check_name(&asked.name)?;
     let shape = asked.shape();
     if let Err(error) = shape.check() {
         return wrong(error.field, error.reason);
@@ -245,7 +252,7 @@ impl wire::admin_server::Admin for Service {
             workers: workers(&state, &self.loading(&state).await),
             groups: groups(&state),
             deployments: state.deployments.iter().map(|(name, d)| self.deployment(&state, name, d)).collect(),
-            adapters: Vec::new(),
+            adapters: adapters::told(&state, self.door.cluster.workers_are_known()),
         }))
     }
 
@@ -276,6 +283,12 @@ impl wire::admin_server::Admin for Service {
                 Status::invalid_argument(format!("model_path: {reason}"))
             }
         })?;
+        if described.manifest.is_adapter() {
+            let path = &deployment.model_path;
+            return Err(Status::invalid_argument(format!(
+                "model_path: `{path}` is an adapter: add it to a deployment with `foggara adapter add`"
+            )));
+        }
         let fits = deployment.shape.check_model(described.layers, described.experts);
         fits.map_err(|e| Status::invalid_argument(e.to_string()))?;
         deployment.manifest = described.manifest.to_text();
@@ -323,16 +336,20 @@ impl wire::admin_server::Admin for Service {
 
     async fn put_adapter(
         &self,
-        _request: Request<wire::PutAdapterRequest>,
+        request: Request<wire::PutAdapterRequest>,
     ) -> Result<Response<wire::PutAdapterResponse>, Status> {
-        Err(Status::unimplemented("adapters"))
+        self.add_adapter(request.into_inner()).await?;
+        self.catch_up().await;
+        Ok(Response::new(wire::PutAdapterResponse {}))
     }
 
     async fn remove_adapter(
         &self,
-        _request: Request<wire::RemoveAdapterRequest>,
+        request: Request<wire::RemoveAdapterRequest>,
     ) -> Result<Response<wire::RemoveAdapterResponse>, Status> {
-        Err(Status::unimplemented("adapters"))
+        self.remove_adapter_called(request.into_inner()).await?;
+        self.catch_up().await;
+        Ok(Response::new(wire::RemoveAdapterResponse {}))
     }
 
     async fn put_note(

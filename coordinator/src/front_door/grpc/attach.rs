@@ -41,9 +41,9 @@ pub(super) async fn request(
         let error = ApiError { field: Some("request_id"), ..ApiError::new(Kind::NotFound, reason) };
         return Err(error.into());
     };
-    let name = found.model.clone();
+    let name = request::model_of(&found);
     let rebuilt = async {
-        let model = door.model(&found.model).await?;
+        let model = door.model(&name).await?;
         let mut request = request::rebuild(model, found)?;
         request.received = received(&tokens_received, &request)?;
         Ok(request)

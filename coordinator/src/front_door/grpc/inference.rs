@@ -6,6 +6,8 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::attach;
+use crate::cluster::state::Group;
+use crate::cluster::state::adapters::Presence;
 use crate::front_door::api_error::ApiError;
 use crate::front_door::generation::{Event, FinishReason, Token};
 use crate::front_door::request::{self, Ask, GenerationRequest, Prompt};
@@ -129,13 +131,19 @@ impl wire::inference_server::Inference for Service {
     ) -> Result<Response<wire::ListModelsResponse>, Status> {
         let state = self.door.cluster.state();
         let model = |model: std::sync::Arc<crate::front_door::ServedModel>| {
-            let ready = state.groups.values().filter(|g| g.deployment == model.name && g.is_ready()).count();
+            let has = |id: u64, group: &Group| {
+                let Some(adapter) = &model.adapter else { return true };
+                state.presence(id, group, adapter.id) == Presence::Ready
+            };
+            let groups =
+                state.groups.iter().filter(|(_, g)| g.deployment == model.deployment && g.is_ready());
+            let ready = groups.filter(|(id, group)| has(**id, group)).count();
             wire::Model {
                 name: model.name.clone(),
                 context: u32::try_from(model.context).unwrap_or(u32::MAX),
                 ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
                 created: model.created,
-                kv_tokens: self.door.kv_tokens(&model.name).unwrap_or(0) as u64,
+                kv_tokens: self.door.kv_tokens(&model.deployment).unwrap_or(0) as u64,
             }
         };
         let models = self.door.models.all().into_iter().map(model).collect();

@@ -1,5 +1,6 @@
 //! The gRPC services of a coordinator, on one router.
 
+mod adapters;
 mod admin;
 mod attach;
 mod files;

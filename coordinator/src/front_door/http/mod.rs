@@ -149,9 +149,15 @@ async fn ready(State(door): State<FrontDoor>) -> Response {
     (status, Json(json!({"ready": reasons.is_empty(), "reasons": reasons}))).into_response()
 }
 
+/// As vLLM says it: an adapter has the name of the model that it adapts, and the path it lies at.
 fn described(model: &super::ServedModel) -> Value {
-    json!({"id": model.name, "object": "model", "created": model.created, "owned_by": "foggara",
-        "max_model_len": model.context})
+    let mut described = json!({"id": model.name, "object": "model", "created": model.created, "owned_by": "foggara",
+        "max_model_len": model.context});
+    if let Some(adapter) = &model.adapter {
+        described["parent"] = model.deployment.as_str().into();
+        described["root"] = adapter.path.as_str().into();
+    }
+    described
 }
 
 async fn models(State(door): State<FrontDoor>) -> Json<Value> {

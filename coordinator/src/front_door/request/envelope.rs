@@ -149,6 +149,12 @@ pub(super) fn write(
     request.to_envelope()
 }
 
+/// What the client of a request called its model: the deployment that drives it, or an adapter of it.
+pub(in crate::front_door) fn model_of(found: &FoundRequest) -> String {
+    let asked = wire::GenerateRequest::from_envelope(&found.envelope).map(|request| request.model);
+    asked.ok().filter(|model| !model.is_empty()).unwrap_or_else(|| found.model.clone())
+}
+
 /// The request that a driver has been found to know: its sequences and its events are those of the first one. It is routed to
 /// the group that has it.
 pub(in crate::front_door) fn rebuild(

@@ -18,7 +18,7 @@ use super::api_error::ApiError;
 use super::models::ServedModel;
 use crate::traces::Arrival;
 
-pub(super) use envelope::rebuild;
+pub(super) use envelope::{model_of, rebuild};
 pub(super) use prompt::{Prompt, chat_prompt, encode};
 
 const MAX_REQUEST_ID: usize = 128;

@@ -138,7 +138,7 @@ pub(super) fn params(ask: &Ask, model: &ServedModel, max_tokens: u32) -> Result<
         bad_words,
         min_tokens: ask.min_tokens,
         held_token_ids,
-        adapter: None,
+        adapter: model.adapter.as_ref().map(|adapter| adapter.id),
     };
     leaves_something(&params)?;
     Ok(params)

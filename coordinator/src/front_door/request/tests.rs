@@ -7,6 +7,8 @@ use crate::front_door::api_error::Kind;
 fn model() -> Arc<ServedModel> {
     Arc::new(ServedModel {
         name: "m".into(),
+        deployment: "m".into(),
+        adapter: None,
         created: 0,
         context: 100,
         vocab: 50,

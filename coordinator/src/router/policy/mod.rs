@@ -45,7 +45,7 @@ pub struct Asked<'a> {
 
 impl<'a> From<&'a SequenceRequest> for Asked<'a> {
     fn from(request: &'a SequenceRequest) -> Self {
-        let root = BlockHash::root(&request.tenant, request.cache_salt.as_deref());
+        let root = BlockHash::root_of(request);
         Self { tokens: &request.tokens, root, session: request.session.as_deref() }
     }
 }

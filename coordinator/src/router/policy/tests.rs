@@ -14,7 +14,7 @@ fn views(loads: &[usize]) -> Vec<GroupView> {
 }
 
 fn asked<'a>(tokens: &'a [u32], salt: Option<&str>, session: Option<&'a str>) -> Asked<'a> {
-    Asked { tokens, root: BlockHash::root("", salt), session }
+    Asked { tokens, root: BlockHash::root("", salt, None), session }
 }
 
 #[test]
