@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Scrape(ScrapeArgs),
     /// What guessing tokens that may repeat gives, and what it costs where nothing does.
     Speculation(SpeculationArgs),
+    /// What low-rank adapters cost the streams that are computed with them.
+    Adapters(AdaptersArgs),
     /// What recording metrics and timelines costs each step and token, by itself. Starts nothing.
     Recording(RecordingArgs),
 }
@@ -300,6 +302,28 @@ pub(crate) struct SpeculationArgs {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) streams: usize,
     /// How often each, with and without in turn.
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    pub(crate) runs: usize,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// With adapters and without.
+#[derive(clap::Args)]
+pub(crate) struct AdaptersArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Rank of the adapters, which are made of random numbers for all matrices of the model's layers.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) rank: usize,
+    /// Streams at once, after one by itself; there are as many adapters.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) streams: usize,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) tokens: u32,
+    /// How often each, in turn.
     #[arg(long, value_name = "N", default_value_t = 7)]
     pub(crate) runs: usize,
     /// Prints JSON instead of the table.

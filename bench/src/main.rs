@@ -61,6 +61,7 @@ fn main() -> ExitCode {
             Some(Command::Predictions(args)) => scenario::predictions::run(args).await,
             Some(Command::Scrape(args)) => scenario::scrape::run(args).await,
             Some(Command::Speculation(args)) => scenario::speculation::run(args).await,
+            Some(Command::Adapters(args)) => scenario::adapters::run(args).await,
             Some(Command::Recording(args)) => recording::run(args),
         }
     });

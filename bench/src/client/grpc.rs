@@ -82,7 +82,7 @@ impl GrpcClient {
 }
 
 /// The models served at `url`.
-pub(super) async fn models(url: &str) -> Result<Vec<String>> {
+pub(crate) async fn models(url: &str) -> Result<Vec<String>> {
     let mut inference = InferenceClient::new(channel(url).await?);
     let listed = inference.list_models(ListModelsRequest {}).await.context("ListModels")?.into_inner();
     Ok(listed.models.into_iter().map(|model| model.name).collect())

@@ -1,5 +1,6 @@
 //! Questions that are not how fast, but what one thing does to another: each starts the cluster that it needs.
 
+pub(crate) mod adapters;
 pub(crate) mod distance;
 pub(crate) mod long_prompt;
 pub(crate) mod predictions;
