@@ -59,7 +59,7 @@ enum Command {
     Attach(commands::attach::Arguments),
     /// Print how likely a model finds a text: token log-probabilities and perplexity
     Score(commands::score::Arguments),
-    /// Show coordinators, workers, groups and deployments
+    /// Show coordinators, workers, groups, deployments and adapters
     Status(commands::status::Arguments),
     /// Watch groups, batches, KV cache, tokens per second and where each rank's time goes, live
     Top(commands::top::Arguments),
@@ -69,6 +69,8 @@ enum Command {
     Doctor(commands::doctor::Arguments),
     /// Add, list and remove the models a cluster serves
     Models(commands::models::Arguments),
+    /// Add, list and remove low-rank (LoRA) adapters, which are served beside models
+    Adapter(commands::adapter::Arguments),
     /// Make certificates for the processes of a cluster, and the authority that signs them
     Certificates(commands::certificates::Arguments),
     /// Check configuration files of coordinators and workers, and print what can be in them
@@ -115,6 +117,7 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => commands::trace::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Models(arguments) => commands::models::run(arguments),
+        Command::Adapter(arguments) => commands::adapter::run(arguments),
         Command::Certificates(arguments) => commands::certificates::run(&arguments),
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Completions(arguments) => commands::completions::run(&arguments),

@@ -1,5 +1,6 @@
 //! One file for each subcommand.
 
+pub(crate) mod adapter;
 pub(crate) mod attach;
 pub(crate) mod certificates;
 pub(crate) mod chat;

@@ -10,12 +10,13 @@ use foggara_proto::shape::Shape;
 use foggara_proto::wire::admin as wire;
 use serde_json::{Value, json};
 
+use crate::commands::adapter;
 use crate::endpoint::EndpointArguments;
 use crate::output::{bytes, table};
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Show coordinators, workers, groups and deployments, as the coordinator that answers knows them.
+/// Show coordinators, workers, groups, deployments and adapters, as the coordinator that answers knows them.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Print JSON
@@ -94,6 +95,10 @@ fn as_json(status: &wire::StatusResponse) -> Value {
         "replicas": d.replicas, "kv_tokens": d.kv_tokens, "kv_dtype": d.kv_dtype, "collective": d.collective,
         "model_hash": d.model_hash, "model_bytes": d.model_bytes, "state": d.state, "reason": d.reason, "versions_differ": d.versions_differ, "ready_replicas": d.ready_replicas, "created": d.created})
     };
+    let adapter = |a: &wire::Adapter| {
+        json!({"name": a.name, "deployment": a.deployment, "path": a.path, "id": a.id, "state": a.state, "reason": a.reason,
+            "ready_replicas": a.ready_replicas, "bytes": a.bytes, "hash": a.hash, "created": a.created})
+    };
     json!({
         "cluster_id": status.cluster_id,
         "answered_by": status.answered_by,
@@ -105,6 +110,7 @@ fn as_json(status: &wire::StatusResponse) -> Value {
         "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "deployments": status.deployments.iter().map(deployment).collect::<Vec<_>>(),
+        "adapters": status.adapters.iter().map(adapter).collect::<Vec<_>>(),
     })
 }
 
@@ -156,7 +162,12 @@ fn print(out: &mut impl Write, status: &wire::StatusResponse) -> std::io::Result
         vec![d.name.clone(), state_of(d), replicas, shape_of(d, &status.groups), d.model_path.clone()]
     };
     let rows: Vec<_> = status.deployments.iter().map(row).collect();
-    table(out, &["name", "state", "replicas", "shape", "model"], &rows)
+    table(out, &["name", "state", "replicas", "shape", "model"], &rows)?;
+    if status.adapters.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nadapters")?;
+    adapter::print(out, status)
 }
 
 /// The shape of a deployment's groups; until there is one, the shape it asks for.

@@ -13,6 +13,7 @@ use clap::Args;
 use foggara_coordinator::router::policy::PolicyKind;
 use tokio::sync::mpsc;
 
+use crate::commands::adapter::AdapterArgument;
 use crate::commands::models::ShapeArguments;
 use crate::exit::Exit;
 use crate::lifetime::{LifetimeArguments, StopSignals};
@@ -38,6 +39,9 @@ pub(crate) struct Arguments {
     /// may be repeated
     #[arg(long, required = true, value_name = "[NAME=]PATH")]
     model: Vec<ModelArgument>,
+    /// A low-rank adapter to serve beside the model, and what clients call it: a folder as PEFT writes it; may be repeated
+    #[arg(long, value_name = "NAME=DIR")]
+    adapter: Vec<AdapterArgument>,
     /// Coordinators: 1, 3 or 5
     #[arg(long, default_value_t = 3, value_name = "N")]
     coordinators: u16,

@@ -157,6 +157,7 @@ fn open_as(bytes: &[u8], newest: u8) -> Result<(u8, &[u8]), CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::state::adapters::Adapter;
     use crate::cluster::state::{Capabilities, ClusterState, Command, DeviceKind, Envelope, Worker};
 
     impl Stored for (String, u64) {
@@ -273,6 +274,40 @@ mod tests {
         assert_eq!((capabilities.device.kind, capabilities.device.name.as_str()), (DeviceKind::Cuda, "G"));
         assert_eq!((capabilities.cache_bytes, capabilities.int8_ops_per_second), (0, 0), "not known");
         assert_eq!(decode::<ClusterState>(&written_by(3, &state.to_v3())), Ok(state));
+    }
+
+    #[test]
+    fn version_4_is_read_and_still_written_as_long_as_there_are_no_adapters() {
+        // A worker that joins and an operator's note, as they lay in a log of version 4.
+        let join = &[
+            &[1, b'r', 15, 1, b'a', 1, b'c', 1, b'h', 7, 1, b'i', 2, 100, 30, 40][..],
+            &[1, b'x', 1, b'v', 0, 0, 0, 0, 0, 0, 1, 8, 9, 10, 0],
+        ];
+        let note = [1, b'n', 11, 1, b'k', 1, b'v'];
+        let mut state = ClusterState::default();
+        for body in [&join.concat()[..], &note[..]] {
+            state.apply(&decode::<Envelope>(&seal_as(4, body)).expect("readable"));
+        }
+        let worker = state.workers.values().next().expect("it has joined");
+        assert_eq!((worker.capabilities.cache_bytes, worker.capabilities.device.data_parallel), (8, true));
+        let written = super::encode(&state, 4).expect("without adapters");
+        assert_eq!(written, written_by(4, &state.to_v4()));
+        assert_eq!(super::decode::<ClusterState>(&written, 4), Ok(state.clone()), "an older coordinator");
+        let newer = encode(&state).expect("small");
+        assert_ne!(newer[HEADER_BYTES..], written[HEADER_BYTES..]);
+        assert_eq!(decode::<ClusterState>(&newer), Ok(state.clone()));
+        // With an adapter nothing can be said in version 4 any more.
+        let adapter =
+            Adapter { id: 0, deployment: "m".into(), path: "/a".into(), manifest: String::new(), created: 1 };
+        let put = Envelope {
+            request_id: "p".into(),
+            command: Command::PutAdapter { name: "a".into(), adapter: adapter.clone() },
+        };
+        assert_eq!(super::encode(&put, 4), Err(CodecError::NotYet { since: 5, format: 4 }));
+        assert_eq!(decode::<Envelope>(&encode(&put).expect("small")), Ok(put));
+        state.adapters.insert("a".into(), adapter);
+        assert_eq!(super::encode(&state, 4), Err(CodecError::NotYet { since: 5, format: 4 }));
+        assert_eq!(decode::<ClusterState>(&encode(&state).expect("small")), Ok(state));
     }
 
     #[test]

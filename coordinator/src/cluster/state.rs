@@ -736,3 +736,7 @@ impl ClusterState {
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "state/adapters_tests.rs"]
+mod adapters_tests;

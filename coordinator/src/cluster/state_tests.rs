@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn worker(name: &str) -> Command {
+pub(super) fn worker(name: &str) -> Command {
     Command::RegisterWorker(Box::new(Worker {
         addr: format!("{name}:1"),
         collective_addr: format!("{name}:2"),
@@ -14,7 +14,7 @@ fn worker(name: &str) -> Command {
     }))
 }
 
-fn deployment(tp: u32) -> Deployment {
+pub(super) fn deployment(tp: u32) -> Deployment {
     Deployment {
         model_path: "/m".into(),
         shape: Shape::tensor(tp),
@@ -28,7 +28,7 @@ fn deployment(tp: u32) -> Deployment {
     }
 }
 
-fn formation(ranks: &[u64]) -> Formation {
+pub(super) fn formation(ranks: &[u64]) -> Formation {
     Formation {
         deployment: "m".into(),
         shape: Shape::tensor(ranks.len() as u32),
@@ -42,13 +42,13 @@ fn formation(ranks: &[u64]) -> Formation {
     }
 }
 
-fn form(ranks: &[u64]) -> Command {
+pub(super) fn form(ranks: &[u64]) -> Command {
     Command::FormGroup(formation(ranks))
 }
 
 /// Applies commands under ids of their own.
-struct Run {
-    state: ClusterState,
+pub(super) struct Run {
+    pub(super) state: ClusterState,
     count: u64,
 }
 
@@ -57,13 +57,13 @@ impl Run {
         Self { state: ClusterState::default(), count: 0 }
     }
 
-    fn apply(&mut self, command: Command) -> Outcome {
+    pub(super) fn apply(&mut self, command: Command) -> Outcome {
         self.count += 1;
         self.state.apply(&Envelope { request_id: format!("r{}", self.count), command })
     }
 
     /// Two workers (1, 2), deployment "m", coordinator 1 and a group (3, epoch 4).
-    fn with_group() -> Self {
+    pub(super) fn with_group() -> Self {
         let mut run = Self::new();
         assert_eq!(run.apply(worker("a")), Outcome::Worker(1));
         assert_eq!(run.apply(worker("b")), Outcome::Worker(2));
@@ -76,7 +76,7 @@ impl Run {
     }
 }
 
-fn refused(outcome: &Outcome) -> bool {
+pub(super) fn refused(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused(_))
 }
 
@@ -216,7 +216,9 @@ fn limits_are_kept() {
 #[test]
 fn the_same_commands_give_the_same_bytes_and_snapshots_come_back() {
     let (a, b) = (Run::with_group().state, Run::with_group().state);
-    let bytes = super::super::codec::encode(&a, 4).expect("small");
-    assert_eq!(bytes, super::super::codec::encode(&b, 4).expect("small"));
-    assert_eq!(super::super::codec::decode::<ClusterState>(&bytes, 4), Ok(a));
+    for format in [4, 5] {
+        let bytes = super::super::codec::encode(&a, format).expect("small");
+        assert_eq!(bytes, super::super::codec::encode(&b, format).expect("small"));
+        assert_eq!(super::super::codec::decode::<ClusterState>(&bytes, 5).as_ref(), Ok(&a));
+    }
 }

@@ -17,6 +17,7 @@ use wire::registry_message::Message as Told;
 use wire::worker_message::Message as Says;
 
 use super::{Registry, RegistryService, run_controller};
+use crate::cluster::state::adapters::{Adapter, Presence};
 use crate::cluster::state::{Deployment, DeviceKind, Group, Member};
 use crate::cluster::transport::GrpcTransport;
 use crate::cluster::{self, ClusterConfig, ClusterHandle, ClusterState, Command};
@@ -190,6 +191,19 @@ impl FakeWorker {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    async fn told_to_load(&mut self) -> wire::LoadAdapter {
+        match self.next().await {
+            Some(Told::LoadAdapter(load)) => load,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn loaded(&self, assign: &wire::Assign, adapter: u64, failed: &str) {
+        let (group, epoch, rank) = (assign.group, assign.epoch, assign.rank);
+        let loaded = wire::AdapterLoaded { group, epoch, rank, adapter, failed: failed.into() };
+        self.say(Says::AdapterLoaded(loaded));
     }
 
     fn say(&self, message: Says) {
@@ -429,4 +443,42 @@ async fn only_the_leader_keeps_sessions() {
         "{told:?}"
     );
     assert_eq!(worker.next().await, None);
+}
+
+#[tokio::test]
+async fn ranks_are_told_of_adapters_and_the_state_of_what_they_say() {
+    let rig = Rig::new().await;
+    let adapter = |path: &str| Adapter {
+        id: 0,
+        deployment: "m".into(),
+        path: path.into(),
+        manifest: "of files".into(),
+        created: 0,
+    };
+    rig.write(Command::PutAdapter { name: "a".into(), adapter: adapter("/a") }).await;
+    let (mut a, mut b) = (FakeWorker::join(&rig, "a", None).await, FakeWorker::join(&rig, "b", None).await);
+    let (first, second) = (a.assigned().await, b.assigned().await);
+    let id = rig.cluster.state().adapters["a"].id;
+    let told = a.told_to_load().await;
+    assert_eq!((told.group, told.epoch, told.adapter), (first.group, first.epoch, id), "after the weights");
+    assert_eq!((told.path.as_str(), told.manifest.as_str()), ("/a", "of files"));
+    assert_eq!(b.told_to_load().await.adapter, id);
+    a.ready(&first);
+    b.ready(&second);
+    a.loaded(&first, id, "");
+    b.loaded(&second, id, "no such file");
+    let presence = |state: &ClusterState, wanted: Presence<'_>| {
+        state.groups.get(&first.group).is_some_and(|g| state.presence(first.group, g, id) == wanted)
+    };
+    rig.until(|state| presence(state, Presence::Failed(1, "no such file"))).await;
+    b.loaded(&second, id, "");
+    rig.until(|state| presence(state, Presence::Ready)).await;
+    // One more is told to groups that are there, and a new session is told of all again.
+    rig.write(Command::PutAdapter { name: "b".into(), adapter: adapter("/b") }).await;
+    assert_eq!((a.told_to_load().await.path.as_str(), b.told_to_load().await.path.as_str()), ("/b", "/b"));
+    let held = wire::Held { group: first.group, epoch: first.epoch, rank: 0, ready: true };
+    let mut again = FakeWorker::join(&rig, "a", Some(held)).await;
+    let paths = [again.told_to_load().await.path, again.told_to_load().await.path];
+    assert_eq!(paths, ["/a", "/b"]);
+    assert!(presence(&rig.cluster.state(), Presence::Ready), "what is known stays");
 }

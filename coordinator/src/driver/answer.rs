@@ -157,6 +157,7 @@ mod tests {
         assert!(!other(|r| r.tokens[0] = 9), "prompt");
         assert!(!other(|r| r.tokens[3] = 9), "what it says it has");
         assert!(!other(|r| r.params.seed = 9), "parameters");
+        assert!(!other(|r| r.params.adapter = Some(1)), "with an adapter");
         assert!(!other(|r| r.tenant = "t".into()) && !other(|r| r.cache_salt = Some("s".into())));
         assert!(!other(|r| r.prompt_len = 4), "where the prompt ends");
     }

@@ -303,6 +303,25 @@ mod tests {
         assert!(models.get("m").err().is_some_and(|error| error.kind == Kind::NoSuchModel));
     }
 
+    #[test]
+    fn an_adapter_is_its_deployments_model_under_another_name() {
+        let models = ServedModels::default();
+        let adapter =
+            Adapter { id: 5, deployment: "m".into(), path: "/a".into(), manifest: String::new(), created: 9 };
+        models.insert_adapter("a", adapter.clone());
+        assert!(models.get("a").err().is_some_and(|error| error.kind == Kind::NoSuchModel), "no model yet");
+        models.insert_looked_for("m", deployment());
+        assert!(models.is_looked_for("a"));
+        models.insert(deployment(), model(None));
+        let adapted = models.get("a").ok().expect("it is there");
+        assert_eq!((adapted.name.as_str(), adapted.deployment.as_str()), ("a", "m"));
+        assert_eq!((adapted.adapter.as_ref(), adapted.created, adapted.context), (Some(&adapter), 9, 100));
+        let alone = models.get("").ok().expect("the only model");
+        assert!(alone.name == "m" && alone.adapter.is_none());
+        let names: Vec<String> = models.all().iter().map(|model| model.name.clone()).collect();
+        assert_eq!(names, ["m", "a"]);
+    }
+
     #[tokio::test]
     async fn a_request_waits_while_nobody_has_looked_for_its_model() {
         let fixture = Fixture::new(FakeGenerator::default());

@@ -128,3 +128,7 @@ impl AdapterFamilies {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "adapters_tests.rs"]
+mod tests;

@@ -1,6 +1,11 @@
 //! The same numbers under the names of vLLM (`vllm/v1/metrics/loggers.py`), for dashboards and autoscalers that know those.
 
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+use crate::cluster::state::adapters::MAX_ADAPTERS;
 
 /// Ours, and theirs. What vLLM splits into several families is chosen by the value of a label.
 type Names = (&'static str, Option<(&'static str, &'static str)>, &'static str);
@@ -38,6 +43,9 @@ pub(super) fn translate(ours: &[MetricFamily]) -> Vec<MetricFamily> {
         .collect();
     theirs.extend(find("foggara_kv_blocks").and_then(kv_cache_use));
     theirs.extend(find("foggara_requests_total").and_then(finished));
+    if find("foggara_adapter_ready_replicas").is_some() {
+        theirs.extend(adapters(find("foggara_adapter_sequences")));
+    }
     theirs
 }
 
@@ -123,6 +131,27 @@ fn finished(requests: &MetricFamily) -> Option<MetricFamily> {
         with(counted, metric, Some(label("finished_reason", reason)))
     });
     some_of("vllm:request_success_total", "Requests finished, by reason.", MetricType::COUNTER, metrics)
+}
+
+/// Which adapters are in use, in labels; the number is the time, by which the newest of several such series is known.
+fn adapters(sequences: Option<&MetricFamily>) -> Option<MetricFamily> {
+    let names = |state: &str| {
+        let metrics = sequences.iter().flat_map(|family| family.get_metric());
+        let used =
+            metrics.filter(|metric| has(metric, ("state", state)) && metric.get_gauge().get_value() > 0.0);
+        let names: BTreeSet<&str> = used.map(|metric| label_of(metric, "adapter")).collect();
+        names.into_iter().collect::<Vec<_>>().join(",")
+    };
+    let mut time = Gauge::default();
+    time.set_value(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+    let mut metric = Metric::from_gauge(time);
+    metric.set_label(vec![
+        label("max_lora", &MAX_ADAPTERS.to_string()),
+        label("running_lora_adapters", &names("running")),
+        label("waiting_lora_adapters", &names("waiting")),
+    ]);
+    let help = "Adapters of running and of waiting requests.";
+    some_of("vllm:lora_requests_info", help, MetricType::GAUGE, std::iter::once(metric))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use foggara_proto::sequence::{SequenceParams, TokenOutput};
 use foggara_proto::shape::Shape;
 
 use super::*;
+use crate::cluster::state::adapters::Adapter;
 use crate::cluster::state::{
     Capabilities, CollectiveKind, Command, Deployment, Envelope, Formation, Member, Outcome, Worker,
 };
@@ -194,25 +195,68 @@ fn ready_and_driven_groups_can_be_chosen() {
     let groups: Vec<u64> = state(2, 2).groups.keys().copied().collect();
     for (ready, driven, expected) in [(2, 2, 2), (2, 1, 1), (1, 2, 1), (2, 0, 0), (0, 0, 0)] {
         let state = state(ready, driven);
-        let found = candidates(&state, "m", |group| group as usize * 3);
+        let found = candidates(&state, "m", &request(&[5], 4), |group| group as usize * 3);
         let ids: Vec<u64> = found.iter().map(|(target, _)| target.group).collect();
         assert_eq!(ids, groups[..expected], "{ready} {driven}");
         for (target, view) in found {
             assert_eq!((view.group, view.driver_epoch), (target.group, target.driver_epoch));
             assert_eq!((view.load, view.blocks, view.block_size), (target.group as usize * 3, 4, 16));
         }
-        assert!(candidates(&state, "other", |_| 0).is_empty());
+        assert!(candidates(&state, "other", &request(&[5], 4), |_| 0).is_empty());
     }
 }
 
 #[test]
 fn a_target_ends_with_its_lease() {
     let mut state = state(1, 1);
-    let (target, _) = candidates(&state, "m", |_| 0)[0];
+    let (target, _) = candidates(&state, "m", &request(&[5], 4), |_| 0)[0];
     assert!(target.is_current(&state));
     let replaces = target.driver_epoch;
     apply(&mut state, Command::AssignDriver { group: target.group, coordinator: 1, replaces });
     assert!(!target.is_current(&state));
-    assert_eq!(waiting_for(&state, "m"), "2 groups, 1 ready");
-    assert_eq!(waiting_for(&state, "none"), "no group is formed; 0 idle workers");
+    assert_eq!(waiting_for(&state, "m", &request(&[5], 4)), "2 groups, 1 ready");
+    assert_eq!(waiting_for(&state, "none", &request(&[5], 4)), "no group is formed; 0 idle workers");
+}
+
+/// A request for an adapter, perhaps one that runs already.
+fn adapted(adapter: u64, at: Option<u64>) -> SequenceRequest {
+    let plain = request(&[5], 4);
+    SequenceRequest { params: SequenceParams { adapter: Some(adapter), ..plain.params.clone() }, at, ..plain }
+}
+
+#[test]
+fn a_request_for_an_adapter_goes_where_every_rank_has_it() {
+    let mut state = state(2, 2);
+    let groups: Vec<(u64, u64)> = state.groups.iter().map(|(id, group)| (*id, group.epoch)).collect();
+    let adapter =
+        Adapter { id: 0, deployment: "m".into(), path: "/a".into(), manifest: String::new(), created: 0 };
+    apply(&mut state, Command::PutAdapter { name: "a".into(), adapter });
+    let id = state.adapters["a"].id;
+    let found = |state: &ClusterState, asked: &SequenceRequest| -> Vec<u64> {
+        candidates(state, "m", asked, |_| 0).iter().map(|(target, _)| target.group).collect()
+    };
+    let asked = adapted(id, None);
+    assert_eq!(found(&state, &asked), [0; 0]);
+    assert_eq!(found(&state, &request(&[5], 4)).len(), 2, "others need not wait");
+    assert_eq!(waiting_for(&state, "m", &asked), "its adapter is being loaded by 2 groups");
+    assert_eq!(adapter_failed(&state, "m", &asked), None);
+    assert_eq!(asked_for(&state, "m", &asked).as_deref(), Some("a"));
+    let mut says = |(group, epoch): (u64, u64), failed: Option<&str>| {
+        let failed = failed.map(str::to_owned);
+        apply(&mut state, Command::AdapterLoaded { group, epoch, rank: 0, adapter: id, failed });
+        state.clone()
+    };
+    let one_failed = says(groups[0], Some("no file"));
+    assert_eq!(adapter_failed(&one_failed, "m", &asked), None, "the other may get it");
+    let all_failed = says(groups[1], Some("no file"));
+    let reason = adapter_failed(&all_failed, "m", &asked);
+    assert_eq!(reason.as_deref(), Some("its adapter could not be loaded: rank 0: no file"));
+    let one_has = says(groups[1], None);
+    assert_eq!((found(&one_has, &asked), adapter_failed(&one_has, "m", &asked)), (vec![groups[1].0], None));
+    // Removed: whoever runs goes on where it is.
+    let mut removed = one_has.clone();
+    apply(&mut removed, Command::RemoveAdapter { name: "a".into() });
+    assert_eq!(found(&removed, &asked), [0; 0]);
+    assert_eq!(found(&removed, &adapted(id, Some(groups[1].0))), [groups[1].0]);
+    assert_eq!(asked_for(&removed, "m", &asked), None);
 }

@@ -28,6 +28,7 @@ pub(super) struct Plan {
     pub(super) coordinators: Vec<Spec>,
     pub(super) workers: Vec<Spec>,
     pub(super) deployments: Vec<wire::Deployment>,
+    pub(super) adapters: Vec<wire::Adapter>,
     /// gRPC address of each coordinator.
     pub(super) grpc: Vec<SocketAddr>,
     http: SocketAddr,
@@ -46,7 +47,9 @@ pub(super) struct Plan {
 impl Plan {
     /// The line that says where to go.
     pub(super) fn ready_line(&self) -> String {
-        let names: Vec<&str> = self.deployments.iter().map(|deployment| deployment.name.as_str()).collect();
+        let models = self.deployments.iter().map(|deployment| deployment.name.as_str());
+        let adapters = self.adapters.iter().map(|adapter| adapter.name.as_str());
+        let names: Vec<&str> = models.chain(adapters).collect();
         let s = if self.secure { "s" } else { "" };
         format!("ready http{s}://{} grpc{s}://{} models {}", self.http, self.grpc[0], names.join(","))
     }
@@ -72,6 +75,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         let experts = model.spec().moe_layers().map(|(_, experts)| experts.count).max().unwrap_or(0);
         shape.check_model(model.spec().layers.len(), experts)?;
     }
+    let adapters = adapters(a)?;
     let devices = devices::choose(a.device, workers, usable)?;
     let quantize: Quantize = a.shape.quantize.parse().map_err(|reason: String| anyhow!(reason))?;
     ensure!(
@@ -139,6 +143,7 @@ pub(super) fn plan(a: &Arguments) -> anyhow::Result<Plan> {
         coordinators: coordinators.collect(),
         workers: workers.collect(),
         deployments,
+        adapters,
         grpc: addresses.iter().map(|(_, grpc)| *grpc).collect(),
         http: a.http,
         token: a.token.token()?,
@@ -167,6 +172,19 @@ fn parents(deployments: &[wire::Deployment]) -> BTreeSet<String> {
     let parent =
         |d: &wire::Deployment| Path::new(&d.model_path).parent().map(|p| p.to_string_lossy().into_owned());
     deployments.iter().filter_map(parent).collect()
+}
+
+/// The adapters of the one model.
+fn adapters(a: &Arguments) -> anyhow::Result<Vec<wire::Adapter>> {
+    let [model] = &a.model[..] else {
+        ensure!(
+            a.adapter.is_empty(),
+            "adapter: there are {} models; add adapters with `foggara adapter add` when these are served",
+            a.model.len()
+        );
+        return Ok(Vec::new());
+    };
+    a.adapter.iter().map(|adapter| adapter.of(&model.name)).collect()
 }
 
 fn cores() -> usize {

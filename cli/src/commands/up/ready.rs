@@ -1,15 +1,17 @@
-//! From started processes to a cluster that serves: deploys the models and waits, saying what it waits for.
+//! From started processes to a cluster that serves: deploys the models and their adapters and waits, saying what it waits for.
 
 use std::time::{Duration, Instant};
 
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::admin_client::AdminClient;
-use tonic::Code;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::plan::Plan;
+use crate::commands::adapter::failed;
 use crate::commands::status::state_of;
 
 const POLL: Duration = Duration::from_millis(30);
@@ -21,7 +23,22 @@ const POLL: Duration = Duration::from_millis(30);
 pub(super) async fn wait(plan: &Plan) -> anyhow::Result<()> {
     let mut progress = Progress { started: Instant::now(), shown: String::new() };
     for deployment in &plan.deployments {
-        deploy(plan, deployment, &mut progress).await?;
+        let (what, id) = (format!("model `{}`", deployment.name), uuid::Uuid::new_v4().to_string());
+        let request = wire::PutDeploymentRequest { deployment: Some(deployment.clone()), request_id: id };
+        let put = async |channel: Channel| {
+            let mut admin = AdminClient::with_interceptor(channel, plan.token.shown());
+            admin.put_deployment(request.clone()).await.map(drop)
+        };
+        write(plan, &what, put, &mut progress).await?;
+    }
+    for adapter in &plan.adapters {
+        let (what, id) = (format!("adapter `{}`", adapter.name), uuid::Uuid::new_v4().to_string());
+        let request = wire::PutAdapterRequest { adapter: Some(adapter.clone()), request_id: id };
+        let put = async |channel: Channel| {
+            let mut admin = AdminClient::with_interceptor(channel, plan.token.shown());
+            admin.put_adapter(request.clone()).await.map(drop)
+        };
+        write(plan, &what, put, &mut progress).await?;
     }
     while let Some(waiting) = still_waiting(plan).await? {
         progress.show(&waiting);
@@ -46,20 +63,24 @@ impl Progress {
     }
 }
 
-/// Asks the coordinators in turn until one has written the deployment down.
-async fn deploy(plan: &Plan, deployment: &wire::Deployment, progress: &mut Progress) -> anyhow::Result<()> {
-    let request_id = uuid::Uuid::new_v4().to_string();
+/// Whether asking again would bring the same.
+fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound)
+}
+
+/// Asks the coordinators in turn until one has written down what is wanted.
+async fn write(
+    plan: &Plan,
+    what: &str,
+    put: impl AsyncFn(Channel) -> Result<(), Status>,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
     for addr in plan.grpc.iter().cycle() {
         if let Ok(channel) = plan.caller.connect(&addr.to_string()).await {
-            let mut admin = AdminClient::with_interceptor(channel, plan.token.shown());
-            let request = wire::PutDeploymentRequest {
-                deployment: Some(deployment.clone()),
-                request_id: request_id.clone(),
-            };
-            match admin.put_deployment(request).await {
-                Ok(_) => return Ok(()),
-                Err(status) if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) => {
-                    return Err(anyhow::Error::from(status).context(format!("model `{}`", deployment.name)));
+            match put(channel).await {
+                Ok(()) => return Ok(()),
+                Err(status) if is_final(&status) => {
+                    return Err(anyhow::Error::from(status).context(what.to_owned()));
                 }
                 // No leader yet.
                 Err(_) => {}
@@ -91,6 +112,15 @@ async fn still_waiting(plan: &Plan) -> anyhow::Result<Option<String>> {
             let state = if joined == all { state_of(deployment) } else { deployment.state.clone() };
             let waiting = format!("model {}: {state}; {joined} of {all} workers have joined", wanted.name);
             return Ok(Some(waiting + &others(plan, &status)));
+        }
+    }
+    for wanted in &plan.adapters {
+        let adapter = status.adapters.iter().find(|adapter| adapter.name == wanted.name);
+        if let Some(reason) = adapter.and_then(failed) {
+            anyhow::bail!("adapter `{}` cannot be loaded: {reason}", wanted.name);
+        }
+        if adapter.is_none_or(|adapter| adapter.state != "ready") {
+            return Ok(Some(format!("adapter {}: being loaded", wanted.name)));
         }
     }
     for (i, addr) in plan.grpc.iter().enumerate() {

@@ -46,17 +46,22 @@ fn a_block_is_called_by_everything_before_it() {
 }
 
 #[test]
-fn salts_and_tenants_have_roots_of_their_own() {
+fn salts_tenants_and_adapters_have_roots_of_their_own() {
     let root = BlockHash::root;
-    assert_eq!(root("a", None), root("b", None), "without a salt all share");
+    assert_eq!(root("a", None, None), root("b", None, None), "without a salt all share");
+    assert_eq!(root("a", None, Some(3)), root("b", None, Some(3)), "with one adapter, too");
     let roots = [
-        root("", None),
-        root("", Some("")),
-        root("a", Some("")),
-        root("", Some("a")),
-        root("a", Some("b")),
-        root("ab", Some("")),
-        root("b", Some("a")),
+        root("", None, None),
+        root("", Some(""), None),
+        root("a", Some(""), None),
+        root("", Some("a"), None),
+        root("a", Some("b"), None),
+        root("ab", Some(""), None),
+        root("b", Some("a"), None),
+        root("", None, Some(0)),
+        root("", None, Some(1)),
+        root("", Some(""), Some(1)),
+        root("a", Some("b"), Some(1)),
     ];
     for (i, one) in roots.iter().enumerate() {
         assert!(roots[i + 1..].iter().all(|other| one != other), "{i}");

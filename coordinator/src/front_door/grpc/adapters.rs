@@ -1,6 +1,7 @@
 //! Adapters, as operators add and remove them, and as the status tells of them.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use foggara_models::manifest::{Described, Manifest};
 use foggara_models::{Adapter as AdapterFiles, Checkpoint};
@@ -16,6 +17,10 @@ use crate::library::Undescribed;
 
 /// The first format of the replicated state that knows adapters.
 const FORMAT: u8 = 5;
+/// How long coordinators that were just started or upgraded may take to find out that all of them know adapters.
+const AGREEING: Duration = Duration::from_secs(5);
+/// Between two times that the leader is asked.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Every adapter, and where it is. `known`: whether it has been found out which workers are there.
 pub(super) fn told(state: &ClusterState, known: bool) -> Vec<wire::Adapter> {
@@ -68,7 +73,7 @@ impl Service {
             let reason = format!("deployment: no deployment is called `{}`", asked.deployment);
             return Err(Status::not_found(reason));
         };
-        self.all_know_adapters()?;
+        self.all_know_adapters().await?;
         let described = self.door.library.describe(&self.door.cluster, &asked.path).await;
         let described = described.map_err(|error| match error {
             Undescribed::NotHere(reason) | Undescribed::Unusable(reason) => {
@@ -96,9 +101,17 @@ impl Service {
     }
 
     /// A coordinator of an older release would not understand what is written of adapters.
-    fn all_know_adapters(&self) -> Result<(), Status> {
-        if self.door.cluster.status().format >= FORMAT {
-            return Ok(());
+    async fn all_know_adapters(&self) -> Result<(), Status> {
+        let (cluster, since) = (&self.door.cluster, Instant::now());
+        let mut status = cluster.watch_status();
+        while since.elapsed() < AGREEING {
+            if status.borrow().format >= FORMAT {
+                return Ok(());
+            }
+            // Which format the leader writes in shows in what it writes. This changes nothing.
+            let term = cluster.state().confirmed_term;
+            cluster.propose(Command::ConfirmWorkers { term }).await.ok();
+            tokio::time::timeout(ASK_AGAIN, status.wait_for(|status| status.format >= FORMAT)).await.ok();
         }
         Err(Status::failed_precondition(
             "adapters need every coordinator to be upgraded first: some are of a release that does not know them",

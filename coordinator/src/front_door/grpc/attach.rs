@@ -7,6 +7,7 @@ use foggara_proto::wire::inference as wire;
 use crate::front_door::FrontDoor;
 use crate::front_door::api_error::{ApiError, Kind};
 use crate::front_door::request::{self, GenerationRequest};
+use crate::router::GenerateError;
 
 /// An attachment that is not to be, and the model it would have been to, once that was known.
 pub(super) struct Refused {
@@ -44,6 +45,10 @@ pub(super) async fn request(
     let name = request::model_of(&found);
     let rebuilt = async {
         let model = door.model(&name).await?;
+        if model.deployment != found.model {
+            // Something else is called so by now.
+            return Err(GenerateError::UnknownModel(name.clone()).into());
+        }
         let mut request = request::rebuild(model, found)?;
         request.received = received(&tokens_received, &request)?;
         Ok(request)

@@ -7,6 +7,7 @@ use futures::StreamExt;
 use serde_json::json;
 
 use super::*;
+use crate::cluster::state::adapters::Adapter;
 use crate::front_door::fixture::{FakeGenerator, Fixture, model};
 use crate::front_door::generation::{self, Event};
 use crate::front_door::http::tests as http;
@@ -139,4 +140,21 @@ fn defaults_are_filled_in_and_the_group_is_kept_to() {
     let broken = SequenceRequest { envelope: vec![255; 9], ..first };
     let error = rebuild(model, found(&broken, None)).err().expect("no envelope");
     assert!(error.message.contains("cannot be read"), "{}", error.message);
+}
+
+#[test]
+fn an_adapters_request_is_found_under_the_name_its_client_used() {
+    let adapter =
+        Adapter { id: 5, deployment: "m".into(), path: "/a".into(), manifest: String::new(), created: 9 };
+    let served = ServedModel { name: "a".into(), adapter: Some(adapter), ..model(None) };
+    let ask = Ask { request_id: "r".into(), ..Ask::default() };
+    let asked = check(Arc::new(served.clone()), None, Prompt::Tokens(vec![1, 2]), ask, false);
+    let sequence = asked.map_err(|e| e.message).expect("valid").sequence;
+    assert_eq!(sequence.params.adapter, Some(5));
+    let found = found(&sequence, Some(3));
+    assert_eq!(model_of(&found), "a");
+    let again = rebuild(Arc::new(served), found.clone()).map_err(|e| e.message).expect("valid");
+    assert_eq!((again.sequence.params, again.sequence.at), (sequence.params, Some(3)));
+    let unreadable = foggara_proto::sequence::FoundRequest { envelope: vec![255], ..found };
+    assert_eq!(model_of(&unreadable), "m");
 }

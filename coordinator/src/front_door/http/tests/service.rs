@@ -7,6 +7,7 @@ use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::{COMPLETIONS, answer, ask, post, send, text};
+use crate::cluster::state::adapters::Adapter;
 use crate::front_door::fixture::{FakeGenerator, Fixture};
 
 #[tokio::test]
@@ -47,6 +48,38 @@ async fn requests_have_ids_and_paths_have_methods() {
     let expected =
         json!({"id": "m", "object": "model", "created": 7, "owned_by": "foggara", "max_model_len": 100});
     assert_eq!(models, json!({"object": "list", "data": [expected]}));
+}
+
+#[tokio::test]
+async fn an_adapter_is_listed_and_answers_under_its_own_name() {
+    let fixture = Fixture::new(FakeGenerator::default());
+    let adapter =
+        Adapter { id: 5, deployment: "m".into(), path: "/a".into(), manifest: String::new(), created: 9 };
+    fixture.door.models.insert_adapter("a", adapter);
+    let one = Request::get("/v1/models/a").body(Body::empty()).expect("valid");
+    let (_, _, body) = text(send(&fixture, one).await).await;
+    let expected = json!({"id": "a", "object": "model", "created": 9, "owned_by": "foggara", "max_model_len": 100,
+        "parent": "m", "root": "/a"});
+    assert_eq!(serde_json::from_str::<Value>(&body).expect("JSON"), expected);
+    let answered =
+        answer(&fixture, COMPLETIONS, json!({"model": "a", "prompt": "hi", "max_tokens": 3})).await;
+    assert_eq!(answered["model"], "a");
+    answer(&fixture, COMPLETIONS, json!({"model": "m", "prompt": "hi"})).await;
+    let asked: Vec<Option<u64>> = {
+        let asked = fixture.generator.asked.lock().expect("no panic");
+        asked.iter().map(|request| request.params.adapter).collect()
+    };
+    assert_eq!(asked, [Some(5), None]);
+    let scrape = Request::get("/metrics").body(Body::empty()).expect("valid");
+    let (_, _, body) = text(send(&fixture, scrape).await).await;
+    for line in [
+        r#"foggara_requests_total{api="completions",model="m",status="length"} 1"#,
+        r#"foggara_adapter_requests_total{adapter="a",deployment="m"} 1"#,
+        r#"foggara_adapter_prompt_tokens_total{adapter="a",deployment="m"} 2"#,
+        r#"foggara_adapter_generated_tokens_total{adapter="a",deployment="m"} 3"#,
+    ] {
+        assert!(body.lines().any(|found| found == line), "{line}\n{body}");
+    }
 }
 
 #[tokio::test]
