@@ -71,6 +71,7 @@ fn from_footprints(
         vocab: spec.vocab as u64,
         context: spec.context as u64,
         bits: HeldBits { cpu: bits(footprint), gpu: bits(gpu) },
+        adapters: 0,
     })
 }
 

@@ -253,7 +253,8 @@ impl Controller {
                 self.models.insert(name.clone(), (deployment.clone(), facts));
             }
             if let Some((_, Ok(facts))) = self.models.get(name) {
-                models.insert(name.clone(), facts.clone());
+                let adapters = state.adapter_bytes(name);
+                models.insert(name.clone(), ModelFacts { adapters, ..facts.clone() });
             }
         }
         let (leader, workers) = (self.cluster.id(), self.registry.able());

@@ -258,6 +258,8 @@ pub struct ModelFacts {
     pub context: u64,
     /// Bits of a parameter, as served.
     pub bits: HeldBits,
+    /// Bytes of the low-rank adapters beside it: a rank holds no more of them.
+    pub adapters: u64,
 }
 
 impl ModelFacts {

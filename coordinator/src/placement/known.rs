@@ -37,6 +37,7 @@ fn grouped(c: &Grouped) -> ModelFacts {
         vocab: c.vocab,
         context: c.context,
         bits: BF16,
+        adapters: 0,
     }
 }
 
@@ -142,6 +143,7 @@ pub(super) fn deepseek_v3() -> ModelFacts {
         vocab: 129_280,
         context: 163_840,
         bits: BF16,
+        adapters: 0,
     }
 }
 

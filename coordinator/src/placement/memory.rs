@@ -112,11 +112,12 @@ pub(super) fn needs(model: &ModelFacts, shape: Shape, part: &RankPart, kind: Kin
     RankNeeds { weights, kv_per_token, fixed: fixed(model, kind) }
 }
 
-/// What a rank takes on `kind` whatever its part: activations of the largest step, and the process.
+/// What a rank takes on `kind` whatever its part: activations of the largest step, adapters (which GPUs have none of), and the
+/// process.
 pub(super) fn fixed(model: &ModelFacts, kind: Kind) -> u64 {
     let row = model.hidden * 4 * ACTIVATION_ROWS;
     match kind {
-        Kind::Cpu => STEP_ROWS * row + SEQUENCES * model.vocab * 4 + CPU_PROCESS,
+        Kind::Cpu => STEP_ROWS * row + SEQUENCES * model.vocab * 4 + CPU_PROCESS + model.adapters,
         Kind::Gpu => {
             let logits = (GPU_SCORED * model.vocab * 4) as f64 * GPU_LOGITS;
             GPU_STEP_ROWS * row + logits as u64 + pairs(model) + GPU_SCRATCH + GPU_WORKSPACE + GPU_PROCESS

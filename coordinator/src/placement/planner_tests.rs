@@ -41,6 +41,7 @@ fn models() -> impl Strategy<Value = ModelFacts> {
                 cpu: Bits { layers: 8.5, embedding: 8.5 },
                 gpu: Bits { layers: 16.0, embedding: 16.0 },
             },
+            adapters: 0,
         }
     })
 }

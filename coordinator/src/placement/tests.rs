@@ -27,6 +27,7 @@ fn model() -> ModelFacts {
             cpu: Bits { layers: 16.0, embedding: 16.0 },
             gpu: Bits { layers: 16.0, embedding: 16.0 },
         },
+        adapters: 0,
     }
 }
 
@@ -190,6 +191,25 @@ fn caches_never_go_over_memory() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn adapters_are_left_room_beside_the_cache() {
+    let memory = 200 << 20;
+    let blocks = |adapters: u64| {
+        let (state, mut around) = cluster(&["a"], 1, 1, memory);
+        around.models.insert("m".into(), ModelFacts { adapters, kv_bytes: 8 << 10, ..model() });
+        match &plan(&state, &around)[..] {
+            [Step::Do(Command::FormGroup(Formation { kv_blocks, block_size, .. }))] => {
+                Some(u64::from(kv_blocks * block_size) * (16 << 10))
+            }
+            [Step::Missing { .. }] => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (without, with) = (blocks(0).expect("it fits"), blocks(50 << 20).expect("it fits, too"));
+    assert!(without - with >= 50 << 20, "{without} bytes of cache, and {with}");
+    assert_eq!(blocks(memory), None, "adapters alone are too much");
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod dequantize;
 pub mod gated;
 pub mod kv_cache;
+pub mod low_rank;
 pub mod matmul;
 pub mod pack;
 pub mod panels;

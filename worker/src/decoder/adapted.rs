@@ -34,11 +34,8 @@ pub(super) fn in_layer(adapted: &Adapted, local: usize) -> InLayer<'_> {
 pub(super) struct AdapterRunner {
     /// Adapted rows, side by side: one for each width met.
     rows: Vec<Activations>,
-    /// A·x of all matrices of one input, and of one of them: one for each rank met.
+    /// A·x of all matrices of one input.
     low: Vec<f32>,
-    parts: Vec<Activations>,
-    /// B·(A·x).
-    added: Vec<f32>,
 }
 
 /// The buffer of that width.
@@ -73,21 +70,8 @@ impl AdapterRunner {
         matmul(pool, &joined.a, adapted, &mut self.low, ranks);
         let mut from = 0;
         for part in &joined.parts {
-            let (rank, features) = (part.b.cols(), part.b.rows());
-            let low = of_width(&mut self.parts, rank);
-            low.set_rows(rows.len());
-            for (all, own) in self.low.chunks_exact(ranks).zip(low.f32_rows_mut().chunks_exact_mut(rank)) {
-                own.copy_from_slice(&all[from..from + rank]);
-            }
-            from += rank;
-            self.added.resize(rows.len() * features, 0.0);
-            matmul(pool, &part.b, low, &mut self.added, features);
-            for (row, added) in rows.iter().zip(self.added.chunks_exact(features)) {
-                let out = &mut out[row * width + part.at..][..features];
-                for (out, added) in out.iter_mut().zip(added) {
-                    *out += part.scale * added;
-                }
-            }
+            part.b.add(pool, part.scale, (&self.low[from..], ranks), rows, out, (width, part.at));
+            from += part.b.rank();
         }
     }
 }

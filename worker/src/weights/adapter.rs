@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use foggara_kernels::op::low_rank::UpMatrix;
 use foggara_kernels::op::panels::WeightMatrix;
 use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{Adapter, ArchSpec, LayerRole as R, LowRank, RankSlice, adapter_row};
@@ -61,7 +62,7 @@ pub struct Part {
     /// The first column of the outputs that it adds to.
     pub at: usize,
     /// Local output features × rank.
-    pub b: WeightMatrix,
+    pub b: UpMatrix,
     /// Multiplies what is added.
     pub scale: f32,
 }
@@ -195,7 +196,7 @@ fn join(adapter: &Adapter, spec: &ArchSpec, l: usize, cuts: &[Cut]) -> Result<De
         for row in cut.rows.clone() {
             rows.extend_from_slice(whole.row(adapter_row(spec, cut.role, row), &mut scratch));
         }
-        let b = WeightMatrix::pack(weight_type(delta.b.dtype), cut.rows.len(), rank, 0, rank, &rows)?;
+        let b = UpMatrix::pack(weight_type(delta.b.dtype), cut.rows.len(), rank, &rows)?;
         Ok(Part { at: cut.at, b, scale: delta.scale })
     };
     let parts = adapted.iter().map(|(cut, delta)| part((cut, delta))).collect::<Result<_, _>>()?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use foggara_models::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterState, Group, MAX_MANIFESTS_BYTES, MAX_OBSTACLE, Outcome};
@@ -48,6 +49,12 @@ impl ClusterState {
     /// The adapters of a deployment, by name.
     pub fn adapters_of(&self, deployment: &str) -> impl Iterator<Item = (&String, &Adapter)> {
         self.adapters.iter().filter(move |(_, adapter)| adapter.deployment == deployment)
+    }
+
+    /// Bytes of the files of a deployment's adapters.
+    pub fn adapter_bytes(&self, deployment: &str) -> u64 {
+        let manifests = self.adapters_of(deployment).map(|(_, adapter)| Manifest::parse(&adapter.manifest));
+        manifests.map(|manifest| manifest.map_or(0, |manifest| manifest.bytes())).sum()
     }
 
     /// The adapter of a number, and its name.
