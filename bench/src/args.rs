@@ -437,6 +437,9 @@ pub(crate) struct TargetArgs {
     /// The program to start [default: `foggara` beside this one].
     #[arg(long, value_name = "PATH")]
     pub(crate) foggara: Option<PathBuf>,
+    /// All streams over one gRPC connection, as an application has them, rather than each over its own.
+    #[arg(long)]
+    pub(crate) one_connection: bool,
 }
 
 /// As on a command line without options.
@@ -447,6 +450,7 @@ impl Default for TargetArgs {
             http: None,
             model: None,
             model_name: None,
+            one_connection: false,
             coordinators: 3,
             workers: 2,
             threads: 1,

@@ -15,6 +15,7 @@ pub(crate) struct Target {
     /// For the workload that compares HTTP with gRPC.
     http: Option<Address>,
     model: String,
+    one_connection: bool,
 }
 
 impl Target {
@@ -33,14 +34,14 @@ impl Target {
             Some(name) => name.clone(),
             None => first_model(&main).await?,
         };
-        Ok(Self { cluster, main, http, model })
+        Ok(Self { cluster, main, http, model, one_connection: args.one_connection })
     }
 
     /// Another server, which runs already: by HTTP, with the first model that it lists.
     pub(crate) async fn other(url: &str) -> Result<Self> {
         let main = Address::Http(url.to_owned());
         let model = first_model(&main).await?;
-        Ok(Self { cluster: None, main, http: None, model })
+        Ok(Self { cluster: None, main, http: None, model, one_connection: false })
     }
 
     /// A new connection.
@@ -48,9 +49,15 @@ impl Target {
         Client::connect(&self.main, &self.model).await
     }
 
-    /// `count` new connections.
+    /// `count` clients, each with a new connection unless they are to share one.
     pub(crate) async fn clients(&self, count: usize) -> Result<Vec<Client>> {
-        futures::future::try_join_all((0..count).map(|_| self.client())).await
+        let first = self.client().await?;
+        if let (Client::Grpc(first), true) = (&first, self.one_connection) {
+            return Ok((0..count).map(|_| Client::Grpc(first.clone())).collect());
+        }
+        let others = (1..count).map(|_| self.client());
+        let others = futures::future::try_join_all(others).await?;
+        Ok(std::iter::once(first).chain(others).take(count).collect())
     }
 
     /// A new connection by HTTP, where the others are by gRPC.

@@ -22,6 +22,7 @@ pub(crate) async fn channel(url: &str) -> Result<Channel> {
     channel.map_err(|error| anyhow!("connecting to {url}: {}", foggara_tls::cause(&error)))
 }
 
+#[derive(Clone)]
 pub(crate) struct GrpcClient {
     inference: InferenceClient<Channel>,
     model: String,

@@ -147,7 +147,7 @@ fn sampled_sequences_say_what_they_say_of_whole_rows() {
     for name in ["llama", "gemma2"] {
         let (model, _) = golden(name);
         for (kind, device) in kinds().into_iter().enumerate() {
-            let seeds = if kind == 0 { 4 } else { 2 };
+            let seeds = if kind == 0 { 4 } else { 1 };
             for (seed, batch) in (0..seeds).flat_map(|seed| batches.iter().map(move |batch| (seed, batch))) {
                 let prompt =
                     |i: usize| (0..5 + 3 * i).map(|j| ((i * 31 + j * 17 + 3) % 320) as u32).collect();
