@@ -391,7 +391,10 @@ async fn the_state_is_written_in_a_new_format_once_all_read_it_and_not_before() 
             assert_eq!(cluster.handle(reader).status().format, 4, "coordinator 3 reads no more");
         }
         let refused = cluster.handle(id).propose(adapter()).await;
-        assert!(matches!(&refused, Err(ClusterError::Refused(why)) if why.contains("format 5")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(ClusterError::Refused(why)) if why.contains("format 5")),
+            "{refused:?}"
+        );
     }
     // While the last one is away, nobody knows what it will be.
     cluster.stop(3);
@@ -410,7 +413,10 @@ async fn the_state_is_written_in_a_new_format_once_all_read_it_and_not_before() 
     }
     // What it alone can say is said now; there is no such deployment.
     let refused = cluster.handle(3).propose(adapter()).await;
-    assert!(matches!(&refused, Err(ClusterError::Refused(why)) if why.contains("no deployment")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ClusterError::Refused(why)) if why.contains("no deployment")),
+        "{refused:?}"
+    );
     // It has been agreed on, whoever is there.
     MEMBERS.into_iter().for_each(|id| cluster.stop(id));
     cluster.start_as(1, NEW);
