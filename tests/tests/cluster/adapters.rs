@@ -8,6 +8,7 @@ use foggara_tests::answer::Answer;
 use foggara_tests::ask::Ask;
 use foggara_tests::cluster::Cluster;
 use foggara_tests::process::{foggara, text};
+use foggara_tests::prometheus::Prometheus;
 use foggara_tests::reference::Golden;
 use foggara_tests::scratch::Scratch;
 use foggara_tests::setup::Setup;
@@ -19,6 +20,8 @@ use tonic::Code;
 use crate::failover::{interrupted, pid_of_rank, same};
 use crate::probe::together;
 
+/// Times of alerts are so many times shorter here.
+const ALARM: u32 = 30;
 /// Of an answer that something happens in the middle of.
 const TOKENS: u32 = 450;
 
@@ -245,6 +248,7 @@ async fn an_adapter_that_cannot_be_loaded_is_told_with_its_reason_and_tried_agai
     known(&cluster, "mine", true).await;
     let ask = || Ask::tokens("mine", &[232]).exactly(8);
     let before = cluster.client(0).ask(ask()).await.token_ids;
+    let prometheus = Prometheus::start(&cluster, ALARM).await;
     // Its file goes, and then the workers that had it in memory.
     let (file, away) = (folder.join("adapter_model.safetensors"), folder.join("away"));
     std::fs::rename(&file, &away).unwrap();
@@ -265,10 +269,12 @@ async fn an_adapter_that_cannot_be_loaded_is_told_with_its_reason_and_tried_agai
     assert!(list.contains("failed: rank"), "{list}");
     let metric = cluster.metrics(0).await;
     assert_eq!(metric.sum("foggara_adapter_failed_replicas", &[("adapter", "mine")]), 1.0);
+    prometheus.wait_firing(&["FoggaraAdapterFailed"]).await;
     // It is tried again by itself.
     std::fs::rename(&away, &file).unwrap();
     let ready = |status: &StatusResponse| adapter(status, "mine").filter(|a| a.state == "ready").map(drop);
     cluster.wait_status(1, "it is loaded", ready).await;
+    prometheus.wait_clear(&["FoggaraAdapterFailed"]).await;
     assert_eq!(cluster.client(1).ask(ask()).await.token_ids, before);
 }
 
