@@ -118,8 +118,9 @@ async fn model(mut client: InferenceClient<Channel>, name: &str) -> anyhow::Resu
     let models = client.list_models(wire::ListModelsRequest {}).await?.into_inner().models;
     let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let mut deployments = models.iter().filter(|model| model.parent.is_empty());
     let found = match name {
-        "" if models.len() == 1 => models.into_iter().next(),
+        "" if deployments.clone().count() == 1 => deployments.next().cloned(),
         "" => anyhow::bail!("name one of the models served with --model ({names})"),
         name => models.into_iter().find(|model| model.name == name),
     };

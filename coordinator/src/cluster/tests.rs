@@ -78,6 +78,13 @@ struct Cluster {
 const OLD: Formats = Formats { oldest: 4, newest: 4 };
 const NEW: Formats = Formats { oldest: 4, newest: 5 };
 
+/// What format 4 cannot say.
+fn adapter() -> Command {
+    let (deployment, path) = ("m".into(), "/a".into());
+    let adapter = state::adapters::Adapter { id: 0, deployment, path, manifest: String::new(), created: 0 };
+    Command::PutAdapter { name: "a".into(), adapter }
+}
+
 /// A program that has these.
 fn build(formats: Formats) -> Build {
     let range = Range { oldest: formats.oldest.into(), newest: formats.newest.into() };
@@ -383,6 +390,11 @@ async fn the_state_is_written_in_a_new_format_once_all_read_it_and_not_before() 
             assert_eq!(cluster.read(reader).await.notes.len(), written);
             assert_eq!(cluster.handle(reader).status().format, 4, "coordinator 3 reads no more");
         }
+        let refused = cluster.handle(id).propose(adapter()).await;
+        assert!(
+            matches!(&refused, Err(ClusterError::Refused(why)) if why.contains("format 5")),
+            "{refused:?}"
+        );
     }
     // While the last one is away, nobody knows what it will be.
     cluster.stop(3);
@@ -399,6 +411,12 @@ async fn the_state_is_written_in_a_new_format_once_all_read_it_and_not_before() 
         assert_eq!(cluster.read(id).await.notes.len(), written + 61);
         cluster.until_writes(id, 5).await;
     }
+    // What it alone can say is said now; there is no such deployment.
+    let refused = cluster.handle(3).propose(adapter()).await;
+    assert!(
+        matches!(&refused, Err(ClusterError::Refused(why)) if why.contains("no deployment")),
+        "{refused:?}"
+    );
     // It has been agreed on, whoever is there.
     MEMBERS.into_iter().for_each(|id| cluster.stop(id));
     cluster.start_as(1, NEW);

@@ -85,28 +85,36 @@ impl AdapterFamilies {
 
     /// Takes in the state, and what groups driven here do.
     pub(super) fn set(&self, state: &ClusterState, driven: &DrivenGroups, now: Instant) {
-        let count = |family: &IntGaugeVec, labels: &[&str], n: usize| {
-            family.with_label_values(labels).add(i64::try_from(n).unwrap_or(i64::MAX));
-        };
-        [&self.sequences, &self.ready, &self.failed].into_iter().for_each(IntGaugeVec::reset);
+        let (mut ready, mut failed, mut used) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, adapter) in &state.adapters {
-            let labels = [adapter.deployment.as_str(), name.as_str()];
-            count(&self.ready, &labels, 0);
-            count(&self.failed, &labels, 0);
+            let key = (adapter.deployment.as_str(), name.as_str());
+            let (ready, failed) = (ready.entry(key).or_insert(0), failed.entry(key).or_insert(0));
             for (id, group) in state.groups.iter().filter(|(_, g)| g.deployment == adapter.deployment) {
                 match state.presence(*id, group, adapter.id) {
-                    Presence::Ready if group.is_ready() => count(&self.ready, &labels, 1),
-                    Presence::Failed(..) => count(&self.failed, &labels, 1),
+                    Presence::Ready if group.is_ready() => *ready += 1,
+                    Presence::Failed(..) => *failed += 1,
                     Presence::Ready | Presence::Loading => {}
                 }
             }
         }
-        for driven in driven.all() {
-            for (id, used) in &driven.adapters {
+        let driven = driven.all();
+        for group in &driven {
+            for (id, now) in &group.adapters {
                 let Some((name, _)) = state.adapter(*id) else { continue };
-                count(&self.sequences, &[&driven.model, name, "running"], used.running);
-                count(&self.sequences, &[&driven.model, name, "waiting"], used.waiting);
+                let sum: &mut AdapterUse = used.entry((group.model.as_str(), name.as_str())).or_default();
+                sum.running += now.running;
+                sum.waiting += now.waiting;
             }
+        }
+        let set = |family: &IntGaugeVec, labels: &[&str], n: usize| {
+            family.with_label_values(labels).set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        [&self.sequences, &self.ready, &self.failed].into_iter().for_each(IntGaugeVec::reset);
+        ready.iter().for_each(|((deployment, name), n)| set(&self.ready, &[deployment, name], *n));
+        failed.iter().for_each(|((deployment, name), n)| set(&self.failed, &[deployment, name], *n));
+        for ((deployment, name), sum) in used {
+            set(&self.sequences, &[deployment, name, "running"], sum.running);
+            set(&self.sequences, &[deployment, name, "waiting"], sum.waiting);
         }
         self.forget(state, now);
     }

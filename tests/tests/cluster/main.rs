@@ -1,6 +1,7 @@
 //! What a cluster promises, proved on clusters of real processes. One module for each promise.
 #![allow(clippy::unwrap_used, reason = "the whole binary is tests, and a test fails by panicking")]
 
+mod adapters;
 mod alarmed;
 mod attaching;
 mod bad_input;

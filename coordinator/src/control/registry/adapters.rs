@@ -1,6 +1,6 @@
 //! Adapters: which of them a worker is told to load beside its rank's weights, and what it says of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use foggara_proto::wire::worker as wire;
@@ -25,7 +25,7 @@ enum Told {
 impl Adapters {
     /// Which of the adapters that are wanted the worker is to be told of: those it does not know, and those that it could not load
     /// a while ago. They count as told.
-    fn due(&mut self, wanted: &[u64], now: Instant) -> Vec<u64> {
+    fn due(&mut self, wanted: &BTreeSet<u64>, now: Instant) -> Vec<u64> {
         let waits = |told: &Told| match told {
             Told::Once => true,
             Told::Failed(since) => now.saturating_duration_since(*since) < UNFIT,
@@ -45,7 +45,8 @@ impl Session {
     /// Tells the worker which adapters to load for its group, where it has not been told. It loads them after its weights.
     pub(super) fn tell_adapters(&mut self, state: &ClusterState, group: Option<(u64, &Group)>) {
         let Some((id, group)) = group else { return };
-        let wanted: Vec<u64> = state.adapters_of(&group.deployment).map(|(_, adapter)| adapter.id).collect();
+        let wanted: BTreeSet<u64> =
+            state.adapters_of(&group.deployment).map(|(_, adapter)| adapter.id).collect();
         for due in self.adapters.due(&wanted, Instant::now()) {
             let Some((_, adapter)) = state.adapter(due) else { continue };
             let load = wire::LoadAdapter {
@@ -93,17 +94,21 @@ mod tests {
 
     use super::*;
 
+    fn due(told: &mut Adapters, wanted: &[u64], now: Instant) -> Vec<u64> {
+        told.due(&wanted.iter().copied().collect(), now)
+    }
+
     #[test]
     fn each_is_told_once_and_again_a_while_after_it_failed() {
         let (mut told, now) = (Adapters::default(), Instant::now());
-        assert_eq!(told.due(&[], now), [0; 0]);
-        assert_eq!(told.due(&[4, 6], now), [4, 6]);
-        assert_eq!(told.due(&[4, 6, 7], now), [7]);
+        assert_eq!(due(&mut told, &[], now), [0; 0]);
+        assert_eq!(due(&mut told, &[4, 6], now), [4, 6]);
+        assert_eq!(due(&mut told, &[4, 6, 7], now), [7]);
         told.failed(6, now);
-        assert_eq!(told.due(&[4, 6, 7], now + UNFIT - Duration::from_millis(1)), [0; 0]);
-        assert_eq!(told.due(&[4, 6, 7], now + UNFIT), [6]);
-        assert_eq!(told.due(&[4, 6, 7], now + UNFIT * 2), [0; 0], "it may be loading");
+        assert_eq!(due(&mut told, &[4, 6, 7], now + UNFIT - Duration::from_millis(1)), [0; 0]);
+        assert_eq!(due(&mut told, &[4, 6, 7], now + UNFIT), [6]);
+        assert_eq!(due(&mut told, &[4, 6, 7], now + UNFIT * 2), [0; 0], "it may be loading");
         told.failed(7, now);
-        assert_eq!(told.due(&[4], now + UNFIT * 2), [0; 0], "7 is not wanted any more");
+        assert_eq!(due(&mut told, &[4], now + UNFIT * 2), [0; 0], "7 is not wanted any more");
     }
 }

@@ -144,6 +144,7 @@ impl wire::inference_server::Inference for Service {
                 ready_replicas: u32::try_from(ready).unwrap_or(u32::MAX),
                 created: model.created,
                 kv_tokens: self.door.kv_tokens(&model.deployment).unwrap_or(0) as u64,
+                parent: model.adapter.as_ref().map(|adapter| adapter.deployment.clone()).unwrap_or_default(),
             }
         };
         let models = self.door.models.all().into_iter().map(model).collect();
