@@ -313,10 +313,10 @@ mod tests {
         models.insert_looked_for("m", deployment());
         assert!(models.is_looked_for("a"));
         models.insert(deployment(), model(None));
-        let adapted = models.get("a").ok().expect("it is there");
+        let adapted = models.get("a").expect("it is there");
         assert_eq!((adapted.name.as_str(), adapted.deployment.as_str()), ("a", "m"));
         assert_eq!((adapted.adapter.as_ref(), adapted.created, adapted.context), (Some(&adapter), 9, 100));
-        let alone = models.get("").ok().expect("the only model");
+        let alone = models.get("").expect("the only model");
         assert!(alone.name == "m" && alone.adapter.is_none());
         let names: Vec<String> = models.all().iter().map(|model| model.name.clone()).collect();
         assert_eq!(names, ["m", "a"]);
