@@ -55,6 +55,9 @@ impl LowRank {
     }
 }
 
+/// A matrix's name in the model, and its A and its B as far as they were found.
+type Halves = (String, [Option<TensorInfo>; 2]);
+
 /// Whether a folder holds an adapter rather than a model.
 pub fn is_adapter(path: &Path) -> bool {
     path.join(ADAPTER_CONFIG).is_file() && !path.join("config.json").is_file()
@@ -68,7 +71,7 @@ impl Adapter {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let config = Config::read(&path.join(ADAPTER_CONFIG))?;
         let file = path.join(ADAPTER_TENSORS);
-        let mut halves: BTreeMap<(usize, LayerRole), (String, [Option<TensorInfo>; 2])> = BTreeMap::new();
+        let mut halves: BTreeMap<(usize, LayerRole), Halves> = BTreeMap::new();
         for (name, tensor) in hf::tensors::read(&file)? {
             let target = target(&name).map_err(|reason| ModelError::tensor(&file, &name, reason))?;
             let (module, pair) = halves.entry((target.layer, target.role)).or_default();
