@@ -83,13 +83,16 @@ fn dashboards() -> Vec<(std::path::PathBuf, serde_json::Value)> {
 async fn every_panel_shows_something_of_a_busy_cluster() {
     let _machine = machine::shared().await;
     let setup = Setup::new("panels").model("moe", &paths::golden("mixtral")).workers(2).option("tp", 2);
-    let cluster = setup.option("ep", 2).start().await;
+    let adapter = format!("adapted={}", paths::golden("adapters/mixtral").display());
+    let cluster = setup.option("ep", 2).option("adapter", adapter).start().await;
     let prometheus = Prometheus::start(&cluster, TIMES).await;
     let busy = async {
         // The same prompt is found in the prefix cache; notes are written to Raft's log.
         let prompt: Vec<u32> = (1..40).collect();
         for round in 0_u32.. {
-            cluster.client(0).ask(Ask::tokens("moe", &prompt).exactly(8)).await;
+            for model in ["moe", "adapted"] {
+                cluster.client(0).ask(Ask::tokens(model, &prompt).exactly(8)).await;
+            }
             let note = PutNoteRequest {
                 key: "round".into(),
                 value: round.to_string(),
@@ -101,7 +104,9 @@ async fn every_panel_shows_something_of_a_busy_cluster() {
     let shown = async {
         for (path, dashboard) in dashboards() {
             for panel in dashboard["panels"].as_array().expect("panels") {
-                let may_be_empty = panel["fieldConfig"]["defaults"]["noValue"].is_string();
+                // This cluster has an adapter, and nothing loads by the time that Prometheus looks.
+                let said = panel["fieldConfig"]["defaults"]["noValue"].is_string();
+                let may_be_empty = said && panel["title"] != "Adapters";
                 for target in panel["targets"].as_array().expect("targets") {
                     let expression = target["expr"].as_str().expect("an expression");
                     let asked = expression
