@@ -389,7 +389,7 @@ pub(crate) struct LoadArgs {
     /// Quantize at load: none, bf16, q8_0, q4_0 or q4_k (fp8 is for GPUs, and loading is measured on the CPU).
     #[arg(long, value_name = "TYPE", default_value = "none")]
     pub(crate) quantize: String,
-    /// Floats that need no conversion: mapped or copied, as for workers.
+    /// Floats that need no conversion: mapped or copied, as for workers (auto begins as mapped).
     #[arg(long, value_name = "WHERE", default_value = "mapped")]
     pub(crate) weights: foggara_worker::weights::Residence,
     /// Machine-readable.

@@ -1,5 +1,7 @@
 //! Prints how fast products of each weight format are on one thread: bytes of weights and operations per second. Floats once
 //! more as rows that are stored.
+//!
+//! `cargo run --release -p foggara-kernels --example matmul_rate -- [PART_OF_A_NAME]`, of names such as `576×1536 BF16 as stored`.
 
 #![allow(clippy::print_stdout)]
 
@@ -16,6 +18,7 @@ use foggara_kernels::{ThreadPool, WeightType};
 const TOGETHER: usize = 256 << 20;
 
 fn main() {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
     let pool = ThreadPool::new(1);
     println!(
         "read bandwidth, 1 thread: {:.1} GB/s",
@@ -29,6 +32,10 @@ fn main() {
         for (rows, cols) in [(1536, 576), (576, 1536), (2048, 2048)] {
             let pack =
                 |bytes: Vec<u8>| WeightMatrix::pack(ty, rows, cols, 0, cols, &bytes).expect("sizes agree");
+            let name = format!("{rows}×{cols} {ty}");
+            if !format!("{name} as stored from memory").contains(&wanted) {
+                continue;
+            }
             from_memory(&pool, &ty.to_string(), &many(rows, cols, ty, pack));
             if !ty.is_quantized() {
                 let stored = |bytes| {
@@ -39,7 +46,12 @@ fn main() {
             }
         }
     }
-    for (rows, cols) in [(1536, 576), (4096, 4096)] {
+    for (rows, cols) in [(1536, 576), (576, 1536), (4096, 4096)] {
+        let measure = |pool: &ThreadPool, w: &WeightMatrix, what: &str| {
+            if format!("{rows}×{cols} {what}").contains(&wanted) {
+                measure(pool, w, what);
+            }
+        };
         for ty in WeightType::ALL {
             if cols % ty.block_elems() != 0 {
                 continue;

@@ -1,7 +1,7 @@
 //! Prints how fast a group computes, without coordinators: prefill, and decode of one and of many sequences.
 //!
 //! `cargo run --release -p foggara-worker --example step_rate -- MODEL [RANKS [THREADS_PER_RANK [PART_OF_A_LINE]]]`, with
-//! `FOGGARA_WEIGHTS=copied` to have floats in panels, and `FOGGARA_QUANTIZE=bf16` (q8_0, …) to have them quantized.
+//! `FOGGARA_WEIGHTS=mapped` to have floats as they lie in their files, not in panels, and `FOGGARA_QUANTIZE=bf16` (q8_0, …) to have them quantized.
 
 #![allow(clippy::print_stdout)]
 
@@ -74,7 +74,13 @@ fn run(model: &Checkpoint, slices: &SlicePlan, rank: usize, threads: usize, want
     let started = Instant::now();
     let residence = std::env::var("FOGGARA_WEIGHTS").map_or(Ok(Residence::default()), |name| name.parse())?;
     let (store, quantize) = (OnCpu(residence), quantize()?);
-    let weights = RankWeights::load_to(&store, model, slices, rank, quantize, &pool, &mut |_, _| true)?;
+    let mut weights = RankWeights::load_to(&store, model, slices, rank, quantize, &pool, &mut |_, _| true)?;
+    if residence == Residence::Auto {
+        // As a worker has them some moments after its start.
+        for mapped in std::mem::take(&mut weights.mapped) {
+            mapped.repack(&pool)?;
+        }
+    }
     if rank == 0 {
         println!("loaded {:.1} MB in {:.0?}", weights.bytes() as f64 / 1e6, started.elapsed());
     }

@@ -8,6 +8,7 @@ use foggara_proto::version::Build;
 use foggara_proto::wire::admin as wire;
 use foggara_proto::wire::admin::Capabilities;
 
+use crate::cgroup::MemoryLimit;
 use crate::{accelerator, cgroup};
 
 /// Long enough to be right within a tenth, even where several workers start at once; short enough not to be noticed at start.
@@ -101,15 +102,26 @@ fn known_as(device: &Device) -> wire::Device {
 /// Bytes this process may take: what the system could give without swapping, and without taking pages of files away that processes
 /// use, and no more than its control groups leave it. 0 if the system does not say.
 pub(crate) fn available_memory() -> u64 {
+    let (left, limit) = left_and_why();
+    if let Some(limit) = limit {
+        let (folder, bytes, left) = (limit.folder.display(), limit.bytes, limit.left);
+        tracing::info!(%folder, limit_bytes = bytes, left_bytes = left, "a control group limits memory");
+    }
+    left
+}
+
+/// The same, and nothing is said of it.
+pub(crate) fn memory_left() -> u64 {
+    left_and_why().0
+}
+
+/// What is available, and the limit that leaves no more, if one does.
+fn left_and_why() -> (u64, Option<MemoryLimit>) {
     let system = available(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default());
     match cgroup::memory_limit().filter(|limit| limit.left < system) {
-        None => system,
-        Some(limit) => {
-            let (folder, bytes, left) = (limit.folder.display(), limit.bytes, limit.left);
-            tracing::info!(%folder, limit_bytes = bytes, left_bytes = left, "a control group limits memory");
-            // Nothing at all would be taken for not known.
-            left.max(1)
-        }
+        None => (system, None),
+        // Nothing at all would be taken for not known.
+        Some(limit) => (limit.left.max(1), Some(limit)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The rank this worker holds: loading it, running it on a thread of its own, and letting it go.
 
 mod adapters;
+mod repack;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -24,9 +25,10 @@ use crate::decoder::{BlockTables, CacheConfig, Comms, Decoder, DeviceDecoder, Fo
 use crate::engine::{Engine, EngineError, EngineEvent, OwnUse, Told, follow, kv_type, lead};
 use crate::loading::Loading;
 use crate::models::{Models, OpenError};
-use crate::weights::{LoadError, OnCpu, OnDevice, RankWeights, Residence};
+use crate::weights::{LoadError, Mapped, OnCpu, OnDevice, RankWeights, Residence};
 
 use adapters::AdapterLoader;
+use repack::Repacker;
 
 /// How long ranks wait for each other after they have loaded.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -388,6 +390,24 @@ impl Loaded {
             Self::Device(weights) => weights.bytes(),
         }
     }
+
+    /// Those that lie in files; none does twice.
+    fn take_mapped(&mut self) -> Vec<Mapped> {
+        match self {
+            Self::Cpu(weights) => std::mem::take(&mut weights.mapped),
+            Self::Device(weights) => std::mem::take(&mut weights.mapped),
+        }
+    }
+}
+
+/// A rank that is loaded and connected.
+struct Prepared {
+    engine: Engine,
+    slice: RankSlice,
+    /// Its weights that lie in files.
+    mapped: Vec<Mapped>,
+    /// What its cache can come to.
+    cache_bytes: usize,
 }
 
 /// A rank on its thread.
@@ -427,7 +447,7 @@ impl Rank {
         wanted: mpsc::Receiver<wire::LoadAdapter>,
     ) -> Result<(), Failure> {
         let started = Instant::now();
-        let (mut engine, slice) = self.prepare()?;
+        let Prepared { mut engine, slice, mapped, cache_bytes } = self.prepare()?;
         engine.check()?;
         let seconds = started.elapsed().as_secs_f64();
         {
@@ -441,6 +461,7 @@ impl Rank {
         tracing::info!(group = self.assign.group, rank = self.assign.rank, seconds, "ready");
         self.host.tell(ready(&self.assign));
         self.load_adapters(&engine, slice, wanted)?;
+        self.repack(mapped, cache_bytes)?;
         let outcome = if self.assign.rank == 0 { lead(engine, events) } else { follow(engine) };
         Ok(outcome?)
     }
@@ -470,8 +491,27 @@ impl Rank {
         started.map(drop).map_err(|error| format!("starting a thread: {error}").into())
     }
 
+    /// Starts to make panels of weights that lie in files, unless they are to stay there.
+    fn repack(&self, mapped: Vec<Mapped>, cache_bytes: usize) -> Result<(), Failure> {
+        let repacker = Repacker {
+            group: self.assign.group,
+            rank: self.assign.rank,
+            mapped,
+            reserve: cache_bytes as u64,
+            cancelled: Arc::clone(&self.cancelled),
+        };
+        if self.host.residence != Residence::Auto || repacker.bytes() == 0 {
+            return Ok(());
+        }
+        let thread = std::thread::Builder::new().name(format!("repack-{}", self.assign.rank));
+        thread
+            .spawn(move || repacker.run())
+            .map(drop)
+            .map_err(|error| format!("starting a thread: {error}").into())
+    }
+
     /// Loads the slice and connects the group.
-    fn prepare(&self) -> Result<(Engine, RankSlice), Failure> {
+    fn prepare(&self) -> Result<Prepared, Failure> {
         let a = &self.assign;
         let (rank, size) = (a.rank as usize, a.size as usize);
         if rank >= size {
@@ -515,7 +555,7 @@ impl Rank {
                 weights.map(Loaded::Device)
             }
         };
-        let loaded = loaded?;
+        let mut loaded = loaded?;
         let all_loaded = loading.end(&a.model_path, loaded.bytes());
         self.host.tell(wire::worker_message::Message::Progress(all_loaded));
         if let Loaded::Device(weights) = &loaded {
@@ -544,6 +584,7 @@ impl Rank {
         };
         let cache_bytes = cache.bytes(model.spec(), slice);
         self.check_memory(cache_bytes.and_then(|bytes| bytes.checked_add(working as usize)))?;
+        let mapped = loaded.take_mapped();
         let adapters = Adapters::default();
         let decoder: Box<dyn Forward> = match (loaded, &self.host.device) {
             (Loaded::Cpu(weights), _) => {
@@ -573,7 +614,7 @@ impl Rank {
             own: OwnUse::default(),
             told: Told::default(),
         };
-        Ok((engine, slice.clone()))
+        Ok(Prepared { engine, slice: slice.clone(), mapped, cache_bytes: cache_bytes.unwrap_or(0) })
     }
 
     /// Memory of the cache is taken as blocks are first used: what does not fit must be said now, not found out then.

@@ -98,5 +98,6 @@ pub(super) fn random_weights(
         },
         final_norm: ones(),
         layers,
+        mapped: Vec::new(),
     })
 }

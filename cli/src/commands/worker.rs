@@ -49,9 +49,9 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "auto", env = "FOGGARA_DEVICE", value_name = "DEVICE")]
     device: DeviceChoice,
     /// Where weights are that are stored as floats and need no conversion: mapped (used where they lie in their files: a start
-    /// takes no time, and workers on a machine share them) or copied (for files on file systems that are slow or not to be relied on,
-    /// such as NFS)
-    #[arg(long, default_value = "mapped", env = "FOGGARA_WEIGHTS", value_name = "WHERE")]
+    /// takes no time, and workers on a machine share them), copied (for files on file systems that are slow or not to be relied on,
+    /// such as NFS) or auto (mapped at first, and repacked in memory while the worker serves, which is faster from then on)
+    #[arg(long, default_value = "auto", env = "FOGGARA_WEIGHTS", value_name = "WHERE")]
     weights: Residence,
     /// A folder that holds models, each in a folder of its own or directly; may be repeated. A model that does not lie
     /// at the path it was added with is looked for here

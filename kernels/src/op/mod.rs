@@ -12,6 +12,7 @@ pub mod pack;
 pub mod panels;
 mod quantize_k;
 pub mod quantize_weights;
+pub mod repack;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;

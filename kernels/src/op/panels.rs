@@ -6,11 +6,14 @@
 //! of each row, four bytes to a row; 4-bit codes share a byte with the vector four further on. A float panel holds, for
 //! each column, the eight rows' values.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use super::blocks::Block32;
 use super::dequantize::dequantize;
 use super::pack::WeightPacker;
+use super::repack::{Placed, Repacking};
 use super::stored::{RowRun, StoredRows};
 use crate::cpu::lines::Lines;
 use crate::dtype::WeightType;
@@ -157,8 +160,8 @@ impl PanelFormat {
 enum Storage {
     /// Panel after panel.
     Panels(Lines),
-    /// Where they lie in memory of someone else's.
-    Rows(StoredRows),
+    /// Where they lie in memory of someone else's, until panels have been made of them.
+    Rows(Arc<Placed>),
 }
 
 /// A matrix of weights, repacked or as stored. Rows are output features, columns input features.
@@ -182,8 +185,17 @@ impl WeightMatrix {
     /// If the type is quantized, rows are not within what is held, or this machine is not little endian as files are.
     pub fn of_stored(ty: WeightType, cols: usize, runs: Vec<RowRun>) -> Result<Self, KernelError> {
         let stored = StoredRows::new(ty, cols, runs)?;
-        let (rows, storage) = (stored.rows(), Storage::Rows(stored));
-        Ok(Self { ty, rows, cols, panel_bytes: 0, in_bf16: false, storage })
+        let (rows, storage) = (stored.rows(), Storage::Rows(Arc::new(Placed::new(stored))));
+        let panel_bytes = cols * PANEL_ROWS * ty.block_bytes();
+        Ok(Self { ty, rows, cols, panel_bytes, in_bf16: false, storage })
+    }
+
+    /// What makes panels of rows that are as stored, while products use them; `None` where there are panels.
+    pub fn repacking(&self) -> Option<Repacking> {
+        match &self.storage {
+            Storage::Panels(_) => None,
+            Storage::Rows(placed) => Some(Repacking::new(placed, self.ty, self.rows, self.cols)),
+        }
     }
 
     /// Repacks a whole matrix: `bytes` is row-major, each row `cols_stored` elements of `ty`; columns
@@ -249,17 +261,25 @@ impl WeightMatrix {
 
     /// Bytes of memory, all of which one product reads.
     pub fn bytes(&self) -> usize {
-        match &self.storage {
-            Storage::Panels(memory) => memory.bytes().len(),
-            Storage::Rows(_) => self.rows * self.ty.row_bytes(self.cols),
+        match self.panels() {
+            Some(memory) => memory.bytes().len(),
+            None => self.rows * self.ty.row_bytes(self.cols),
         }
     }
 
-    /// The rows, where they are as stored.
+    /// The panels, if there are any by now.
+    fn panels(&self) -> Option<&Lines> {
+        match &self.storage {
+            Storage::Panels(memory) => Some(memory),
+            Storage::Rows(placed) => placed.panels(),
+        }
+    }
+
+    /// The rows, where they are as stored, and there are no panels yet.
     pub(crate) fn stored(&self) -> Option<&StoredRows> {
         match &self.storage {
-            Storage::Panels(_) => None,
-            Storage::Rows(stored) => Some(stored),
+            Storage::Rows(placed) if placed.panels().is_none() => Some(placed.stored()),
+            _ => None,
         }
     }
 
@@ -285,20 +305,20 @@ impl WeightMatrix {
 
     /// Panel `p`: rows `8p..8p + 8` (rows past the end are zeros). Nothing, where rows are as stored.
     pub(crate) fn panel(&self, p: usize) -> &[u8] {
-        match &self.storage {
-            Storage::Panels(memory) => &memory.bytes()[p * self.panel_bytes..][..self.panel_bytes],
-            Storage::Rows(_) => &[],
-        }
+        self.panels().map_or(&[], |memory| &memory.bytes()[p * self.panel_bytes..][..self.panel_bytes])
     }
 
     /// Bytes `from..to` of all panels, which lie one after the other; as many of them as there are.
     pub(crate) fn bytes_between(&self, from: usize, to: usize) -> &[u8] {
-        match &self.storage {
-            Storage::Panels(memory) => {
-                let bytes = memory.bytes();
-                &bytes[from.min(bytes.len())..to.min(bytes.len())]
-            }
-            Storage::Rows(_) => &[],
+        let bytes = self.panels().map_or(&[][..], Lines::bytes);
+        &bytes[from.min(bytes.len())..to.min(bytes.len())]
+    }
+
+    /// The panels' memory, of a matrix that was made of such.
+    pub(super) fn into_panels(self) -> Option<Lines> {
+        match self.storage {
+            Storage::Panels(memory) => Some(memory),
+            Storage::Rows(_) => None,
         }
     }
 
@@ -322,7 +342,7 @@ impl WeightMatrix {
             out.len(),
             self.cols
         );
-        if let Storage::Rows(stored) = &self.storage {
+        if let Some(stored) = self.stored() {
             dequantize(self.ty, stored.row(row), out)
                 .expect("a stored row has as many columns as the matrix");
             return;

@@ -11,7 +11,8 @@ use foggara_models::{
     Checkpoint, DType, LayerRole, Loaded, ModelError, Quantize, TensorRole, TensorSlice, keep_only,
 };
 
-use super::store::{Hold, Store, Stored};
+use super::mapped::Mapped;
+use super::store::{Held, Hold, Store, Stored};
 use super::{LoadError, Progress, weight_type};
 
 /// Bytes that are read between two looks at whether to go on.
@@ -40,7 +41,7 @@ pub(super) struct Loader<'a, 'p, S> {
     quantize: Quantize,
     pool: &'a ThreadPool,
     /// What is used where it lies.
-    placed: Vec<TensorSlice>,
+    mapped: Vec<Mapped>,
     done: u64,
     total: u64,
     progress: &'a mut Progress<'p>,
@@ -54,7 +55,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
         pool: &'a ThreadPool,
         progress: &'a mut Progress<'p>,
     ) -> Self {
-        Self { model, store, quantize, pool, placed: Vec::new(), done: 0, total: 0, progress }
+        Self { model, store, quantize, pool, mapped: Vec::new(), done: 0, total: 0, progress }
     }
 
     /// Rows `rows` and columns `cols` of a matrix.
@@ -162,13 +163,23 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
                 self.count((to - from) * part.slice.row_bytes())?;
             }
         }
-        self.placed.extend(parts.iter().map(|part| part.slice.clone()));
-        self.store.place(weight_type(parts[0].slice.dtype), parts[0].hold, parts[0].cols, runs).map(Some)
+        let (ty, hold, cols) = (weight_type(parts[0].slice.dtype), parts[0].hold, parts[0].cols);
+        let matrix = self.store.place(ty, hold, cols, runs)?;
+        let slices = parts.iter().map(|part| part.slice.clone()).collect();
+        self.mapped.push(Mapped { slices, repacking: matrix.repacking() });
+        Ok(Some(matrix))
     }
 
-    /// After the last: nothing of the files stays in this process's memory but what is used there.
-    pub(super) fn end(self) {
-        keep_only(&self.placed);
+    /// What has been loaded so far is only looked up in, never multiplied with: panels of it would be no gain.
+    pub(super) fn only_looked_up(&mut self) {
+        self.mapped.iter_mut().for_each(|mapped| mapped.repacking = None);
+    }
+
+    /// After the last: nothing of the files stays in this process's memory but what is used there, which is returned.
+    pub(super) fn end(self) -> Vec<Mapped> {
+        let used: Vec<TensorSlice> = self.mapped.iter().flat_map(|mapped| mapped.slices.clone()).collect();
+        keep_only(&used);
+        self.mapped
     }
 
     /// A matrix of these values, rounded to `ty`, one of the types of floats.

@@ -5,6 +5,7 @@ mod attention;
 mod held;
 mod layer;
 mod loader;
+mod mapped;
 mod mlp;
 mod on_device;
 mod store;
@@ -18,6 +19,7 @@ pub use adapter::{Deltas, LayerAdapter, MlpAdapter, RankAdapter};
 pub use attention::{AttentionWeights, GroupedWeights, LatentWeights};
 pub use layer::{Column, LayerWeights, MlpKind};
 use loader::Loader;
+pub use mapped::Mapped;
 pub use mlp::{ExpertsWeights, MlpWeights};
 #[cfg(test)]
 pub(crate) use on_device::AS_FLOATS;
@@ -61,6 +63,8 @@ pub struct RankWeights<M = WeightMatrix> {
     pub final_norm: Vec<f32>,
     /// The layers of the rank's stage.
     pub layers: Vec<LayerWeights<M>>,
+    /// Of these matrices, those that lie in files.
+    pub mapped: Vec<Mapped>,
 }
 
 impl RankWeights {
@@ -111,8 +115,12 @@ impl<M: Held> RankWeights<M> {
         let matrix = |loader: &mut Loader<'_, '_, S>, part: Option<loader::Part>| {
             part.map(|part| loader.matrix(&[part])).transpose()
         };
+        let embedding = matrix(&mut loader, embedding)?;
+        if !(last && spec.tied_output) {
+            loader.only_looked_up();
+        }
         let weights = Self {
-            embedding: matrix(&mut loader, embedding)?,
+            embedding,
             output: matrix(&mut loader, output)?,
             final_norm: loader.norm(TensorRole::FinalNorm)?,
             layers: slice
@@ -120,9 +128,9 @@ impl<M: Held> RankWeights<M> {
                 .clone()
                 .map(|l| LayerWeights::load(&mut loader, slice, l))
                 .collect::<Result<_, _>>()?,
+            mapped: Vec::new(),
         };
-        loader.end();
-        Ok(weights)
+        Ok(Self { mapped: loader.end(), ..weights })
     }
 
     /// Bytes of memory of all matrices.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use foggara_kernels::op::pack::WeightPacker;
 use foggara_kernels::op::panels::WeightMatrix;
+use foggara_kernels::op::repack::Repacking;
 use foggara_kernels::op::stored::RowRun;
 use foggara_kernels::{ThreadPool, WeightType};
 
@@ -46,6 +47,10 @@ pub trait Held {
     fn rows(&self) -> usize;
     /// Bytes of memory it takes.
     fn bytes(&self) -> usize;
+    /// What makes a form of it that is computed with faster, where it lies in a file.
+    fn repacking(&self) -> Option<Repacking> {
+        None
+    }
 }
 
 /// Takes matrices, some rows at a time.
@@ -105,13 +110,20 @@ impl Held for WeightMatrix {
     fn bytes(&self) -> usize {
         self.bytes()
     }
+
+    fn repacking(&self) -> Option<Repacking> {
+        self.repacking()
+    }
 }
 
 /// Where floats are that need no conversion.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Residence {
-    /// In their files, mapped into memory: nothing is copied, and processes on a machine share them.
+    /// In their files at first, mapped, so that a start takes no time; while the rank computes, panels are made of them, which are
+    /// computed with faster. Results have the same bits before and after.
     #[default]
+    Auto,
+    /// In their files, mapped into memory: nothing is copied, and processes on a machine share them.
     Mapped,
     /// In this process's own memory.
     Copied,
@@ -122,9 +134,10 @@ impl FromStr for Residence {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
+            "auto" => Ok(Self::Auto),
             "mapped" => Ok(Self::Mapped),
             "copied" => Ok(Self::Copied),
-            _ => Err("must be mapped or copied".into()),
+            _ => Err("must be auto, mapped or copied".into()),
         }
     }
 }
@@ -132,6 +145,7 @@ impl FromStr for Residence {
 impl fmt::Display for Residence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Auto => "auto",
             Self::Mapped => "mapped",
             Self::Copied => "copied",
         })
@@ -166,7 +180,7 @@ impl Store for OnCpu {
     }
 
     fn in_place(&self) -> bool {
-        self.0 == Residence::Mapped && cfg!(target_endian = "little")
+        self.0 != Residence::Copied && cfg!(target_endian = "little")
     }
 
     fn place(

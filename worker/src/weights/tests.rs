@@ -111,7 +111,8 @@ fn ranks_hold_the_parts_of_their_slices() {
 
 /// Whether products read it where it lies in its file.
 fn in_place(matrix: &WeightMatrix) -> bool {
-    format!("{matrix:?}").contains("storage: Rows")
+    let told = format!("{matrix:?}");
+    told.contains("storage: Rows") && told.contains("panels: OnceLock(<uninit>)")
 }
 
 #[test]
@@ -158,7 +159,24 @@ fn what_is_mapped_is_what_would_be_copied() {
                     }
                     all
                 };
-                let (mapped, copied) = (matrices(&mapped), matrices(&copied));
+                let (lying, weights) = (matrices(&mapped), mapped);
+                let pool = ThreadPool::new(1);
+                for mapped in &weights.mapped {
+                    assert_eq!(mapped.repack(&pool), Ok(true));
+                }
+                let (repacked, copied) = (matrices(&weights), matrices(&copied));
+                // What is only looked up in stays where it is.
+                let looked_up = usize::from(weights.output.is_some() && !dtype.is_quantized());
+                assert_eq!(repacked.iter().filter(|(placed, _)| *placed).count(), looked_up, "{dtype}");
+                assert!(
+                    lying.iter().zip(&repacked).all(|((_, before), (_, after))| before == after),
+                    "{dtype}"
+                );
+                let (left, mapped) = (weights.mapped, lying);
+                drop((weights.embedding, weights.output, weights.layers));
+                for gone in left.iter().filter(|mapped| mapped.bytes() > 0) {
+                    assert_eq!(gone.repack(&pool), Ok(false));
+                }
                 assert_eq!(mapped.len(), copied.len());
                 for ((placed, mapped), (copied_placed, copied)) in mapped.iter().zip(&copied) {
                     assert!(mapped == copied, "{dtype} tp {tp} rank {rank}");
