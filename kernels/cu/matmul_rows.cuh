@@ -103,8 +103,8 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         return;
     }
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    u32 units = low_bytes<W>(p.k) / 16, high_units = high_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k), stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
-    u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS;
+    u32 units = low_bytes<W>(p.k) / 16, high_units = high_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k);
+    u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS, stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
 
     // Stages are loaded one after the other, those of the next tile of outputs right after those of the one before. Here is where
     // this thread's units of the next one come from, and where they go. Outputs past the last are as the last.

@@ -164,11 +164,14 @@ FG_DEVICE void store_gated(const Product<bf16> &p, const Place &at, const Gate &
 template <class W, u32 N, u32 OUTPUTS, bool GATED>
 FG_DEVICE void wide_tile(const Product<bf16> &p, const Place &at, const Gate &gate, const u64 *row_at, u8 *shared) {
     constexpr u32 X_BYTES = WIDE_ROWS * 128, W_UNITS = Wide<W>::ROW / 16, STAGES = Wide<W>::STAGES;
-    constexpr u32 H_AT = X_BYTES + OUTPUTS * Wide<W>::ROW, S_AT = H_AT + (HIGH_BITS<W> > 0 ? OUTPUTS * 16 : 0), STAGE = S_AT + Wide<W>::SCALES, LOOK = STAGES - 2, THREADS = OUTPUTS * 2;
+    // A stage: x; weights, and units of their second plane; what is beside codes, of two blocks each, and what they share.
+    constexpr u32 H_AT = X_BYTES + OUTPUTS * Wide<W>::ROW, S_AT = H_AT + (HIGH_BITS<W> > 0 ? OUTPUTS * 16 : 0);
+    constexpr u32 TWO = 2 * SCALE_BYTES<W>, E_AT = S_AT + OUTPUTS * TWO, STAGE = S_AT + Wide<W>::SCALES;
+    constexpr u32 LOOK = STAGES - 2, THREADS = OUTPUTS * 2;
     static_assert(OUTPUTS % 64 == 0 && (!GATED || N * (OUTPUTS + 4) * 4 <= STAGES * STAGE), "sums take the place of the stages");
-    constexpr u32 TWO = 2 * SCALE_BYTES<W>, E_AT = S_AT + OUTPUTS * TWO;
     static_assert(OUTPUTS * (TWO + SHARED_BYTES<W>) <= Wide<W>::SCALES || !BLOCKS<W>, "what is beside codes has room");
-    u32 units = low_bytes<W>(p.k) / 16, high_units = high_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k), stages = (p.k + DEPTH - 1) / DEPTH;
+    u32 units = low_bytes<W>(p.k) / 16, high_units = high_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k);
+    u32 stages = (p.k + DEPTH - 1) / DEPTH;
     u32 group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
     auto load_stage = [&](u32 stage) {
