@@ -86,7 +86,8 @@ pub(crate) struct GpuArgs {
     /// Only so many of its layers, where the GPU has not the memory for all.
     #[arg(long, value_name = "N")]
     pub(crate) layers: Option<usize>,
-    /// What layers' weights are held in: bf16, f16, fp8, or blocks of GGUF files: q8_0, q4_0 or q4_1.
+    /// What layers' weights are held in: bf16, f16, fp8, or blocks of GGUF files: q8_0, q4_0, q4_1, q5_1, q4_k, q5_k or
+    /// q6_k.
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: String,
     /// What keys and values are kept in: f16 or fp8.

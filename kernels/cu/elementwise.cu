@@ -31,6 +31,10 @@ EMBED(embed_f8, f8)
 EMBED(embed_q8_0, q8_0)
 EMBED(embed_q4_0, q4_0)
 EMBED(embed_q4_1, q4_1)
+EMBED(embed_q5_1, q5_1)
+EMBED(embed_q4_k, q4_k)
+EMBED(embed_q5_k, q5_k)
+EMBED(embed_q6_k, q6_k)
 
 // Elements of a row that each thread works at, so that several loads are on their way.
 constexpr u32 EACH = 4;

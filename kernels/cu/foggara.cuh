@@ -264,6 +264,13 @@ FG_DEVICE u32 place_byte(u32 four) {
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(four), "r"(0x47000000u), "n"(0x7404 | PART << 4));
     return y;
 }
+// 128 and byte PART of `four`, which is below 128.
+template <int PART>
+FG_DEVICE u32 place_small_byte(u32 four) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(four), "r"(0x43000000u), "n"(0x7044 | PART << 8));
+    return y;
+}
 // Each of two f16 times 2^8.
 FG_DEVICE u32 raise_f16x2(u32 pair) {
     u32 y;
@@ -336,6 +343,10 @@ FG_DEVICE u32 widen_bytes(u32 four) {
 template <int PART>
 FG_DEVICE u32 place_byte(u32 four) {
     return 0x47000000u | (four >> 8 * PART & 0xff) << 8;
+}
+template <int PART>
+FG_DEVICE u32 place_small_byte(u32 four) {
+    return 0x43000000u | (four >> 8 * PART & 0xff) << 16;
 }
 #endif
 

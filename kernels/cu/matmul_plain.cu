@@ -76,6 +76,14 @@ template <>
 struct Plain<q4_0> : PlainBlocks<q4_0> {};
 template <>
 struct Plain<q4_1> : PlainBlocks<q4_1> {};
+template <>
+struct Plain<q5_1> : PlainBlocks<q5_1> {};
+template <>
+struct Plain<q4_k> : PlainBlocks<q4_k> {};
+template <>
+struct Plain<q5_k> : PlainBlocks<q5_k> {};
+template <>
+struct Plain<q6_k> : PlainBlocks<q6_k> {};
 
 // In plain f32, for activations or weights in f32: a warp an output; or, with as many blocks as outputs, all warps of a block. What
 // a thread adds up, and in which order, depends on sizes of the matrix only: R says how many rows share a reading of it.
@@ -150,5 +158,9 @@ FG_KERNEL(256, plain_rows_f8, PRODUCT(float)) { plain_rows<f8, float, 8>(THE_PRO
 FG_KERNEL(256, plain_rows_q8_0, PRODUCT(float)) { plain_rows<q8_0, float, 8>(THE_PRODUCT); }
 FG_KERNEL(256, plain_rows_q4_0, PRODUCT(float)) { plain_rows<q4_0, float, 8>(THE_PRODUCT); }
 FG_KERNEL(256, plain_rows_q4_1, PRODUCT(float)) { plain_rows<q4_1, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q5_1, PRODUCT(float)) { plain_rows<q5_1, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q4_k, PRODUCT(float)) { plain_rows<q4_k, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q5_k, PRODUCT(float)) { plain_rows<q5_k, float, 8>(THE_PRODUCT); }
+FG_KERNEL(256, plain_rows_q6_k, PRODUCT(float)) { plain_rows<q6_k, float, 8>(THE_PRODUCT); }
 FG_KERNEL(256, plain_row_f32_of_bf16, PRODUCT(bf16)) { plain_rows<float, bf16, 1>(THE_PRODUCT); }
 FG_KERNEL(256, plain_rows_f32_of_bf16, PRODUCT(bf16)) { plain_rows<float, bf16, 8>(THE_PRODUCT); }

@@ -5,21 +5,44 @@
 #include "product.cuh"
 
 // Weights come through a ring in shared memory of STAGES stages of LINES lines each, with the inputs of x that meet them. A line is
-// 64 or 128 inputs: 128 bytes of a row of weights, or half of that of 4-bit ones, two lines of which lie side by side. A step is 32
-// inputs, and of weights in blocks one block.
+// 64 or 128 inputs: 128 bytes of a row of weights, or half of that of 4-bit ones, two lines of which lie side by side. A second plane
+// of codes has 16 bytes a line, or 32. A step is 32 inputs, and of weights in blocks one block.
 template <class W>
 struct Line {
     static constexpr u32 INPUTS = sizeof(W) == 1 ? 128 : 64, X_BYTES = INPUTS * 2, X_UNITS = X_BYTES / 16, STEPS = INPUTS / 32;
     static constexpr bool IN_FOURS = sizeof(W) == 1;
-    static constexpr u32 RAW = BITS<W> / 2;  // words of a step of 16 outputs that a thread has
-    static constexpr u32 HELD = RAW + (BLOCKS<W> ? 2 : 0);  // and the scales of two of these
-    static constexpr u32 SCALES = STEPS * SCALE_BYTES<W>;  // bytes of them, of a row
+    // Words of a step of 16 outputs that a thread has: the first plane's; then of two outputs each what is in the second one, what
+    // blocks have beside codes, and what they share.
+    static constexpr u32 RAW = BITS<W> / 2, OWN = RAW + (HIGH_BITS<W> > 0 ? 2 : 0), SHARED = OWN + (BLOCKS<W> ? 2 : 0);
+    static constexpr u32 HELD = SHARED + (SHARED_BYTES<W> > 0 ? 2 : 0);
+    static constexpr u32 SCALES = STEPS * SCALE_BYTES<W>;  // bytes beside codes, of a row
 };
 
 // Units of 16 bytes are so placed that those that threads read at a time are in different banks.
 FG_DEVICE u32 place(u32 row, u32 unit) { return row * 128 + (unit ^ row % 8) * 16; }
 // x of a line of weights of 8 bits or fewer, of which threads read pairs of units.
 FG_DEVICE u32 place_twice(u32 row, u32 unit) { return row * 256 + (unit ^ row % 4 * 2) * 16; }
+// The second plane of codes of OUTPUTS rows, of which a stage has UNITS units each: threads read the same unit of eight rows at a
+// time, and copy all units of a row.
+template <u32 OUTPUTS, u32 UNITS>
+FG_DEVICE u32 place_high(u32 row, u32 unit) {
+    return (unit * OUTPUTS + (row ^ unit * (8 / UNITS))) * 16;
+}
+
+// Copies COUNT parts of BYTES of each of OUTPUTS rows, the first `parts` of which are there, with all THREADS: `from` is part
+// threadIdx.x / OUTPUTS of row threadIdx.x % OUTPUTS. In shared memory rows of a part follow each other. `any`: what may be read.
+template <u32 BYTES, u32 COUNT, u32 OUTPUTS, u32 THREADS>
+FG_DEVICE void copy_parts(u8 *to, const u8 *from, const u8 *any, u32 parts) {
+    constexpr u32 ACROSS = THREADS / OUTPUTS;
+    FG_UNROLL
+    for (u32 i = 0; i < (COUNT + ACROSS - 1) / ACROSS; i++) {
+        u32 part = i * ACROSS + threadIdx.x / OUTPUTS;
+        if (COUNT % ACROSS != 0 && part >= COUNT) continue;
+        bool live = part < parts;
+        u8 *there = to + (part * OUTPUTS + threadIdx.x % OUTPUTS) * BYTES;
+        copy_async_few_or_zero_cached<BYTES>(there, live ? from + i * ACROSS * BYTES : any, live);
+    }
+}
 
 // What multiply_16x8x16 takes of 16 outputs and inputs 16 · i .. 16 · i + 16 of a step. Of weights of 8 bits or fewer a thread has
 // inputs 4t .. 4t + 4 in place of 2t, 2t + 1, 2t + 8 and 2t + 9, and of x as well: the order within 16 inputs makes no difference.
@@ -28,8 +51,9 @@ FG_DEVICE void operand(u32 (&out)[4], const u32 *raw, u32 i) {
     if constexpr (BLOCKS<W>) {
         FG_UNROLL
         for (u32 high = 0; high < 2; high++) {
-            BlockScale<W> scale = block_scale<W>(raw[Line<W>::RAW + high]);
-            u32 four = BITS<W> == 4 ? four_codes(raw[high], i) : raw[2 * i + high];
+            using L = Line<W>;
+            BlockScale<W> scale = block_scale<W>({raw[L::OWN + high], SHARED_BYTES<W> > 0 ? raw[L::SHARED + high] : 0}, i);
+            u32 four = BITS<W> == 4 ? four_codes<W>(raw[high], HIGH_BITS<W> > 0 ? raw[L::RAW + high] : 0, i) : raw[2 * i + high];
             out[high] = block_pair<0>(four, scale), out[2 + high] = block_pair<2>(four, scale);
         }
     } else if constexpr (sizeof(W) == 1) {
@@ -59,13 +83,18 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     using L = Line<W>;
     constexpr u32 WARPS = DOWN * ACROSS, THREADS = 32 * WARPS, OUTPUTS = 16 * HIGH * ACROSS;
     constexpr u32 EACH = EIGHTS / DOWN, HEIGHT = X_ROWS == 1 ? 1 : 8 * EIGHTS;
-    // A stage: what it has of weights, by 128 bytes a row; x, by lines; scales of blocks, by lines.
+    // A stage: what it has of weights, by 128 bytes a row, and of their second plane, by units; x, by lines; what blocks have beside
+    // codes, by lines, and what eight of them share.
     constexpr u32 W_BYTES = OUTPUTS * 128, W_LINES = LINES * L::INPUTS * BITS<W> / 1024, X_LINE = X_ROWS * L::X_BYTES;
-    constexpr u32 X_AT = W_LINES * W_BYTES, S_AT = X_AT + LINES * X_LINE, STAGE = S_AT + LINES * OUTPUTS * L::SCALES;
+    constexpr u32 H_UNITS = LINES * HIGH_BITS<W>, H_PARTS = H_UNITS > 0 ? H_UNITS : 1, SHARERS = LINES / 2;
+    constexpr u32 H_AT = W_LINES * W_BYTES, X_AT = H_AT + H_UNITS * OUTPUTS * 16, S_AT = X_AT + LINES * X_LINE;
+    constexpr u32 E_AT = S_AT + LINES * OUTPUTS * L::SCALES, STAGE = E_AT + SHARERS * OUTPUTS * SHARED_BYTES<W>;
+    constexpr u32 H_EACH = (H_UNITS * OUTPUTS + THREADS - 1) / THREADS;
     constexpr u32 W_EACH = OUTPUTS * 8 / THREADS, X_EACH = (X_ROWS * L::X_UNITS + THREADS - 1) / THREADS;
-    constexpr u32 S_ACROSS = THREADS / OUTPUTS, STEPS = LINES * L::STEPS;
+    constexpr u32 STEPS = LINES * L::STEPS;
     static_assert(EIGHTS % DOWN == 0 && STEPS % 2 == 0, "steps take turns in two places");
     static_assert(W_LINES * 1024 == LINES * L::INPUTS * BITS<W>, "weights come by 128 bytes a row");
+    static_assert(SHARED_BYTES<W> == 0 || LINES % 2 == 0, "a stage has all that share");
     FG_DYNAMIC_SHARED(shared);
     Tile at;
     if (!p.offsets) let_next_kernel_begin();
@@ -74,12 +103,12 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         return;
     }
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    u32 units = code_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k), stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
-    u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS;
+    u32 units = low_bytes<W>(p.k) / 16, high_units = high_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k);
+    u32 tiles = (p.n + OUTPUTS - 1) / OUTPUTS, stages = (p.k + LINES * L::INPUTS - 1) / (LINES * L::INPUTS);
 
     // Stages are loaded one after the other, those of the next tile of outputs right after those of the one before. Here is where
     // this thread's units of the next one come from, and where they go. Outputs past the last are as the last.
-    const u8 *w_from[W_EACH], *x_from[X_EACH], *s_from = p.w;
+    const u8 *w_from[W_EACH], *h_from[H_EACH + 1], *x_from[X_EACH], *s_from = p.w, *e_from = p.w;
     u32 w_to[W_EACH], x_to[X_EACH], w_tile = blockIdx.y, w_stage = 0, x_stage = 0;
     auto begin_w = [&] {
         FG_UNROLL
@@ -88,9 +117,17 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
             w_from[i] = p.w + (u64)min(output, p.n - 1) * pitch + threadIdx.x % 8 * 16;
             w_to[i] = place(row, threadIdx.x % 8);
         }
+        FG_UNROLL
+        for (u32 i = 0; i < H_EACH; i++) {
+            u32 at_once = i * THREADS + threadIdx.x, unit = at_once % H_PARTS;
+            u32 output = output_of<GATED>(p.n, w_tile * OUTPUTS, at_once / H_PARTS);
+            h_from[i] = p.w + (u64)min(output, p.n - 1) * pitch + (units + unit) * 16;
+        }
         if constexpr (BLOCKS<W>) {
-            u32 output = output_of<GATED>(p.n, w_tile * OUTPUTS, threadIdx.x % OUTPUTS);
-            s_from = p.w + (u64)min(output, p.n - 1) * pitch + units * 16 + threadIdx.x / OUTPUTS * L::SCALES;
+            u32 output = output_of<GATED>(p.n, w_tile * OUTPUTS, threadIdx.x % OUTPUTS), part = threadIdx.x / OUTPUTS;
+            const u8 *beside = p.w + (u64)min(output, p.n - 1) * pitch + code_bytes<W>(p.k);
+            s_from = beside + part * L::SCALES;
+            e_from = beside + p.k / 32 * SCALE_BYTES<W> + part * SHARED_BYTES<W>;
         }
     };
     auto load_w = [&](u8 *to) {
@@ -109,16 +146,23 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
         }
         FG_UNROLL
         for (u32 i = 0; i < W_EACH; i++) w_from[i] += W_LINES * 128;
+        FG_UNROLL
+        for (u32 i = 0; i < H_EACH; i++) {
+            u32 at_once = i * THREADS + threadIdx.x, unit = at_once % H_PARTS;
+            if (H_UNITS * OUTPUTS % THREADS != 0 && at_once >= H_UNITS * OUTPUTS) continue;
+            bool live = w_stage * H_UNITS + unit < high_units;
+            u8 *there = to + H_AT + place_high<OUTPUTS, H_PARTS>(at_once / H_PARTS, unit);
+            copy_async_16_or_zero(there, live ? h_from[i] : p.w, live);
+            h_from[i] += H_UNITS * 16;
+        }
         if constexpr (BLOCKS<W>) {
-            FG_UNROLL
-            for (u32 i = 0; i < (LINES + S_ACROSS - 1) / S_ACROSS; i++) {
-                u32 line = i * S_ACROSS + threadIdx.x / OUTPUTS;
-                if (LINES % S_ACROSS != 0 && line >= LINES) continue;
-                bool live = (w_stage * LINES + line) * L::INPUTS < p.k;
-                u8 *there = to + S_AT + (line * OUTPUTS + threadIdx.x % OUTPUTS) * L::SCALES;
-                copy_async_few_or_zero_cached<L::SCALES>(there, live ? s_from + i * S_ACROSS * L::SCALES : p.w, live);
-            }
+            u32 lines = (p.k + L::INPUTS - 1) / L::INPUTS - w_stage * LINES;
+            copy_parts<L::SCALES, LINES, OUTPUTS, THREADS>(to + S_AT, s_from, p.w, lines);
             s_from += LINES * L::SCALES;
+        }
+        if constexpr (SHARED_BYTES<W> > 0) {
+            copy_parts<SHARED_BYTES<W>, SHARERS, OUTPUTS, THREADS>(to + E_AT, e_from, p.w, p.k / 256 - w_stage * SHARERS);
+            e_from += SHARERS * SHARED_BYTES<W>;
         }
         if (++w_stage == stages) {
             w_tile += gridDim.y, w_stage = 0;
@@ -206,7 +250,22 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
             const u8 *scales = stage + S_AT + step / L::STEPS * OUTPUTS * L::SCALES + step % L::STEPS * SCALE_BYTES<W>;
             FG_UNROLL
             for (u32 i = 0; i < 2 * HIGH; i++) {
-                to[i / 2][L::RAW + i % 2] = scale_bits(scales + (my_output + i * 8 + g) * L::SCALES, SCALE_BYTES<W>);
+                to[i / 2][L::OWN + i % 2] = scale_bits(scales + (my_output + i * 8 + g) * L::SCALES, SCALE_BYTES<W>);
+            }
+        }
+        if constexpr (HIGH_BITS<W> > 0) {
+            constexpr u32 BLOCK = 2 * HIGH_BITS<W>, EACH_WORD = 8 / BLOCK;  // bits of a block in a byte, and blocks in a word
+            FG_UNROLL
+            for (u32 i = 0; i < 2 * HIGH; i++) {
+                u32 at = place_high<OUTPUTS, H_PARTS>(my_output + i * 8 + g, step / EACH_WORD) + t * 4;
+                to[i / 2][L::RAW + i % 2] = *(const u32 *)(stage + H_AT + at) >> step % EACH_WORD * BLOCK;
+            }
+        }
+        if constexpr (SHARED_BYTES<W> > 0) {
+            FG_UNROLL
+            for (u32 i = 0; i < 2 * HIGH; i++) {
+                u32 row = step / 8 * OUTPUTS + my_output + i * 8 + g;
+                to[i / 2][L::SHARED + i % 2] = *(const u32 *)(stage + E_AT + row * SHARED_BYTES<W>);
             }
         }
     };
@@ -395,6 +454,15 @@ FG_DEVICE void few(Product<bf16> p, Gate gate = {}) {
     BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 4, 1, 64)                                                             \
     ROWS(256, 1, 128, type, 16, 2, 4, 2, 2, 1, false, 128, false)                                                  \
     ROWS(32, 4, any, type, 1, 1, 1, 1, 3, 1, false, 8, true, false)
+// The same of blocks of 256, and of those that few files have: no two sizes of tiles for as many rows, which would take twice the time
+// to compile.
+#define FEWER_KERNELS(type)                                                                                        \
+    BOTH(32, 4, 1, type, 1, 1, 1, 1, 6, 2, 1)                                                                      \
+    BOTH(32, 4, 8, type, 1, 1, 1, 1, 4, 2, 8)                                                                      \
+    BOTH(128, 3, 16_of_64, type, 2, 1, 4, 1, 3, 2, 16)                                                             \
+    BOTH(256, 2, 32_of_64, type, 4, 2, 4, 1, 3, 2, 32)                                                             \
+    BOTH(256, 2, 64_of_64, type, 8, 2, 4, 1, 2, 2, 64)                                                             \
+    ROWS(32, 4, any, type, 1, 1, 1, 1, 3, 2, false, 8, true, false)
 // Blocks of 4 bits come two lines at a time. Of 128 rows a stage would be too large.
 #define FOUR_BIT_KERNELS(type)                                                                                     \
     BOTH(32, 4, 1, type, 1, 1, 1, 1, 4, 4, 1)                                                                      \

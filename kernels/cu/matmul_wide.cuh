@@ -25,7 +25,7 @@ FG_DEVICE u32 place_narrow(u32 row, u32 unit) { return row * 64 + (unit ^ (row /
 // Weights of 4 bits: rows of 32 bytes.
 FG_DEVICE u32 place_narrowest(u32 row, u32 unit) { return row * 32 + (unit ^ (row / 4 % 2)) * 16; }
 
-// SCALES: bytes of a stage for the two scales of each row of weights in blocks (the next stage begins at a multiple of 1024).
+// SCALES: bytes of a stage for what two blocks of each row of weights have beside codes (the next stage begins at a multiple of 1024).
 template <class W>
 struct Wide {
     static constexpr u32 ROW = 128, STAGES = 4, SCALES = 0;
@@ -48,21 +48,36 @@ template <>
 struct Wide<q8_0> {
     static constexpr u32 ROW = 64, STAGES = 5, SCALES = 1024;
     FG_DEVICE u32 place(u32 row, u32 unit) { return place_narrow(row, unit); }
-    FG_DEVICE u32 codes(const u8 *tile, u32 row, u32 eight, u32 t) {
+    FG_DEVICE u32 codes(const u8 *tile, const u8 *, u32, u32 row, u32 eight, u32 t) {
         return *(const u16 *)(tile + place_narrow(row, eight / 2) + eight % 2 * 8 + t * 2);
     }
 };
+// Of a second plane a row has the unit that the stage's inputs are in: `high`.
+template <class W>
 struct WideFour {
     static constexpr u32 ROW = 32, STAGES = 5, SCALES = 1024;
     FG_DEVICE u32 place(u32 row, u32 unit) { return place_narrowest(row, unit); }
-    FG_DEVICE u32 codes(const u8 *tile, u32 row, u32 eight, u32 t) {
-        return four_codes(*(const u16 *)(tile + place_narrowest(row, eight / 4) + eight % 2 * 8 + t * 2), eight % 4 / 2);
+    FG_DEVICE u32 codes(const u8 *tile, const u8 *high, u32 stage, u32 row, u32 eight, u32 t) {
+        constexpr u32 HIGH = HIGH_BITS<W>;
+        u32 low = *(const u16 *)(tile + place_narrowest(row, eight / 4) + eight % 2 * 8 + t * 2), above = 0;
+        if constexpr (HIGH > 0) {
+            above = *(const u16 *)(high + row * 16 + eight % 2 * 8 + t * 2) >> (stage * 4 * HIGH % 8 + eight / 4 * 2 * HIGH);
+        }
+        return four_codes<W>(low, above, eight % 4 / 2);
     }
 };
 template <>
-struct Wide<q4_0> : WideFour {};
+struct Wide<q4_0> : WideFour<q4_0> {};
 template <>
-struct Wide<q4_1> : WideFour {};
+struct Wide<q4_1> : WideFour<q4_1> {};
+template <>
+struct Wide<q5_1> : WideFour<q5_1> {};
+template <>
+struct Wide<q4_k> : WideFour<q4_k> {};
+template <>
+struct Wide<q5_k> : WideFour<q5_k> {};
+template <>
+struct Wide<q6_k> : WideFour<q6_k> {};
 template <class W>
 constexpr bool DIRECT = false;
 template <>
@@ -149,9 +164,14 @@ FG_DEVICE void store_gated(const Product<bf16> &p, const Place &at, const Gate &
 template <class W, u32 N, u32 OUTPUTS, bool GATED>
 FG_DEVICE void wide_tile(const Product<bf16> &p, const Place &at, const Gate &gate, const u64 *row_at, u8 *shared) {
     constexpr u32 X_BYTES = WIDE_ROWS * 128, W_UNITS = Wide<W>::ROW / 16, STAGES = Wide<W>::STAGES;
-    constexpr u32 S_AT = X_BYTES + OUTPUTS * Wide<W>::ROW, STAGE = S_AT + Wide<W>::SCALES, LOOK = STAGES - 2, THREADS = OUTPUTS * 2;
+    // A stage: x; weights, and units of their second plane; what is beside codes, of two blocks each, and what they share.
+    constexpr u32 H_AT = X_BYTES + OUTPUTS * Wide<W>::ROW, S_AT = H_AT + (HIGH_BITS<W> > 0 ? OUTPUTS * 16 : 0);
+    constexpr u32 TWO = 2 * SCALE_BYTES<W>, E_AT = S_AT + OUTPUTS * TWO, STAGE = S_AT + Wide<W>::SCALES;
+    constexpr u32 LOOK = STAGES - 2, THREADS = OUTPUTS * 2;
     static_assert(OUTPUTS % 64 == 0 && (!GATED || N * (OUTPUTS + 4) * 4 <= STAGES * STAGE), "sums take the place of the stages");
-    u32 units = code_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k), stages = (p.k + DEPTH - 1) / DEPTH;
+    static_assert(OUTPUTS * (TWO + SHARED_BYTES<W>) <= Wide<W>::SCALES || !BLOCKS<W>, "what is beside codes has room");
+    u32 units = low_bytes<W>(p.k) / 16, high_units = high_bytes<W>(p.k) / 16, pitch = row_bytes<W>(p.k);
+    u32 stages = (p.k + DEPTH - 1) / DEPTH;
     u32 group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
     auto load_stage = [&](u32 stage) {
@@ -176,9 +196,17 @@ FG_DEVICE void wide_tile(const Product<bf16> &p, const Place &at, const Gate &ga
             if (threadIdx.x < OUTPUTS) {
                 u32 o = output_of<GATED>(p.n, at.output, threadIdx.x);
                 bool live = o < p.n;
-                constexpr u32 TWO = 2 * SCALE_BYTES<W>;
-                const u8 *source = live ? p.w + (u64)o * pitch + units * 16 + stage * TWO : p.w;
-                copy_async_few_or_zero_cached<TWO>(x + S_AT + threadIdx.x * TWO, source, live);
+                const u8 *row = p.w + (u64)(live ? o : 0) * pitch, *beside = row + code_bytes<W>(p.k);
+                copy_async_few_or_zero_cached<TWO>(x + S_AT + threadIdx.x * TWO, live ? beside + stage * TWO : p.w, live);
+                if constexpr (HIGH_BITS<W> > 0) {
+                    u32 unit = stage * HIGH_BITS<W> / 2;
+                    bool there = live && unit < high_units;
+                    copy_async_16_or_zero_cached(x + H_AT + threadIdx.x * 16, there ? row + (units + unit) * 16 : p.w, there);
+                }
+                if constexpr (SHARED_BYTES<W> > 0) {
+                    const u8 *shared_by = beside + p.k / 32 * SCALE_BYTES<W> + stage / 4 * SHARED_BYTES<W>;
+                    copy_async_few_or_zero_cached<SHARED_BYTES<W>>(x + E_AT + threadIdx.x * 4, live ? shared_by : p.w, live);
+                }
             }
         }
     };
@@ -218,13 +246,14 @@ FG_DEVICE void wide_tile(const Product<bf16> &p, const Place &at, const Gate &ga
             const u8 *w = shared + stage % STAGES * STAGE + X_BYTES;
             u32 row = group * 64 + warp * 16 + g;
             if constexpr (BLOCKS<W>) {
-                const u8 *scales = shared + stage % STAGES * STAGE + S_AT;
+                const u8 *slot = shared + stage % STAGES * STAGE, *high = slot + H_AT;
                 FG_UNROLL
                 for (u32 i = 0; i < 16; i++) {
-                    u32 high = i % 2, right = i / 2 % 2, part = i / 4;
-                    const u8 *scale = scales + ((row + high * 8) * 2 + part / 2) * SCALE_BYTES<W>;
-                    u32 codes = Wide<W>::codes(w, row + high * 8, 2 * part + right, t);
-                    to[part][2 * right + high] = block_pair<0>(codes, block_scale<W>(scale_bits(scale, SCALE_BYTES<W>)));
+                    u32 lower = i % 2, right = i / 2 % 2, part = i / 4, at = row + lower * 8;
+                    ScaleBits bits = {scale_bits(slot + S_AT + (at * 2 + part / 2) * SCALE_BYTES<W>, SCALE_BYTES<W>), 0};
+                    if constexpr (SHARED_BYTES<W> > 0) bits.shared = *(const u32 *)(slot + E_AT + at * 4);
+                    u32 codes = Wide<W>::codes(w, high, stage, at, 2 * part + right, t);
+                    to[part][2 * right + lower] = block_pair<0>(codes, block_scale<W>(bits, part % 2));
                 }
             } else {
                 FG_UNROLL

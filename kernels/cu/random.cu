@@ -45,14 +45,15 @@ FG_KERNEL(256, random_f8, (u8 *out, u32 columns, u32 pitch, u64 seed)) {
         out[row * pitch + i] = (code & 0x7f) == 0x7f ? code ^ 1 : code;
     }
 }
-// Rows of blocks: any codes, of which there are `codes` bytes; then the four bytes of `scale`, again and again, in all others of a
-// row's `pitch`.
-FG_KERNEL(256, random_blocks, (u8 *out, u32 codes, u32 pitch, u64 seed, u32 scale)) {
+// Rows of blocks: any codes, of which there are `codes` bytes; then the four bytes of `own`, again and again, and from byte `shared_at`
+// on those of `shared`, in all others of a row's `pitch`.
+FG_KERNEL(256, random_blocks, (u8 *out, u32 codes, u32 pitch, u64 seed, u32 own, u32 shared_at, u32 shared)) {
     begin_after_others();
     u64 row = blockIdx.x;
     for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < pitch; i += gridDim.y * blockDim.x) {
         u64 element = row * codes + i;
         u8 code = (u8)(random_bits(seed, element / 8) >> element % 8 * 8);
-        out[row * pitch + i] = i < codes ? code : (u8)(scale >> i % 4 * 8);
+        u32 beside = i < shared_at ? own : shared;
+        out[row * pitch + i] = i < codes ? code : (u8)(beside >> i % 4 * 8);
     }
 }

@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::error::ModelError;
 use crate::expected::expected;
 use crate::hf;
-use crate::quantize::{Loaded, Quantize};
+use crate::quantize::Quantize;
 use crate::roles::{LayerRole, TensorRole};
 use crate::spec::{ArchSpec, Mlp};
 
@@ -21,9 +21,9 @@ pub struct Size {
 }
 
 impl Size {
-    fn add(&mut self, rows: usize, cols: usize, loaded: Loaded) {
-        self.bytes += loaded.bytes(rows, cols) as u64;
-        self.params += (rows * cols) as u64;
+    fn add(&mut self, params: usize, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.params += params as u64;
     }
 }
 
@@ -67,7 +67,10 @@ impl Footprint {
     /// # Errors
     /// If a tensor is missing.
     pub fn of(model: &Checkpoint, quantize: Quantize) -> Result<Self, ModelError> {
-        Self::collect(model.spec(), |role| Ok(quantize.loaded(role, &model.tensor(role)?)))
+        let bytes = |role: TensorRole, rows, cols| {
+            model.tensor(role).map(|tensor| quantize.loaded(role, &tensor).bytes(rows, cols))
+        };
+        Self::collect(model.spec(), bytes)
     }
 
     /// Of a checkpoint, loaded so onto a GPU.
@@ -75,34 +78,32 @@ impl Footprint {
     /// # Errors
     /// If a tensor is missing.
     pub fn on_gpu(model: &Checkpoint, quantize: Quantize) -> Result<Self, ModelError> {
-        let loaded = |role: TensorRole| {
-            model.tensor(role).map(|tensor| quantize.loaded_on_gpu(role, tensor.dtype, tensor.cols))
+        let bytes = |role: TensorRole, rows, cols| {
+            let loaded =
+                model.tensor(role).map(|tensor| quantize.loaded_on_gpu(role, tensor.dtype, tensor.cols));
+            loaded.map(|loaded| loaded.bytes_on_gpu(rows, cols))
         };
-        Self::collect(model.spec(), loaded)
+        Self::collect(model.spec(), bytes)
     }
 
     /// Of a model of which only the architecture and the stored type are known, loaded so.
     pub fn of_spec(spec: &ArchSpec, stored: DType, quantize: Quantize) -> Self {
-        Self::expected(spec, |role, cols| quantize.loaded_as(role, stored, cols))
+        let bytes = |role, rows, cols| Ok(quantize.loaded_as(role, stored, cols).bytes(rows, cols));
+        // Nothing is read, so nothing can fail.
+        Self::collect(spec, bytes).unwrap_or_default()
     }
 
     /// The same, loaded so onto a GPU.
     pub fn of_spec_on_gpu(spec: &ArchSpec, stored: DType, quantize: Quantize) -> Self {
-        Self::expected(spec, |role, cols| quantize.loaded_on_gpu(role, stored, cols))
+        let bytes =
+            |role, rows, cols| Ok(quantize.loaded_on_gpu(role, stored, cols).bytes_on_gpu(rows, cols));
+        Self::collect(spec, bytes).unwrap_or_default()
     }
 
-    /// Of all that is expected: `loaded` is given a matrix and its columns.
-    fn expected(spec: &ArchSpec, loaded: impl Fn(TensorRole, usize) -> Loaded) -> Self {
-        let sizes: std::collections::BTreeMap<TensorRole, usize> =
-            expected(spec).into_iter().map(|(role, _, cols)| (role, cols)).collect();
-        let loaded = |role: TensorRole| Ok(loaded(role, sizes.get(&role).copied().unwrap_or(1)));
-        // Nothing is read, so nothing can fail.
-        Self::collect(spec, loaded).unwrap_or_default()
-    }
-
+    /// `bytes` says how many a matrix of so many rows and columns takes.
     fn collect(
         spec: &ArchSpec,
-        loaded: impl Fn(TensorRole) -> Result<Loaded, ModelError>,
+        bytes: impl Fn(TensorRole, usize, usize) -> Result<usize, ModelError>,
     ) -> Result<Self, ModelError> {
         let layer = |mlp: &Mlp| match mlp {
             Mlp::Dense { .. } => LayerFootprint::default(),
@@ -122,7 +123,7 @@ impl Footprint {
                     part
                 }
             };
-            part.add(rows, cols, loaded(role)?);
+            part.add(rows * cols, bytes(role, rows, cols)?);
         }
         Ok(all)
     }
@@ -167,6 +168,7 @@ pub fn spec_of_config(path: &Path) -> Result<(ArchSpec, DType), ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::Loaded;
 
     fn golden(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_holds_three_types_of_blocks_and_floats_as_they_are() {
+    fn a_gpu_holds_blocks_and_floats_as_they_are() {
         let (spec, _) = spec_of_config(&golden("mixtral")).expect("a valid configuration");
         let of = |stored, quantize| Footprint::of_spec_on_gpu(&spec, stored, quantize);
         let plain = of(DType::BF16, Quantize::None);
@@ -214,21 +216,26 @@ mod tests {
         }
         assert_eq!(of(DType::F32, Quantize::Q8_0).embedding, eight.embedding);
         assert_eq!(of(DType::F32, Quantize::None).bytes(), 2 * plain.bytes());
-        // Other blocks save no memory.
-        assert_eq!(
-            of(DType::Q4_1, Quantize::None).layers[0].expert.bytes * 32,
-            20 * four.layers[0].expert.params
-        );
-        for stored in [DType::Q5_0, DType::Q5_1] {
-            assert_eq!(of(stored, Quantize::None), plain, "{stored}");
-            assert!(Footprint::of_spec(&spec, stored, Quantize::None).bytes() < plain.bytes());
+        // Q5_0 becomes Q8_0. Of blocks of 256 a row of 64 has one.
+        let (of_32, of_256) = (four.layers[0].expert.params / 32, (2 * 96 + 64) as u64);
+        for (stored, bytes) in [
+            (DType::Q4_1, 20 * of_32),
+            (DType::Q5_0, 34 * of_32),
+            (DType::Q5_1, 24 * of_32),
+            (DType::Q4_K, 148 * of_256),
+            (DType::Q5_K, 180 * of_256),
+            (DType::Q6_K, 212 * of_256),
+        ] {
+            let held = of(stored, Quantize::None);
+            assert_eq!(held.layers[0].expert.bytes, bytes, "{stored}");
+            assert_eq!(held.layers[0].dense, plain.layers[0].dense, "a router");
         }
         let small = of(DType::Q5_0, Quantize::Fp8);
         assert_eq!(
             small.layers[0].expert,
             Footprint::of_spec(&spec, DType::BF16, Quantize::Fp8).layers[0].expert
         );
-        assert_eq!(small.embedding, plain.embedding, "in bf16");
+        assert_eq!(small.embedding, eight.embedding, "in Q8_0");
     }
 
     #[test]

@@ -47,6 +47,16 @@ impl Loaded {
         }
     }
 
+    /// Bytes of them on a GPU, where steps of a K-quant's scales are bytes, and Q6_K's scale is an `f32`.
+    pub const fn bytes_on_gpu(self, rows: usize, cols: usize) -> usize {
+        let more = match self {
+            Self::As(DType::Q4_K | DType::Q5_K) => 4,
+            Self::As(DType::Q6_K) => 2,
+            Self::As(_) | Self::F8 => 0,
+        };
+        self.bytes(rows, cols) + rows * cols.div_ceil(256) * more
+    }
+
     /// Columns at which rows of `cols` elements may be cut that are stored in `stored`.
     pub const fn column_granularity(self, stored: DType, cols: usize) -> usize {
         match self {
@@ -118,21 +128,15 @@ impl Quantize {
         self == Self::Bf16 && is_matrix(role) && !dtype.is_quantized()
     }
 
-    /// As [`loaded_as`](Self::loaded_as), on a GPU: there large matrices in Q8_0, Q4_0 and Q4_1 stay in their blocks, all other blocks are
-    /// held in bf16, and floats as they are.
+    /// As [`loaded_as`](Self::loaded_as), on a GPU: there large matrices stay in their blocks (of Q5_0 with the bytes of Q8_0), all others
+    /// that have some are held in bf16, and floats as they are. Routers are small, and what is taken apart by heads is made anew.
     pub fn loaded_on_gpu(self, role: TensorRole, dtype: DType, cols: usize) -> Loaded {
         match self.loaded_as(role, dtype, cols) {
-            Loaded::As(made) if made.is_quantized() && !stays_in_blocks(role, made) => {
-                Loaded::As(DType::BF16)
-            }
+            Loaded::As(made) if made.is_quantized() && !is_matrix(role) => Loaded::As(DType::BF16),
+            Loaded::As(DType::Q5_0) => Loaded::As(DType::Q8_0),
             loaded => loaded,
         }
     }
-}
-
-/// Whether a GPU meets such a matrix as it is stored. Routers are small, and what is taken apart by heads is made anew.
-fn stays_in_blocks(role: TensorRole, dtype: DType) -> bool {
-    is_matrix(role) && matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
 }
 
 /// Whether it is one of the matrices that make up a model's size.

@@ -83,8 +83,8 @@ fn cpu() -> wire::Device {
     }
 }
 
-/// What a device is called, and what may be asked of it: what `DeviceDecoder` does not refuse. It takes every quantization, if
-/// only fp8 makes weights smaller there.
+/// What a device is called, and what may be asked of it: what `DeviceDecoder` does not refuse. It takes every
+/// quantization.
 fn known_as(device: &Device) -> wire::Device {
     let gpu = Gpu::of(device);
     let formats = KvFormat::ALL.into_iter().filter(|format| format.on_gpus());

@@ -523,11 +523,6 @@ impl Rank {
         if quantize.needs_gpu() && self.host.device.is_none() {
             return Err(LoadError::NeedsGpu.into());
         }
-        if self.host.device.is_some() && quantize == Quantize::Q4_K {
-            tracing::info!(
-                "a GPU holds blocks of q4_k in bf16: no memory is saved; q4_0, q8_0 and fp8 would save some"
-            );
-        }
         let plan = model.slices(&cut_of(a, &model)?, quantize).map_err(|e| e.to_string())?;
         if plan.shape.ranks() != size {
             let reason = format!("{} takes {} ranks, the group has {size}", plan.shape, plan.shape.ranks());

@@ -56,10 +56,11 @@ fn kind(args: &GpuArgs) -> Result<WeightKind> {
         "bf16" => WeightKind::Bf16,
         "f16" => WeightKind::F16,
         "fp8" => WeightKind::F8,
-        "q8_0" => WeightKind::Q8_0,
-        "q4_0" => WeightKind::Q4_0,
-        "q4_1" => WeightKind::Q4_1,
-        other => bail!("--weights {other}: bf16, f16, fp8, q8_0, q4_0 or q4_1"),
+        other => {
+            let found = WeightKind::BLOCKS.into_iter().find(|kind| kind.name() == other);
+            let names = || WeightKind::BLOCKS.map(WeightKind::name).join(", ");
+            found.with_context(|| format!("--weights {other}: bf16, f16, fp8, or blocks: {}", names()))?
+        }
     })
 }
 

@@ -58,8 +58,7 @@ pub(crate) struct ShapeArguments {
     #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "f16", "q8_0", "fp8"], value_name = "TYPE")]
     pub(crate) kv_dtype: String,
     /// Quantize weights when they are loaded: for models that are stored unquantized; bf16 also rounds what they are multiplied
-    /// with (twice as fast on CPUs with AVX512_BF16, less exact; GPUs always do), fp8 is computed on GPUs only, and q4_k saves
-    /// no memory there
+    /// with (twice as fast on CPUs with AVX512_BF16, less exact; GPUs always do), fp8 is computed on GPUs only
     #[arg(long, default_value = "none", value_parser = ["none", "bf16", "q8_0", "q4_0", "q4_k", "fp8"], value_name = "TYPE")]
     pub(crate) quantize: String,
     /// How ranks exchange activations: shared memory on one host, TCP across hosts

@@ -174,19 +174,20 @@ impl Bits {
     /// 34 bytes for 32 parameters.
     const Q8_0: f64 = 8.5;
     const BF16: f64 = 16.0;
-    /// q4_0 takes 18 bytes for 32 parameters, q4_k 144 for 256.
+    /// q4_0 takes 18 bytes for 32 parameters, q4_k 144 for 256, and on GPUs 148.
     const Q4: f64 = 4.5;
+    const Q4_K_ON_GPU: f64 = 4.625;
     /// A byte, and four for each row: rows are of some thousand parameters.
     const FP8: f64 = 8.02;
 
-    /// After quantization at load, on `kind`, as it is offered: CPUs know no fp8, and GPUs are offered nothing else. (What is
-    /// asked for is counted matrix by matrix.) Embedding and output of four-bit models are kept at q8_0, those of fp8 as they are
+    /// After quantization at load, on `kind`, as it is offered: CPUs know no fp8. (What is asked for is counted matrix by matrix.) Embedding and output of four-bit models are kept at q8_0, those of fp8 as they are
     /// stored. What takes less already stays as it is.
     pub fn quantized(self, quantize: Quantize, kind: Kind) -> Self {
         let (layers, embedding) = match (kind, quantize) {
             (_, Quantize::Bf16) => (Self::BF16, Self::BF16),
-            (Kind::Cpu, Quantize::Q8_0) => (Self::Q8_0, Self::Q8_0),
-            (Kind::Cpu, Quantize::Q4_0 | Quantize::Q4_K) => (Self::Q4, Self::Q8_0),
+            (_, Quantize::Q8_0) => (Self::Q8_0, Self::Q8_0),
+            (Kind::Gpu, Quantize::Q4_K) => (Self::Q4_K_ON_GPU, Self::Q8_0),
+            (_, Quantize::Q4_0 | Quantize::Q4_K) => (Self::Q4, Self::Q8_0),
             (Kind::Gpu, Quantize::Fp8) => (Self::FP8, self.embedding),
             _ => return self,
         };
@@ -199,7 +200,7 @@ impl Bits {
 pub struct HeldBits {
     /// As stored, or quantized.
     pub cpu: Bits,
-    /// Blocks but for those of q8_0, q4_0 and q4_1 in bf16.
+    /// The same, but that blocks take some more there, and small matrices with blocks are in bf16.
     pub gpu: Bits,
 }
 

@@ -1,53 +1,148 @@
-//! Weights in blocks of 32 with a scale each, GGUF's Q8_0, Q4_0 and Q4_1, as a device holds them (`kernels/cu/blocks.cuh`): a row is
-//! its codes and then its scales in f16, so that both are read 16 bytes at a time. Nothing is rounded on the way.
+//! Weights in GGUF's blocks as a device holds them (`kernels/cu/blocks.cuh`): a row is planes of codes, then what each block of 32 has
+//! beside them, then what eight of these share, so that all of it is read some words at a time. Nothing is rounded on the way.
 
 use half::f16;
 
 use super::WeightKind;
 use crate::dtype::WeightType;
 use crate::error::KernelError;
+use crate::op::blocks::{decode, k_steps};
 
-/// Elements of a block.
-pub(super) const ELEMENTS: usize = 32;
+/// Elements of a block, and of those that share something.
+const ELEMENTS: usize = 32;
+const SHARERS: usize = 256;
+/// Bytes of a plane that are read at once.
+const UNIT: usize = 16;
 
-/// Bytes of the scale of a block of this type, which come first where it is stored.
-pub(super) const fn scale_bytes(ty: WeightType) -> usize {
-    match ty {
-        WeightType::Q8_0 => ty.block_bytes() - ELEMENTS,
-        _ => ty.block_bytes() - ELEMENTS / 2,
+/// How a kind of blocks is laid out: as `Layout` of `kernels/cu/blocks.cuh`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    /// Bits of a code in the first plane.
+    low: usize,
+    /// And above, in the second.
+    high: usize,
+    /// Bytes beside codes of a block.
+    scale: usize,
+    /// Bytes that eight blocks share.
+    shared: usize,
+}
+
+impl Layout {
+    /// Of a kind that has blocks.
+    pub(super) const fn of(kind: WeightKind) -> Option<Self> {
+        let (low, high, scale, shared) = match kind {
+            WeightKind::Q8_0 => (8, 0, 2, 0),
+            WeightKind::Q4_0 => (4, 0, 2, 0),
+            WeightKind::Q4_1 => (4, 0, 4, 0),
+            WeightKind::Q5_1 => (4, 1, 4, 0),
+            WeightKind::Q4_K => (4, 0, 2, 4),
+            WeightKind::Q5_K => (4, 1, 2, 4),
+            WeightKind::Q6_K => (4, 2, 2, 4),
+            WeightKind::F32 | WeightKind::Bf16 | WeightKind::F16 | WeightKind::F8 => return None,
+        };
+        Some(Self { low, high, scale, shared })
+    }
+
+    /// Bytes of the codes of a row.
+    pub(super) const fn code_bytes(self, cols: usize) -> usize {
+        let planes = [cols * self.low, cols * self.high];
+        (planes[0].div_ceil(8 * UNIT) + planes[1].div_ceil(8 * UNIT)) * UNIT
+    }
+
+    /// Where what blocks share begins.
+    pub(super) const fn shared_at(self, cols: usize) -> usize {
+        self.code_bytes(cols) + cols / ELEMENTS * self.scale
+    }
+
+    /// Bytes of a row.
+    pub(super) const fn row_bytes(self, cols: usize) -> usize {
+        self.shared_at(cols) + cols / SHARERS * self.shared
     }
 }
 
-/// Adds a row that is stored in `ty` to `out`, as a device holds it in that type: codes count from 0 (of Q8_0 128 is zero). In Q8_0 and
-/// Q4_0 a scale that is no finite number is none at all, so that every weight of its block is none.
+/// Adds a row that is stored in `ty` to `out`, as a device holds it. Where codes have a zero that is not 0, a scale that is no finite
+/// number is none at all, so that every weight of its block is none.
 ///
 /// # Errors
-/// If `ty` is not Q8_0, Q4_0 or Q4_1, or the row is not whole blocks.
+/// If `ty` has no blocks, or the row is not whole ones.
 pub fn pack_row(ty: WeightType, row: &[u8], out: &mut Vec<u8>) -> Result<(), KernelError> {
     let wrong = |reason: String| Err(KernelError::new("pack", reason));
-    if WeightKind::of_blocks(ty).is_none() {
-        return wrong(format!("{ty} is not held in blocks on a device; Q8_0, Q4_0 and Q4_1 are"));
-    }
+    let Some(layout) = WeightKind::of_blocks(ty).and_then(Layout::of) else {
+        return wrong(format!("{ty} has no blocks"));
+    };
     if !row.len().is_multiple_of(ty.block_bytes()) {
         return wrong(format!("a row of {} bytes is not whole blocks of {}", row.len(), ty.block_bytes()));
     }
     let blocks = row.chunks_exact(ty.block_bytes());
-    for block in blocks.clone() {
-        // Those of 4 bits are stored as they are held: their halves count from 0 already.
-        let flip = if ty == WeightType::Q8_0 { 0x80 } else { 0 };
-        out.extend(block[scale_bytes(ty)..].iter().map(|code| code ^ flip));
-    }
-    for block in blocks {
-        if ty == WeightType::Q4_1 {
-            // Multiplied and added as they are.
-            out.extend(&block[..scale_bytes(ty)]);
-            continue;
+    match ty {
+        // Stored as they are held, but that these count from 0.
+        WeightType::Q8_0 => {
+            blocks.clone().for_each(|block| out.extend(block[2..].iter().map(|code| code ^ 0x80)))
         }
-        let scale = f16::from_le_bytes([block[0], block[1]]);
-        let scale = if scale.is_finite() { scale } else { f16::NAN };
-        out.extend(scale.to_le_bytes());
+        WeightType::Q4_0 => blocks.clone().for_each(|block| out.extend(&block[2..])),
+        WeightType::Q4_1 => blocks.clone().for_each(|block| out.extend(&block[4..])),
+        _ => {
+            let codes = codes(ty, row);
+            put_plane(&codes, 0, layout.low, out);
+            put_plane(&codes, layout.low, layout.high, out);
+        }
     }
+    blocks.clone().for_each(|block| put_own(ty, block, out));
+    blocks.for_each(|block| put_shared(ty, block, out));
     Ok(())
+}
+
+/// The codes of a row, from 0 on.
+fn codes(ty: WeightType, row: &[u8]) -> Vec<u8> {
+    let zero = match ty {
+        WeightType::Q5_0 => 128,
+        WeightType::Q6_K => 32,
+        _ => 0_u8,
+    };
+    let runs = row.len() / ty.block_bytes() * ty.block_elems() / ELEMENTS;
+    (0..runs).flat_map(|run| decode(ty, row, run).codes.map(|code| zero.wrapping_add_signed(code))).collect()
+}
+
+/// Adds `bits` bits of each code, from bit `from` on: byte j of a unit has codes j, 16 + j and so on, the first in its lowest bits.
+fn put_plane(codes: &[u8], from: usize, bits: usize, out: &mut Vec<u8>) {
+    if bits == 0 {
+        return;
+    }
+    let mask = u8::MAX >> (8 - bits);
+    for codes in codes.chunks(UNIT * 8 / bits) {
+        let mut unit = [0; UNIT];
+        for (field, codes) in codes.as_chunks::<UNIT>().0.iter().enumerate() {
+            for (byte, code) in unit.iter_mut().zip(codes) {
+                *byte |= ((code >> from) & mask) << (field * bits);
+            }
+        }
+        out.extend(unit);
+    }
+}
+
+/// Adds what a stored block's blocks of 32 have beside codes.
+fn put_own(ty: WeightType, block: &[u8], out: &mut Vec<u8>) {
+    match ty {
+        // Multiplied and added as they are.
+        WeightType::Q4_1 | WeightType::Q5_1 => out.extend(&block[..4]),
+        WeightType::Q4_K | WeightType::Q5_K => out.extend((0..8).flat_map(|j| k_steps(&block[4..16], j))),
+        WeightType::Q6_K => out.extend(block[192..208].iter().map(|scale| scale ^ 0x80)),
+        _ => out.extend(finite_or_none(&block[..2]).to_le_bytes()),
+    }
+}
+
+/// Adds what a stored block's blocks of 32 share.
+fn put_shared(ty: WeightType, block: &[u8], out: &mut Vec<u8>) {
+    match ty {
+        WeightType::Q4_K | WeightType::Q5_K => out.extend(&block[..4]),
+        WeightType::Q6_K => out.extend(finite_or_none(&block[208..]).to_f32().to_le_bytes()),
+        _ => {}
+    }
+}
+
+fn finite_or_none(scale: &[u8]) -> f16 {
+    let scale = f16::from_le_bytes([scale[0], scale[1]]);
+    if scale.is_finite() { scale } else { f16::NAN }
 }
 
 #[cfg(test)]

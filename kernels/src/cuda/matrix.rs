@@ -28,21 +28,35 @@ pub enum WeightKind {
     Q4_0,
     /// The same of 4 bits from 0 on, each block with another number in f16 that is added.
     Q4_1,
+    /// The same of 5 bits.
+    Q5_1,
+    /// Of 4 bits from 0 on, each block of 32 with steps of 6 bits of a scale and a number that is taken away, which eight share.
+    Q4_K,
+    /// The same of 5 bits.
+    Q5_K,
+    /// Of 6 bits, each 16 with steps of 8 bits of a scale that sixteen share.
+    Q6_K,
 }
 
 impl WeightKind {
     /// Those whose rows may have any number of elements.
     pub const WITHOUT_BLOCKS: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::F8];
-    /// Those whose rows are whole blocks of 32 elements.
-    pub const BLOCKS: [Self; 3] = [Self::Q8_0, Self::Q4_0, Self::Q4_1];
+    /// Those whose rows are whole blocks.
+    pub const BLOCKS: [Self; 7] =
+        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_1, Self::Q4_K, Self::Q5_K, Self::Q6_K];
 
-    /// The kind that holds blocks of this type as they are; `None` if none does.
+    /// The kind that holds blocks of this type with the numbers they have; `None` of floats.
     pub const fn of_blocks(ty: WeightType) -> Option<Self> {
         match ty {
-            WeightType::Q8_0 => Some(Self::Q8_0),
+            // Few files have Q5_0, and its codes are numbers of 8 bits as well.
+            WeightType::Q8_0 | WeightType::Q5_0 => Some(Self::Q8_0),
             WeightType::Q4_0 => Some(Self::Q4_0),
             WeightType::Q4_1 => Some(Self::Q4_1),
-            _ => None,
+            WeightType::Q5_1 => Some(Self::Q5_1),
+            WeightType::Q4_K => Some(Self::Q4_K),
+            WeightType::Q5_K => Some(Self::Q5_K),
+            WeightType::Q6_K => Some(Self::Q6_K),
+            WeightType::F32 | WeightType::F16 | WeightType::BF16 => None,
         }
     }
 
@@ -52,7 +66,11 @@ impl WeightKind {
             Self::Q8_0 => Some(WeightType::Q8_0),
             Self::Q4_0 => Some(WeightType::Q4_0),
             Self::Q4_1 => Some(WeightType::Q4_1),
-            _ => None,
+            Self::Q5_1 => Some(WeightType::Q5_1),
+            Self::Q4_K => Some(WeightType::Q4_K),
+            Self::Q5_K => Some(WeightType::Q5_K),
+            Self::Q6_K => Some(WeightType::Q6_K),
+            Self::F32 | Self::Bf16 | Self::F16 | Self::F8 => None,
         }
     }
 
@@ -66,6 +84,10 @@ impl WeightKind {
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
             Self::Q4_1 => "q4_1",
+            Self::Q5_1 => "q5_1",
+            Self::Q4_K => "q4_k",
+            Self::Q5_K => "q5_k",
+            Self::Q6_K => "q6_k",
         }
     }
 
@@ -75,17 +97,26 @@ impl WeightKind {
             Self::F32 => 32,
             Self::Bf16 | Self::F16 => 16,
             Self::F8 | Self::Q8_0 => 8,
-            Self::Q4_0 | Self::Q4_1 => 4,
+            Self::Q6_K => 6,
+            Self::Q5_1 | Self::Q5_K => 5,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4_K => 4,
         }
     }
 
     /// Bytes of a row of `cols` elements, with the scales of its blocks.
     pub const fn tight_bytes(self, cols: usize) -> usize {
-        let scale = match self.blocks() {
-            Some(ty) => blocks::scale_bytes(ty),
-            None => 0,
-        };
-        cols * self.bits() / 8 + cols / blocks::ELEMENTS * scale
+        match blocks::Layout::of(self) {
+            Some(layout) => layout.row_bytes(cols),
+            None => cols * self.bits() / 8,
+        }
+    }
+
+    /// Elements that rows are whole blocks of: 1 without blocks.
+    pub const fn block_elems(self) -> usize {
+        match self.blocks() {
+            Some(ty) => ty.block_elems(),
+            None => 1,
+        }
     }
 
     /// Bytes from one row of `cols` elements to the next.
@@ -113,8 +144,8 @@ impl DeviceMatrix {
     /// # Panics
     /// If rows of a kind with blocks are not whole blocks.
     pub fn empty(device: &Device, kind: WeightKind, rows: usize, cols: usize) -> Result<Self, DeviceError> {
-        let whole = kind.blocks().is_none() || cols.is_multiple_of(blocks::ELEMENTS);
-        assert!(whole, "rows of {cols} in blocks of {}", blocks::ELEMENTS);
+        let block = kind.block_elems();
+        assert!(cols.is_multiple_of(block), "rows of {cols} in blocks of {block}");
         let data = device.zeros(rows * kind.row_bytes(cols))?;
         let scales = match kind {
             WeightKind::F8 => Some(device.upload(&vec![1.0_f32; rows])?),
@@ -151,7 +182,7 @@ impl DeviceMatrix {
     /// If there is no such memory.
     ///
     /// # Panics
-    /// If there are fewer or more values, or one that is not finite goes into a block, or blocks are Q4_1, which no one makes.
+    /// If there are fewer or more values, or one that is not finite goes into a block, or blocks are of a type that it does not make.
     pub fn from_f32(
         device: &Device,
         kind: WeightKind,
@@ -220,7 +251,7 @@ impl DeviceMatrix {
     /// If the device fails.
     ///
     /// # Panics
-    /// If they are not whole rows, or not inside; of blocks, if one is not finite, or they are Q4_1.
+    /// If they are not whole rows, or not inside; of blocks, if one is not finite, or [`quantize_row`] does not make them.
     pub fn put_f32(&mut self, from: usize, values: &[f32]) -> Result<(), DeviceError> {
         let bytes: Vec<u8> = match self.kind {
             WeightKind::F32 => bytemuck::cast_slice(values).to_vec(),
@@ -233,9 +264,7 @@ impl DeviceMatrix {
                 self.put_scales(from, &scales)?;
                 bytes
             }
-            WeightKind::Q8_0 | WeightKind::Q4_0 | WeightKind::Q4_1 => {
-                rows_of_blocks(self.kind, self.cols, values)
-            }
+            _ => rows_of_blocks(self.kind, self.cols, values),
         };
         self.put_rows(from, &bytes)
     }

@@ -90,13 +90,12 @@ impl Bytes {
 
 /// The 6-bit scale and minimum of run `j` of 8 in a K-quant's 12 bytes.
 #[inline(always)]
-fn k_scale(s: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = if j < 4 {
-        (s[j] & 63, s[j + 4] & 63)
+pub(crate) fn k_steps(s: &[u8], j: usize) -> [u8; 2] {
+    if j < 4 {
+        [s[j] & 63, s[j + 4] & 63]
     } else {
-        ((s[j + 4] & 15) | ((s[j - 4] >> 6) << 4), (s[j + 4] >> 4) | ((s[j] >> 6) << 4))
-    };
-    (f32::from(scale), f32::from(min))
+        [(s[j + 4] & 15) | ((s[j - 4] >> 6) << 4), (s[j + 4] >> 4) | ((s[j] >> 6) << 4)]
+    }
 }
 
 /// Decodes elements `32 × run .. 32 × run + 32` of a stored row of the quantized type `ty`.
@@ -126,12 +125,12 @@ pub fn decode(ty: WeightType, row: &[u8], run: usize) -> Block32 {
         }
         WeightType::Q8_0 => simple(Bytes::at(&block[2..]), half_at(block, 0), 0.0),
         WeightType::Q4_K => {
-            let (scale, min) = k_scale(&block[4..16], j);
+            let [scale, min] = k_steps(&block[4..16], j).map(f32::from);
             let codes = Bytes::at(&block[16 + j / 2 * 32..]).field(j % 2 * 4, 4);
             simple(codes, half_at(block, 0) * scale, -(half_at(block, 2) * min))
         }
         WeightType::Q5_K => {
-            let (scale, min) = k_scale(&block[4..16], j);
+            let [scale, min] = k_steps(&block[4..16], j).map(f32::from);
             let low = Bytes::at(&block[48 + j / 2 * 32..]).field(j % 2 * 4, 4);
             let codes = low.with_high(Bytes::at(&block[16..48]).field(j, 1));
             simple(codes, half_at(block, 0) * scale, -(half_at(block, 2) * min))

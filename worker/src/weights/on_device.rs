@@ -140,7 +140,7 @@ fn convert(s: Stored, kind: WeightKind, row: &[u8], held: &mut Rows) -> Result<(
         let reason = format!("a row of {} bytes for {} columns of {:?}", row.len(), s.cols_stored, s.ty);
         return Err(KernelError::new("upload", reason));
     }
-    if kind.blocks() == Some(s.ty) {
+    if kind.blocks().is_some() && WeightKind::of_blocks(s.ty) == Some(kind) {
         let wanted = s.ty.row_bytes(s.col_skip)..s.ty.row_bytes(s.col_skip + s.cols);
         return pack_row(s.ty, &row[wanted], &mut held.bytes);
     }

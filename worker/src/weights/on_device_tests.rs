@@ -8,6 +8,7 @@ use foggara_models::{Checkpoint, Cut, DType, Quantize, Shape};
 use super::super::{AttentionWeights, MlpKind, MlpWeights, RankWeights};
 use super::*;
 use crate::testing::golden;
+use crate::weights::weight_type;
 
 fn rank(model: &Checkpoint, tp: usize, rank: usize, quantize: Quantize) -> RankWeights<DeviceMatrix> {
     let plan = model.slices(&Cut::even(Shape::tensor(tp)), quantize).expect("can be cut");
@@ -121,29 +122,57 @@ fn the_cpu_refuses_fp8_by_name() {
     assert_eq!(told, "fp8 weights are computed on GPUs only; use q8_0");
 }
 
-/// A weight of a row as a device holds it in blocks.
+/// A weight of a row as a device holds it in blocks, from the places that `kernels/cu/blocks.cuh` says.
 fn weight(kind: WeightKind, cols: usize, row: &[u8], i: usize) -> f32 {
-    let code = match kind {
-        WeightKind::Q8_0 => i32::from(row[i]) - 128,
-        WeightKind::Q4_0 | WeightKind::Q4_1 => i32::from(row[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15),
-        _ => panic!("{kind:?} has no blocks"),
-    };
-    let (size, zero) = match kind {
-        WeightKind::Q4_1 => (4, 0),
-        WeightKind::Q4_0 => (2, 8),
-        _ => (2, 0),
+    let high = match kind {
+        WeightKind::Q5_1 | WeightKind::Q5_K => 1,
+        WeightKind::Q6_K => 2,
+        _ => 0,
     };
     let half = |at: usize| half::f16::from_le_bytes([row[at], row[at + 1]]).to_f32();
-    let at = cols * kind.bits() / 8 + i / 32 * size;
-    half(at) * (code - zero) as f32 + if size == 4 { half(at + 2) } else { 0.0 }
+    if kind == WeightKind::Q8_0 {
+        return half(cols + i / 32 * 2) * (i32::from(row[i]) - 128) as f32;
+    }
+    let mut code = i32::from(row[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15);
+    if high > 0 {
+        let byte = row[cols / 2 + i * high / 128 * 16 + i % 16] >> (i / 16 * high % 8);
+        code |= i32::from(byte & ((1 << high) - 1)) << 4;
+    }
+    let own = cols / 2 + (cols * high).div_ceil(128) * 16;
+    let shared = own + cols / 32 * 2 + i / 256 * 4;
+    let step = |at: usize| f32::from(row[own + at]);
+    match kind {
+        WeightKind::Q4_0 => half(own + i / 32 * 2) * (code - 8) as f32,
+        WeightKind::Q4_1 | WeightKind::Q5_1 => {
+            half(own + i / 32 * 4) * code as f32 + half(own + i / 32 * 4 + 2)
+        }
+        WeightKind::Q4_K | WeightKind::Q5_K => {
+            let (scale, least) = (half(shared) * step(i / 32 * 2), half(shared + 2) * step(i / 32 * 2 + 1));
+            scale * code as f32 - least
+        }
+        WeightKind::Q6_K => {
+            let all = f32::from_le_bytes([row[shared], row[shared + 1], row[shared + 2], row[shared + 3]]);
+            all * (step(i / 16) - 128.0) * (code - 32) as f32
+        }
+        _ => panic!("{kind:?} has no blocks"),
+    }
 }
 
-/// Also cut: what the CPU's ranks hold is known to be the model's.
+/// Also cut: what the CPU's ranks hold is known to be the model's. Columns that are not whole blocks come in bf16.
 #[test]
 fn blocks_come_to_a_device_as_they_are_stored() {
-    for (stored, kind) in
-        [(DType::Q8_0, WeightKind::Q8_0), (DType::Q4_0, WeightKind::Q4_0), (DType::Q4_1, WeightKind::Q4_1)]
-    {
+    let stored = [
+        DType::Q8_0,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
+    ];
+    for stored in stored {
+        let kind = WeightKind::of_blocks(weight_type(stored)).expect("has blocks");
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("tiny.gguf");
         std::fs::write(&path, tiny_gguf(stored).bytes()).expect("written");
@@ -167,19 +196,46 @@ fn blocks_come_to_a_device_as_they_are_stored() {
             let found = device.matrices();
             assert_eq!(found.len(), expected.len(), "{stored}");
             for (found, expected) in found.into_iter().zip(expected) {
-                assert_eq!(found.kind(), kind, "{stored}");
+                // The last rank's columns begin at whole blocks if they are as many.
+                let whole = expected.cols().is_multiple_of(kind.block_elems());
+                assert_eq!(found.kind(), if whole { kind } else { WeightKind::Bf16 }, "{stored}, tp {tp}");
                 assert_eq!((found.rows(), found.cols()), (expected.rows(), expected.cols()), "{stored}");
                 let mut bytes = vec![0_u8; found.bytes()];
                 found.data().download(&mut bytes).expect("downloads");
                 for (r, row) in bytes.chunks_exact(found.row_bytes()).enumerate() {
                     let mut values = vec![f32::NAN; found.cols()];
                     expected.dequantize_row(r, &mut values);
-                    let held: Vec<f32> =
-                        (0..found.cols()).map(|i| weight(kind, found.cols(), row, i)).collect();
+                    let held: Vec<f32> = match whole {
+                        true => (0..found.cols()).map(|i| weight(kind, found.cols(), row, i)).collect(),
+                        false => {
+                            values
+                                .iter_mut()
+                                .for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
+                            let pairs = row.chunks_exact(2).take(found.cols());
+                            pairs.map(|pair| half::bf16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
+                        }
+                    };
                     assert_eq!(held, values, "{stored}, tp {tp}, row {r} of {}", found.rows());
                 }
             }
         }
+    }
+}
+
+/// A rank that is cut inside of blocks of 256 makes bf16 of them, of numbers as if it were not cut.
+#[test]
+fn floats_become_blocks_of_256_where_they_are_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tiny.gguf");
+    std::fs::write(&path, tiny_gguf(DType::BF16).bytes()).expect("written");
+    let model = Checkpoint::open(&path).expect("a valid file");
+    for (tp, in_bf16) in [(1, 0), (2, 1)] {
+        let weights = rank(&model, tp, tp - 1, Quantize::Q4_K);
+        let of = |kind| matrices(&weights).into_iter().filter(|matrix| matrix.kind() == kind).count();
+        let layers = weights.layers.len();
+        let each = matrices(&weights).len() / layers;
+        assert_eq!(of(WeightKind::Bf16), in_bf16 * layers, "tp {tp}: output projections");
+        assert_eq!(of(WeightKind::Q4_K), (each - in_bf16) * layers, "tp {tp}");
     }
 }
 

@@ -32,6 +32,10 @@ pub fn embed(
         WeightKind::Q8_0 => "embed_q8_0",
         WeightKind::Q4_0 => "embed_q4_0",
         WeightKind::Q4_1 => "embed_q4_1",
+        WeightKind::Q5_1 => "embed_q5_1",
+        WeightKind::Q4_K => "embed_q4_k",
+        WeightKind::Q5_K => "embed_q5_k",
+        WeightKind::Q6_K => "embed_q6_k",
     };
     let launch = Launch { kernel, grid: [rows as u32, 1, 1], threads: row_threads(width), shared: 0 };
     let args = [

@@ -392,6 +392,10 @@ impl Product<'_> {
             (WeightKind::Q8_0, ..) => "plain_rows_q8_0",
             (WeightKind::Q4_0, ..) => "plain_rows_q4_0",
             (WeightKind::Q4_1, ..) => "plain_rows_q4_1",
+            (WeightKind::Q5_1, ..) => "plain_rows_q5_1",
+            (WeightKind::Q4_K, ..) => "plain_rows_q4_k",
+            (WeightKind::Q5_K, ..) => "plain_rows_q5_k",
+            (WeightKind::Q6_K, ..) => "plain_rows_q6_k",
         };
         let blocks = if self.n <= PLAIN_FEW { self.n } else { self.n.div_ceil(PLAIN_OUTPUTS) };
         Launch {

@@ -25,7 +25,7 @@ fn weights(
         (WeightKind::Bf16, _) => bf16::from_f32(value).to_f32(),
         (WeightKind::F16, ActType::F32) => f16::from_f32(value).to_f32(),
         (WeightKind::F16, _) => bf16::from_f32(f16::from_f32(value).to_f32()).to_f32(),
-        (WeightKind::F8 | WeightKind::Q8_0 | WeightKind::Q4_0 | WeightKind::Q4_1, _) => value,
+        _ => value,
     };
     if kind == WeightKind::F8 {
         // Every code but NaN, and scales that are not powers of two.

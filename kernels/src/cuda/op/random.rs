@@ -2,13 +2,14 @@
 
 use half::f16;
 
+use crate::cuda::blocks::Layout;
 use crate::cuda::{Arg, Device, DeviceError, DeviceMatrix, Launch, WeightKind, from_f8};
 
 /// A matrix of `rows` × `cols` numbers around 0 with the standard deviation `deviation`, a function of `seed` and sizes only.
 ///
 /// Floats of 16 and 32 bits are nearly normally distributed (no number is beyond 3.5 deviations). Of others every code is as likely
 /// as another: in F8 most numbers are much smaller than the few large ones. All blocks have one scale, the f16 nearest to what makes
-/// the deviation.
+/// the deviation (steps of it are 1).
 ///
 /// # Errors
 /// If there is no such memory, or the device fails.
@@ -31,7 +32,8 @@ pub fn random_matrix(
     let unit = if kind.blocks().is_some() { 1 } else { kind.bits() / 8 };
     let pitch = matrix.row_bytes() / unit;
     assert!(rows < 1 << 31 && u32::try_from(pitch).is_ok(), "a matrix of {rows} × {cols}");
-    let columns = if kind.blocks().is_some() { cols * kind.bits() / 8 } else { cols };
+    let layout = Layout::of(kind);
+    let columns = layout.map_or(cols, |layout| layout.code_bytes(cols));
     let mut args = vec![
         Arg::Ptr(matrix.data().address()),
         Arg::U32(columns as u32),
@@ -49,11 +51,20 @@ pub fn random_matrix(
             matrix.put_scales(0, &vec![deviation / deviation_of_f8(); rows])?;
             "random_f8"
         }
-        WeightKind::Q8_0 | WeightKind::Q4_0 | WeightKind::Q4_1 => {
+        _ => {
             let scale = f16::from_f32(deviation / deviation_of_codes(kind.bits()));
-            // What is added makes zero of 8.
-            let second = if kind == WeightKind::Q4_1 { f16::from_f32(-8.0 * scale.to_f32()) } else { scale };
-            args[4] = Arg::U32(u32::from(scale.to_bits()) | u32::from(second.to_bits()) << 16);
+            let both = |second: f16| u32::from(scale.to_bits()) | u32::from(second.to_bits()) << 16;
+            // What is added, or taken away, makes zero of the number in the middle.
+            let middle = (1 << (kind.bits() - 1)) as f32 * scale.to_f32();
+            let (own, shared) = match kind {
+                WeightKind::Q4_1 | WeightKind::Q5_1 => (both(f16::from_f32(-middle)), 0),
+                WeightKind::Q4_K | WeightKind::Q5_K => (0x0101_0101, both(f16::from_f32(middle))),
+                // Of steps 128 is zero.
+                WeightKind::Q6_K => (0x8181_8181, scale.to_f32().to_bits()),
+                _ => (both(scale), 0),
+            };
+            let shared_at = layout.map_or(0, |layout| layout.shared_at(cols));
+            args.splice(4.., [Arg::U32(own), Arg::U32(shared_at as u32), Arg::U32(shared)]);
             "random_blocks"
         }
     };

@@ -68,14 +68,28 @@ fn models_in_blocks_give_the_logits_of_their_weights_in_bf16() {
 
 #[test]
 fn files_of_blocks_give_the_logits_of_their_weights_in_bf16() {
-    for stored in [DType::Q8_0, DType::Q4_0, DType::Q4_1] {
+    let none = Quantize::None;
+    let cases = [
+        (DType::Q8_0, none, 1, &[512, 3][..]),
+        (DType::Q4_0, none, 1, &[512, 3]),
+        (DType::Q4_1, none, 1, &[512, 3]),
+        (DType::Q5_0, none, 1, &[3]),
+        (DType::Q5_1, none, 1, &[512, 3]),
+        (DType::Q4_K, none, 1, &[512, 3]),
+        (DType::Q5_K, none, 1, &[512, 3]),
+        (DType::Q6_K, none, 1, &[512, 3]),
+        // Some in bf16, for they are cut inside blocks; and what was floats.
+        (DType::Q6_K, none, 2, &[512]),
+        (DType::BF16, Quantize::Q4_K, 1, &[1]),
+    ];
+    for (stored, quantize, tp, chunks) in cases {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("tiny.gguf");
         std::fs::write(&path, tiny_gguf(stored).bytes()).expect("written");
         let model = Checkpoint::open(&path).expect("a valid file");
         let sequences: Vec<Vec<u32>> = vec![(0..20).map(|i| i * 7 % 40).collect(), vec![3, 1, 4]];
         let what = format!("tiny {stored}");
-        same_bits(&what, &model, (Shape::tensor(1), Quantize::None), &sequences, &[512, 3]);
+        same_bits(&what, &model, (Shape::tensor(tp), quantize), &sequences, chunks);
     }
 }
 

@@ -12,8 +12,8 @@ use crate::op::dequantize::dequantize;
 
 /// Stored rows of any codes, and of scales of either sign, large and small, some of them zero.
 fn stored(random: &mut Random, ty: WeightType, n: usize, k: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for _ in 0..n * k / 32 {
+    let mut bytes: Vec<u8> = (0..n * ty.row_bytes(k)).map(|_| random.below(256) as u8).collect();
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
         let scale = match random.below(12) {
             0 => 0.0,
             1 => -0.0,
@@ -21,19 +21,25 @@ fn stored(random: &mut Random, ty: WeightType, n: usize, k: usize) -> Vec<u8> {
             3 => random.float() * 40.0,
             _ => random.float() * 0.02,
         };
-        bytes.extend(f16::from_f32(scale).to_le_bytes());
-        if ty == WeightType::Q4_1 {
+        let at = if ty == WeightType::Q6_K { ty.block_bytes() - 2 } else { 0 };
+        block[at..at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        let has_least =
+            [WeightType::Q4_1, WeightType::Q5_1, WeightType::Q4_K, WeightType::Q5_K].contains(&ty);
+        if has_least {
             let added = if random.below(9) == 0 { 0.0 } else { random.float() * 0.1 };
-            bytes.extend(f16::from_f32(added).to_le_bytes());
+            block[2..4].copy_from_slice(&f16::from_f32(added).to_le_bytes());
         }
-        bytes.extend((bytes.len() % ty.block_bytes()..ty.block_bytes()).map(|_| random.below(256) as u8));
     }
     bytes
 }
 
 /// The same matrix in blocks, and in bf16 as the host makes it.
 fn both(device: &Device, random: &mut Random, kind: WeightKind, n: usize, k: usize) -> [DeviceMatrix; 2] {
-    let ty = kind.blocks().expect("a kind with blocks");
+    both_of(device, random, kind.blocks().expect("a kind with blocks"), n, k)
+}
+
+fn both_of(device: &Device, random: &mut Random, ty: WeightType, n: usize, k: usize) -> [DeviceMatrix; 2] {
+    let kind = WeightKind::of_blocks(ty).expect("a type with blocks");
     let stored = stored(random, ty, n, k);
     let (mut packed, mut values) = (Vec::new(), vec![0.0; n * k]);
     for row in stored.chunks_exact(ty.row_bytes(k)) {
@@ -80,7 +86,13 @@ fn acts(device: &Device, random: &mut Random, ty: ActType, len: usize) -> Acts {
     upload_acts(device, ty, &x)
 }
 
+/// `k`, or as many more inputs as whole blocks need.
+fn whole(kind: WeightKind, k: usize) -> usize {
+    k.next_multiple_of(kind.block_elems())
+}
+
 fn check(device: &Device, kind: WeightKind, ty: ActType, (rows, n, k): (usize, usize, usize)) {
+    let k = whole(kind, k);
     let random = &mut Random::new((rows * 1_000_003 + n * 1009 + k) as u64);
     let (w, x) = (both(device, random, kind, n, k), acts(device, random, ty, rows * k));
     let stride = n + rows % 3;
@@ -145,7 +157,7 @@ fn all_kernels_with_blocks_add_up_in_one_order() {
     for device in devices() {
         for kind in WeightKind::BLOCKS {
             let random = &mut Random::new(23);
-            let (rows, n, k) = (70, 150, 480);
+            let (rows, n, k) = (70, 150, whole(kind, 480));
             let [blocks, floats] = both(&device, random, kind, n, k);
             let x = acts(&device, random, ActType::Bf16, rows * k);
             let mut expected = poisoned(&device, rows * n);
@@ -160,8 +172,12 @@ fn all_kernels_with_blocks_add_up_in_one_order() {
                 .chain([any])
                 .filter_map(|form| sizes.launch(form))
                 .collect();
-            let without = usize::from(kind != WeightKind::Q8_0) + usize::from(!has_wide(&device));
-            assert_eq!(launches.len() + without, 13, "{kind:?}");
+            let expected_launches = match kind {
+                WeightKind::Q8_0 => 12,
+                WeightKind::Q4_0 | WeightKind::Q4_1 => 11,
+                _ => 6,
+            };
+            assert_eq!(launches.len(), expected_launches + usize::from(has_wide(&device)), "{kind:?}");
             for launch in launches {
                 let mut out = poisoned(&device, rows * n);
                 let product = of_one(&device, out.view_mut().address(), x.view(), &blocks, rows);
@@ -209,6 +225,7 @@ fn gated_products_with_blocks_are_those_of_the_matrix_in_bf16() {
                 (64, 36, 64),
             ] {
                 let random = &mut Random::new((rows * 31 + width) as u64);
+                let k = whole(kind, k);
                 let (w, x) = (
                     both(&device, random, kind, 2 * width, k),
                     acts(&device, random, ActType::Bf16, rows * k),
@@ -238,6 +255,7 @@ fn groups_meet_their_blocks() {
                 (&many, 10, 32),
             ] {
                 let random = &mut Random::new((n + k) as u64);
+                let k = whole(kind, k);
                 let max_rows = sizes.iter().sum::<u32>() as usize + 2;
                 let w = tables(&device, random, kind, (sizes.len(), n, k));
                 let (groups, tokens) = (groups(&device, sizes, max_rows), max_rows.min(5));
@@ -271,6 +289,7 @@ fn gated_tiles_of_hopper_meet_blocks() {
         for kind in WeightKind::BLOCKS {
             for (sizes, width, k) in [(&[3_u32, 0, 65][..], 64, 160), (&[257], 38, 96), (&[129, 1], 33, 64)] {
                 let random = &mut Random::new((width + k) as u64);
+                let k = whole(kind, k);
                 let max_rows = sizes.iter().sum::<u32>() as usize + 2;
                 let w = tables(device, random, kind, (sizes.len(), 2 * width, k));
                 let x = acts(device, random, ActType::Bf16, max_rows * k);
@@ -304,6 +323,7 @@ fn batches_meet_their_blocks() {
         for kind in WeightKind::BLOCKS {
             for (rows, n, k) in [(1, 20, 64), (8, 33, 32), (21, 70, 96)] {
                 let (random, batches) = (&mut Random::new(11), 3);
+                let k = whole(kind, k);
                 let w = tables(&device, random, kind, (batches, n, k));
                 let (x_batch, out_batch) = (k + 8, n + 1);
                 let (x_stride, out_stride) = (batches * x_batch, batches * out_batch);
@@ -326,14 +346,42 @@ fn batches_meet_their_blocks() {
 #[test]
 fn tokens_are_embedded_from_blocks() {
     for device in devices() {
-        for kind in WeightKind::BLOCKS {
+        for ty in WeightType::ALL.into_iter().filter(|ty| WeightKind::of_blocks(*ty).is_some()) {
             let random = &mut Random::new(2);
-            let (rows, width) = (7, 1056);
-            let tables = both(&device, random, kind, rows, width);
+            let (rows, width) = (7, 1056_usize.next_multiple_of(ty.block_elems()));
+            let tables = both_of(&device, random, ty, rows, width);
             let tokens = device.upload(&[9_u32, 3, 5, 2, 11, 3]).expect("upload");
-            same(&device, 6 * width, &tables, &format!("{kind:?}"), |out, table| {
+            same(&device, 6 * width, &tables, &format!("{ty}"), |out, table| {
                 embed(out, tokens.view(), table, 3, 1.5).expect("embeds");
             });
+        }
+    }
+}
+
+/// Whatever its codes and steps are.
+#[test]
+fn a_scale_that_is_no_finite_number_makes_weights_that_are_none() {
+    for device in devices() {
+        for ty in WeightType::ALL.into_iter().filter(|ty| WeightKind::of_blocks(*ty).is_some()) {
+            let random = &mut Random::new(5);
+            let (rows, k) = (3, 256);
+            let mut bytes = stored(random, ty, rows, k);
+            let (row, at) = (ty.row_bytes(k), if ty == WeightType::Q6_K { 208 } else { 0 });
+            for (row, scale) in bytes.chunks_exact_mut(row).zip([f16::NAN, f16::INFINITY, f16::NEG_INFINITY])
+            {
+                row[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+            let mut packed = Vec::new();
+            bytes.chunks_exact(row).for_each(|row| pack_row(ty, row, &mut packed).expect("whole blocks"));
+            let kind = WeightKind::of_blocks(ty).expect("has blocks");
+            let table = DeviceMatrix::from_rows(&device, kind, rows, k, &packed).expect("matrix");
+            let tokens = device.upload(&[0_u32, 1, 2]).expect("upload");
+            let mut out: Buffer<f32> = device.alloc(rows * k).expect("alloc");
+            embed(out.view_mut(), tokens.view(), &table, 0, 1.0).expect("embeds");
+            let found = out.download().expect("download");
+            for row in found.chunks_exact(k) {
+                assert!(row[..32].iter().all(|weight| !weight.is_finite()), "{ty}: {:?}", &row[..32]);
+            }
         }
     }
 }

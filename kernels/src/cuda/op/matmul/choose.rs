@@ -33,13 +33,13 @@ pub(super) struct Form {
     height: usize,
     width: usize,
     threads: usize,
-    /// Stages of shared memory, and lines in each: of weights of 16 bits, in f8, in q8_0, and in q4_0 or q4_1. No
-    /// stages: there is no kernel.
-    stages: [(usize, usize); 4],
-    /// For bf16, f16, f8, q8_0, q4_0 and q4_1.
-    kernels: [&'static str; 6],
+    /// Stages of shared memory, and lines in each: of weights of 16 bits, in f8, in q8_0, in q4_0 or q4_1, and in other
+    /// blocks. No stages: there is no kernel.
+    stages: [(usize, usize); 5],
+    /// For bf16, f16, f8, q8_0, q4_0, q4_1, q5_1, q4_k, q5_k and q6_k.
+    kernels: [&'static str; 10],
     /// Those that do the gated activation of what comes out, too.
-    gated: Option<[&'static str; 6]>,
+    gated: Option<[&'static str; 10]>,
 }
 
 /// Kernels of a form for every type: `$name` and what follows.
@@ -52,6 +52,10 @@ macro_rules! of_types {
             concat!($($name),*, "_q8_0"),
             concat!($($name),*, "_q4_0"),
             concat!($($name),*, "_q4_1"),
+            concat!($($name),*, "_q5_1"),
+            concat!($($name),*, "_q4_k"),
+            concat!($($name),*, "_q5_k"),
+            concat!($($name),*, "_q6_k"),
         ]
     };
 }
@@ -71,41 +75,42 @@ macro_rules! form {
 
 /// A warp has 16 outputs of few rows, or two times 16 where there are enough of them.
 const ONE: [Form; 2] = [
-    form!("1", 1 x 16, 32, [(6, 4), (5, 4), (3, 4), (4, 4)]),
-    form!("1_of_32", 1 x 32, 32, [(3, 4), (3, 4), (4, 2), (3, 4)]),
+    form!("1", 1 x 16, 32, [(6, 4), (5, 4), (3, 4), (4, 4), (6, 2)]),
+    form!("1_of_32", 1 x 32, 32, [(3, 4), (3, 4), (4, 2), (3, 4), (0, 0)]),
 ];
 const EIGHT: [Form; 2] = [
-    form!("8", 8 x 16, 32, [(8, 2), (6, 2), (4, 2), (4, 2)]),
-    form!("8_of_32", 8 x 32, 32, [(5, 2), (4, 2), (3, 2), (4, 2)]),
+    form!("8", 8 x 16, 32, [(8, 2), (6, 2), (4, 2), (4, 2), (4, 2)]),
+    form!("8_of_32", 8 x 32, 32, [(5, 2), (4, 2), (3, 2), (4, 2), (0, 0)]),
 ];
 /// Narrow and wide tiles of as many rows: wide ones read x less often, if there are enough of them for all multiprocessors.
 const SIXTEEN: [Form; 2] = [
-    form!("16", 16 x 32, 128, [(8, 2), (6, 2), (4, 2), (4, 2)]),
-    form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2), (3, 2), (3, 2)]),
+    form!("16", 16 x 32, 128, [(8, 2), (6, 2), (4, 2), (4, 2), (0, 0)]),
+    form!("16_of_64", 16 x 64, 128, [(3, 2), (3, 2), (3, 2), (3, 2), (3, 2)]),
 ];
 const THIRTY_TWO: [Form; 2] = [
-    form!("32", 32 x 32, 128, [(6, 2), (4, 2), (4, 2), (3, 2)]),
-    form!("32_of_64", 32 x 64, 256, [(4, 2), (3, 2), (2, 2), (3, 2)]),
+    form!("32", 32 x 32, 128, [(6, 2), (4, 2), (4, 2), (3, 2), (0, 0)]),
+    form!("32_of_64", 32 x 64, 256, [(4, 2), (3, 2), (2, 2), (3, 2), (3, 2)]),
 ];
 const SIXTY_FOUR: [Form; 2] = [
-    form!("64", 64 x 32, 256, [(4, 2), (4, 1), (4, 1), (2, 2)]),
-    form!("64_of_64", 64 x 64, 256, [(3, 2), (4, 1), (4, 1), (2, 2)]),
+    form!("64", 64 x 32, 256, [(4, 2), (4, 1), (4, 1), (2, 2), (0, 0)]),
+    form!("64_of_64", 64 x 64, 256, [(3, 2), (4, 1), (4, 1), (2, 2), (2, 2)]),
 ];
-const MANY: Form = Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1), (2, 1), (0, 0)]) };
+const MANY: Form =
+    Form { gated: None, ..form!("128", 128 x 128, 256, [(3, 1), (2, 1), (2, 1), (0, 0), (0, 0)]) };
 /// For x of any length and place.
-const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1), (3, 1), (3, 2)]) };
+const ANY: Form = Form { gated: None, ..form!("any", 8 x 16, 32, [(4, 1), (3, 1), (3, 1), (3, 2), (3, 2)]) };
 /// By wgmma (`kernels/cu/matmul_wide.cuh`).
 const WIDE: Form = Form {
     height: 256,
     width: 128,
     threads: 256,
-    stages: [(4, 1), (5, 1), (5, 1), (5, 1)],
+    stages: [(4, 1), (5, 1), (5, 1), (5, 1), (5, 1)],
     kernels: of_types!("wide"),
     gated: Some(of_types!("gated_wide")),
 };
 /// The same for bf16, which is not converted: there are registers for more.
 const WIDE_DIRECT: Form = Form { width: 192, threads: 384, ..WIDE };
-/// What [`WIDE`] has to align its shared memory, and what a stage has for scales of blocks.
+/// What [`WIDE`] has to align its shared memory, and what a stage has for what blocks have beside codes.
 const WIDE_SPARE: usize = 1024;
 const WIDE_SCALES: usize = 1024;
 
@@ -161,13 +166,20 @@ impl Sizes {
 
     fn wide_enough(&self, forms: &'static [Form; 2]) -> &'static Form {
         let tiles = self.row_tiles(forms[1].height) * self.output_tiles(&forms[1]) * self.batches();
-        if tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
+        self.one_of(forms, tiles >= 2 * PROCESSORS)
+    }
+
+    /// The wide one, if it is wanted, as far as there are both.
+    fn one_of(&self, forms: &'static [Form; 2], wide: bool) -> &'static Form {
+        let [narrow, wider] = forms;
+        let both = self.launch(narrow).is_some() && self.launch(wider).is_some();
+        if if both { wide } else { self.launch(wider).is_some() } { wider } else { narrow }
     }
 
     /// Making bf16 of weights is what a warp waits for: with two chains of products it has something else to do meanwhile.
     fn two_chains(&self, forms: &'static [Form; 2]) -> &'static Form {
         let tiles = self.row_tiles(forms[1].height) * self.output_tiles(&forms[1]) * self.batches();
-        if self.kind.bits() <= 8 && tiles >= 2 * PROCESSORS { &forms[1] } else { &forms[0] }
+        self.one_of(forms, self.kind.bits() <= 8 && tiles >= 2 * PROCESSORS)
     }
 
     fn many(&self) -> &'static Form {
@@ -218,6 +230,10 @@ impl Sizes {
             WeightKind::Q8_0 => (3, 2),
             WeightKind::Q4_0 => (4, 3),
             WeightKind::Q4_1 => (5, 3),
+            WeightKind::Q5_1 => (6, 4),
+            WeightKind::Q4_K => (7, 4),
+            WeightKind::Q5_K => (8, 4),
+            WeightKind::Q6_K => (9, 4),
         };
         let kernels = if self.gated { form.gated? } else { form.kernels };
         let (stages, lines) = form.stages[of_stages];
@@ -229,11 +245,12 @@ impl Sizes {
         let scales = match self.kind.blocks() {
             None => 0,
             Some(_) if by_wgmma => WIDE_SCALES,
-            // Whatever 32 inputs take besides their codes.
-            Some(_) => form.width * inputs / 32 * (self.kind.tight_bytes(32) - 4 * self.kind.bits()),
+            // Whatever 256 inputs take besides their codes.
+            Some(_) => form.width * inputs * (self.kind.tight_bytes(256) - 32 * self.kind.bits()) / 256,
         };
-        let line =
-            inputs * (form.height * size_of::<u16>()) + form.width * inputs * self.kind.bits() / 8 + scales;
+        // Of a second plane a stage by wgmma has what is of two bits.
+        let bits = if by_wgmma { self.kind.bits().next_multiple_of(2) } else { self.kind.bits() };
+        let line = inputs * (form.height * size_of::<u16>()) + form.width * inputs * bits / 8 + scales;
         let spare = if by_wgmma { WIDE_SPARE } else { 0 };
         let shared = stages * lines * line + spare;
         let (rows, batches, mut outputs) =
@@ -290,6 +307,19 @@ mod tests {
     }
 
     #[test]
+    fn other_blocks_have_one_size_of_tiles_for_as_many_rows() {
+        let kernel = |sizes: Sizes| sizes.launch(sizes.form()).map(|launch| launch.kernel);
+        let of = |rows, n| kernel(Sizes { kind: WeightKind::Q5_K, ..sizes(rows, n) });
+        for n in [100, 32_000] {
+            let found = [1, 2, 9, 17, 33].map(|rows| of(rows, n).unwrap_or_default());
+            let names =
+                ["1", "8", "16_of_64", "32_of_64", "64_of_64"].map(|name| format!("rows_{name}_q5_k"));
+            assert_eq!(found.as_slice(), names, "{n}");
+        }
+        assert_eq!(of(2048, 4096), Some("wide_q5_k"));
+    }
+
+    #[test]
     fn groups_share_rows() {
         let grouped =
             |rows, most| Sizes { matrices: Matrices::Groups { count: 8, most }, ..sizes(rows, 28_672) };
@@ -303,14 +333,8 @@ mod tests {
 
     #[test]
     fn what_a_kernel_takes_fits_a_multiprocessor() {
-        for kind in [
-            WeightKind::Bf16,
-            WeightKind::F16,
-            WeightKind::F8,
-            WeightKind::Q8_0,
-            WeightKind::Q4_0,
-            WeightKind::Q4_1,
-        ] {
+        let floats = [WeightKind::Bf16, WeightKind::F16, WeightKind::F8];
+        for kind in floats.into_iter().chain(WeightKind::BLOCKS) {
             for rows in [1, 8, 16, 32, 64, 100, 5000] {
                 for (n, gated) in [(100, false), (30_000, true), (30_000, false)] {
                     for hopper in [true, false] {
