@@ -7,6 +7,7 @@ mod best;
 mod capabilities;
 pub mod cgroup;
 pub mod decoder;
+mod draw;
 pub mod engine;
 mod group;
 mod loading;

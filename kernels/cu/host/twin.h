@@ -278,6 +278,7 @@ FG_DEVICE float __fdiv_rn(float x, float y) { return x / y; }
 FG_DEVICE float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 FG_DEVICE int __float2int_rn(float x) { return (int)nearbyintf(x); }
 FG_DEVICE int __float2int_rz(float x) { return (int)x; }
+FG_DEVICE u64 __umul64hi(u64 x, u64 y) { return (u64)((unsigned __int128)x * y >> 64); }
 FG_DEVICE int __popc(u32 x) { return __builtin_popcount(x); }
 FG_DEVICE int __ffs(int x) { return __builtin_ffs(x); }
 FG_DEVICE int __clz(int x) { return x ? __builtin_clz((u32)x) : 32; }

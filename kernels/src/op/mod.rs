@@ -4,6 +4,7 @@ pub mod activations;
 pub mod attention;
 pub mod blocks;
 pub mod dequantize;
+pub mod draw;
 pub mod gated;
 pub mod kv_cache;
 pub mod low_rank;

@@ -22,7 +22,7 @@ fn logits(
     let all = adapted_scores_on(model, &tokens, &[], (adapters, &of), how, kind, chunk, &|_| None);
     let whole = |score: Score| match score {
         Score::Whole(logits) => logits,
-        Score::Best(_) => panic!("all are wanted"),
+        Score::Best(_) | Score::Drawn(_) => panic!("all are wanted"),
     };
     all.into_iter().map(|rows| rows.into_iter().map(whole).collect()).collect()
 }

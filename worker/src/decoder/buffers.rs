@@ -5,6 +5,8 @@ use foggara_kernels::op::activations::Activations;
 use foggara_kernels::op::rms_norm::{add_assign, add_rms_norm};
 use foggara_models::{ArchSpec, RankSlice};
 
+use crate::draw;
+
 /// What every step writes besides the cache. Lengths follow the rows of the step.
 pub(super) struct Buffers {
     hidden: usize,
@@ -19,8 +21,9 @@ pub(super) struct Buffers {
     pub(super) attended: Activations,
     /// Normed rows that want logits.
     pub(super) last: Activations,
-    /// Their logits, where only the best of some are told.
+    /// Their logits, where only the best of some are told, or what is drawn from them.
     pub(super) scores: Vec<f32>,
+    pub(super) draw: draw::Scratch,
 }
 
 impl Buffers {
@@ -34,6 +37,7 @@ impl Buffers {
             attended: Activations::new(0, slice.q_heads.len() * spec.out_dim()),
             last: Activations::new(0, spec.hidden),
             scores: Vec::new(),
+            draw: draw::Scratch::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use foggara_kernels::cuda::op::sample::MAX_TOP;
+use foggara_kernels::op::draw::{Draw, Rule};
 use foggara_proto::step::{BlockCopy, BlockId};
 
 use super::span;
@@ -29,20 +30,63 @@ impl Segment {
 }
 
 /// What must be known of the logits of a row that wants them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Want {
     /// All of them.
     #[default]
     Whole,
     /// So many of the best, or all if there are fewer: at most [`MOST_BEST`].
     Best(u32),
+    /// The token that is drawn from them so; or all of them, where no rank has all and could draw.
+    Drawn(Rule),
 }
+
+impl Want {
+    /// How the token at position `next` is drawn, if it is to be.
+    pub(super) fn draw(self, next: usize) -> Option<Draw> {
+        match self {
+            Self::Drawn(rule) => Some(rule.at(next)),
+            Self::Whole | Self::Best(_) => None,
+        }
+    }
+
+    /// What stands for it on the way to the other ranks.
+    fn encode(self, mut put: impl FnMut(u32)) {
+        match self {
+            Self::Whole => put(0),
+            Self::Best(count) => put(count),
+            Self::Drawn(Rule { scale, least, share, seed }) => {
+                let halves = [share, seed].map(|word| [word as u32, (word >> 32) as u32]);
+                [DRAWN, scale.to_bits(), least.to_bits()]
+                    .into_iter()
+                    .chain(halves.into_iter().flatten())
+                    .for_each(&mut put);
+            }
+        }
+    }
+
+    /// The reverse.
+    fn decode(mut next: impl FnMut() -> Result<u32, InputError>) -> Result<Self, InputError> {
+        Ok(match next()? {
+            0 => Self::Whole,
+            DRAWN => {
+                let (scale, least) = (f32::from_bits(next()?), f32::from_bits(next()?));
+                let mut long = || Ok(u64::from(next()?) | u64::from(next()?) << 32);
+                Self::Drawn(Rule { scale, least, share: long()?, seed: long()? })
+            }
+            count => Self::Best(count),
+        })
+    }
+}
+
+/// Where a count would stand, of what is drawn.
+const DRAWN: u32 = u32::MAX;
 
 /// The greatest number of best logits that a row may want; of more it must take all.
 pub const MOST_BEST: usize = MAX_TOP;
 
 /// One step: changes of the block tables, copies of blocks, then rows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepInput {
     /// Slots that are forgotten: their blocks, and their adapters.
     pub drops: Vec<u32>,
@@ -154,11 +198,8 @@ impl StepInput {
             [copy.from, copy.to].into_iter().for_each(|block| put(block as usize));
         }
         for (i, s) in self.segments.iter().enumerate() {
-            let best = match self.want(i) {
-                Want::Whole => 0,
-                Want::Best(count) => count,
-            };
-            [s.slot, s.start, s.len, s.logits_from, best].into_iter().for_each(|word| put(word as usize));
+            [s.slot, s.start, s.len, s.logits_from].into_iter().for_each(|word| put(word as usize));
+            self.want(i).encode(|word| put(word as usize));
         }
         self.tokens.iter().for_each(|token| put(*token as usize));
     }
@@ -190,10 +231,7 @@ impl StepInput {
         let (mut segments, mut wants) = (Vec::new(), Vec::new());
         for _ in 0..counts[4] {
             segments.push(Segment { slot: next()?, start: next()?, len: next()?, logits_from: next()? });
-            wants.push(match next()? {
-                0 => Want::Whole,
-                count => Want::Best(count),
-            });
+            wants.push(Want::decode(&mut next)?);
         }
         let tokens = (0..counts[5]).map(|_| next()).collect::<Result<_, _>>()?;
         Ok(Self { drops, adapters, grants, copies, segments, wants, tokens, collect })
@@ -312,7 +350,7 @@ mod tests {
                 Segment { slot: 1, start: 0, len: 3, logits_from: 2 },
                 Segment { slot: 3, start: 9, len: 1, logits_from: 1 },
             ],
-            wants: vec![Want::Best(40), Want::Whole],
+            wants: vec![Want::Best(40), Want::Drawn(Rule::new(0.7, 0.9, 0.05, 5 << 40 | 3))],
             tokens: vec![5, 6, 7, 8],
             collect: true,
         }

@@ -1,5 +1,6 @@
 //! Logits: each rank of the last stage scores its part of the vocabulary for its part of the batch; rank 0 gets what is wanted:
-//! all of a row, or its best few, of which each rank then sends the best few of its part.
+//! all of a row, or its best few, of which each rank then sends the best few of its part. Where a rank has all of the vocabulary, it
+//! draws the tokens that are to be drawn, and sends just these.
 
 use std::ops::Range;
 
@@ -11,6 +12,7 @@ use foggara_models::{ArchSpec, RankSlice, Shape, SlicePlan};
 use super::project::product;
 use super::{BlockTables, Comms, Decoder, StepInput, Want};
 use crate::best::{best_of, merge};
+use crate::draw::{self, draw_any};
 
 /// Rows of each part of the batch that are told of in one message.
 pub(super) const TILE_ROWS: usize = 256;
@@ -26,6 +28,8 @@ pub(super) struct Wanted {
     pub(super) number: usize,
     /// Among the rows of its part of the batch.
     pub(super) row: usize,
+    /// The position behind it, whose token the logits are of.
+    pub(super) next: usize,
     pub(super) want: Want,
 }
 
@@ -37,6 +41,8 @@ pub enum Scores<'a> {
     /// The best tokens and their logits, best first: of equals the smaller id, and what is not a number last. As many as wanted, or
     /// as there are.
     Best(&'a [(u32, f32)]),
+    /// The token that was drawn.
+    Drawn(u32),
 }
 
 impl<'a> Scores<'a> {
@@ -44,7 +50,7 @@ impl<'a> Scores<'a> {
     pub fn whole(self) -> Option<&'a [f32]> {
         match self {
             Self::Whole(logits) => Some(logits),
-            Self::Best(_) => None,
+            Self::Best(_) | Self::Drawn(_) => None,
         }
     }
 }
@@ -53,11 +59,13 @@ impl<'a> Scores<'a> {
 pub type OnScores<'a> = dyn FnMut(usize, Scores<'_>) + 'a;
 
 /// Of a row, what a rank with `part` tokens tells in one message with the other rows: all of its logits, or of the best so many
-/// the places in its part, as bits that are no number, each followed by its logit. Returns the words.
+/// the places in its part, as bits that are no number, each followed by its logit; or the token that it has drawn, as such bits.
+/// Returns the words.
 fn words(want: Want, part: usize) -> usize {
     match want {
         Want::Whole => part,
         Want::Best(count) => 2 * part.min(count as usize),
+        Want::Drawn(_) => part.min(1),
     }
 }
 
@@ -66,8 +74,13 @@ pub(super) fn tell_best(best: impl Iterator<Item = (u32, f32)>, message: &mut Ve
     message.extend(best.flat_map(|(place, logit)| [f32::from_bits(place), logit]));
 }
 
+/// Adds the token that was drawn.
+pub(super) fn tell_drawn(token: u32, message: &mut Vec<f32>) {
+    message.push(f32::from_bits(token));
+}
+
 /// The message of [`words`] for whole rows of a rank's part.
-fn tell(scores: &[f32], wanted: &[Wanted], message: &mut Vec<f32>) {
+fn tell(scores: &[f32], wanted: &[Wanted], scratch: &mut draw::Scratch, message: &mut Vec<f32>) {
     let part = scores.len() / wanted.len().max(1);
     for (row, wanted) in scores.chunks_exact(part.max(1)).zip(wanted) {
         match wanted.want {
@@ -76,21 +89,31 @@ fn tell(scores: &[f32], wanted: &[Wanted], message: &mut Vec<f32>) {
                 let best = best_of(row, count as usize).into_iter();
                 tell_best(best.map(|place| (place, row[place as usize])), message);
             }
+            Want::Drawn(rule) => {
+                let token = draw_any(row, &rule.at(wanted.next), scratch);
+                tell_drawn(token as u32, message);
+            }
         }
     }
 }
 
-/// The rows that want logits, for each part of the batch.
-fn wanted(input: &StepInput, tables: &BlockTables, parts: usize) -> Vec<Vec<Wanted>> {
+/// The rows that want logits, for each part of the batch, and what they `get` of what they want.
+fn wanted(
+    input: &StepInput,
+    tables: &BlockTables,
+    parts: usize,
+    get: impl Fn(Want) -> Want,
+) -> Vec<Vec<Wanted>> {
     let mut wanted = vec![Vec::new(); parts];
     let mut rows = vec![0; parts];
     let mut number = 0;
     for (i, segment) in input.segments.iter().enumerate() {
-        let (part, want) = (tables.pool(segment.slot), input.want(i));
+        let (part, want) = (tables.pool(segment.slot), get(input.want(i)));
         let first = rows[part];
         rows[part] += segment.len as usize;
         for row in first + segment.logits_from as usize..rows[part] {
-            wanted[part].push(Wanted { number, row, want });
+            let next = segment.start as usize + row - first + 1;
+            wanted[part].push(Wanted { number, row, next, want });
             number += 1;
         }
     }
@@ -120,6 +143,8 @@ pub(super) struct Scorer {
     vocab: usize,
     /// Vocabulary rows of each rank that scores.
     counts: Vec<usize>,
+    /// Whether each of these has all of the vocabulary, and so can draw.
+    draws: bool,
     /// Rank 0: everyone's messages, one after the other.
     gathered: Vec<f32>,
     /// Rank 0: a row over the whole vocabulary, or the best of one.
@@ -132,14 +157,24 @@ pub(super) struct Scorer {
 impl Scorer {
     pub(super) fn new(spec: &ArchSpec, plan: &SlicePlan) -> Self {
         let scores = |slice: &RankSlice| slice.place.stage + 1 == plan.shape.pp;
+        let has_all = |slice: &RankSlice| !scores(slice) || slice.vocab.len() == spec.vocab;
         Self {
             shape: plan.shape,
             vocab: spec.vocab,
             counts: plan.ranks.iter().map(|s| if scores(s) { s.vocab.len() } else { 0 }).collect(),
+            draws: plan.ranks.iter().all(has_all),
             gathered: Vec::new(),
             logits: Vec::new(),
             best: Vec::new(),
             message: Vec::new(),
+        }
+    }
+
+    /// What is given of a row that wants this.
+    pub(super) fn get(&self, want: Want) -> Want {
+        match want {
+            Want::Drawn(_) if !self.draws => Want::Whole,
+            want => want,
         }
     }
 
@@ -155,7 +190,7 @@ impl Scorer {
         mut own: impl FnMut(&[Wanted], &mut Vec<f32>) -> Result<(), E>,
         on_scores: &mut OnScores<'_>,
     ) -> Result<(), E> {
-        let wanted = wanted(input, tables, self.shape.dp);
+        let wanted = wanted(input, tables, self.shape.dp, |want| self.get(want));
         let parts: Vec<Vec<&[Wanted]>> = wanted.iter().map(|rows| tiles(rows)).collect();
         let place = self.shape.place(comms.rank());
         let mut message = std::mem::take(&mut self.message);
@@ -225,6 +260,12 @@ impl Scorer {
                 }
                 return on_scores(wanted.number, Scores::Whole(&self.logits));
             }
+            Want::Drawn(_) => {
+                let Some(part) = parts.first_mut() else { return };
+                let token = self.gathered[part.told.start].to_bits();
+                part.told.start += 1;
+                return on_scores(wanted.number, Scores::Drawn(token));
+            }
             Want::Best(count) => count as usize,
         };
         self.best.clear();
@@ -260,7 +301,7 @@ impl Decoder {
     ) -> Result<(), CollectiveError> {
         let (hidden, b, weights, pool) = (self.spec.hidden, &mut self.buffers, &self.weights, &self.pool);
         let (eps, softcap) = (self.spec.norm_eps, self.spec.logit_softcap);
-        let scores = &mut b.scores;
+        let (scores, scratch) = (&mut b.scores, &mut b.draw);
         let mut few = |wanted: &[Wanted], message: &mut Vec<f32>| {
             b.last.set_rows(wanted.len());
             for (wanted, to) in wanted.iter().zip(b.last.f32_rows_mut().chunks_exact_mut(hidden)) {
@@ -279,7 +320,7 @@ impl Decoder {
                 soft_cap(to, cap);
             }
             if !all {
-                tell(scores, wanted, message);
+                tell(scores, wanted, scratch, message);
             }
         };
         let own = |wanted: &[Wanted], message: &mut Vec<f32>| {

@@ -1,6 +1,7 @@
 //! What is given of rows is what they want, and the best few are those of the whole row.
 
 use foggara_kernels::cuda::Device;
+use foggara_kernels::op::draw::Rule;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::Quantize;
 use foggara_models::testing::GOLDEN_WITH_EXPERTS;
@@ -17,15 +18,16 @@ pub(in crate::decoder) fn wants_are_met(
     chunk: usize,
     device: &(dyn Fn(usize) -> Option<Device> + Sync),
 ) {
-    use Want::{Best, Whole};
+    use Want::{Best, Drawn, Whole};
     let (model, _) = golden(name);
+    let (drawn, cut) = (Drawn(Rule::new(0.9, 1.0, 0.0, 5)), Drawn(Rule::new(1.2, 0.8, 0.01, 6)));
     let vocab = model.spec().vocab as u32;
     let sequence = |i: u32| (0..9 + i).map(|j| (i * 31 + j * j * 17 + 3) % vocab).collect::<Vec<u32>>();
     for wants in [
         &[Best(1), Best(1), Best(1), Best(1)][..],
         &[Best(40), Best(1), Best(3), Best(64)],
-        &[Whole, Best(1), Whole, Whole, Best(1)],
-        &[Best(256), Whole, Best(1), Best(100)],
+        &[Whole, Best(1), drawn, Whole, Best(1)],
+        &[Best(256), cut, drawn, Best(100)],
     ] {
         let sequences: Vec<Vec<u32>> = (0..wants.len() as u32).map(sequence).collect();
         let run = |wants| {
@@ -41,6 +43,12 @@ pub(in crate::decoder) fn wants_are_met(
                     Best(count) => {
                         let best = best_of(&logits, *count as usize);
                         Score::Best(best.into_iter().map(|id| (id, logits[id as usize])).collect())
+                    }
+                    // Where parts of a row are on several ranks, none of them could draw.
+                    Drawn(_) if shape.tp > 1 => Score::Whole(logits),
+                    Drawn(rule) => {
+                        let scratch = &mut draw::Scratch::default();
+                        Score::Drawn(draw_any(&logits, &rule.at(row + 1), scratch) as u32)
                     }
                 };
                 assert!(got == expected, "{name} {shape}, chunks of {chunk}, row {row}: {want:?}");
@@ -67,25 +75,31 @@ fn every_row_is_given_what_it_wants() {
 fn a_message_has_so_many_words_and_no_more() {
     let scores: Vec<f32> = (0..21).map(|i| ((i * 5) % 7) as f32).collect();
     let wants = [Want::Whole, Want::Best(2), Want::Best(9)];
-    let wanted = [0, 1, 2].map(|row| Wanted { number: row, row, want: wants[row] });
-    let mut message = Vec::new();
-    tell(&scores, &wanted, &mut message);
+    let wanted = [0, 1, 2].map(|row| Wanted { number: row, row, next: 1, want: wants[row] });
+    let (mut message, mut scratch) = (Vec::new(), draw::Scratch::default());
+    tell(&scores, &wanted, &mut scratch, &mut message);
     assert_eq!(message.len(), wants.iter().map(|want| words(*want, 7)).sum::<usize>());
     assert_eq!(message[..7], scores[..7]);
     let bits: Vec<u32> = message[7..11].iter().map(|word| word.to_bits()).collect();
     // 0, 5, 3, 1, 6, 4, 2
     assert_eq!(bits, [4, 6f32.to_bits(), 1, 5f32.to_bits()]);
     message.clear();
-    tell(&[], &wanted, &mut message);
+    tell(&[], &wanted, &mut scratch, &mut message);
     assert!(message.is_empty(), "a rank without tokens");
+    let drawn = Wanted { want: Want::Drawn(Rule::new(1.0, 0.0, 0.0, 1)), ..wanted[1] };
+    tell(&scores[7..14], &[drawn], &mut scratch, &mut message);
+    assert_eq!((message.len(), message[0].to_bits()), (words(drawn.want, 7), 4), "the likeliest");
 }
 
 #[test]
 fn a_message_has_few_whole_rows_and_many_of_which_the_best_are_wanted() {
     use Want::{Best, Whole};
     let lens = |wants: Vec<Want>| {
-        let wanted: Vec<Wanted> =
-            wants.into_iter().enumerate().map(|(row, want)| Wanted { number: row, row, want }).collect();
+        let wanted: Vec<Wanted> = wants
+            .into_iter()
+            .enumerate()
+            .map(|(row, want)| Wanted { number: row, row, next: row, want })
+            .collect();
         let tiles = tiles(&wanted);
         let rows: Vec<usize> = tiles.iter().flat_map(|tile| tile.iter().map(|wanted| wanted.row)).collect();
         assert!(rows.into_iter().eq(0..wanted.len()), "each once, in order");

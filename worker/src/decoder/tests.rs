@@ -35,7 +35,7 @@ pub(super) fn logits_on(
 ) -> Vec<Vec<Vec<f32>>> {
     let whole = |score: Score| match score {
         Score::Whole(logits) => logits,
-        Score::Best(_) => panic!("all are wanted"),
+        Score::Best(_) | Score::Drawn(_) => panic!("all are wanted"),
     };
     let all = scores_on(model, sequences, &[], how, kind, chunk, device);
     all.into_iter().map(|rows| rows.into_iter().map(whole).collect()).collect()
@@ -46,6 +46,7 @@ pub(super) fn logits_on(
 pub(super) enum Score {
     Whole(Vec<f32>),
     Best(Vec<(u32, f32)>),
+    Drawn(u32),
 }
 
 /// The same with what each sequence's rows want.
@@ -114,6 +115,7 @@ pub(super) fn adapted_scores_on(
                 rows[whose[row]].push(match scores {
                     Scores::Whole(logits) => Score::Whole(logits.to_vec()),
                     Scores::Best(best) => Score::Best(best.to_vec()),
+                    Scores::Drawn(token) => Score::Drawn(token),
                 });
             };
             engine

@@ -1,4 +1,5 @@
-//! Sequences that get the best few logits say what they would say of all of them, on CPUs and on devices.
+//! Sequences that get the best few logits, or the token that was drawn where these are, say what they would say of all of them, on CPUs
+//! and on devices.
 
 use foggara_kernels::cuda::Device;
 use foggara_kernels::cuda::testing::devices;
@@ -24,19 +25,20 @@ fn step(engine: &mut Engine, mut input: StepInput, on_scores: &mut OnScores<'_>)
     input
 }
 
-/// What sequences with these prompts say, and how many rows were given as their best. `whole`: whatever they want, they get all.
+/// What sequences with these prompts say, how many rows were given as their best, and how many as a token. `whole`: whatever they want,
+/// they get all.
 fn say(
     model: &Checkpoint,
     sequences: &[(Vec<u32>, SequenceParams)],
     shape: Shape,
     whole: bool,
     device: &(dyn Fn(usize) -> Option<Device> + Sync),
-) -> (Vec<Said>, usize) {
+) -> (Vec<Said>, [usize; 2]) {
     let each = BLOCKS / sequences.len();
     let results = group_on(model, shape, Quantize::None, Kind::Shm, KvType::F32, device, |mut engine| {
         if engine.comms.rank() > 0 {
             while !step(&mut engine, StepInput::default(), &mut |_, _| ()).is_empty() {}
-            return (Vec::new(), 0);
+            return (Vec::new(), [0; 2]);
         }
         let mut table = SequenceTable::new(model.spec().vocab, BLOCK_SIZE, engine.max_rows);
         let id = |i: usize| i as SequenceId;
@@ -56,18 +58,19 @@ fn say(
             chunks: all().map(|i| Chunk { sequence: id(i), tokens: sequences[i].0.len() as u32 }).collect(),
             ..StepPlan::default()
         };
-        let (mut said, mut best) = (vec![Vec::new(); sequences.len()], 0);
+        let (mut said, mut given) = (vec![Vec::new(); sequences.len()], [0; 2]);
         loop {
             let mut input = table.begin(std::mem::take(&mut plan)).expect("a plan that makes sense");
             if whole {
                 input.wants.clear();
             }
             let ran = step(&mut engine, input, &mut |row, scores| {
-                best += usize::from(matches!(scores, Scores::Best(_)));
+                given[0] += usize::from(matches!(scores, Scores::Best(_)));
+                given[1] += usize::from(matches!(scores, Scores::Drawn(_)));
                 table.take_scores(row, scores);
             });
             if ran.is_empty() {
-                return (said, best);
+                return (said, given);
             }
             for output in table.finish() {
                 let token = output.tokens.first().expect("a token");
@@ -108,7 +111,7 @@ fn greedy_sequences_say_what_transformers_says() {
         let kinds = if ["llama", "gemma2"].contains(&name) { kinds() } else { vec![cpu()] };
         for device in kinds {
             for tp in [1, 2] {
-                let (said, best) = say(&model, &sequences, Shape::tensor(tp), false, &device);
+                let (said, [best, _]) = say(&model, &sequences, Shape::tensor(tp), false, &device);
                 assert_eq!(best, said.iter().map(Vec::len).sum::<usize>(), "no row was needed whole");
                 for (said, case) in said.iter().zip(cases) {
                     let said: Vec<u32> = said.iter().map(|(token, _)| *token).collect();
@@ -137,7 +140,11 @@ fn sampled_sequences_say_what_they_say_of_whole_rows() {
             params(1.5, 20, 1.0, 0.05, None),
             params(0.0, 0, 1.0, 0.0, None),
         ],
-        vec![params(2.0, 200, 0.9, 0.0, None), params(1.0, 40, 0.8, 0.0, None)],
+        vec![
+            params(2.0, 200, 0.9, 0.0, None),
+            params(1.0, 40, 0.8, 0.0, None),
+            params(0.9, 0, 1.0, 0.02, None),
+        ],
         vec![
             params(1.0, 40, 0.95, 0.0, None),
             params(1.0, 0, 0.9, 0.0, None),
@@ -155,11 +162,15 @@ fn sampled_sequences_say_what_they_say_of_whole_rows() {
                     (prompt(i), SequenceParams { seed: seed * 100 + i as u64, ..params.clone() })
                 };
                 let sequences: Vec<_> = batch.iter().enumerate().map(sequence).collect();
+                let draws = |params: &&SequenceParams| params.temperature > 0.0 && params.top_k == 0;
+                let drawn = 12 * batch.iter().filter(draws).count();
                 for tp in [1, 2] {
                     let run = |whole| say(&model, &sequences, Shape::tensor(tp), whole, &device);
-                    let (said, best) = run(false);
-                    assert!(best >= 12 && said.iter().all(|said| said.len() == 12), "{name}: {best} rows");
-                    assert_eq!((said, 0), run(true), "{name}, tp {tp}, seed {seed}");
+                    let (said, given) = run(false);
+                    assert!(given[0] >= 12 && said.iter().all(|said| said.len() == 12), "{name}: {given:?}");
+                    // Where two ranks have a part of a row each, it comes whole.
+                    assert_eq!(given[1], if tp == 1 { drawn } else { 0 }, "{name}, tp {tp}");
+                    assert_eq!((said, [0; 2]), run(true), "{name}, tp {tp}, seed {seed}");
                 }
             }
         }

@@ -329,6 +329,7 @@ impl SequenceTable {
             let sampled = match scores {
                 Scores::Whole(logits) => sampler::sample(logits, context, &mut self.scratch),
                 Scores::Best(best) => sampler::sample_best_after(best, context, &mut self.scratch),
+                Scores::Drawn(token) => sampler::drawn(token),
             };
             sequence.tokens.push(sampled.token);
             sequence.history.push(sampled.token);

@@ -4,6 +4,7 @@ mod apart;
 pub mod attention;
 mod attention_forms;
 pub mod convert;
+pub mod draw;
 pub mod elementwise;
 #[cfg(test)]
 mod invariance_tests;

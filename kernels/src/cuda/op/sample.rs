@@ -6,11 +6,7 @@
 //! * Without temperature: exactly the token it would choose of the whole row. [`argmax`] alone is enough.
 //! * `top_k` up to `k`, and then `top_p` and `min_p`: exactly the same tokens with the same weights, for all of these look at no
 //!   other; so the token that is drawn is the same.
-//! * `top_p` (or none) without `top_k`, with `min_p`: the same if the least of the `k` weighs less than `min_p` of the best, for
-//!   then everything that weighs anything is there.
-//! * `top_p` without either: tokens up to `top_p` of the whole, which is [`log_sum_exp`] at one over the temperature. If the `k`
-//!   weigh so much, what is to be drawn from is there. The whole is a sum of f32 in another order, so in rare cases one token
-//!   more or less is kept at the edge. If they do not weigh so much, or `top_p` is 1, the whole row is needed.
+//! * Temperature, `top_p` or `min_p` without `top_k`: all tokens count, and more than the best are needed; see [`super::draw`].
 //! * Log-probabilities: logit less [`log_sum_exp`], of the token and of up to `k` best; the sum differs by rounding.
 
 use crate::cuda::{Arg, Buffer, Device, DeviceError, Launch, View};

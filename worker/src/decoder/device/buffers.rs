@@ -1,9 +1,11 @@
 //! A device decoder's working memory: made once, for the largest step.
 
 use foggara_kernels::cuda::op::attention::AttentionScratch;
+use foggara_kernels::cuda::op::draw::DrawBuffers;
 use foggara_kernels::cuda::op::moe::MoeBuffers;
 use foggara_kernels::cuda::op::sample::SampleBuffers;
 use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, DeviceMatrix, WeightKind};
+use foggara_kernels::op::draw::Draw;
 use foggara_models::spec::{Attention, Mlp};
 use foggara_models::{ArchSpec, RankSlice};
 
@@ -20,7 +22,7 @@ const SCRATCH_BYTES: usize = 256 << 20;
 const LEAST_SCRATCH: usize = 32;
 
 /// Rows of a step that are decoded as one recording, and whose logits there is room for: of a vocabulary of 128,256 those are
-/// 131 MB for 256 rows, and what the best are found with 37 MB.
+/// 131 MB for 256 rows, what the best are found with 37 MB, and what tokens are drawn with 3 MB.
 pub(super) fn decode_rows(max_rows: usize) -> usize {
     TILE_ROWS.min(max_rows)
 }
@@ -66,6 +68,8 @@ pub(super) struct Buffers {
     pub(super) scores: Buffer<f32>,
     /// For the best of them; absent where this rank has no part of the vocabulary.
     pub(super) sampling: Option<SampleBuffers>,
+    /// For drawing from them; absent where this rank does not have all of the vocabulary.
+    pub(super) drawing: Option<DrawBuffers>,
 }
 
 /// Working memory of latent attention; empty without.
@@ -221,6 +225,10 @@ impl Buffers {
                 0 => None,
                 part => Some(SampleBuffers::new(device, scored, part, part.min(MOST_BEST))?),
             },
+            drawing: match slice.vocab.len() == spec.vocab {
+                true => Some(DrawBuffers::new(device, scored, spec.vocab)?),
+                false => None,
+            },
         })
     }
 
@@ -237,6 +245,11 @@ impl Buffers {
             _ => (),
         }
         Ok(())
+    }
+
+    /// Rows that are scored next are drawn so, or not at all.
+    pub(super) fn set_draws(&mut self, draws: impl Iterator<Item = Option<Draw>>) -> Result<(), DeviceError> {
+        self.drawing.as_mut().map_or(Ok(()), |drawing| drawing.set(draws))
     }
 
     /// What was counted since the last call.

@@ -11,6 +11,7 @@ use foggara_kernels::cuda::op::step_rows::{Run, StepRows};
 use foggara_kernels::cuda::{Device, DeviceError, Recording};
 
 use super::buffers::decode_rows;
+use super::score::Sought;
 use crate::decoder::StepInput;
 
 /// Positions of a context: recorded for powers of two from this on.
@@ -39,8 +40,8 @@ struct Sizes {
     /// Those that do not exist among them.
     rows: usize,
     context: usize,
-    /// The best logits of each row that are found: as many.
-    depth: usize,
+    /// Of each row.
+    sought: Sought,
 }
 
 #[derive(Default)]
@@ -62,9 +63,9 @@ pub(super) struct Recorded {
 }
 
 impl Recorded {
-    /// How many of the best logits of each row are found.
-    pub(super) fn depth(&self) -> usize {
-        self.sizes.depth
+    /// What is looked for in each row of logits.
+    pub(super) fn sought(&self) -> Sought {
+        self.sizes.sought
     }
 }
 
@@ -98,18 +99,18 @@ impl Graphs {
         Ok(Self { rows, known: HashMap::new(), most_rows, most_context: context, steps: 0 })
     }
 
-    /// Takes out the step for rows like these, of which the best `depth` logits are found, its rows set to them. To be
+    /// Takes out the step for rows like these, in whose logits this is sought, its rows set to them. To be
     /// [`put`](Self::put) back. `None`: there are more rows, positions or blocks than recorded steps have.
     ///
     /// # Errors
     /// If the device fails.
-    pub(super) fn take(&mut self, runs: &[Run<'_>], depth: usize) -> Result<Option<Recorded>, DeviceError> {
+    pub(super) fn take(&mut self, runs: &[Run<'_>], sought: Sought) -> Result<Option<Recorded>, DeviceError> {
         if runs.len() > self.most_rows {
             return Ok(None);
         }
         let longest = runs.iter().map(|run| run.position + run.rows).max().unwrap_or(1);
         let context = longest.next_power_of_two().max(LEAST_CONTEXT).min(self.most_context);
-        let sizes = Sizes { rows: padded(runs.len()).min(self.most_rows), context, depth };
+        let sizes = Sizes { rows: padded(runs.len()).min(self.most_rows), context, sought };
         let Some(rows) = &mut self.rows else { unreachable!("put back after every step") };
         rows.refit(sizes.rows, context);
         if !rows.fits(runs) {

@@ -79,6 +79,7 @@ impl Sequences {
             given.push(match scores {
                 Scores::Whole(logits) => Score::Whole(logits.to_vec()),
                 Scores::Best(best) => Score::Best(best.to_vec()),
+                Scores::Drawn(token) => Score::Drawn(token),
             });
         };
         self.decoder.forward(&input, &self.tables, &mut self.comms, &mut keep).expect("it is alone");
@@ -156,7 +157,7 @@ fn what_has_no_room_is_not_recorded() {
     let mut graphs = Graphs::new(&device, 5, 2000, 16).expect("there is memory");
     let run = |blocks, position| Run { blocks, position, rows: 1 };
     let mut rows = |runs: &[Run<'_>]| {
-        let taken = graphs.take(runs, 1).expect("the device does not fail");
+        let taken = graphs.take(runs, Sought::default()).expect("the device does not fail");
         taken.map(|recorded| {
             let sizes = (recorded.sizes.rows, recorded.sizes.context);
             graphs.put(recorded);
@@ -178,7 +179,8 @@ fn what_was_not_run_for_longest_is_forgotten() {
     let blocks = [1; 9];
     let mut run = |depth: usize| {
         let runs = [Run { blocks: &blocks, position: 100, rows: 1 }];
-        let mut recorded = graphs.take(&runs, depth).expect("the device does not fail").expect("it fits");
+        let sought = Sought { best: depth, ..Sought::default() };
+        let mut recorded = graphs.take(&runs, sought).expect("the device does not fail").expect("it fits");
         let known = recorded.recording.is_some();
         recorded.recording = Some(device.record(|| Ok::<_, DeviceError>(())).expect("nothing is recorded"));
         graphs.put(recorded);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use foggara_kernels::ThreadPool;
 use foggara_kernels::cuda::testing::{Log, Seen, host_twin, watched_twin};
+use foggara_kernels::op::draw::Rule;
 use foggara_models::testing::{GOLDEN_DENSE, GOLDEN_WITH_EXPERTS};
 use foggara_models::{Checkpoint, Cut, Quantize};
 
@@ -98,12 +99,14 @@ fn expected(spec: &ArchSpec, w: &RankWeights<DeviceMatrix>, tp: usize, alone: us
     ops
 }
 
-/// What each rank's device was asked in each of these steps of two sequences, of so many tokens each; 0: only the other has some.
+/// What each rank's device was asked in each of these steps of two sequences, of so many tokens each; 0: only the other has some. The
+/// last row of each wants this.
 fn seen(
     model: &Checkpoint,
     shape: Shape,
     quantize: Quantize,
     kv: KvType,
+    want: Want,
     steps: &[[u32; 2]],
 ) -> Vec<Vec<Vec<Seen>>> {
     let twins: Vec<(Device, Log)> = (0..shape.ranks()).map(|_| watched_twin()).collect();
@@ -113,7 +116,7 @@ fn seen(
         let mut starts = [0, 0];
         let of_step = |lens: &[u32; 2]| {
             let live = lens.iter().filter(|len| **len > 0).count();
-            let mut input = StepInput { wants: vec![Want::Best(1); live], ..StepInput::default() };
+            let mut input = StepInput { wants: vec![want; live], ..StepInput::default() };
             for ((slot, len), next) in (0u32..).zip(*lens).zip(&mut starts) {
                 if len == 0 {
                     continue;
@@ -162,7 +165,9 @@ fn agrees(name: &str, shape: Shape) {
     let pool = ThreadPool::with_spin(1, false);
     // Sixteen rows of a sequence are taken together; and few rows are routed otherwise.
     let lens = if shape.ranks() == 1 { &[[16, 1], [1, 1]][..] } else { &[[1, 2]] };
-    for (rank, steps) in seen(&model, shape, Quantize::None, KvType::F32, lens).iter().enumerate() {
+    for (rank, steps) in
+        seen(&model, shape, Quantize::None, KvType::F32, Want::Best(1), lens).iter().enumerate()
+    {
         let weights =
             RankWeights::load_to(&store, &model, &plan, rank, Quantize::None, &pool, &mut |_, _| true)
                 .expect("loads");
@@ -201,7 +206,9 @@ fn rounded_once(name: &str, shape: Shape) {
     let plan = model.slices(&Cut::even(shape), Quantize::Fp8).expect("can be cut");
     let store = OnDevice(host_twin());
     let pool = ThreadPool::with_spin(1, false);
-    for (rank, steps) in seen(&model, shape, Quantize::Fp8, KvType::F32, &[[3, 2]]).iter().enumerate() {
+    for (rank, steps) in
+        seen(&model, shape, Quantize::Fp8, KvType::F32, Want::Best(1), &[[3, 2]]).iter().enumerate()
+    {
         let weights =
             RankWeights::load_to(&store, &model, &plan, rank, Quantize::Fp8, &pool, &mut |_, _| true)
                 .expect("loads");
@@ -241,7 +248,7 @@ fn a_row_alone_is_normed_routed_rotated_and_rounded_on_the_way() {
     let layers = model.spec().layers.len();
     // A row that sees one span, and, after a prompt, one that sees two.
     let steps = [&[[1, 0]][..], &[[20, 0]; 13], &[[1, 0]]].concat();
-    let steps = seen(&model, Shape::tensor(1), Quantize::Fp8, KvType::F16, &steps).remove(0);
+    let steps = seen(&model, Shape::tensor(1), Quantize::Fp8, KvType::F16, Want::Best(1), &steps).remove(0);
     for (step, spans) in [(&steps[0], 1), (&steps[steps.len() - 1], 2)] {
         let kernels: Vec<&str> = step
             .iter()
@@ -266,5 +273,19 @@ fn a_row_alone_is_normed_routed_rotated_and_rounded_on_the_way() {
         // norms, the row that is scored, its logits and the best of them.
         let each = if spans > 1 { 7 } else { 8 };
         assert_eq!(kernels.len(), each * layers + 8, "{kernels:?}");
+    }
+}
+
+#[test]
+fn of_a_row_whose_token_is_drawn_nothing_else_comes_to_the_host() {
+    let (model, _) = golden("llama");
+    for (top_p, launches) in [(1.0, 2), (0.9, 8)] {
+        let want = Want::Drawn(Rule::new(1.0, top_p, 0.0, 7));
+        let steps = seen(&model, Shape::tensor(1), Quantize::None, KvType::F32, want, &[[3, 1]]).remove(0);
+        let is_download = |seen: &&Seen| matches!(seen, Seen::Download(_));
+        let downloads: Vec<&Seen> = steps[0].iter().filter(is_download).collect();
+        assert_eq!(downloads, [&Seen::Download(2 * size_of::<u32>())], "top-p {top_p}");
+        let is_draw = |seen: &&Seen| matches!(seen, Seen::Launch(kernel) if kernel.starts_with("draw_"));
+        assert_eq!(steps[0].iter().filter(is_draw).count(), launches, "top-p {top_p}");
     }
 }

@@ -1,7 +1,7 @@
 //! The forward pass on a device: the numbers of [`Decoder`](super::Decoder), as launches on one stream.
 //!
 //! Nothing is allocated in a step: buffers are made once, as large as the largest step. Nothing is waited for until logits are
-//! needed, and of these only what is wanted comes to the host: all of a row, or its best few. Where a rank is alone with its
+//! needed, and of these only what is wanted comes to the host: all of a row, its best few, or a token. Where a rank is alone with its
 //! layers, a step that decodes is recorded the second time its sizes come and replayed from then on (`graphs`). Sums over ranks go
 //! through the host's collectives, or NCCL.
 
@@ -38,7 +38,7 @@ use crate::weights::RankWeights;
 use buffers::Buffers;
 use experts::Pending;
 use graphs::{Graphs, Recorded, can_be_recorded};
-use score::{depth, score_all, score_wanted, tell};
+use score::{Sought, score_all, score_wanted, tell};
 use sum::Sums;
 use weights::{DeviceMlpKind, DeviceWeights};
 
@@ -328,21 +328,30 @@ impl DeviceDecoder {
         on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError> {
         self.buffers.set_tokens(&step.0.tokens, recorded.rows.rows())?;
+        if recorded.sought().draws() {
+            // A row of each segment, and then those that do not exist.
+            let draw = |(i, segment): (usize, &Segment)| {
+                self.scorer.get(step.0.want(i)).draw(segment.positions().end)
+            };
+            let draws: Vec<_> = step.0.segments.iter().enumerate().map(draw).collect();
+            let missing = recorded.rows.rows() - draws.len();
+            self.buffers.set_draws(draws.into_iter().chain(std::iter::repeat_n(None, missing)))?;
+        }
         if recorded.recording.is_none() && recorded.warm {
             let device = self.device.clone();
-            let (rows, depth) = (&recorded.rows, recorded.depth());
-            recorded.recording = Some(device.record(|| self.run_all(rows, depth, comms))?);
+            let (rows, sought) = (&recorded.rows, recorded.sought());
+            recorded.recording = Some(device.record(|| self.run_all(rows, sought, comms))?);
         }
         match &recorded.recording {
             Some(recording) => recording.replay()?,
-            None => self.run_all(&recorded.rows, recorded.depth(), comms)?,
+            None => self.run_all(&recorded.rows, recorded.sought(), comms)?,
         }
         recorded.warm = true;
-        let (scored, depth, b) = (recorded.rows.rows(), recorded.depth(), &self.buffers);
+        let (scored, sought, b) = (recorded.rows.rows(), recorded.sought(), &self.buffers);
         let own = |wanted: &[Wanted], message: &mut Vec<f32>| -> Result<(), ForwardError> {
             // All rows want logits: those of a tile follow each other.
             let first = wanted.first().map_or(0, |wanted| wanted.row);
-            Ok(tell(b, wanted, first..first + wanted.len(), scored, depth, message)?)
+            Ok(tell(b, wanted, first..first + wanted.len(), scored, sought, message)?)
         };
         self.scorer.score(step, comms, own, on_scores)?;
         Ok(self.sums.health()?)
@@ -356,10 +365,10 @@ impl DeviceDecoder {
         self.sums.connect(&self.device, self.max_rows * self.spec.hidden, comms)
     }
 
-    /// All layers and the logits of all rows, and the best `depth` of each.
-    fn run_all(&mut self, rows: &StepRows, depth: usize, comms: &mut Comms) -> Result<(), ForwardError> {
+    /// All layers and the logits of all rows, and what is sought in them.
+    fn run_all(&mut self, rows: &StepRows, sought: Sought, comms: &mut Comms) -> Result<(), ForwardError> {
         self.run_layers(rows, comms)?;
-        Ok(score_all(&mut self.buffers, &self.weights, &self.spec, rows.rows(), depth)?)
+        Ok(score_all(&mut self.buffers, &self.weights, &self.spec, rows.rows(), sought)?)
     }
 
     /// Copies the blocks that the step says.
@@ -408,8 +417,8 @@ impl Forward for DeviceDecoder {
         let runs: Vec<Run<'_>> = input.segments.iter().filter_map(|s| self.run_of(s, tables)).collect();
         let whole = self.device.driver().can_capture() && self.sums.are_on_device(comms);
         if whole && can_be_recorded(input) {
-            let depth = depth((0..input.segments.len()).map(|segment| input.want(segment)));
-            if let Some(mut recorded) = self.graphs.take(&runs, depth)? {
+            let wants = (0..input.segments.len()).map(|segment| self.scorer.get(input.want(segment)));
+            if let Some(mut recorded) = self.graphs.take(&runs, Sought::by(wants))? {
                 let done = self.run_recorded(&mut recorded, (input, tables), comms, on_scores);
                 self.graphs.put(recorded);
                 return done;

@@ -1,8 +1,9 @@
-//! Logits of a rank's part of the vocabulary, and the best of them. They are left on the device but for what is wanted: what comes
-//! to the host comes slowly.
+//! Logits of a rank's part of the vocabulary, the best of them, and tokens drawn from them. They are left on the device but for what
+//! is wanted: what comes to the host comes slowly.
 
 use std::ops::Range;
 
+use foggara_kernels::cuda::op::draw::draw;
 use foggara_kernels::cuda::op::elementwise::{gather_rows, soft_cap};
 use foggara_kernels::cuda::op::matmul::matmul;
 use foggara_kernels::cuda::op::residual::add_and_norm;
@@ -12,20 +13,51 @@ use foggara_models::ArchSpec;
 
 use super::buffers::Buffers;
 use super::weights::DeviceWeights;
-use crate::decoder::score::{Wanted, tell_best};
+use crate::decoder::score::{Wanted, tell_best, tell_drawn};
 use crate::decoder::{MOST_BEST, Want};
 
-/// How many of the best of each row are looked for where rows want these: 0, 1, or one of a few numbers, for each of which steps
-/// are recorded.
-pub(super) fn depth(wants: impl Iterator<Item = Want>) -> usize {
-    let most = wants.map(|want| match want {
-        Want::Whole => 0,
-        Want::Best(count) => count as usize,
-    });
-    match most.max().unwrap_or(0) {
-        few @ 0..=1 => few,
-        2..=64 => 64,
-        _ => MOST_BEST,
+/// What is looked for in every row where rows want this and that; for each such, steps are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Sought {
+    /// How many of the best: 0, 1, or one of a few numbers.
+    pub(super) best: usize,
+    pub(super) draws: Draws,
+}
+
+/// Whether tokens are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(super) enum Draws {
+    #[default]
+    None,
+    /// From all tokens.
+    FromAll,
+    /// Some from those that top-p leaves.
+    Cut,
+}
+
+impl Sought {
+    pub(super) fn by(wants: impl Iterator<Item = Want>) -> Self {
+        let (mut most, mut draws) = (0, Draws::None);
+        for want in wants {
+            match want {
+                Want::Whole => (),
+                Want::Best(count) => most = most.max(count as usize),
+                Want::Drawn(rule) => {
+                    draws = draws.max(if rule.cuts() { Draws::Cut } else { Draws::FromAll });
+                }
+            }
+        }
+        let best = match most {
+            few @ 0..=1 => few,
+            2..=64 => 64,
+            _ => MOST_BEST,
+        };
+        Self { best, draws }
+    }
+
+    /// Whether any token is drawn.
+    pub(super) fn draws(self) -> bool {
+        self.draws != Draws::None
     }
 }
 
@@ -48,9 +80,12 @@ pub(super) fn score_wanted(
     let out = b.last.view_mut().slice(0..rows * hidden);
     let x = b.last_x.view_mut().slice(0..rows * hidden);
     add_and_norm(Some(out), x, None, None, weights.final_norm.view(), rows, hidden, spec.norm_eps)?;
-    let depth = depth(wanted.iter().map(|wanted| wanted.want));
-    score(b, weights, spec, rows, depth)?;
-    tell(b, wanted, 0..rows, rows, depth, message)
+    let sought = Sought::by(wanted.iter().map(|wanted| wanted.want));
+    if sought.draws() {
+        b.set_draws(wanted.iter().map(|wanted| wanted.want.draw(wanted.next)))?;
+    }
+    score(b, weights, spec, rows, sought)?;
+    tell(b, wanted, 0..rows, rows, sought, message)
 }
 
 /// The same of all `rows` rows, left on the device for [`tell`].
@@ -59,22 +94,22 @@ pub(super) fn score_all(
     weights: &DeviceWeights,
     spec: &ArchSpec,
     rows: usize,
-    depth: usize,
+    sought: Sought,
 ) -> Result<(), DeviceError> {
     let hidden = spec.hidden;
     let out = b.last.view_mut().slice(0..rows * hidden);
     let x = b.x.view_mut().slice(0..rows * hidden);
     add_and_norm(Some(out), x, None, None, weights.final_norm.view(), rows, hidden, spec.norm_eps)?;
-    score(b, weights, spec, rows, depth)
+    score(b, weights, spec, rows, sought)
 }
 
-/// scores = this rank's part of the logits of normed rows; then the best `depth` of each.
+/// scores = this rank's part of the logits of normed rows; then what is sought in each.
 fn score(
     b: &mut Buffers,
     weights: &DeviceWeights,
     spec: &ArchSpec,
     rows: usize,
-    depth: usize,
+    sought: Sought,
 ) -> Result<(), DeviceError> {
     let output = weights.output.as_ref().or(weights.embedding.as_ref());
     let output = output.expect("the last stage holds the output layer");
@@ -82,32 +117,40 @@ fn score(
     let out = b.scores.view_mut().slice(0..rows * part);
     matmul(out, part, b.last.view().slice(0..rows * spec.hidden), output, rows)?;
     if let Some(cap) = spec.logit_softcap {
-        // Before the best are found: capped logits may be equal where others are not.
+        // Before anything is found: capped logits may be equal where others are not.
         soft_cap(b.scores.view_mut().slice(0..rows * part), cap)?;
     }
     let Some(sampling) = &mut b.sampling else { return Ok(()) };
     let scores = b.scores.view().slice(0..rows * part);
-    match depth.min(part) {
-        0 => Ok(()),
-        1 => argmax(sampling, scores, rows, part),
-        depth => top(sampling, scores, rows, part, depth),
+    let depth = sought.best.min(part);
+    if depth > 1 {
+        top(sampling, scores, rows, part, depth)?;
+    }
+    if depth == 1 || sought.draws() {
+        argmax(sampling, scores, rows, part)?;
+    }
+    match &mut b.drawing {
+        Some(drawing) if sought.draws() => {
+            draw(drawing, sampling, scores, rows, part, sought.draws == Draws::Cut)
+        }
+        _ => Ok(()),
     }
 }
 
-/// Adds what rows want of this rank's part to `message`: of the best as many as each wants, and rows of which all are wanted.
-/// They are `rows` of the `scored` rows that were last scored.
+/// Adds what rows want of this rank's part to `message`: of the best as many as each wants, tokens that were drawn, and rows of which
+/// all are wanted. They are `rows` of the `scored` rows that were last scored.
 pub(super) fn tell(
     b: &Buffers,
     wanted: &[Wanted],
     rows: Range<usize>,
     scored: usize,
-    depth: usize,
+    sought: Sought,
     message: &mut Vec<f32>,
 ) -> Result<(), DeviceError> {
     assert_eq!(wanted.len(), rows.len(), "a row for each that wants logits");
     let Some(sampling) = &b.sampling else { return Ok(()) };
     let part = sampling.vocab();
-    let depth = depth.min(part);
+    let depth = sought.best.min(part);
     let mut found = vec![0; 2 * scored * depth];
     match depth {
         0 => {}
@@ -115,6 +158,11 @@ pub(super) fn tell(
         depth => sampling.best(scored, depth).download(&mut found)?,
     }
     let (places, logits) = found.split_at(scored * depth);
+    let mut drawn = Vec::new();
+    if let Some(drawing) = b.drawing.as_ref().filter(|_| sought.draws()) {
+        drawn.resize(scored, 0);
+        drawing.tokens(scored).download(&mut drawn)?;
+    }
     let mut row = rows.start;
     // Neighbours that want all come in one piece.
     for wanted in wanted.chunk_by(|a, b| a.want == Want::Whole && b.want == Want::Whole) {
@@ -130,6 +178,7 @@ pub(super) fn tell(
                 let logits = logits[best.clone()].iter().map(|bits| f32::from_bits(*bits));
                 tell_best(places[best].iter().copied().zip(logits), message);
             }
+            Want::Drawn(_) => tell_drawn(drawn[row], message),
         }
         row += wanted.len();
     }
@@ -138,11 +187,13 @@ pub(super) fn tell(
 
 #[cfg(test)]
 mod tests {
+    use foggara_kernels::op::draw::Rule;
+
     use super::*;
 
     #[test]
     fn few_depths_are_recorded_and_each_row_has_what_it_wants() {
-        use Want::{Best, Whole};
+        use Want::{Best, Drawn, Whole};
         for (wants, expected) in [
             (&[][..], 0),
             (&[Whole, Whole], 0),
@@ -152,7 +203,16 @@ mod tests {
             (&[Best(65)], 256),
             (&[Best(256), Best(1)], 256),
         ] {
-            assert_eq!(depth(wants.iter().copied()), expected, "{wants:?}");
+            let sought = Sought::by(wants.iter().copied());
+            assert_eq!(sought, Sought { best: expected, draws: Draws::None }, "{wants:?}");
+        }
+        let drawn = |top_p| Drawn(Rule::new(1.0, top_p, 0.0, 7));
+        for (wants, best, draws) in [
+            (&[drawn(1.0), Whole][..], 0, Draws::FromAll),
+            (&[drawn(0.9), drawn(1.0)], 0, Draws::Cut),
+            (&[Best(3), drawn(1.0), Best(1)], 64, Draws::FromAll),
+        ] {
+            assert_eq!(Sought::by(wants.iter().copied()), Sought { best, draws }, "{wants:?}");
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::best::{best_of, merge};
 
 /// A number in 0..1, by nothing but `at`.
 fn noise(at: u64) -> f64 {
-    random::uniform(0x5eed, at as usize)
+    uniform(0x5eed, at as usize)
 }
 
 /// Rows as models give them, with equals, with what is not a number, flat, and steep.
@@ -98,10 +98,13 @@ fn whoever_needs_more_gets_the_whole_row() {
     assert_eq!(wanted(&greedy, 0, 1000), Want::Best(1));
     assert_eq!(wanted(&drawn, 0, 1000), Want::Best(40));
     let of = |top_k, vocab| wanted(&SequenceParams { top_k, ..drawn.clone() }, 0, vocab);
-    assert_eq!(of(0, 1000), Want::Whole, "no top-k");
+    let all = Want::Drawn(rule(&drawn));
+    assert_eq!(of(0, 1000), all, "no top-k");
+    assert!(matches!(all, Want::Drawn(rule) if rule.cuts() && rule.seed == drawn.seed));
     assert_eq!((of(256, 1000), of(257, 1000)), (Want::Best(256), Want::Whole));
-    assert_eq!((of(99, 100), of(100, 100)), (Want::Best(99), Want::Whole), "top-k leaves all");
-    for base in [greedy, drawn] {
+    assert_eq!((of(99, 100), of(100, 100)), (Want::Best(99), all), "top-k leaves all");
+    let open = SequenceParams { top_k: 0, ..drawn.clone() };
+    for base in [greedy, drawn, open] {
         for params in [
             SequenceParams { logprobs: Some(0), ..base.clone() },
             SequenceParams { repetition_penalty: 1.1, ..base.clone() },

@@ -6,34 +6,35 @@
 //!    `min_tokens`, nothing that ends the sequence.
 //! 3. `logit_bias`.
 //! 4. Penalties, from the tokens so far ([`History`]): repetition, frequency, presence.
-//! 5. Without temperature, the greatest logit; else ([`draw`]) temperature, min-p, top-k, top-p, and a random number.
+//! 5. Without temperature, the greatest logit; else ([`crate::draw`]) temperature, min-p, top-k, top-p, and a random number.
 //!
 //! Deterministic: the random number of a token is a hash of the sequence's seed and the token's absolute position, and
-//! everything else follows from the sequence's parameters and tokens. So a sequence that starts over, alone or in another
-//! batch, samples the same tokens.
+//! everything else follows from the sequence's parameters and tokens. Weights are integers, so that in whichever order they
+//! are added up, the sums are the same. So a sequence that starts over, alone or in another batch, samples the same tokens.
 //!
 //! A greedy token that asks for nothing costs one pass over the logits. No vocabulary is ever sorted.
 //!
 //! Where nothing changes the logits or asks for probabilities, a greedy token needs but the greatest of them, and one of the `k`
 //! of top-k but the best `k` ([`wanted`]): whoever computes logits finds these, and the same token is sampled from them
-//! ([`sample_best`]) as from the whole row. (Top-p and min-p alone depend on all of it.)
+//! ([`sample_best`]) as from the whole row. Top-p, min-p, or temperature alone depend on all of it: who has all of it draws, and tells
+//! the token.
 //!
 //! Penalties that only lower the logits of the tokens a sequence has had need as many more of the best as there are such tokens
 //! ([`wanted_after`], [`sample_best_after`]). For of the best `k + n`, where `n` tokens may be lowered, at least `k` are as they
 //! were; whatever is not among them is worse than each of these `k`, or equal and has the greater id, and still is when it is
 //! lowered. Rounding keeps to this: it never puts the less above the greater. A penalty that lifts could lift any token.
 
-mod draw;
 mod history;
 mod logprobs;
 mod processors;
-mod random;
 
+use foggara_kernels::op::draw::Rule;
 use foggara_kernels::op::softmax::argmax;
 use foggara_proto::sequence::{SequenceParams, TokenOutput};
 
 use crate::best::merge;
 use crate::decoder::{MOST_BEST, Want};
+use crate::draw::{self, draw_of_best, draw_one, is_possible};
 
 pub(super) use history::History;
 pub(super) use logprobs::describe;
@@ -77,15 +78,21 @@ pub(super) fn sample(logits: &[f32], sequence: Context<'_>, scratch: &mut Scratc
     };
     let params = sequence.params;
     let greatest = argmax(row);
-    let token = if row.get(greatest).is_none_or(|logit| logit.is_nan() || *logit == f32::NEG_INFINITY) {
+    let token = if !is_possible(row.get(greatest)) {
         // Nothing is possible, but something must be said.
         params.allowed_token_ids.first().map_or(0, |id| *id as usize)
     } else if params.temperature < GREEDY_BELOW {
         greatest
     } else {
-        draw::draw(row, greatest, params, sequence.tokens.len(), &mut scratch.draw)
+        let draw = rule(params).at(sequence.tokens.len());
+        draw_one(row, greatest, &draw, params.top_k as usize, &mut scratch.draw)
     };
     describe(logits, token, params.logprobs)
+}
+
+/// How a sequence's tokens are drawn, but for top-k.
+fn rule(params: &SequenceParams) -> Rule {
+    Rule::new(params.temperature, params.top_p, params.min_p, params.seed)
 }
 
 /// What must be known of the logits over `vocab` tokens that the token after `answered` tokens of the answer is sampled from.
@@ -97,8 +104,10 @@ pub(super) fn wanted(params: &SequenceParams, answered: usize, vocab: usize) -> 
         Want::Best(1)
     } else if (1..vocab.min(MOST_BEST + 1)).contains(&top_k) {
         Want::Best(params.top_k)
-    } else {
+    } else if (1..vocab).contains(&top_k) {
         Want::Whole
+    } else {
+        Want::Drawn(rule(params))
     }
 }
 
@@ -110,11 +119,11 @@ pub(super) fn wanted_after(
     drafted: usize,
     vocab: usize,
 ) -> Want {
-    if params.logprobs.is_some() || !processors::only_lowers(params, answered) {
+    let lowers = history.grows() && processors::only_lowers(params, answered);
+    if params.logprobs.is_some() || !lowers {
         return wanted(params, answered, vocab);
     }
-    let lowered = if history.grows() { history.len() + drafted } else { 0 };
-    let best = kept(params).saturating_add(lowered);
+    let best = kept(params).saturating_add(history.len() + drafted);
     match kept(params) {
         1.. if best < vocab.min(MOST_BEST + 1) => Want::Best(best as u32),
         _ => Want::Whole,
@@ -162,16 +171,27 @@ pub(super) fn sample_best(
     row.clear();
     row.extend(in_order.iter().map(|(_, logit)| *logit));
     let greatest = argmax(row);
-    let place = if row.get(greatest).is_none_or(|logit| logit.is_nan() || *logit == f32::NEG_INFINITY) {
+    let place = if !is_possible(row.get(greatest)) {
         None
     } else if params.temperature < GREEDY_BELOW {
         Some(greatest)
     } else {
-        Some(draw::draw_of_best(row, greatest, params, position, draw))
+        Some(draw_of_best(row, greatest, &rule(params).at(position), draw))
     };
     // Nothing is possible, but something must be said.
     let token = place.and_then(|place| in_order.get(place)).map_or(0, |(token, _)| *token);
+    drawn(token)
+}
+
+/// The token that was drawn where the logits are, as it was wanted: of such a row nothing else is known.
+pub(super) fn drawn(token: u32) -> TokenOutput {
     TokenOutput { token, logprob: None, top: Vec::new() }
+}
+
+/// The random number of a token, in 0..1.
+#[cfg(test)]
+fn uniform(seed: u64, position: usize) -> f64 {
+    foggara_kernels::op::draw::random(seed, position) as f64 / foggara_kernels::op::draw::WHOLE as f64
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use proptest::prelude::*;
 
-use super::random::uniform;
 use super::*;
 
 /// The processed logits, step by step.

@@ -1,6 +1,9 @@
 //! The sampler: shares, edges, and what it must not depend on.
 
-use super::random::uniform;
+use foggara_kernels::op::draw::weigh;
+
+use crate::draw::shorten;
+
 use super::*;
 
 fn params(temperature: f32, top_k: u32, top_p: f32, seed: u64) -> SequenceParams {
@@ -47,9 +50,8 @@ fn shares_follow_temperature_top_k_and_top_p() {
 fn the_nucleus_of_a_flat_distribution_is_found_too() {
     let nucleus = |logits: &[f32], top_p| {
         let (mut weights, mut kept) = (Vec::new(), Vec::new());
-        let params = params(1.0, 0, top_p, 0);
-        draw::weigh(logits, argmax(logits), &params, &mut weights);
-        assert!(draw::shorten(logits, &weights, &params, &mut kept));
+        weigh(logits, logits[argmax(logits)], 1.0, 0.0, &mut weights);
+        assert!(shorten(logits, &weights, Rule::new(1.0, top_p, 0.0, 0).share, 0, &mut kept));
         kept
     };
     assert_eq!(nucleus(&[0.0; 5000], 0.5), (0..2500).collect::<Vec<_>>());
