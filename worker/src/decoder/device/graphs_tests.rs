@@ -3,6 +3,7 @@
 use foggara_kernels::ThreadPool;
 use foggara_kernels::collective::{Collective, Solo};
 use foggara_kernels::cuda::testing::host_twin;
+use foggara_kernels::op::draw::Rule;
 use foggara_kernels::op::kv_cache::KvType;
 use foggara_models::{Checkpoint, Cut, Quantize, Shape};
 
@@ -109,7 +110,8 @@ impl Sequences {
 fn rows_that_do_not_exist_change_nothing() {
     for name in ["mixtral", "deepseek-v3"] {
         let (model, _) = golden(name);
-        let wants = [Want::Best(1), Want::Whole].repeat(4);
+        let drawn = Want::Drawn(Rule::new(1.0, 0.9, 0.0, 3));
+        let wants = [Want::Best(1), Want::Whole, drawn].repeat(3);
         let run = |exact: bool| {
             let mut all = Sequences::new(&model, 7, exact);
             all.decode(0, 2, &wants[..5]);
