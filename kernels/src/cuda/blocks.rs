@@ -175,9 +175,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_held_in_blocks_is_refused_by_name() {
-        let told = pack_row(WeightType::Q6_K, &[0; 210], &mut Vec::new()).expect_err("another type");
-        assert!(told.to_string().contains("Q6_K is not held in blocks"), "{told}");
+    fn codes_of_five_and_six_bits_are_in_two_planes() {
+        // Q5_1: element 3 is 21, and 19 is 31.
+        let mut q5_1 = vec![0; 24];
+        (q5_1[1], q5_1[3]) = (0x3c, 0xb8);
+        (q5_1[4], q5_1[6], q5_1[8 + 3]) = (1 << 3, 1 << 3, 0xf5);
+        let mut out = Vec::new();
+        pack_row(WeightType::Q5_1, &q5_1, &mut out).expect("one block");
+        let mut expected = vec![0; 36];
+        (expected[3], expected[16 + 3]) = (0xf5, 0b11);
+        expected[32..].copy_from_slice(&[0x00, 0x3c, 0x00, 0xb8]);
+        assert_eq!(out, expected);
+
+        // Q6_K: all codes zero, but that element 0 has both upper bits; the second scale is -2.
+        let mut q6_k = vec![0; 210];
+        (q6_k[128], q6_k[193], q6_k[209]) = (3, 254, 0x3c);
+        out.clear();
+        pack_row(WeightType::Q6_K, &q6_k, &mut out).expect("one block");
+        let mut expected = vec![0; 192];
+        expected[128] = 3;
+        expected.extend([0x80; 16]);
+        expected[193] = 0x7e;
+        expected.extend(1.0_f32.to_le_bytes());
+        assert_eq!(out, expected);
+        assert_eq!(out.len(), WeightKind::Q6_K.tight_bytes(256));
+    }
+
+    #[test]
+    fn what_has_no_blocks_is_refused_by_name() {
+        let told = pack_row(WeightType::F16, &[0; 64], &mut Vec::new()).expect_err("another type");
+        assert!(told.to_string().contains("F16 has no blocks"), "{told}");
         let told = pack_row(WeightType::Q4_0, &[0; 19], &mut Vec::new()).expect_err("half a block");
         assert!(told.to_string().contains("19 bytes is not whole blocks of 18"), "{told}");
     }

@@ -74,9 +74,9 @@ fn files_of_blocks_give_the_logits_of_their_weights_in_bf16() {
         (DType::Q4_0, none, 1, &[512, 3]),
         (DType::Q4_1, none, 1, &[512, 3]),
         (DType::Q5_0, none, 1, &[3]),
-        (DType::Q5_1, none, 1, &[512, 3]),
+        (DType::Q5_1, none, 1, &[3]),
         (DType::Q4_K, none, 1, &[512, 3]),
-        (DType::Q5_K, none, 1, &[512, 3]),
+        (DType::Q5_K, none, 1, &[3]),
         (DType::Q6_K, none, 1, &[512, 3]),
         // Some in bf16, for they are cut inside blocks; and what was floats.
         (DType::Q6_K, none, 2, &[512]),
