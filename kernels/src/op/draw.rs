@@ -12,6 +12,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::softmax::exp_scaled;
+use crate::cpu::lanes::Lanes;
+use crate::cpu::simd;
 
 /// What the likeliest token weighs.
 pub const ONE: u64 = 1 << 40;
@@ -83,17 +85,28 @@ pub fn random(seed: u64, position: usize) -> u64 {
 pub fn weigh(row: &[f32], greatest: f32, scale: f32, least: f32, weights: &mut Vec<u64>) {
     const AT_ONCE: usize = 1024;
     let mut floats = [0.0; AT_ONCE];
-    weights.clear();
-    weights.reserve(row.len());
-    for logits in row.chunks(AT_ONCE) {
+    weights.resize(row.len(), 0);
+    for (logits, weights) in row.chunks(AT_ONCE).zip(weights.chunks_mut(AT_ONCE)) {
         let floats = &mut floats[..logits.len()];
         exp_scaled(logits, greatest, scale, floats);
-        weights.extend(logits.iter().zip(&*floats).map(|(logit, weight)| {
-            // The exponential gives these a weight, too: a small one, or that of a very large number.
-            let impossible = *logit == f32::NEG_INFINITY || logit.is_nan();
-            let weight = weight.min(1.0);
-            if impossible || weight < least { 0 } else { (weight * ONE as f32) as u64 }
-        }));
+        in_units(logits, floats, least, weights);
+    }
+}
+
+simd! { fn in_units(logits: &[f32], floats: &[f32], least: f32, weights: &mut [u64]) => in_units_body }
+
+/// (The lanes are only for the compiler to know which instructions it may use.)
+#[inline(always)]
+#[allow(clippy::extra_unused_type_parameters, reason = "of the macro that enters it")]
+fn in_units_body<L: Lanes>(logits: &[f32], floats: &[f32], least: f32, weights: &mut [u64]) {
+    for ((logit, float), weight) in logits.iter().zip(floats).zip(weights) {
+        let float = if *float < 1.0 { *float } else { 1.0 };
+        // ⌊float · 2^40⌋ by its bits: a conversion would be done one by one.
+        let (exponent, digits) = (float.to_bits() >> 23, float.to_bits() & 0x7f_ffff | 0x80_0000);
+        let units = (u64::from(digits) << 17) >> 127u32.wrapping_sub(exponent).min(63);
+        // The exponential gives these a weight, too: a small one, or that of a very large number.
+        let impossible = logit.is_nan() | (*logit == f32::NEG_INFINITY);
+        *weight = if impossible | (float < least) { 0 } else { units };
     }
 }
 
@@ -127,6 +140,11 @@ mod tests {
         assert!(halves[1].abs_diff(ONE / 2) < 1 << 18, "{halves:?}");
         assert_eq!(halves[2..], [0, 2], "e^-28 and e^-27 of 2^40");
         assert_eq!(weights(&[0.0, -1.0, -2.0], 1.0, 0.2).iter().filter(|weight| **weight > 0).count(), 2);
+        let below: Vec<f32> = (0..300).map(|i| i as f32 * -0.1).collect();
+        let mut floats = vec![0.0; below.len()];
+        exp_scaled(&below, 0.0, 1.0, &mut floats);
+        let converted: Vec<u64> = floats.iter().map(|float| (float.min(1.0) * ONE as f32) as u64).collect();
+        assert_eq!(weights(&below, 1.0, 0.0), converted);
         // However long a row is, each weighs what it weighs alone.
         let long: Vec<f32> = (0..5000).map(|i| ((i * 131) % 997) as f32 * -0.02).collect();
         let all = weights(&long, 1.3, 0.0);
