@@ -39,7 +39,8 @@ impl AdapterLoader {
     pub(super) fn run(self, wanted: &Receiver<wire::LoadAdapter>) {
         for load in wanted {
             let started = Instant::now();
-            let outcome = if self.adapters.has(load.adapter) { Ok(None) } else { self.load(&load).map(Some) };
+            let outcome =
+                if self.adapters.has(load.adapter) { Ok(None) } else { self.guarded(&load).map(Some) };
             if self.cancelled.load(Ordering::SeqCst) {
                 return;
             }
@@ -72,6 +73,13 @@ impl AdapterLoader {
             // Nobody listens only when the worker is stopping.
             self.news.send(wire::WorkerMessage { message }).ok();
         }
+    }
+
+    /// The same as [`load`](Self::load), whatever happens there: who waits for it must be told.
+    fn guarded(&self, load: &wire::LoadAdapter) -> Result<usize, String> {
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.load(load)));
+        loaded
+            .unwrap_or_else(|_| Err("the thread that loads it panicked; this worker's log says where".into()))
     }
 
     /// Loads one; returns the bytes it takes here.
