@@ -221,5 +221,8 @@ pub fn tail(path: &Path) -> String {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+    let (before, last) = lines.split_at(lines.len().saturating_sub(SHOWN_LINES));
+    // Beside the last: what is not said of every request.
+    let told = |line: &&&str| [" WARN ", " ERROR ", " DEBUG "].iter().any(|level| line.contains(level));
+    before.iter().filter(told).take(SHOWN_LINES).chain(last).copied().collect::<Vec<_>>().join("\n")
 }

@@ -93,8 +93,13 @@ async fn speak(
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
-        // Whatever a client does to its connection is its own business.
-        _ = connection.as_mut() => return,
+        // Whatever a client does to its connection is its own business; who looks for what happened to it asks for these words.
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(?error, "a client's connection broke");
+            }
+            return;
+        }
         () = told(&mut stopped) => connection.as_mut().graceful_shutdown(),
     }
     connection.await.ok();

@@ -60,7 +60,7 @@ async fn ten_thousand_wait_and_are_answered() {
         let both = futures::future::join(join_all(grpc), join_all(plain));
         let (grpc, plain) = wait::for_end("ten thousand answers", both).await;
         for (number, (kind, answer)) in grpc.into_iter().enumerate() {
-            let answer = answer.unwrap_or_else(|s| panic!("{number}: {:?} {}", s.code(), s.message()));
+            let answer = answer.unwrap_or_else(|s| panic!("round {round}: request {number}: {s:?}"));
             assert!(answer.bits() == alone[kind], "round {round}: request {number}");
         }
         for (number, reply) in plain.into_iter().enumerate() {
