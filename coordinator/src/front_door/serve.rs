@@ -20,6 +20,9 @@ use super::gathered::Gathered;
 
 /// Calls at once on one HTTP/2 connection: another coordinator sends all its clients' sequences through one.
 const MAX_STREAMS: u32 = 16_384;
+/// Bytes that a client may send on all of them ahead of what has been read. h2 ends a connection (ENHANCE_YOUR_CALM) when small pieces
+/// that nobody has read yet come to half of it, each counted as 256 bytes at most: as many as there may be calls.
+const CONNECTION_WINDOW: u32 = 2 * 256 * MAX_STREAMS;
 /// How long a client may take to say what it wants.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// An HTTP/2 client that answers no ping within this long, twice, is gone, and what it asked for is cancelled.
@@ -84,6 +87,7 @@ async fn speak(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
     let service = TowerToHyperService::new(tower::service_fn(move |request: Request<_>| {
