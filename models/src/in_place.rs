@@ -42,14 +42,18 @@ pub(crate) fn fills_pages(start: usize, stride: usize, row_bytes: usize, rows: u
     bytes > 0 && pages * PAGE <= bytes + bytes / FOREIGN + 2 * PAGE
 }
 
-/// Of the files that `used` lie in, keeps only these in this process's memory. What is mapped around a page that was touched, and
-/// what was read once, would count as its memory for as long as the files are mapped.
-pub fn keep_only(used: &[TensorSlice]) {
+/// Of the files that `read` lie in, keeps only `used`, which are some of them, in this process's memory. What is mapped around a
+/// page that was touched, and what was read once, would count as its memory for as long as the files are mapped.
+pub fn keep_only(read: &[TensorSlice], used: &[TensorSlice]) {
     let mut files: Vec<(&Arc<MappedFile>, Vec<Range<usize>>)> = Vec::new();
+    for slice in read {
+        if !files.iter().any(|(file, _)| Arc::ptr_eq(file, slice.file())) {
+            files.push((slice.file(), Vec::new()));
+        }
+    }
     for slice in used {
-        match files.iter_mut().find(|(file, _)| Arc::ptr_eq(file, slice.file())) {
-            Some((_, kept)) => kept.push(slice.extent()),
-            None => files.push((slice.file(), vec![slice.extent()])),
+        if let Some((_, kept)) = files.iter_mut().find(|(file, _)| Arc::ptr_eq(file, slice.file())) {
+            kept.push(slice.extent());
         }
     }
     for (file, kept) in files {

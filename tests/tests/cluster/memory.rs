@@ -10,7 +10,7 @@ use foggara_tests::control_group::ControlGroup;
 use foggara_tests::nodes::{Nodes, TOKEN};
 use foggara_tests::process::{foggara, text};
 use foggara_tests::setup::Setup;
-use foggara_tests::{machine, paths, process};
+use foggara_tests::{machine, paths, process, wait};
 
 use crate::probe::together;
 
@@ -44,6 +44,11 @@ async fn a_rank_is_its_slice_and_its_cache() {
         let asks: Vec<Ask> =
             (0..3).map(|i| Ask::tokens("smol", &prompt(i)).echo().logprobs(5).exactly(4)).collect();
         together(&cluster.client(0), &asks).await;
+        // Until panels have been made of what is mapped, a matrix may be there twice.
+        for worker in cluster.status().await.workers {
+            let repacked = async || log(worker.pid).contains("weights repacked").then_some(());
+            wait::until("panels of all weights", repacked).await;
+        }
         within_bounds(&cluster, &model, shape).await;
     }
 }
@@ -77,9 +82,13 @@ async fn within_bounds(cluster: &Cluster, path: &Path, shape: Shape) {
     assert!(slices < whole + whole / 8, "{shape}: slices of {slices} bytes of a model of {whole}");
 }
 
+fn log(pid: u32) -> String {
+    std::fs::read_to_string(process::log_of(pid)).expect("workers write logs")
+}
+
 /// Bytes of weights, as a worker's log says when they are loaded.
 fn loaded(pid: u32) -> usize {
-    let log = std::fs::read_to_string(process::log_of(pid)).expect("workers write logs");
+    let log = log(pid);
     let line = log.lines().rfind(|line| line.contains("weights loaded")).expect("weights are loaded");
     let number = line.split_once("memory_bytes=").expect("says how many").1.split(' ').next();
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number: {line}"))

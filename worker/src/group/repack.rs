@@ -38,12 +38,13 @@ impl Repacker {
         rustix::process::nice(NICE).ok();
         let (started, pool) = (Instant::now(), ThreadPool::new(1));
         let (group, rank, bytes) = (self.group, self.rank, self.bytes());
-        for mapped in &self.mapped {
+        for (i, mapped) in self.mapped.iter().enumerate() {
             if self.cancelled.load(Ordering::SeqCst) {
                 return;
             }
             let left = memory_left();
             if !fits(mapped.bytes(), self.reserve, left) {
+                Mapped::end(&self.mapped, i);
                 tracing::info!(
                     group,
                     rank,
@@ -57,11 +58,13 @@ impl Repacker {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
+                    Mapped::end(&self.mapped, i);
                     tracing::error!(group, rank, %error, "weights stay as they lie in their files");
                     return;
                 }
             }
         }
+        Mapped::end(&self.mapped, self.mapped.len());
         tracing::info!(group, rank, bytes, seconds = started.elapsed().as_secs_f64(), "weights repacked");
     }
 }

@@ -178,7 +178,7 @@ impl<'a, 'p, S: Store> Loader<'a, 'p, S> {
     /// After the last: nothing of the files stays in this process's memory but what is used there, which is returned.
     pub(super) fn end(self) -> Vec<Mapped> {
         let used: Vec<TensorSlice> = self.mapped.iter().flat_map(|mapped| mapped.slices.clone()).collect();
-        keep_only(&used);
+        keep_only(&used, &used);
         self.mapped
     }
 

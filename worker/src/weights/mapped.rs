@@ -2,7 +2,7 @@
 
 use foggara_kernels::op::repack::Repacking;
 use foggara_kernels::{KernelError, ThreadPool};
-use foggara_models::TensorSlice;
+use foggara_models::{TensorSlice, keep_only};
 
 /// Where a matrix lies, and what makes panels of it.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Mapped {
     }
 
     /// Makes panels of it, if there are to be any, while products may use it, and then lets the system have its pages: they are
-    /// not needed again. `false`: nobody has the matrix any more.
+    /// not needed again. What was mapped around them stays, until [`Mapped::end`]. `false`: nobody has the matrix any more.
     ///
     /// # Errors
     /// If it cannot be repacked.
@@ -29,5 +29,15 @@ impl Mapped {
         // A product that has begun with the rows has these pages read again, that is all.
         self.slices.iter().for_each(TensorSlice::advise_dont_need);
         Ok(there)
+    }
+
+    /// When panels of the first `repacked` of `all` have been made, and no more will be: of the files, only those pages stay in
+    /// this process's memory that hold others.
+    pub fn end(all: &[Self], repacked: usize) {
+        let slices = |kept: &dyn Fn(usize, &Self) -> bool| -> Vec<TensorSlice> {
+            let mapped = all.iter().enumerate().filter(|(i, mapped)| kept(*i, mapped));
+            mapped.flat_map(|(_, mapped)| mapped.slices.iter().cloned()).collect()
+        };
+        keep_only(&slices(&|_, _| true), &slices(&|i, mapped| i >= repacked || mapped.bytes() == 0));
     }
 }
