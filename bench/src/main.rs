@@ -24,6 +24,7 @@ mod metrics;
 mod plot;
 mod process;
 mod prompts;
+mod quiet;
 mod recording;
 mod report;
 mod run;

@@ -12,6 +12,7 @@ use crate::cost::ModelCost;
 use crate::kernels;
 use crate::limits::MachineLimits;
 use crate::prompts::Prompts;
+use crate::quiet;
 use crate::report::{Machine, Measure, Report, markdown};
 use crate::target::Target;
 use crate::workload::{Bench, Workload, cold_start};
@@ -78,6 +79,10 @@ async fn of_server(
         return Ok((None, Vec::new()));
     }
     let (target, mut measures) = open(args, how).await?;
+    if args.own_cluster() {
+        // Weights that are used as they lie in their files are rearranged beside the first steps.
+        quiet::wait().await?;
+    }
     let bench = Bench {
         target: &target,
         cost,

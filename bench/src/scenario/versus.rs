@@ -16,6 +16,7 @@ use crate::cluster::Cluster;
 use crate::cost::ModelCost;
 use crate::limits::MachineLimits;
 use crate::prompts::Prompts;
+use crate::quiet;
 use crate::report::{Machine, Measure, Unit};
 use crate::target::Target;
 use crate::workload::{Bench, Workload};
@@ -118,6 +119,8 @@ pub(crate) async fn run(args: &VersusArgs) -> Result<ExitCode> {
             }
             for side in order {
                 let (name, target) = &sides[side];
+                // vLLM's threads spin for a second after an answer, beside whoever is asked next.
+                quiet::wait().await?;
                 eprintln!("… {name}, {}, {} of {}", workload.name(), round + 1, args.rounds);
                 let bench = Bench {
                     target,
