@@ -120,6 +120,9 @@ pub(crate) struct GpuArgs {
     /// Steps of serving that count, after a fifth as many that do not.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) serve_steps: usize,
+    /// Waits for each step before the next is begun, as where tokens are sampled on the host.
+    #[arg(long)]
+    pub(crate) one_by_one: bool,
     /// Writes what was measured as JSON.
     #[arg(long, value_name = "PATH")]
     pub(crate) save: Option<PathBuf>,

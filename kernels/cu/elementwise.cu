@@ -36,6 +36,21 @@ EMBED(embed_q4_k, q4_k)
 EMBED(embed_q5_k, q5_k)
 EMBED(embed_q6_k, q6_k)
 
+// Tokens that the step before has found take their places: where `tokens` has FED, a row is named, and whether its token was drawn.
+constexpr u32 FED = 1u << 31, FED_DRAWN = 1u << 30;
+
+FG_KERNEL(256, feed_tokens, (u32 *tokens, const u32 *greatest, const u32 *drawn, u32 rows, u32 greatest_rows,
+                             u32 drawn_rows)) {
+    begin_after_others();
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= rows) return;
+    u32 token = tokens[i];
+    if (!(token & FED)) return;
+    u32 row = token & (FED_DRAWN - 1);
+    bool was_drawn = token & FED_DRAWN;
+    if (row < (was_drawn ? drawn_rows : greatest_rows)) tokens[i] = was_drawn ? drawn[row] : greatest[row];
+}
+
 // Elements of a row that each thread works at, so that several loads are on their way.
 constexpr u32 EACH = 4;
 

@@ -94,7 +94,7 @@ pub(crate) fn run(args: &GpuArgs) -> Result<ExitCode> {
     let max_rows = args.chunk.max(most_streams);
     let weight_bytes = weights.bytes() as u64;
     let decoder = DeviceDecoder::new(&device, &spec, &plan, 0, weights, cache, max_rows)?;
-    let mut runner = Runner::new(decoder, device.clone(), cache)?;
+    let mut runner = Runner::new(decoder, device.clone(), cache, args.one_by_one)?;
     runner.share(blocks_each(args.context + args.tokens + 2))?;
     let mut report = Report::new(args, &spec, &device, limits, weight_bytes);
     for streams in &args.streams {

@@ -29,16 +29,26 @@ pub(super) struct Runner {
     /// Of the cache, and positions of one.
     blocks: usize,
     block_size: usize,
+    /// No step is begun before the one before it is done.
+    one_by_one: bool,
+    /// A step was begun and not finished.
+    begun: bool,
 }
 
 impl Runner {
-    pub(super) fn new(decoder: DeviceDecoder, device: Device, cache: CacheConfig) -> Result<Self> {
+    pub(super) fn new(
+        decoder: DeviceDecoder,
+        device: Device,
+        cache: CacheConfig,
+        one_by_one: bool,
+    ) -> Result<Self> {
         let comms = Comms::join(Shape::default(), Box::<Solo>::default(), |_| {
             Err(anyhow::anyhow!("a rank that is alone has no parts"))
         })?;
         let vocab = decoder.spec().vocab;
         let tables = BlockTables::new(1, cache.blocks);
-        Ok(Self { decoder, device, tables, comms, vocab, blocks: cache.blocks, block_size: cache.block_size })
+        let CacheConfig { blocks, block_size, .. } = cache;
+        Ok(Self { decoder, device, tables, comms, vocab, blocks, block_size, one_by_one, begun: false })
     }
 
     /// Gives as many sequences as there is room for `blocks_each` blocks of the cache each.
@@ -49,8 +59,27 @@ impl Runner {
         Ok(self.tables.apply(&StepInput { grants, ..StepInput::default() })?)
     }
 
+    /// Runs a step, or begins it behind the one before, as a leader does whose next plan is there. Only the first row's token is what
+    /// the step before has found: weights are random, and all sequences would come to say the same and go to the same experts.
     fn step(&mut self, input: &StepInput) -> Result<()> {
-        Ok(self.decoder.forward(input, &self.tables, &mut self.comms, &mut |_, _| ())?)
+        if self.one_by_one || !self.decoder.can_begin(input, &self.comms) {
+            self.finish()?;
+            return Ok(self.decoder.forward(input, &self.tables, &mut self.comms, &mut |_, _| ())?);
+        }
+        let mut fed = vec![None; input.segments.len()];
+        fed[0] = self.begun.then_some(0);
+        self.decoder.begin(input, &self.tables, &fed, &mut self.comms)?;
+        self.finish()?;
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Waits for the step that was begun, if one was.
+    fn finish(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.begun) {
+            true => Ok(self.decoder.finish(&mut |_, _| ())?),
+            false => Ok(()),
+        }
     }
 
     /// `len` positions of each of `streams` sequences from `start` on; logits of the last.
@@ -77,11 +106,13 @@ impl Runner {
         for i in 0..WARM_UP {
             self.step(&self.rows(streams, context + i % 2, 1))?;
         }
+        self.finish()?;
         self.device.synchronize()?;
         let started = Instant::now();
         for i in 0..tokens {
             self.step(&self.rows(streams, context + i, 1))?;
         }
+        self.finish()?;
         Ok(started.elapsed().as_secs_f64() / tokens as f64)
     }
 
@@ -106,11 +137,13 @@ impl Runner {
         for _ in 0..warm_up_of(steps) {
             self.serve_step(&mut serving, &mut pages)?;
         }
+        self.finish()?;
         self.device.synchronize()?;
         let (started, mut tokens) = (Instant::now(), 0);
         for _ in 0..steps {
             tokens += self.serve_step(&mut serving, &mut pages)?;
         }
+        self.finish()?;
         Ok((started.elapsed().as_secs_f64(), tokens))
     }
 
@@ -118,6 +151,10 @@ impl Runner {
     fn serve_step(&mut self, serving: &mut Serving, pages: &mut Pages) -> Result<usize> {
         let parts = serving.next();
         let changes = pages.before(&parts).context("the cache has too few blocks for what is served")?;
+        if !changes.drops.is_empty() {
+            // A leader waits where sequences come or go.
+            self.finish()?;
+        }
         self.tables.apply(&changes)?;
         self.step(&self.parts(&parts))?;
         Ok(parts.iter().filter(|part| part.gives).count())

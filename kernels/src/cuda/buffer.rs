@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::device::Fetched;
 use super::{Device, DeviceError};
 
 /// Elements on a device, given back when dropped.
@@ -126,6 +127,45 @@ impl<'a, T: Pod> View<'a, T> {
         assert_eq!(self.len, to.len(), "elements to download");
         // SAFETY: the view's memory has so many bytes.
         unsafe { self.device.driver().download(self.address, bytemuck::cast_slice_mut(to)) }
+    }
+}
+
+impl<T: Pod> View<'_, T> {
+    /// Starts to copy all of it to the host, as it is after everything that was asked for so far.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn fetch(&self) -> Result<Coming<T>, DeviceError> {
+        // SAFETY: the view's memory has so many bytes.
+        let fetched = unsafe { self.device.driver().fetch(self.address, self.len * size_of::<T>())? };
+        Ok(Coming { fetched, len: self.len, elements: PhantomData })
+    }
+}
+
+/// Elements on their way to the host.
+pub struct Coming<T> {
+    fetched: Box<dyn Fetched>,
+    len: usize,
+    elements: PhantomData<fn() -> T>,
+}
+
+impl<T: Pod> Coming<T> {
+    /// Whether they are there.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    pub fn is_here(&self) -> Result<bool, DeviceError> {
+        self.fetched.is_here()
+    }
+
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    pub fn take(self) -> Result<Vec<T>, DeviceError> {
+        let mut values = vec![T::zeroed(); self.len];
+        self.fetched.take(bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 }
 

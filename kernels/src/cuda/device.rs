@@ -44,6 +44,38 @@ pub enum Arg {
 /// Work that was recorded, to be started again and again with one call.
 pub type Captured = Box<dyn Any + Send>;
 
+/// Bytes on their way from a device to the host.
+pub trait Fetched: Send {
+    /// Whether they have come.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    fn is_here(&self) -> Result<bool, DeviceError>;
+
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    ///
+    /// # Panics
+    /// If `to` has another length.
+    fn take(self: Box<Self>, to: &mut [u8]) -> Result<(), DeviceError>;
+}
+
+/// Bytes that were waited for at once.
+struct Here(Vec<u8>);
+
+impl Fetched for Here {
+    fn is_here(&self) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+
+    fn take(self: Box<Self>, to: &mut [u8]) -> Result<(), DeviceError> {
+        to.copy_from_slice(&self.0);
+        Ok(())
+    }
+}
+
 /// What a [`Device`] asks of the machine. Everything happens in the order of the calls; only what gives bytes or an answer back
 /// waits for it.
 ///
@@ -88,6 +120,21 @@ pub unsafe trait Driver: Send + Sync {
     /// # Safety
     /// `from` has so many bytes.
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Starts to copy from the device, after everything so far: what follows may change the bytes there. Where a device cannot do
+    /// that beside the caller, it waits.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Safety
+    /// `from` has so many bytes.
+    unsafe fn fetch(&self, from: u64, bytes: usize) -> Result<Box<dyn Fetched>, DeviceError> {
+        let mut here = vec![0; bytes];
+        // SAFETY: as the caller says.
+        unsafe { self.download(from, &mut here)? };
+        Ok(Box::new(Here(here)))
+    }
 
     /// Copies on the device.
     ///

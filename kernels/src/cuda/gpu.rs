@@ -7,6 +7,7 @@
 
 pub(super) mod api;
 mod context;
+mod fetch;
 mod functions;
 mod graph;
 mod memory;
@@ -24,13 +25,14 @@ use cudarc::driver::sys::{self, CUlaunchConfig, CUstream};
 
 use self::api::{Named, refused};
 use self::context::Context;
+use self::fetch::{Fetch, Places};
 use self::functions::Functions;
 use self::graph::{Graph, Recorder};
 use self::memory::Memory as Pool;
 use self::overlap::Overlap;
 use self::products::Products;
 use self::staging::{Down, Up};
-use super::device::{Captured, Driver, Launch, Memory};
+use super::device::{Captured, Driver, Fetched, Launch, Memory};
 use super::{Device, DeviceError, source};
 
 pub use context::Facts;
@@ -51,6 +53,7 @@ struct Inner {
     pool: Pool,
     up: Mutex<Up>,
     down: Mutex<Down>,
+    places: Mutex<Places>,
     recorder: Recorder,
     overlap: Overlap,
     products: Mutex<Products>,
@@ -98,6 +101,7 @@ impl Gpu {
             pool: Pool::default(),
             up: Mutex::default(),
             down: Mutex::default(),
+            places: Mutex::default(),
             recorder: Recorder::default(),
             overlap,
             products: Mutex::default(),
@@ -188,6 +192,7 @@ impl Drop for Inner {
         lock(&self.products).close();
         lock(&self.up).close();
         lock(&self.down).close();
+        lock(&self.places).close();
         self.pool.clear();
         self.functions.unload();
         // SAFETY: made by `open`, destroyed once, and nothing uses it any more.
@@ -239,6 +244,13 @@ unsafe impl Driver for Gpu {
         self.0.not_recording("download", to.len())?;
         self.0.overlap.interrupt();
         lock(&self.0.down).copy(&self.0, from, to)
+    }
+
+    unsafe fn fetch(&self, from: u64, bytes: usize) -> Result<Box<dyn Fetched>, DeviceError> {
+        self.0.context.bind()?;
+        self.0.not_recording("fetch", bytes)?;
+        self.0.overlap.interrupt();
+        Ok(Box::new(Fetch::start(self, from, bytes)?))
     }
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {

@@ -30,9 +30,9 @@ pub mod twin;
 
 pub use acts::{ActType, Acts, ActsView, ActsViewMut};
 pub use blocks::pack_row;
-pub use buffer::{Buffer, View, ViewMut};
+pub use buffer::{Buffer, Coming, View, ViewMut};
 pub use counting::bytes_of;
-pub use device::{Arg, Captured, Device, Driver, Launch, Memory, Recording};
+pub use device::{Arg, Captured, Device, Driver, Fetched, Launch, Memory, Recording};
 pub use error::DeviceError;
 pub use f8_rows::{F8Room, F8Rows, F8View, F8ViewMut, activations_to_f8, f8_stride};
 pub use gpu::{Facts, Gpu, Moment, Stage};

@@ -95,6 +95,49 @@ pub trait Forward: Send {
         comms: &mut Comms,
         on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError>;
+
+    /// Whether a step like this can be [begun](Self::begin) and another after it, before it is [finished](Self::finish).
+    fn can_begin(&self, _input: &StepInput, _comms: &Comms) -> bool {
+        false
+    }
+
+    /// Starts a step and does not wait for it. Where `fed` names a row of the step that was begun before, the token of that row of this
+    /// one is what was found there, and what `input` says is of no account. Rows are counted among those that want logits: all of
+    /// them, in both steps.
+    ///
+    /// # Errors
+    /// If the device fails; the group is unusable then.
+    ///
+    /// # Panics
+    /// If the step cannot be begun ([`can_begin`](Self::can_begin)), if two already are, or if rows are fed and none is.
+    fn begin(
+        &mut self,
+        _input: &StepInput,
+        _tables: &BlockTables,
+        _fed: &[Option<usize>],
+        _comms: &mut Comms,
+    ) -> Result<(), ForwardError> {
+        unreachable!("steps that cannot be begun are run by `forward`")
+    }
+
+    /// Whether the step that was begun first is done, so that [`finish`](Self::finish) would not wait.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    fn is_done(&self) -> Result<bool, ForwardError> {
+        Ok(true)
+    }
+
+    /// Waits for the step that was begun first, and calls `on_scores` as [`forward`](Self::forward) does.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile; the group is unusable then.
+    ///
+    /// # Panics
+    /// If none was begun.
+    fn finish(&mut self, _on_scores: &mut OnScores<'_>) -> Result<(), ForwardError> {
+        unreachable!("no step was begun")
+    }
 }
 
 /// One rank of the decoder on the CPU.

@@ -1,7 +1,7 @@
 //! Rank 0: takes plans from the driver, runs them with the other ranks, samples, and reports. When a plan is late it goes on
 //! by itself for a while; when a driver is lost it keeps what it has for the next.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use foggara_proto::step::{Drafts, HeldSequence, StepPlan, StepReport};
@@ -53,6 +53,9 @@ struct Driver {
 /// Between two times at which the ranks tell what they have counted.
 const COLLECT_INTERVAL: Duration = Duration::from_millis(500);
 
+/// While a step computes that was begun, and the next plan has not come, the leader looks so often whether either has changed.
+const LOOK: Duration = Duration::from_micros(20);
+
 /// Leads the group until it ends.
 ///
 /// # Errors
@@ -66,15 +69,18 @@ pub fn lead(mut engine: Engine, events: &Receiver<EngineEvent>) -> Result<(), En
         driver: None,
         lease: Lease::new(now),
         collected: now,
+        begun: None,
         bytes: Vec::new(),
     };
     loop {
-        match leader.wait(events) {
+        match leader.wait(events)? {
             Heard::Event(EngineEvent::Attach { driver_epoch, fresh, news }) => {
+                leader.finish_begun()?;
                 leader.attach(driver_epoch, fresh, news)?;
             }
             Heard::Event(EngineEvent::Plan { plan, came }) => leader.planned(plan, came)?,
             Heard::NoPlan => leader.unplanned()?,
+            Heard::Done => leader.finish_begun()?,
             Heard::Event(EngineEvent::Stop) | Heard::Nobody => return Ok(()),
         }
     }
@@ -84,6 +90,8 @@ enum Heard {
     Event(EngineEvent),
     /// The next plan is late, and there is something to do without it.
     NoPlan,
+    /// The step that was begun is done.
+    Done,
     /// The worker no longer holds the group.
     Nobody,
 }
@@ -96,13 +104,48 @@ struct Leader {
     lease: Lease,
     /// When the ranks last told what they had counted.
     collected: Instant,
+    /// A planned step that was begun and not finished: the next may be begun behind it.
+    begun: Option<Begun>,
     /// A step on its way to the other ranks.
     bytes: Vec<u8>,
 }
 
+struct Begun {
+    /// Its plan's number.
+    number: u64,
+    /// How late that came.
+    late: Duration,
+    rows: usize,
+    /// Since it computes.
+    watch: StepWatch,
+}
+
 impl Leader {
     /// Waits for the next event, or until the leader may go on without.
-    fn wait(&mut self, events: &Receiver<EngineEvent>) -> Heard {
+    fn wait(&mut self, events: &Receiver<EngineEvent>) -> Result<Heard, EngineError> {
+        match &self.begun {
+            Some(_) => self.wait_begun(events),
+            None => Ok(self.wait_idle(events)),
+        }
+    }
+
+    /// Waits for the next event, or until the step that was begun is done.
+    fn wait_begun(&mut self, events: &Receiver<EngineEvent>) -> Result<Heard, EngineError> {
+        let mut heard = events.try_recv().map_err(|error| match error {
+            TryRecvError::Empty => RecvTimeoutError::Timeout,
+            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        });
+        loop {
+            match heard {
+                Ok(event) => return Ok(Heard::Event(event)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Heard::Nobody),
+                Err(RecvTimeoutError::Timeout) if self.engine.decoder.is_done()? => return Ok(Heard::Done),
+                Err(RecvTimeoutError::Timeout) => heard = events.recv_timeout(LOOK),
+            }
+        }
+    }
+
+    fn wait_idle(&mut self, events: &Receiver<EngineEvent>) -> Heard {
         loop {
             let rows = self.table.decoding_rows();
             let able = self.driver.is_some() && (1..=self.engine.max_rows).contains(&rows);
@@ -111,7 +154,7 @@ impl Leader {
                 Next::Wait => events.recv().map_err(RecvTimeoutError::from),
                 Next::WaitFor(time) => events.recv_timeout(time),
                 Next::GoOn => match events.try_recv() {
-                    Err(std::sync::mpsc::TryRecvError::Empty) => return Heard::NoPlan,
+                    Err(TryRecvError::Empty) => return Heard::NoPlan,
                     heard => heard.map_err(|_| RecvTimeoutError::Disconnected),
                 },
             };
@@ -154,28 +197,69 @@ impl Leader {
             return Ok(());
         }
         if number != last + 1 {
-            self.refuse(&format!("plan {number} follows plan {last}"));
-            return Ok(());
+            return self.refuse(&format!("plan {number} follows plan {last}"));
         }
         driver.last_plan = number;
-        let late = self.lease.planned(Duration::from_millis(u64::from(plan.lease_ms)), came);
+        let length = Duration::from_millis(u64::from(plan.lease_ms));
+        if self.begun.is_some() && !self.is_collecting() && self.table.can_follow(&plan) {
+            // It has come before it was wanted.
+            self.lease.planned(length, came);
+            return self.follow(plan, number);
+        }
+        self.finish_begun()?;
+        let late = self.lease.planned(length, came);
         // No other rank has heard of a plan that makes no sense.
         let input = match self.table.begin(plan) {
             Ok(input) => input,
-            Err(error) => {
-                self.refuse(&error.to_string());
-                return Ok(());
-            }
+            Err(error) => return self.refuse(&error.to_string()),
         };
         if let Err(error) = self.engine.prepare(&input) {
-            self.refuse(&error.to_string());
+            return self.refuse(&error.to_string());
+        }
+        if !self.is_collecting() && self.engine.decoder.can_begin(&input, &self.engine.comms) {
+            self.engine.begin(&input, &[])?;
+            self.begun = Some(self.begun(number, late, &input));
             return Ok(());
         }
         let skipped = self.table.take_skipped();
         let report = StepReport { skipped, ..self.step(input)? };
-        self.report(late, report);
+        self.report(number, late, report);
         self.lease.done(Instant::now());
         Ok(())
+    }
+
+    /// Begins the step of a plan behind the one that computes, and then takes what that has found.
+    fn follow(&mut self, plan: StepPlan, number: u64) -> Result<(), EngineError> {
+        let (input, fed) = self.table.follow(plan);
+        if let Err(error) = self.engine.prepare(&input) {
+            return self.refuse(&error.to_string());
+        }
+        self.engine.begin(&input, &fed)?;
+        self.finish_begun()?;
+        self.begun = Some(self.begun(number, Duration::ZERO, &input));
+        Ok(())
+    }
+
+    /// A step that has been begun, and computes from now on.
+    fn begun(&self, number: u64, late: Duration, input: &StepInput) -> Begun {
+        let watch = StepWatch::begin(self.engine.comms.stats().nanos);
+        Begun { number, late, rows: input.tokens.len(), watch }
+    }
+
+    /// Waits for the step that was begun, if one was, and reports.
+    fn finish_begun(&mut self) -> Result<(), EngineError> {
+        let Some(Begun { number, late, rows, watch }) = self.begun.take() else { return Ok(()) };
+        let times = self.engine.finish(watch, &mut |row, scores| self.table.take_scores(row, scores))?;
+        let report = StepReport { skipped: self.table.take_skipped(), ..self.found(&times, rows) };
+        self.table.next();
+        self.report(number, late, report);
+        self.lease.done(Instant::now());
+        Ok(())
+    }
+
+    /// Whether after the next step the ranks are to tell what they have counted.
+    fn is_collecting(&self) -> bool {
+        self.collected.elapsed() >= COLLECT_INTERVAL
     }
 
     /// Decodes what can be without a plan.
@@ -183,40 +267,50 @@ impl Leader {
         let input = self.table.go_on();
         self.engine.prepare(&input)?;
         let report = StepReport { unplanned: true, ..self.step(input)? };
-        self.report(Duration::ZERO, report);
+        let number = self.driver.as_ref().map_or(0, |driver| driver.last_plan);
+        self.report(number, Duration::ZERO, report);
         Ok(())
     }
 
     /// The driver's plan makes no sense: it is disconnected, and the next one finds an empty table.
-    fn refuse(&mut self, reason: &str) {
+    fn refuse(&mut self, reason: &str) -> Result<(), EngineError> {
+        // What was asked for before is done.
+        self.finish_begun()?;
         tracing::error!(reason, "a step plan does not make sense; the driver is disconnected");
         self.driver = None;
+        Ok(())
     }
 
     /// Runs a prepared step; what there is to tell of it, but for the plan.
     fn step(&mut self, mut input: StepInput) -> Result<StepReport, EngineError> {
         let watch = StepWatch::begin(self.engine.comms.stats().nanos);
-        if watch.began().duration_since(self.collected) >= COLLECT_INTERVAL {
+        if self.is_collecting() {
             input.collect = true;
             self.collected = watch.began();
         }
         let sample = self.run(&input)?.sample;
         let times = StepTimes { sample, ..watch.end(self.engine.comms.stats().nanos) };
+        Ok(self.found(&times, input.tokens.len()))
+    }
+
+    /// What a step of so many rows has found, and what ranks have told by then.
+    fn found(&mut self, times: &StepTimes, rows: usize) -> StepReport {
         let (drafted, accepted) = self.table.take_drafted();
-        Ok(StepReport {
+        StepReport {
             outputs: self.table.finish(),
             drafted,
             accepted,
-            timing: times.timing(input.tokens.len()),
+            timing: times.timing(rows),
             experts: self.engine.told.take_experts(),
             ranks: self.engine.told.take_ranks(),
             ..StepReport::default()
-        })
+        }
     }
 
-    fn report(&self, late: Duration, mut report: StepReport) {
+    /// Tells the driver of the step of its plan of this number.
+    fn report(&self, number: u64, late: Duration, mut report: StepReport) {
         let Some(driver) = &self.driver else { return };
-        (report.driver_epoch, report.number) = (driver.epoch, driver.last_plan);
+        (report.driver_epoch, report.number) = (driver.epoch, number);
         report.timing.wait_us = micros(late);
         // A driver that has gone away is replaced by one that attaches anew and is told of all that is here.
         driver.news.send(News::Report(report)).ok();

@@ -104,6 +104,23 @@ impl Engine {
         Ok(times)
     }
 
+    /// Starts a prepared step without waiting for it: [`Forward::begin`].
+    fn begin(&mut self, input: &StepInput, fed: &[Option<usize>]) -> Result<(), EngineError> {
+        Ok(self.decoder.begin(input, &self.tables, fed, &mut self.comms)?)
+    }
+
+    /// Waits for the first step that was begun, since when `watch` runs.
+    fn finish(
+        &mut self,
+        mut watch: StepWatch,
+        on_scores: &mut OnScores<'_>,
+    ) -> Result<StepTimes, EngineError> {
+        self.decoder.finish(&mut |row, scores| watch.sample(|| on_scores(row, scores)))?;
+        let times = watch.end(self.comms.stats().nanos);
+        self.own.step(&times);
+        Ok(times)
+    }
+
     /// One real step on every rank, collectives included, before the group may call itself ready.
     ///
     /// # Errors
@@ -164,6 +181,8 @@ pub fn kv_type(choice: &str, model: &Checkpoint) -> Result<KvType, String> {
 
 #[cfg(test)]
 mod adoption_tests;
+#[cfg(test)]
+mod ahead_tests;
 #[cfg(test)]
 mod best_tests;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The leader's sequence table: from plans to steps, from logits to outputs.
 
+mod ahead;
 mod held;
 
 use std::collections::BTreeMap;
@@ -93,15 +94,23 @@ pub struct SequenceTable {
     sequences: BTreeMap<SequenceId, Sequence>,
     free_slots: Vec<u32>,
     slots: u32,
-    /// Of the step being run: rows with logits, in order.
-    wanted: Vec<Wanted>,
-    /// Of the step being run.
-    outputs: Vec<SequenceOutput>,
-    /// Of the step being run: sequences that would decode, had they a block for it.
-    skipped: Vec<SequenceId>,
-    /// Of the step being run: tokens drafted, and those that were right.
-    drafted: (u32, u32),
+    /// The step being run.
+    running: Running,
+    /// The one that was begun before what it found is known.
+    following: Option<Running>,
     scratch: Scratch,
+}
+
+/// What is to become of a step.
+#[derive(Debug, Default)]
+struct Running {
+    /// Rows with logits, in order.
+    wanted: Vec<Wanted>,
+    outputs: Vec<SequenceOutput>,
+    /// Sequences that would decode, had they a block for it.
+    skipped: Vec<SequenceId>,
+    /// Tokens drafted, and those that were right.
+    drafted: (u32, u32),
 }
 
 impl SequenceTable {
@@ -115,10 +124,8 @@ impl SequenceTable {
             sequences: BTreeMap::new(),
             free_slots: Vec::new(),
             slots: 0,
-            wanted: Vec::new(),
-            outputs: Vec::new(),
-            skipped: Vec::new(),
-            drafted: (0, 0),
+            running: Running::default(),
+            following: None,
             scratch: Scratch::default(),
         }
     }
@@ -176,7 +183,7 @@ impl SequenceTable {
         let mut input = StepInput::default();
         // What is to decode cannot be wrong.
         self.add_rows(&BTreeMap::new(), &mut input).ok();
-        self.skipped.clear();
+        self.running.skipped.clear();
         input
     }
 
@@ -199,11 +206,9 @@ impl SequenceTable {
         chunks: &BTreeMap<SequenceId, u32>,
         input: &mut StepInput,
     ) -> Result<(), PlanError> {
-        self.wanted.clear();
-        self.outputs.clear();
-        self.skipped.clear();
-        self.drafted = (0, 0);
         let mut rows_left = self.rows_left(chunks);
+        self.running = Running::default();
+        let running = &mut self.running;
         for (id, sequence) in &mut self.sequences {
             let mut draft = Vec::new();
             let rows = match chunks.get(id) {
@@ -214,7 +219,7 @@ impl SequenceTable {
                     1
                 }
                 None => {
-                    self.skipped.push(*id);
+                    running.skipped.push(*id);
                     continue;
                 }
             };
@@ -224,12 +229,12 @@ impl SequenceTable {
                 return Err(PlanError { sequence: *id, reason });
             }
             rows_left -= draft.len();
-            self.drafted.0 += word(draft.len());
-            add_segment(input, &mut self.wanted, (*id, sequence), rows, &draft, self.vocab);
+            running.drafted.0 += word(draft.len());
+            add_segment(input, &mut running.wanted, (*id, sequence), rows, &draft, self.vocab);
             if sequence.params.prompt_logprobs && start == 0 {
                 // Nothing precedes the first token.
                 let first = TokenOutput { token: sequence.tokens[0], logprob: None, top: Vec::new() };
-                self.outputs.push(SequenceOutput {
+                running.outputs.push(SequenceOutput {
                     sequence: *id,
                     prompt: vec![first],
                     tokens: Vec::new(),
@@ -293,18 +298,23 @@ impl SequenceTable {
 
     /// Takes what the `row`-th row that wanted logits was given of them.
     pub fn take_scores(&mut self, row: usize, scores: Scores<'_>) {
-        let Some(wanted) = self.wanted.get(row).copied() else { return };
+        let Some(wanted) = self.running.wanted.get(row).copied() else { return };
         let Some(sequence) = self.sequences.get_mut(&wanted.sequence) else { return };
         let next = wanted.position + 1;
+        if sequence.end.is_some() {
+            // It ended in the step before, for which this one did not wait: the row was for nothing.
+            sequence.cached = wanted.position;
+            return;
+        }
         if let Some(drafted) = wanted.drafted {
             if sequence.tokens.get(wanted.position) != Some(&drafted) {
                 // Something else has come in its place or before it. What it left in the cache is written over.
                 return;
             }
             sequence.cached = next;
-            self.drafted.1 += 1;
+            self.running.drafted.1 += 1;
         }
-        let output = output_of(&mut self.outputs, wanted.sequence);
+        let output = output_of(&mut self.running.outputs, wanted.sequence);
         if next < sequence.tokens.len() {
             // A token that is known already: of the prompt, if its probability is asked for.
             if sequence.params.prompt_logprobs
@@ -349,17 +359,17 @@ impl SequenceTable {
 
     /// Of the step being run: sequences that the plan had decode but that lack a block.
     pub fn take_skipped(&mut self) -> Vec<SequenceId> {
-        std::mem::take(&mut self.skipped)
+        std::mem::take(&mut self.running.skipped)
     }
 
     /// Of the step being run: how many tokens were drafted, and how many of them were right.
     pub fn take_drafted(&mut self) -> (u32, u32) {
-        std::mem::take(&mut self.drafted)
+        std::mem::take(&mut self.running.drafted)
     }
 
     /// What the step produced.
     pub fn finish(&mut self) -> Vec<SequenceOutput> {
-        std::mem::take(&mut self.outputs)
+        std::mem::take(&mut self.running.outputs)
     }
 }
 

@@ -169,7 +169,7 @@ impl Down {
 }
 
 /// Host memory that the GPU reaches by itself.
-fn pinned(gpu: &Inner, bytes: usize) -> Result<*mut u8, DeviceError> {
+pub(super) fn pinned(gpu: &Inner, bytes: usize) -> Result<*mut u8, DeviceError> {
     let mut address = ptr::null_mut();
     // SAFETY: the context is bound; the pointer is to an address.
     let answer = unsafe { sys::cuMemHostAlloc(&raw mut address, bytes, 0) };
@@ -177,7 +177,7 @@ fn pinned(gpu: &Inner, bytes: usize) -> Result<*mut u8, DeviceError> {
     Ok(address.cast())
 }
 
-fn unpin(address: &mut *mut u8) {
+pub(super) fn unpin(address: &mut *mut u8) {
     if !address.is_null() {
         // SAFETY: made by `pinned`, given back once. If the GPU is lost, that fails, and the system takes it back at the end.
         unsafe { sys::cuMemFreeHost(address.cast()) };
@@ -185,7 +185,7 @@ fn unpin(address: &mut *mut u8) {
     }
 }
 
-fn event(gpu: &Inner) -> Result<CUevent, DeviceError> {
+pub(super) fn event(gpu: &Inner) -> Result<CUevent, DeviceError> {
     let mut event: CUevent = ptr::null_mut();
     let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
     // SAFETY: the context is bound; the pointer is to a handle.

@@ -53,6 +53,44 @@ pub fn embed(
     unsafe { out.device().launch(&launch, &args) }
 }
 
+/// A token that the device has found itself, in place of its number: of this row of the step before, the one that was drawn, or the
+/// one of the greatest logit. For [`feed`].
+///
+/// # Panics
+/// If there are no such rows on any device.
+pub fn fed_token(row: usize, drawn: bool) -> u32 {
+    assert!(row < FED_DRAWN as usize, "row {row} of a step");
+    FED | if drawn { FED_DRAWN } else { 0 } | row as u32
+}
+
+/// Of the words that stand for tokens: it is one of the step before, and it was drawn. No vocabulary has so many tokens.
+const FED: u32 = 1 << 31;
+const FED_DRAWN: u32 = 1 << 30;
+
+/// Puts in the place of each [`fed_token`] among `tokens` the token itself: of `greatest`, those of the greatest logits of the rows of
+/// the step before, or of `drawn`. One that names a row which is not there stays as it is: no token of any vocabulary.
+///
+/// # Errors
+/// If the device fails.
+pub fn feed(
+    tokens: ViewMut<'_, u32>,
+    greatest: View<'_, u32>,
+    drawn: View<'_, u32>,
+) -> Result<(), DeviceError> {
+    let rows = tokens.len() as u32;
+    let launch = Launch { kernel: "feed_tokens", grid: [rows.div_ceil(256), 1, 1], threads: 256, shared: 0 };
+    let args = [
+        Arg::Ptr(tokens.address()),
+        Arg::Ptr(greatest.address()),
+        Arg::Ptr(drawn.address()),
+        Arg::U32(rows),
+        Arg::U32(greatest.len() as u32),
+        Arg::U32(drawn.len() as u32),
+    ];
+    // SAFETY: the kernel's parameters; it looks whether rows are in their views.
+    unsafe { tokens.device().launch(&launch, &args) }
+}
+
 /// The gated activation of `rows` rows: `out[r][i]` of the gate `gate_up[r][i]` and of `gate_up[r][width + i]`, with `bias`
 /// (`2 · width`, in the same order) added to both first.
 ///

@@ -249,3 +249,50 @@ fn rows_are_picked() {
         }
     }
 }
+
+#[test]
+fn tokens_of_the_step_before_take_their_places() {
+    for device in devices() {
+        let greatest: Vec<u32> = (0..300).map(|row| 1000 + row).collect();
+        let drawn: Vec<u32> = (0..5).map(|row| 90 + row).collect();
+        for rows in [1, 7, 300] {
+            let mut tokens: Vec<u32> = (0..rows as u32).collect();
+            let mut expected = tokens.clone();
+            for i in (0..rows).step_by(3) {
+                (tokens[i], expected[i]) = (fed_token(rows - 1 - i, false), 1000 + (rows - 1 - i) as u32);
+            }
+            for i in (0..rows).skip(1).step_by(7) {
+                (tokens[i], expected[i]) = (fed_token(i % 5, true), 90 + (i % 5) as u32);
+            }
+            let mut fed = device.upload(&tokens).unwrap();
+            let (from, also) = (device.upload(&greatest).unwrap(), device.upload(&drawn).unwrap());
+            feed(fed.view_mut(), from.view(), also.view()).unwrap();
+            assert_eq!(fed.download().unwrap(), expected, "{rows} rows");
+        }
+        // What is not there is not read.
+        for missing in [fed_token(300, false), fed_token(5, true)] {
+            let mut tokens = device.upload(&[missing]).unwrap();
+            let (from, also) = (device.upload(&greatest).unwrap(), device.upload(&drawn).unwrap());
+            feed(tokens.view_mut(), from.view(), also.view()).unwrap();
+            assert_eq!(tokens.download().unwrap(), [missing]);
+        }
+    }
+}
+
+#[test]
+fn what_is_fetched_is_what_was_there_when_it_was_asked_for() {
+    for device in devices() {
+        let mut buffer = device.upload(&[1u32, 2, 3]).unwrap();
+        let first = buffer.view().fetch().unwrap();
+        buffer.view_mut().upload(&[4, 5, 6]).unwrap();
+        let second = buffer.view().slice(1..2).fetch().unwrap();
+        buffer.view_mut().fill(0).unwrap();
+        drop(buffer.view().fetch().unwrap());
+        let nothing = buffer.view().slice(0..0).fetch().unwrap();
+        device.synchronize().unwrap();
+        assert!(first.is_here().unwrap() && second.is_here().unwrap() && nothing.is_here().unwrap());
+        assert_eq!(second.take().unwrap(), [5]);
+        assert_eq!(first.take().unwrap(), [1, 2, 3]);
+        assert!(nothing.take().unwrap().is_empty());
+    }
+}

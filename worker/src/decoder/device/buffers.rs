@@ -2,6 +2,7 @@
 
 use foggara_kernels::cuda::op::attention::AttentionScratch;
 use foggara_kernels::cuda::op::draw::DrawBuffers;
+use foggara_kernels::cuda::op::elementwise::feed;
 use foggara_kernels::cuda::op::moe::MoeBuffers;
 use foggara_kernels::cuda::op::sample::SampleBuffers;
 use foggara_kernels::cuda::{ActType, Acts, Buffer, Device, DeviceError, DeviceMatrix, WeightKind};
@@ -245,6 +246,15 @@ impl Buffers {
             _ => (),
         }
         Ok(())
+    }
+
+    /// Of the first `rows` tokens, those that stand for what the step before found become that.
+    pub(super) fn feed(&mut self, rows: usize) -> Result<(), DeviceError> {
+        let Some(sampling) = &self.sampling else { return Ok(()) };
+        let rooms = decode_rows(self.tokens.len());
+        let greatest = sampling.greatest(rooms).slice(0..rooms);
+        let drawn = self.drawing.as_ref().map_or(greatest.slice(0..0), |drawing| drawing.tokens(rooms));
+        feed(self.tokens.view_mut().slice(0..rows), greatest, drawn)
     }
 
     /// Rows that are scored next are drawn so, or not at all.

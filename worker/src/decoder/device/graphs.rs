@@ -99,6 +99,11 @@ impl Graphs {
         Ok(Self { rows, known: HashMap::new(), most_rows, most_context: context, steps: 0 })
     }
 
+    /// Rows of a step that is recorded, at most.
+    pub(super) fn most_rows(&self) -> usize {
+        self.most_rows
+    }
+
     /// Takes out the step for rows like these, in whose logits this is sought, its rows set to them. To be
     /// [`put`](Self::put) back. `None`: there are more rows, positions or blocks than recorded steps have.
     ///

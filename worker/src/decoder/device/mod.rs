@@ -5,6 +5,7 @@
 //! layers, a step that decodes is recorded the second time its sizes come and replayed from then on (`graphs`). Sums over ranks go
 //! through the host's collectives, or NCCL.
 
+mod ahead;
 mod attention;
 mod buffers;
 mod experts;
@@ -13,6 +14,8 @@ mod inputs;
 mod score;
 mod sum;
 mod weights;
+
+use std::collections::VecDeque;
 
 use foggara_kernels::collective::{AbortHandle, CollectiveError};
 use foggara_kernels::cuda::op::attention::HeadMap;
@@ -35,6 +38,7 @@ use super::{
 };
 use crate::weights::RankWeights;
 
+use ahead::Begun;
 use buffers::Buffers;
 use experts::Pending;
 use graphs::{Graphs, Recorded, can_be_recorded};
@@ -62,6 +66,8 @@ pub struct DeviceDecoder {
     graphs: Graphs,
     sums: Sums,
     max_rows: usize,
+    /// Steps that were begun and not finished, in order.
+    begun: VecDeque<Begun>,
 }
 
 /// The type that products take their inputs in: checkpoints stored in f32 are computed in it.
@@ -143,6 +149,7 @@ impl DeviceDecoder {
             graphs: Graphs::new(device, max_rows, spec.context, block_size)?,
             sums: Sums::default(),
             max_rows,
+            begun: VecDeque::new(),
             slice,
         })
     }
@@ -328,14 +335,26 @@ impl DeviceDecoder {
         on_scores: &mut OnScores<'_>,
     ) -> Result<(), ForwardError> {
         self.buffers.set_tokens(&step.0.tokens, recorded.rows.rows())?;
+        self.launch_recorded(recorded, step.0, comms)?;
+        let (scored, sought, b) = (recorded.rows.rows(), recorded.sought(), &self.buffers);
+        let own = |wanted: &[Wanted], message: &mut Vec<f32>| -> Result<(), ForwardError> {
+            // All rows want logits: those of a tile follow each other.
+            let first = wanted.first().map_or(0, |wanted| wanted.row);
+            Ok(tell(b, wanted, first..first + wanted.len(), scored, sought, message)?)
+        };
+        self.scorer.score(step, comms, own, on_scores)?;
+        Ok(self.sums.health()?)
+    }
+
+    /// Starts it, its tokens being where they are to be.
+    fn launch_recorded(
+        &mut self,
+        recorded: &mut Recorded,
+        input: &StepInput,
+        comms: &mut Comms,
+    ) -> Result<(), ForwardError> {
         if recorded.sought().draws() {
-            // A row of each segment, and then those that do not exist.
-            let draw = |(i, segment): (usize, &Segment)| {
-                self.scorer.get(step.0.want(i)).draw(segment.positions().end)
-            };
-            let draws: Vec<_> = step.0.segments.iter().enumerate().map(draw).collect();
-            let missing = recorded.rows.rows() - draws.len();
-            self.buffers.set_draws(draws.into_iter().chain(std::iter::repeat_n(None, missing)))?;
+            self.set_draws(input, recorded.rows.rows())?;
         }
         if recorded.recording.is_none() && recorded.warm {
             let device = self.device.clone();
@@ -347,14 +366,16 @@ impl DeviceDecoder {
             None => self.run_all(&recorded.rows, recorded.sought(), comms)?,
         }
         recorded.warm = true;
-        let (scored, sought, b) = (recorded.rows.rows(), recorded.sought(), &self.buffers);
-        let own = |wanted: &[Wanted], message: &mut Vec<f32>| -> Result<(), ForwardError> {
-            // All rows want logits: those of a tile follow each other.
-            let first = wanted.first().map_or(0, |wanted| wanted.row);
-            Ok(tell(b, wanted, first..first + wanted.len(), scored, sought, message)?)
-        };
-        self.scorer.score(step, comms, own, on_scores)?;
-        Ok(self.sums.health()?)
+        Ok(())
+    }
+
+    /// How rows are drawn from that are one of each segment, and then so many that do not exist that there are `rows`.
+    fn set_draws(&mut self, input: &StepInput, rows: usize) -> Result<(), DeviceError> {
+        let draw =
+            |(i, segment): (usize, &Segment)| self.scorer.get(input.want(i)).draw(segment.positions().end);
+        let draws: Vec<_> = input.segments.iter().enumerate().map(draw).collect();
+        let missing = rows - draws.len();
+        self.buffers.set_draws(draws.into_iter().chain(std::iter::repeat_n(None, missing)))
     }
 
     /// Connects this rank's device with those of the ranks that split tensors with it, if that can be. Every rank calls it.
@@ -435,8 +456,32 @@ impl Forward for DeviceDecoder {
         };
         self.scorer.score((input, tables), comms, own, on_scores)
     }
+
+    fn can_begin(&self, input: &StepInput, comms: &Comms) -> bool {
+        self.can_be_begun(input, comms)
+    }
+
+    fn begin(
+        &mut self,
+        input: &StepInput,
+        tables: &BlockTables,
+        fed: &[Option<usize>],
+        comms: &mut Comms,
+    ) -> Result<(), ForwardError> {
+        self.begin_step(input, tables, fed, comms)
+    }
+
+    fn is_done(&self) -> Result<bool, ForwardError> {
+        self.first_is_done()
+    }
+
+    fn finish(&mut self, on_scores: &mut OnScores<'_>) -> Result<(), ForwardError> {
+        self.finish_first(on_scores)
+    }
 }
 
+#[cfg(test)]
+mod ahead_tests;
 #[cfg(test)]
 mod blocks_tests;
 #[cfg(test)]

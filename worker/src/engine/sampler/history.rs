@@ -33,7 +33,7 @@ impl History {
     }
 
     /// Whether it keeps what is added.
-    pub(super) fn grows(&self) -> bool {
+    pub(in crate::engine) fn grows(&self) -> bool {
         self.wanted
     }
 
