@@ -4,11 +4,11 @@ use foggara_kernels::cuda::Device;
 use foggara_kernels::cuda::testing::devices;
 use foggara_models::Shape;
 use foggara_proto::sequence::SequenceParams;
-use foggara_proto::step::{Chunk, Grant, Join, StepPlan};
+use foggara_proto::step::{Chunk, Grant, Join, StepPlan, StepReport};
 
 use super::tests::{Driver, join, run_on};
 use super::*;
-use crate::testing::{BLOCKS, Kind, golden};
+use crate::testing::{BLOCK_SIZE, BLOCKS, Kind, golden};
 
 /// Greedy and drawn, short and long, with tokens that end some.
 fn joins() -> Vec<Join> {
@@ -103,6 +103,42 @@ fn a_driver_that_takes_over_finds_what_was_begun_done() {
                 let answered = held[0].tokens.len() - held[0].prompt_len;
                 assert_eq!((held[0].cached + 1, answered as u64), (held[0].tokens.len(), plans + 1));
             }
+        });
+    assert!(ends[0].is_ok(), "{ends:?}");
+}
+
+#[test]
+fn what_has_no_block_is_told_and_goes_on_when_it_has() {
+    let (model, _) = golden("llama");
+    let device = devices().remove(0);
+    let ends =
+        run_on(&model, Shape::default(), Kind::Shm, KvType::F32, &|_| Some(device.clone()), |events| {
+            let mut driver = Driver::attach(events, 1);
+            let mut join = joins().swap_remove(3);
+            (join.params.stop_token_ids, join.params.max_tokens) = (Vec::new(), 100);
+            let id = join.sequence;
+            let grant = |blocks| vec![Grant { sequence: id, blocks }];
+            // Its last block is not full.
+            let (len, blocks) = (join.tokens.len(), (join.tokens.len() + 2).div_ceil(BLOCK_SIZE));
+            let room = blocks * BLOCK_SIZE - len;
+            driver.send(StepPlan {
+                grants: grant((0..blocks as u32).collect()),
+                chunks: vec![Chunk { sequence: id, tokens: len as u32 }],
+                joins: vec![join],
+                ..StepPlan::default()
+            });
+            (0..room + 2).for_each(|_| driver.send(StepPlan::default()));
+            driver.send(StepPlan { grants: grant(vec![blocks as u32]), ..StepPlan::default() });
+            driver.send(StepPlan::default());
+            let reports: Vec<_> = (0..room + 5).map(|_| driver.next().expect("the leader reports")).collect();
+            let given =
+                |report: &StepReport| report.outputs.iter().map(|output| output.tokens.len()).sum::<usize>();
+            let given: Vec<usize> = reports.iter().map(given).collect();
+            let skipped: Vec<&[u64]> = reports.iter().map(|report| &report.skipped[..]).collect();
+            let mut expected = vec![1; room + 5];
+            expected[room + 1..room + 3].fill(0);
+            assert_eq!(given, expected, "{reports:?}");
+            assert!(skipped.iter().enumerate().all(|(i, skipped)| skipped.is_empty() == (expected[i] == 1)));
         });
     assert!(ends[0].is_ok(), "{ends:?}");
 }

@@ -33,7 +33,7 @@ impl Sequence {
 impl SequenceTable {
     /// Whether the step of this plan can be begun before the one that runs is done, which has a row for each sequence that decodes:
     /// nothing comes or goes, what rows want does not depend on tokens that are not known, and is a token that the device
-    /// finds; and nothing would be drafted by what is known.
+    /// finds; there are some, and no more than in the running step; and nothing would be drafted by what is known.
     pub fn can_follow(&mut self, plan: &StepPlan) -> bool {
         let changes = plan.drops.is_empty()
             && plan.joins.is_empty()
@@ -43,15 +43,20 @@ impl SequenceTable {
         if !changes {
             return false;
         }
-        let (vocab, block_size, max_rows) = (self.vocab, self.block_size, self.max_rows);
+        let (vocab, block_size) = (self.vocab, self.block_size);
         let coming = self.running.rows();
+        let mut granted = BTreeMap::<SequenceId, usize>::new();
+        for grant in &plan.grants {
+            *granted.entry(grant.sequence).or_default() += grant.blocks.len();
+        }
         let mut rows = 0;
         for (id, sequence) in &mut self.sequences {
             let comes = coming.contains_key(id);
             if !(if comes { sequence.goes_on() } else { sequence.decodes() }) {
                 continue;
             }
-            rows += 1;
+            let blocks = sequence.blocks.len() + granted.get(id).copied().unwrap_or(0);
+            rows += usize::from(sequence.cached < blocks * block_size);
             let found = matches!(
                 sequence.wants_after(usize::from(comes), vocab),
                 Some(Want::Best(1) | Want::Drawn(_))
@@ -60,7 +65,7 @@ impl SequenceTable {
                 return false;
             }
         }
-        (1..=max_rows).contains(&rows)
+        (1..=self.running.wanted.len()).contains(&rows)
     }
 
     /// The step of a plan that [`can_follow`](Self::can_follow), and for each of its rows that of the running step whose token it

@@ -45,6 +45,7 @@ impl Table {
         if self.running.is_some() && self.table.can_follow(&plan) {
             let (mut input, fed) = self.table.follow(plan);
             let before = self.running.take().expect("it runs");
+            assert!((1..=before.len()).contains(&input.segments.len()) && input.tokens.len() == fed.len());
             for (token, row) in input.tokens.iter_mut().zip(&fed) {
                 if let Some(row) = row {
                     *token = next(before[*row]);
