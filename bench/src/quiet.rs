@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 const LOOK: Duration = Duration::from_millis(250);
 /// One after the other in which it must have had next to nothing to do.
 const LOOKS: usize = 3;
-/// The most of its time that it may have been busy in each.
-const BUSY: f64 = 0.1;
+/// The most processors that may have been busy in each, in the mean.
+const BUSY: f64 = 0.2;
 /// What never ends is measured beside.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -21,19 +21,19 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub(crate) async fn wait() -> Result<()> {
     let started = Instant::now();
     let (mut before, mut quiet) = (Times::now()?, 0);
-    let mut share = 0.0;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    let mut busy = 0.0;
     while quiet < LOOKS {
         if started.elapsed() > LONGEST {
             eprintln!(
-                "the machine is busy ({:.0} %): what else runs on it slows what is measured",
-                100.0 * share
+                "the machine is busy ({busy:.1} of {processors} processors): what else runs on it slows what is measured"
             );
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
         let now = Times::now()?;
-        share = now.busy_since(before);
-        quiet = if share <= BUSY { quiet + 1 } else { 0 };
+        busy = now.busy_since(before) * processors;
+        quiet = if busy <= BUSY { quiet + 1 } else { 0 };
         before = now;
     }
     Ok(())
@@ -62,6 +62,7 @@ impl Times {
         Some(Self { busy: user + nice + system + interrupts, idle: idle + waiting })
     }
 
+    /// The share of all processors' time.
     fn busy_since(self, before: Self) -> f64 {
         let busy = self.busy.saturating_sub(before.busy);
         let idle = self.idle.saturating_sub(before.idle);

@@ -217,8 +217,9 @@ impl Leader {
             return self.refuse(&error.to_string());
         }
         if !self.is_collecting() && self.engine.decoder.can_begin(&input, &self.engine.comms) {
+            let watch = self.watch();
             self.engine.begin(&input, &[])?;
-            self.begun = Some(self.begun(number, late, &input));
+            self.begun = Some(Begun { number, late, rows: input.tokens.len(), watch });
             return Ok(());
         }
         let skipped = self.table.take_skipped();
@@ -236,14 +237,15 @@ impl Leader {
         }
         self.engine.begin(&input, &fed)?;
         self.finish_begun()?;
-        self.begun = Some(self.begun(number, Duration::ZERO, &input));
+        // It computes from now on.
+        let (rows, watch) = (input.tokens.len(), self.watch());
+        self.begun = Some(Begun { number, late: Duration::ZERO, rows, watch });
         Ok(())
     }
 
-    /// A step that has been begun, and computes from now on.
-    fn begun(&self, number: u64, late: Duration, input: &StepInput) -> Begun {
-        let watch = StepWatch::begin(self.engine.comms.stats().nanos);
-        Begun { number, late, rows: input.tokens.len(), watch }
+    /// A step begins.
+    fn watch(&self) -> StepWatch {
+        StepWatch::begin(self.engine.comms.stats().nanos)
     }
 
     /// Waits for the step that was begun, if one was, and reports.
@@ -283,7 +285,7 @@ impl Leader {
 
     /// Runs a prepared step; what there is to tell of it, but for the plan.
     fn step(&mut self, mut input: StepInput) -> Result<StepReport, EngineError> {
-        let watch = StepWatch::begin(self.engine.comms.stats().nanos);
+        let watch = self.watch();
         if self.is_collecting() {
             input.collect = true;
             self.collected = watch.began();

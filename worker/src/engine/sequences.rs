@@ -301,11 +301,6 @@ impl SequenceTable {
         let Some(wanted) = self.running.wanted.get(row).copied() else { return };
         let Some(sequence) = self.sequences.get_mut(&wanted.sequence) else { return };
         let next = wanted.position + 1;
-        if sequence.end.is_some() {
-            // It ended in the step before, for which this one did not wait: the row was for nothing.
-            sequence.cached = wanted.position;
-            return;
-        }
         if let Some(drafted) = wanted.drafted {
             if sequence.tokens.get(wanted.position) != Some(&drafted) {
                 // Something else has come in its place or before it. What it left in the cache is written over.
@@ -313,6 +308,11 @@ impl SequenceTable {
             }
             sequence.cached = next;
             self.running.drafted.1 += 1;
+        }
+        if sequence.end.is_some() {
+            // It ended in the step before, for which this one did not wait: the row was for nothing.
+            sequence.cached = wanted.position;
+            return;
         }
         let output = output_of(&mut self.running.outputs, wanted.sequence);
         if next < sequence.tokens.len() {
