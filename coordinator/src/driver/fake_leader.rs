@@ -200,6 +200,11 @@ impl FakeLeader {
         self.shared.control.send_modify(|(_, cuts)| *cuts += 1);
     }
 
+    /// From now on it tells of its sequences what is not so, until it has to forget them.
+    pub(crate) fn lie(&self, lie: fn(&mut HeldSequence)) {
+        self.shared.table.lock().expect("no panic").lie(lie);
+    }
+
     pub(crate) fn epochs(&self) -> Vec<u64> {
         self.shared.epochs.lock().expect("no panic").clone()
     }

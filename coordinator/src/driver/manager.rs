@@ -148,6 +148,11 @@ async fn drive(context: &DriverContext, lease: &Lease) -> Stopped {
             Ok(attached) => break attached,
             // Its epoch has been used: an earlier process of this coordinator had the lease.
             Err(AttachError::Used(reason)) => return Stopped { reason, fault: false },
+            // The next driver begins afresh.
+            Err(AttachError::Nonsense(reason)) => {
+                tokio::time::sleep(RETRY).await;
+                return Stopped { reason, fault: true };
+            }
             Err(AttachError::NotYet(reason)) => {
                 if !complained {
                     tracing::warn!(group, driver_epoch, reason, "cannot attach yet");
@@ -189,6 +194,8 @@ enum AttachError {
     Used(String),
     /// It may work the next time.
     NotYet(String),
+    /// What the leader holds makes no sense. It would be the same the next time.
+    Nonsense(String),
 }
 
 impl From<String> for AttachError {
@@ -230,7 +237,7 @@ async fn attach(context: &DriverContext, lease: &Lease) -> Result<Connection, At
     let mut reports = response.into_inner();
     match reports.message().await?.and_then(|message| message.message) {
         Some(wire::leader_message::Message::Attached(attached)) => {
-            let attached = Attached::try_from(attached).map_err(|e| e.to_string())?;
+            let attached = Attached::try_from(attached).map_err(|e| AttachError::Nonsense(e.to_string()))?;
             Ok((plans, reports, attached))
         }
         _ => Err("the leader did not say `attached`".to_owned().into()),

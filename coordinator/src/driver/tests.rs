@@ -163,6 +163,22 @@ async fn a_broken_connection_costs_no_token() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_table_makes_no_sense_begins_afresh() {
+    let rig = Rig::new().await;
+    let leader = FakeLeader::start(6).await;
+    rig.group(&leader).await;
+    let mut stream = rig.generate(request("a", &[1, 2, 3], 30));
+    let (mut got, _) = tokens(&mut stream, 3).await;
+    leader.lie(|held| held.cached = held.tokens.len() + 1);
+    leader.cut();
+    leader.allow(1000);
+    let (rest, end) = tokens(&mut stream, ALL).await;
+    got.extend(rest);
+    assert_eq!((got, end), (answer(&[1, 2, 3], 30), Some(SequenceEnd::Length)));
+    assert_eq!(leader.epochs().len(), 3, "one finds nonsense, the next begins");
+}
+
+#[tokio::test]
 async fn a_lost_group_is_replaced_by_another() {
     let rig = Rig::new().await;
     let (first, second) = (FakeLeader::start(6).await, FakeLeader::start(1000).await);
