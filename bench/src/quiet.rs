@@ -20,13 +20,13 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// If the system does not tell what the processors do.
 pub(crate) async fn wait() -> Result<()> {
     let started = Instant::now();
-    let (mut before, mut quiet) = (Times::now()?, 0);
+    let (mut before, mut quiet, mut told) = (Times::now()?, 0, false);
     let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     let mut busy = 0.0;
     while quiet < LOOKS {
         if started.elapsed() > LONGEST {
             eprintln!(
-                "the machine is busy ({busy:.1} of {processors} processors): what else runs on it slows what is measured"
+                "the machine is busy ({busy:.1} of {processors} processors), which slows what is measured: stop what else runs on it"
             );
             return Ok(());
         }
@@ -34,6 +34,11 @@ pub(crate) async fn wait() -> Result<()> {
         let now = Times::now()?;
         busy = now.busy_since(before) * processors;
         quiet = if busy <= BUSY { quiet + 1 } else { 0 };
+        if quiet == 0 && !std::mem::replace(&mut told, true) {
+            eprintln!(
+                "… waiting for the machine to be quiet ({busy:.1} of {processors} processors are busy)"
+            );
+        }
         before = now;
     }
     Ok(())
